@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operator's tool: one table of commands, one place that prints errors and picks exit codes.
+
+A command is a module with `configure(parser)`, which adds its arguments, and `run(arguments)`,
+which does the work and returns the exit code. Its docstring is the text of `--help`, down to the
+example at its end. Only the module of the chosen command is imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import os
+import sys
+from typing import Final, Protocol
+
+from mycelium_cni.errors import __version__
+from mycelium_ctl.errors import ToolError
+
+PROGRAM: Final = "mycelium-cni"
+
+# name: module, one line of help
+COMMANDS: Final[dict[str, tuple[str, str]]] = {
+    "overlay": ("mycelium_ctl.overlay", "a stand-in for the Mycelium daemon, for labs only"),
+}
+
+
+class Command(Protocol):
+    """What a command's module offers."""
+
+    __doc__: str | None
+
+    def configure(self, parser: argparse.ArgumentParser) -> None:
+        """Add the command's arguments."""
+
+    def run(self, arguments: argparse.Namespace) -> int:
+        """Do the work; the exit code. Raises ToolError with a line for the user."""
+
+
+def main(argv: list[str]) -> int:
+    """Run the command that `argv` (without the program's name) asks for; the exit code.
+
+    0: all is well. 1: it is not. 2: the command line is wrong. 130: stopped with Ctrl-C.
+    """
+    name = argv[0] if argv else "--help"
+    if name in ("-h", "--help", "help"):
+        print(_overview())
+        return 0
+    if name == "--version":
+        print(f"{PROGRAM} {__version__}")
+        return 0
+    if name not in COMMANDS:
+        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"`{PROGRAM} --help` lists the commands"
+        print(f"{PROGRAM}: there is no command {name}; {hint}", file=sys.stderr)
+        return 2
+
+    module = COMMANDS[name][0]
+    command: Command = importlib.import_module(module)
+    parser = argparse.ArgumentParser(
+        prog=f"{PROGRAM} {name}",
+        description=command.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.configure(parser)
+    try:
+        arguments = parser.parse_args(argv[1:])
+        code = command.run(arguments)
+        sys.stdout.flush()
+    except ToolError as error:
+        print(f"{PROGRAM} {name}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(file=sys.stderr)  # the shell's next prompt starts on a line of its own
+        return 130
+    except BrokenPipeError:
+        # The reader has enough (`| head`). Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return code
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {summary}" for name, (_, summary) in COMMANDS.items()]
+    return "\n".join(
+        (
+            f"usage: {PROGRAM} COMMAND [ARGUMENT ...]",
+            "",
+            "Pods on the Mycelium overlay: the operator's side of the CNI plugin.",
+            "",
+            *lines,
+            "",
+            f"`{PROGRAM} COMMAND --help` explains a command, with an example.",
+            "A container runtime calls the same executable with CNI_COMMAND set; then it is the",
+            "plugin, and arguments are ignored.",
+        )
+    )
