@@ -28,7 +28,7 @@ NODE_MISCONFIGURED = 100  # somebody must mend the node; trying again does not h
 ADDRESS_TAKEN = 101  # the requested address belongs to the node or to another attachment
 ALREADY_ATTACHED = 102  # ADD of an attachment, or of a pod link, that is there
 ATTACHMENT_BROKEN = 103  # CHECK: the attachment is not, or no longer, what ADD made
-UNDONE = 104  # the kernel refused a step; everything before it was taken back
+KERNEL_REFUSED = 104  # the kernel refused a step; ADD has taken back everything before it
 
 
 class CniError(Exception):

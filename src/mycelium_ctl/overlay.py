@@ -7,8 +7,8 @@ address, MTU, ICMPv6 errors (mycelium/src/data.rs and router.rs at 0.7.10), HTTP
 daemon it does not compare the addresses inside a packet with who sent it. Unlike the daemon it
 encrypts nothing and believes everybody: it belongs in throw-away networks only.
 
-A datagram between nodes is either an IPv6 packet as it is, or an announcement: "this subnet is
-behind me; news number n". Each node announces its own subnet twice a second and passes on what is
+A datagram between nodes is either a packet, headed by the subnet that it is for, or an
+announcement: "this subnet is behind me; news number n". Each node announces its own subnet twice a second and passes on what is
 new to it. The way to a subnet is the neighbour that was first to bring the latest news of it, so
 there are no metrics and no loops.
 
@@ -65,6 +65,7 @@ HOP_LIMIT_EXCEEDED: Final = (3, 0)
 QUOTED: Final = 1280 - IPV6_HEADER - 8  # as much of the packet as the smallest MTU lets through
 
 ANNOUNCEMENT: Final = struct.Struct("!BB8sQ")  # 0, hops, subnet, news number
+CARRIED: Final = struct.Struct("!B8s")  # 1, subnet; then the packet
 MAX_HOPS: Final = 16
 
 Endpoint = tuple[str, int, int, int]  # an IPv6 socket address; IPv4 is mapped into it
@@ -142,8 +143,8 @@ class Node:
                 neighbour.received_bytes += len(data)
             if len(data) == ANNOUNCEMENT.size and data[0] == 0:
                 self._learn(endpoint, *ANNOUNCEMENT.unpack(data)[1:])
-            elif len(data) >= IPV6_HEADER and data[0] >> 4 == 6:
-                self._route(bytearray(data))
+            elif len(data) >= CARRIED.size + IPV6_HEADER and data[0] == 1:
+                self._route(CARRIED.unpack_from(data)[1], bytearray(data[CARRIED.size :]))
 
     def _inject(self, packet: bytearray) -> None:
         """Send a packet of this node on its way, or say why not in the daemon's words."""
@@ -155,7 +156,7 @@ class Node:
         elif packet[HOP_LIMIT] < 2:
             self._answer(packet, HOP_LIMIT_EXCEEDED, source, hop_limit=packet[HOP_LIMIT])
         elif subnet in self.routes:
-            self._route(packet)
+            self._route(subnet, packet)
         elif len(self._waiting) < WAITING_PACKETS:
             self._waiting.append((time.monotonic() + RESOLVE_WITHIN_S, packet))
         else:
@@ -169,37 +170,37 @@ class Node:
         if error is not None:
             self._deliver(error)
 
-    def _route(self, packet: bytearray) -> None:
+    def _route(self, subnet: bytes, packet: bytearray) -> None:
         """One hop: down by one, then to the TUN or to the next node.
 
         A packet passes here once on every node that it crosses, first and last included, as it
         does in the daemon. Errors come from the subnet itself, `<subnet>::`, as the daemon's do.
+        What the packet says inside about its destination is not looked at (nor is it there).
         """
-        route = self.routes.get(bytes(packet[DESTINATION_SUBNET]))
-        local = packet[DESTINATION_SUBNET] == self.subnet
+        route = self.routes.get(subnet)
         if packet[HOP_LIMIT] < 2:
             self._send_back(packet, HOP_LIMIT_EXCEEDED)
-        elif local:
+        elif subnet == self.subnet:
             packet[HOP_LIMIT] -= 1
             self._deliver(packet)
         elif route is not None:
             packet[HOP_LIMIT] -= 1
-            self._send(route.via, packet)
+            self._send(route.via, carry(subnet, packet))
         else:
             self._send_back(packet, NO_ROUTE)
 
     def _send_back(self, packet: bytearray, reason: tuple[int, int]) -> None:
         error = icmp_error(packet, reason, self.subnet + bytes(8), hop_limit=64)
-        reachable = self.routes.keys() | {self.subnet}
+        subnet = bytes(packet[SOURCE][:8])
         # An error without a way back would be the next packet without a route.
-        if error is not None and bytes(error[DESTINATION_SUBNET]) in reachable:
-            self._route(error)
+        if error is not None and (subnet == self.subnet or subnet in self.routes):
+            self._route(subnet, error)
 
     def _deliver(self, packet: bytearray) -> None:
         with contextlib.suppress(OSError):  # the interface is down: packets get lost
             os.write(self._tun, packet)
 
-    def _send(self, endpoint: Endpoint, data: bytes | bytearray) -> None:
+    def _send(self, endpoint: Endpoint, data: bytes) -> None:
         try:
             self._underlay.sendto(data, endpoint)
         except OSError:  # no way to that node just now
@@ -303,6 +304,11 @@ class Node:
             }
             for subnet, route in self.routes.items()
         ]
+
+
+def carry(subnet: bytes, packet: bytes | bytearray) -> bytes:
+    """The datagram that takes `packet` to the node with this subnet, whatever it says inside."""
+    return CARRIED.pack(1, subnet) + packet
 
 
 def icmp_error(

@@ -1,0 +1,388 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bytes to a checked network configuration: every default and every refusal."""
+
+from __future__ import annotations
+
+from mycelium_cni.attachment import (
+    MYCELIUM,
+    format_prefix,
+    parse_address,
+    parse_mac,
+    parse_prefix,
+)
+from mycelium_cni.errors import (
+    DECODING_FAILURE,
+    INCOMPATIBLE_VERSION,
+    INVALID_CONFIG,
+    UNSUPPORTED_FIELD,
+    CniError,
+)
+from mycelium_cni.jsontext import dump, parse
+from mycelium_cni.request import check_ifname, is_identifier
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Final
+
+    from mycelium_cni.jsontext import Json
+
+    Document = dict[str, Json]
+
+VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
+
+IPV6_MIN_MTU = 1280  # below it the kernel takes IPv6 off the link (RFC 8200, section 5)
+_CAPABILITIES = ("ips", "mac", "dns")
+_DEFAULT_ROUTE = (bytes(16), 0)
+# What another release brings. A setting that protects must never be ignored in silence.
+_NOT_YET: Document = {"ipMasq": False, "ingress": "open", "allowFrom": []}
+
+
+class Route:
+    """A route of the pod, via its gateway. `metrics` holds what the configuration said of `mtu`,
+    `advmss`, `priority`, `table`, `scope` (SPEC.md 1.1.0), and nothing else."""
+
+    __slots__ = ("destination", "metrics")
+
+    def __init__(self, destination: tuple[bytes, int], metrics: dict[str, int]) -> None:
+        self.destination: Final = destination
+        self.metrics: Final = metrics
+
+
+class Network:
+    """What every verb needs of a configuration: its version and whose network it is.
+
+    Raises CniError: DECODING_FAILURE, INVALID_CONFIG for the name, INCOMPATIBLE_VERSION.
+    """
+
+    __slots__ = ("cni_version", "document", "name")
+
+    def __init__(self, stdin: bytes) -> None:
+        try:
+            document = parse(stdin)
+        except ValueError as error:
+            raise _undecodable(str(error)) from None
+        if document is None:
+            document = {}
+        if not isinstance(document, dict):
+            raise _undecodable(f"{_kind(document)} where an object is needed")
+        self.document: Final = document
+        name = document.get("name") or ""
+        if not isinstance(name, str):
+            raise _undecodable(f"name is {_kind(name)}, not a string")
+        if not name:
+            raise CniError(INVALID_CONFIG, "missing network name", 'add "name" to the network')
+        if not is_identifier(name):
+            raise CniError(
+                INVALID_CONFIG, "invalid characters found in network name", f"name is {name!a}"
+            )
+        self.name: Final = name
+        version = document.get("cniVersion") or "0.1.0"
+        if not isinstance(version, str):
+            raise _undecodable(f"cniVersion is {_kind(version)}, not a string")
+        self.cni_version: Final = version
+
+    def require_version(self, command: str) -> None:
+        """Refuse a version that is not ours, or in which the specification has no such verb."""
+        oldest = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}.get(command, VERSIONS[0])
+        version = self.cni_version
+        if version in VERSIONS and VERSIONS.index(version) >= VERSIONS.index(oldest):
+            return
+        details = f"config is {version!a}, plugin supports {dump(list(VERSIONS))}"
+        if oldest == VERSIONS[0]:
+            raise CniError(INCOMPATIBLE_VERSION, "incompatible CNI versions", details)
+        numbers = version.split(".")
+        if len(numbers) != 3 or not all(n.isascii() and n.isdigit() for n in numbers):
+            raise _undecodable(f"cniVersion {version!a} is not of the form 1.0.0")
+        too_old = version in VERSIONS or [int(n[:9]) for n in numbers] < [0, 4, 0]
+        subject = "config" if too_old else "plugin"
+        raise CniError(INCOMPATIBLE_VERSION, f"{subject} version does not allow {command}", details)
+
+    def valid_attachments(self) -> list[tuple[str, str]]:
+        """Container ID and interface name of the attachments that GC must keep.
+
+        Raises CniError (INVALID_CONFIG) if the runtime did not say which: deleting all would be a
+        guess. It may say "none" with `[]`, or, being written in Go, with `null`.
+        """
+        # The second key is what libcni sent before cni#1101, and still sends besides.
+        for key in ("cni.dev/valid-attachments", "cni.dev/attachments"):
+            if key in self.document:
+                listed = self.document[key] or []
+                pairs = []
+                for entry in listed if isinstance(listed, list) else [None]:
+                    pair = entry if isinstance(entry, dict) else {}
+                    container, ifname = pair.get("containerID"), pair.get("ifname")
+                    if not (isinstance(container, str) and isinstance(ifname, str) and container):
+                        wanted = 'must be a list of {"containerID": …, "ifname": …}'
+                        raise _invalid(key, entry, wanted)
+                    pairs.append((container, ifname))
+                return pairs
+        raise CniError(
+            INVALID_CONFIG,
+            "cni.dev/valid-attachments is missing: nothing was deleted",
+            "the runtime must list the attachments that are in use",
+        )
+
+
+class Config:
+    """A whole network configuration, every value checked.
+
+    Raises CniError (INVALID_CONFIG, UNSUPPORTED_FIELD) that names the key, its value and the way
+    out. Keys it does not know are other people's and fine.
+    """
+
+    __slots__ = (
+        *("addressing", "bridge_name", "dns", "interface", "interface_name", "mode", "mtu"),
+        *("netseed", "prev_result", "requested_address", "requested_mac", "routes"),
+    )
+
+    def __init__(self, network: Network, args: dict[str, str]) -> None:
+        doc = network.document
+        _refuse_unsupported(doc)
+        mode = _choice(doc, "mode", ("auto", "routed", "bridge"))
+        if mode == "auto" and doc.get("bridge"):
+            mode = "bridge"
+        elif mode == "auto" and doc.get("myceliumInterface"):
+            mode = "routed"
+        self.mode: Final = mode
+        self.interface: Final = _link_name(doc, "myceliumInterface", "mycelium")
+        self.bridge_name: Final = _link_name(doc, "bridge", "mycelium-br")
+        self.interface_name: Final = _link_name(doc, "interfaceName", "mycelium0")
+        self.netseed: Final = _path(doc, "netseed", "/etc/netseed")
+        self.addressing: Final = _choice(doc, "addressing", ("random", "stable"))
+        self.mtu: Final = _integer(doc, "mtu", IPV6_MIN_MTU, 65535)
+        self.routes: Final = _routes(doc)
+        runtime = _folded(_object(doc, "runtimeConfig"), "runtimeConfig")
+        conventional = _object(_object(doc, "args"), "cni", "args.cni")
+        self.dns: Final = _dns(doc, runtime)
+        self.requested_address: Final = _requested_address(runtime, conventional, args)
+        self.requested_mac: Final = _requested_mac(runtime, conventional, args)
+        self.prev_result: Final = _object(doc, "prevResult")
+
+
+def _undecodable(details: str) -> CniError:
+    return CniError(DECODING_FAILURE, f"error unmarshall network config: {details}")
+
+
+def _invalid(key: str, value: Json, wanted: str) -> CniError:
+    shown = dump(value)
+    shown = shown if len(shown) < 100 else shown[:96] + "..."
+    return CniError(INVALID_CONFIG, f"invalid {key} {shown}: {wanted}")
+
+
+def _kind(value: Json) -> str:
+    kinds = {bool: "a boolean", str: "a string", list: "an array", dict: "an object"}
+    return kinds.get(type(value), "null" if value is None else "a number")
+
+
+def _choice(doc: Document, key: str, choices: tuple[str, ...]) -> str:
+    value = doc.get(key)
+    if value is None:
+        return choices[0]
+    if not isinstance(value, str) or value not in choices:
+        raise _invalid(key, value, "must be " + " or ".join(choices))
+    return value
+
+
+def _string(doc: Document, key: str, wanted: str) -> str | None:
+    value = doc.get(key)
+    if value is None:
+        return None
+    if not isinstance(value, str) or not value:
+        raise _invalid(key, value, wanted)
+    return value
+
+
+def _link_name(doc: Document, key: str, default: str) -> str:
+    value = _string(doc, key, "must be the name of a link")
+    if value is None:
+        return default
+    try:
+        check_ifname(value)
+    except CniError as error:
+        raise _invalid(key, value, error.msg) from None
+    return value
+
+
+def _path(doc: Document, key: str, default: str) -> str:
+    wanted = "must be an absolute path"
+    value = _string(doc, key, wanted)
+    if value is None:
+        return default
+    if not value.startswith("/") or not value.isprintable():
+        raise _invalid(key, value, wanted)
+    return value
+
+
+def _object(doc: Document, key: str, shown: str = "") -> Document:
+    value = doc.get(key)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise _invalid(shown or key, value, "must be an object")
+    return value
+
+
+def _strings(value: Json, key: str) -> list[str]:
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise _invalid(key, value, "must be a list of strings")
+    strings = [item for item in value if isinstance(item, str)]
+    if len(strings) != len(value):
+        raise _invalid(key, value, "must be a list of strings")
+    return strings
+
+
+def _integer(doc: Document, key: str, low: int, high: int, shown: str = "") -> int:
+    """An integer of the configuration, or 0 where there is none. libcni writes numbers anew and may
+    make 1400.0 of 1400; true is no number, though Python thinks so."""
+    value = doc.get(key)
+    if value is None or (value == 0 and value is not False):
+        return 0
+    number = int(value) if isinstance(value, float) and abs(value) < 2**53 else value
+    if not isinstance(number, int) or isinstance(value, bool) or number != value:
+        raise _invalid(shown or key, value, "must be a whole number")
+    if not low <= number <= high:
+        raise _invalid(shown or key, value, f"must lie between {low} and {high}")
+    return number
+
+
+def _refuse_unsupported(doc: Document) -> None:
+    for key, default in _NOT_YET.items():
+        value = doc.get(key)
+        if value is not None and value != default:
+            raise CniError(
+                UNSUPPORTED_FIELD,
+                f"unsupported {key} {dump(value)}: this release only knows {dump(default)}",
+                f"remove {key} from the network configuration",
+            )
+    for capability, declared in _object(doc, "capabilities").items():
+        if declared is True and capability not in _CAPABILITIES:
+            raise CniError(
+                UNSUPPORTED_FIELD,
+                f"unsupported capability {dump(capability)} true: mycelium-cni has "
+                f"{', '.join(_CAPABILITIES)}; chain the plugin that has it (portmap, bandwidth)",
+            )
+
+
+_METRICS = {
+    "mtu": (IPV6_MIN_MTU, 65535),
+    "advmss": (1, 65535),
+    "priority": (1, 2**32 - 1),
+    "table": (1, 2**32 - 1),
+    "scope": (0, 255),
+}
+
+
+def _routes(doc: Document) -> list[Route]:
+    listed = doc.get("routes")
+    if listed is None:
+        listed = [{"dst": format_prefix(MYCELIUM)}]
+    if not isinstance(listed, list):
+        raise _invalid("routes", listed, "must be a list of routes")
+    routes: list[Route] = []
+    for number, entry in enumerate(listed):
+        routes.append(_route(entry, f"routes[{number}]"))
+    default = doc.get("defaultRoute")
+    if not isinstance(default, bool | None):
+        raise _invalid("defaultRoute", default, "must be true or false")
+    if default and all(route.destination != _DEFAULT_ROUTE for route in routes):
+        routes.append(Route(_DEFAULT_ROUTE, {}))
+    keys = [(r.destination, r.metrics.get("table"), r.metrics.get("priority")) for r in routes]
+    for number, key in enumerate(keys):
+        if key in keys[:number]:
+            raise _invalid("routes", format_prefix(key[0]), "is listed twice")
+    return routes
+
+
+def _route(entry: Json, shown: str) -> Route:
+    if not isinstance(entry, dict):
+        raise _invalid(shown, entry, 'must be an object such as {"dst": "400::/7"}')
+    dst = entry.get("dst")
+    if not isinstance(dst, str):
+        raise _invalid(f"{shown}.dst", dst, 'must be an IPv6 prefix such as "400::/7"')
+    try:
+        destination = parse_prefix(dst)
+    except ValueError as error:
+        raise _invalid(f"{shown}.dst", dst, str(error)) from None
+    if entry.get("gw"):
+        raise _invalid(f"{shown}.gw", entry["gw"], "remove it: all routes go via the pod's gateway")
+    metrics = {}
+    for metric, (low, high) in _METRICS.items():
+        value = _integer(entry, metric, low, high, f"{shown}.{metric}")
+        if value:
+            metrics[metric] = value
+    return Route(destination, metrics)
+
+
+def _dns(doc: Document, runtime: Document) -> Document:
+    """The result's `dns`: the runtime's wish (which has other key names), else the configuration's."""
+    wish = runtime.get("dns")
+    if isinstance(wish, dict):
+        folded = _folded(wish, "runtimeConfig.dns")
+        renamed = {"nameservers": "servers", "search": "searches", "options": "options"}
+        lists = {new: folded.get(old) for new, old in renamed.items()}
+        return {key: list(_strings(v, f"runtimeConfig.dns.{key}")) for key, v in lists.items() if v}
+    dns = _object(doc, "dns")
+    checked: Document = {}
+    for key in ("nameservers", "search", "options"):
+        if dns.get(key) is not None:
+            checked[key] = list(_strings(dns[key], f"dns.{key}"))
+    domain = dns.get("domain")
+    if domain is not None and not isinstance(domain, str):
+        raise _invalid("dns.domain", domain, "must be a string")
+    if domain:
+        checked["domain"] = domain
+    return checked
+
+
+def _folded(doc: Document, shown: str) -> Document:
+    """Keys in lower case: containerd sends Go's field names (`HostPort`), podman JSON's."""
+    folded: Document = {}
+    for key, value in doc.items():
+        folded[key.lower()] = value
+    if len(folded) != len(doc):
+        raise _invalid(shown, list(doc), "has a key twice, differing only in case")
+    return folded
+
+
+def _requested_address(
+    runtime: Document, conventional: Document, args: dict[str, str]
+) -> bytes | None:
+    """Who asks last wins: the runtime's capability, `args.cni`, CNI_ARGS (CONVENTIONS.md)."""
+    if runtime.get("ips"):
+        key, wishes = "runtimeConfig.ips", _strings(runtime["ips"], "runtimeConfig.ips")
+    elif conventional.get("ips"):
+        key, wishes = "args.cni.ips", _strings(conventional["ips"], "args.cni.ips")
+    elif args.get("IP"):
+        key, wishes = "CNI_ARGS IP", args["IP"].split(",")
+    else:
+        return None
+    if len(wishes) > 1:
+        raise _invalid(key, list(wishes), "an attachment has one address")
+    bare, slash, length = wishes[0].strip().partition("/")
+    if slash and length not in ("64", "128"):
+        raise _invalid(key, wishes[0], "the prefix length must be 64 or 128, or left out")
+    return _parsed(parse_address, key, bare)
+
+
+def _requested_mac(runtime: Document, conventional: Document, args: dict[str, str]) -> bytes | None:
+    sources = (
+        ("runtimeConfig.mac", runtime.get("mac")),
+        ("args.cni.mac", conventional.get("mac")),
+        ("CNI_ARGS MAC", args.get("MAC")),
+    )
+    for key, value in sources:
+        if value:
+            if not isinstance(value, str):
+                raise _invalid(key, value, "must be a string")
+            return _parsed(parse_mac, key, value)
+    return None
+
+
+def _parsed(parser: Callable[[str], bytes], key: str, value: str) -> bytes:
+    try:
+        return parser(value)
+    except ValueError as error:
+        raise _invalid(key, value, str(error)) from None

@@ -1,0 +1,511 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ordered kernel steps of both modes, each beside its undo.
+
+Routed mode: the host link is a router port. The host has a /128 route to the pod, the pod routes
+via fe80::1, and both know each other's MAC for ever, so nobody ever asks the neighbour.
+Bridge mode: the host link is a port of the bridge. The pod has its address with /64 and routes via
+the first address of the subnet, which the bridge carries; neighbours are discovered.
+The two differ in data (`Wiring`), not in code.
+"""
+
+from __future__ import annotations
+
+from errno import EEXIST, ENODEV, EXFULL
+from posix import (
+    WNOHANG,
+    _exit,
+    close,
+    fork,
+    getpid,
+    sched_yield,
+    setsid,
+    waitpid,
+    waitstatus_to_exitcode,
+)
+from time import monotonic, sleep
+
+from mycelium_cni import netlink as nl
+from mycelium_cni import sysctl
+from mycelium_cni.attachment import (
+    DELETE_GROUP,
+    GROUP_MASK,
+    MYCELIUM,
+    Attachment,
+    format_address,
+    format_prefix,
+    group,
+)
+from mycelium_cni.config import Route
+from mycelium_cni.errors import (
+    ADDRESS_TAKEN,
+    ALREADY_ATTACHED,
+    NODE_MISCONFIGURED,
+    TRY_AGAIN_LATER,
+    CniError,
+    Undo,
+)
+from mycelium_cni.netns import inside
+from mycelium_cni.subnet import Link, Node, find_link
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final, NoReturn
+
+# Who made a route or a neighbour (`ip route show proto 77`); rt_protos leaves the number free.
+PROTOCOL = 77
+
+LINK_LOCAL_GATEWAY = b"\xfe\x80" + bytes(13) + b"\x01"
+
+_NO_LINK_LOCAL: nl.Attribute = (
+    nl.IFLA_AF_SPEC,
+    [(nl.AF_INET6, [(nl.IFLA_INET6_ADDR_GEN_MODE, nl.IN6_ADDR_GEN_MODE_NONE)])],
+)
+# A route is chosen by metric only among routes to the same prefix: this one loses to any other.
+_WORST_METRIC = 0xFFFFFFFF
+_CARRIER_TIMEOUT_S = 1.0
+
+
+class Wiring:
+    """How a pod is wired to its node: what differs between routed and bridge mode."""
+
+    __slots__ = ("bridge", "gateway", "host_switches", "node", "prefixlen", "routes")
+
+    def __init__(self, node: Node, bridge: int, routes: list[Route]) -> None:
+        self.node: Final = node
+        self.bridge: Final = bridge
+        self.gateway: Final = node.gateway if bridge else LINK_LOCAL_GATEWAY
+        self.prefixlen: Final = 64 if bridge else 128
+        # On a bridge the node's own address lies in the subnet that the pod takes for its link's.
+        self.routes: Final = [Route((node.address, 128), {}), *routes] if bridge else routes
+        self.host_switches: Final = {} if bridge else _HOST_SWITCHES
+
+
+_HOST_SWITCHES = {
+    "disable_ipv6": "0",  # conf.default may say 1
+    "accept_ra": "0",  # a pod is no router
+    # fe80::1 is nobody's address: as an address of every host link it makes ADD on a big node four
+    # times slower (docs/adr/0002). The kernel still answers for it, so a pod that has lost its
+    # neighbours finds its gateway again.
+    "proxy_ndp": "1",
+}
+
+
+class Plan:
+    """An attachment as it will be: what of it is decided before the kernel is asked."""
+
+    __slots__ = ("attachment", "mtu", "pod_link", "pod_mac", "wiring")
+
+    def __init__(
+        self, attachment: Attachment, wiring: Wiring, pod_link: str, pod_mac: bytes, mtu: int
+    ) -> None:
+        self.attachment: Final = attachment
+        self.wiring: Final = wiring
+        self.pod_link: Final = pod_link
+        self.pod_mac: Final = pod_mac
+        self.mtu: Final = mtu
+
+
+class Pair:
+    """The two ends of a veth, by the interface index that each has in its own namespace."""
+
+    __slots__ = ("host", "pod")
+
+    def __init__(self, host: int, pod: int) -> None:
+        self.host: Final = host
+        self.pod: Final = pod
+
+
+def ensure_bridge(host: nl.Socket, name: str, node: Node, undo: Undo) -> int:
+    """The index of the bridge, made where it is missing, mended where it is down or lacks the
+    gateway address."""
+    flags = nl.NLM_F_CREATE | nl.NLM_F_EXCL
+    kind: nl.Attribute = (nl.IFLA_LINKINFO, [(nl.IFLA_INFO_KIND, b"bridge")])
+    create = nl.link(
+        nl.RTM_NEWLINK, f"create bridge {name}", (nl.IFLA_IFNAME, name), kind, flags=flags
+    )
+    made = host.ensure(create)[0]
+    bridge = find_link(host, name)
+    if bridge is None:
+        raise CniError(TRY_AGAIN_LATER, f"bridge {name} is being removed while a pod is attached")
+    index = bridge.index
+    if made:
+        undo.push(lambda: _drop_bridge(host, index))
+        # To ask for a pod's MAC on behalf of a remote sender the kernel needs a link-local address
+        # that is not tentative; the one it would make itself is, for a second.
+        host.request(
+            nl.link(nl.RTM_NEWLINK, f"configure {name}", _NO_LINK_LOCAL, index=index),
+            nl.address(nl.RTM_NEWADDR, f"address fe80::1 of {name}", index, LINK_LOCAL_GATEWAY, 64),
+        )
+    gateway = format_address(node.gateway)
+    if host.ensure(
+        nl.address(nl.RTM_NEWADDR, f"address {gateway} of {name}", index, node.gateway, 64)
+    )[0]:
+        drop = nl.address(nl.RTM_DELADDR, f"address {gateway} of {name}", index, node.gateway, 64)
+        undo.push(lambda: host.request(drop))
+    if not bridge.up:
+        undo.push(lambda: host.request(_set_up(index, name, up=False)))
+        host.request(_set_up(index, name))
+    return index
+
+
+def _set_up(index: int, name: str, *, up: bool = True) -> nl.Message:
+    what = f"set {name} {'up' if up else 'down'}"
+    return nl.link(nl.RTM_NEWLINK, what, index=index, state=nl.IFF_UP if up else 0)
+
+
+def _drop_bridge(host: nl.Socket, index: int) -> None:
+    """Undo of making the bridge, unless another ADD has found it useful meanwhile."""
+    ports = nl.link(nl.RTM_GETLINK, "list bridge ports", (nl.IFLA_MASTER, index))
+    if not host.dump(ports):
+        host.request(nl.link(nl.RTM_DELLINK, "delete bridge", index=index))
+
+
+def create_pair(host: nl.Socket, pod_netns: int, plan: Plan, undo: Undo) -> Pair:
+    """One request makes both ends where they belong, under their final names: no end ever is where
+    another program could rename, configure or adopt it."""
+    attachment, pod_link = plan.attachment, plan.pod_link
+    host_link = attachment.host_link
+    peer = nl.IFINFOMSG.pack(nl.AF_UNSPEC, 0, 0, 0, 0) + nl.encode(
+        (
+            (nl.IFLA_IFNAME, pod_link),
+            (nl.IFLA_ADDRESS, plan.pod_mac),
+            (nl.IFLA_MTU, plan.mtu),
+            (nl.IFLA_NET_NS_FD, pod_netns),
+        )
+    )
+    attributes: list[nl.Attribute] = [
+        (nl.IFLA_IFNAME, host_link),
+        (nl.IFLA_ADDRESS, attachment.host_mac),
+        (nl.IFLA_MTU, plan.mtu),
+        (nl.IFLA_GROUP, group(attachment.network)),
+        (
+            nl.IFLA_LINKINFO,
+            [(nl.IFLA_INFO_KIND, b"veth"), (nl.IFLA_INFO_DATA, [(nl.VETH_INFO_PEER, peer)])],
+        ),
+    ]
+    if plan.wiring.bridge:
+        attributes.append((nl.IFLA_MASTER, plan.wiring.bridge))
+    # ECHO makes the kernel say what it made: no look-up needs to follow.
+    flags = nl.NLM_F_CREATE | nl.NLM_F_EXCL | nl.NLM_F_ECHO
+    what = f"create veth {host_link} and {pod_link}"
+    try:
+        made = Link(host.request(nl.link(nl.RTM_NEWLINK, what, *attributes, flags=flags))[0])
+    except nl.NetlinkError as error:
+        if error.errno == EEXIST:
+            raise _already_attached(host, attachment, pod_link) from None
+        if error.errno == EXFULL:
+            raise CniError(
+                NODE_MISCONFIGURED,
+                "the bridge is full: it takes 1,023 pods; routed mode has no such limit",
+            ) from None
+        raise
+    undo.push(lambda: delete_links(host, [made.index]))
+    return Pair(made.index, nl.u32(made.attributes[nl.IFLA_LINK]))
+
+
+def _already_attached(host: nl.Socket, attachment: Attachment, pod_link: str) -> CniError:
+    if find_link(host, attachment.host_link):
+        return CniError(
+            ALREADY_ATTACHED,
+            f"{attachment} is attached already, host link {attachment.host_link}: "
+            "the runtime must call DEL before another ADD",
+        )
+    return CniError(ALREADY_ATTACHED, f"the pod already has an interface {pod_link}")
+
+
+def reserve(host: nl.Socket, pair: Pair, address: bytes, alias: str) -> None:
+    """Make the address the host link's alternative name. The kernel keeps names unique in a network
+    namespace and frees them with the link, so of any number of callers one wins, and nothing leaks.
+    The alias comes first: whoever loses can read there who won.
+
+    Raises CniError (ADDRESS_TAKEN) that names the holder.
+    """
+    text = format_address(address)
+    words: nl.Attribute = (nl.IFLA_IFALIAS, alias.encode())
+    try:
+        host.request(
+            nl.link(nl.RTM_NEWLINK, "set alias of host link", words, index=pair.host),
+            nl.link_property(nl.RTM_NEWLINKPROP, f"reserve {text}", pair.host, text),
+        )
+    except nl.NetlinkError as error:
+        if error.errno != EEXIST:
+            raise
+        holder = find_link(host, text)
+        owner = nl.text(holder.attributes.get(nl.IFLA_IFALIAS, b"")) if holder else ""
+        name = f"link {holder.name}" if holder else "an attachment that has just ended"
+        raise CniError(ADDRESS_TAKEN, f"address {text} is taken by {name} ({owner})") from None
+
+
+def connect_host(host: nl.Socket, pair: Pair, plan: Plan, address: bytes) -> None:
+    """Host side: no link-local address, up; in routed mode the pod's neighbour and route. All of it
+    goes with the link, so creating the link is the only thing to undo."""
+    name, text, wiring = plan.attachment.host_link, format_address(address), plan.wiring
+    for switch, value in wiring.host_switches.items():
+        sysctl.put(sysctl.conf(name, switch), value)
+    batch = [
+        # In a message of its own: together with IFF_UP the kernel would set it too late.
+        nl.link(nl.RTM_NEWLINK, f"configure {name}", _NO_LINK_LOCAL, index=pair.host),
+        _set_up(pair.host, name),
+    ]
+    if not wiring.bridge:
+        batch += [
+            nl.proxy_neighbour(
+                f"answer for fe80::1 on {name}", pair.host, LINK_LOCAL_GATEWAY, PROTOCOL
+            ),
+            nl.neighbour(
+                nl.RTM_NEWNEIGH, f"set neighbour {text}", pair.host, address, plan.pod_mac, PROTOCOL
+            ),
+            nl.route(
+                nl.RTM_NEWROUTE,
+                f"add route {text} dev {name}",
+                (address, 128),
+                (nl.RTA_OIF, pair.host),
+                # Without a preferred source, choosing one costs every connect() of the node a walk
+                # over the addresses of all links: 172 µs at 1,000 pods instead of 4.
+                (nl.RTA_PREFSRC, wiring.node.address),
+                protocol=PROTOCOL,
+            ),
+        ]
+    host.request(*batch)
+
+
+def enter_pod(pod_netns: int, home: int, pod_link: str, undo: Undo) -> nl.Socket:
+    """A socket in the pod netns, which stays there, after setting the switches that only a task
+    inside can set."""
+    with inside(pod_netns, home=home):
+        # Docker and others switch IPv6 off in a namespace; `lo` then lacks ::1 too.
+        switch = sysctl.conf("lo", "disable_ipv6")
+        if sysctl.get(switch) != "0":
+            undo.push(lambda: _switch_back(pod_netns, home, switch))
+            sysctl.put(switch, "0")
+        for name, value in (("disable_ipv6", "0"), ("accept_ra", "0"), ("keep_addr_on_down", "1")):
+            sysctl.put(sysctl.conf(pod_link, name), value)
+        return nl.Socket()
+
+
+def _switch_back(pod_netns: int, home: int, switch: str) -> None:
+    with inside(pod_netns, home=home):
+        sysctl.put(switch, "1")
+
+
+def configure_pod(pod: nl.Socket, pair: Pair, plan: Plan, address: bytes) -> None:
+    """Pod side: no link-local address, up, address, the gateway's neighbour, routes."""
+    pod_link, wiring = plan.pod_link, plan.wiring
+    gateway = format_address(wiring.gateway)
+    batch = [
+        nl.link(nl.RTM_NEWLINK, f"configure {pod_link}", _NO_LINK_LOCAL, index=pair.pod),
+        _set_up(pair.pod, pod_link),
+        nl.address(
+            nl.RTM_NEWADDR,
+            f"add address {format_address(address)} dev {pod_link}",
+            pair.pod,
+            address,
+            wiring.prefixlen,
+        ),
+    ]
+    if not wiring.bridge:
+        batch.append(
+            nl.neighbour(
+                nl.RTM_NEWNEIGH,
+                f"set neighbour {gateway}",
+                pair.pod,
+                wiring.gateway,
+                plan.attachment.host_mac,
+                PROTOCOL,
+            )
+        )
+    for route in wiring.routes:
+        attributes, table, scope = route_attributes(route)
+        batch.append(
+            nl.route(
+                nl.RTM_NEWROUTE,
+                f"add route {format_prefix(route.destination)} via {gateway} dev {pod_link}",
+                route.destination,
+                (nl.RTA_OIF, pair.pod),
+                (nl.RTA_GATEWAY, wiring.gateway),
+                *attributes,
+                protocol=PROTOCOL,
+                table=table,
+                scope=scope,
+            )
+        )
+    pod.request(*batch)
+
+
+def route_attributes(route: Route) -> tuple[list[nl.Attribute], int, int]:
+    """The attributes, the table and the scope of a pod route."""
+    said = route.metrics
+    attributes: list[nl.Attribute] = []
+    if "priority" in said:
+        attributes.append((nl.RTA_PRIORITY, said["priority"]))
+    names = (("mtu", nl.RTAX_MTU), ("advmss", nl.RTAX_ADVMSS))
+    metrics: list[nl.Attribute] = [(rtax, said[word]) for word, rtax in names if word in said]
+    if metrics:
+        attributes.append((nl.RTA_METRICS, metrics))
+    return attributes, said.get("table", nl.RT_TABLE_MAIN), said.get("scope", nl.RT_SCOPE_UNIVERSE)
+
+
+def await_carrier(host: nl.Socket, pod: nl.Socket, pair: Pair, plan: Plan) -> None:
+    """Return when packets pass: both ends are up, but until the kernel's link watch has run, it
+    drops what they send, and a bridge port does not forward. From Linux 6.8 on the question itself
+    makes it run (net/core/rtnetlink.c, linkwatch_sync_dev), so one round is enough."""
+    deadline = monotonic() + _CARRIER_TIMEOUT_S
+    for socket, index in ((pod, pair.pod), (host, pair.host)):
+        while True:
+            link = Link(socket.request(nl.link(nl.RTM_GETLINK, "read link", index=index))[0])
+            if link.attributes[nl.IFLA_OPERSTATE][0] == nl.IF_OPER_UP:
+                break
+            if monotonic() > deadline:
+                raise CniError(
+                    TRY_AGAIN_LATER, f"{plan.attachment.host_link} has no carrier after 1 s"
+                )
+            sleep(0.0005)
+
+
+def prepare_node(host: nl.Socket, node: Node, undo: Undo) -> None:
+    """What the node needs once, whoever's pod comes first: packets for the overlay must not leave
+    by another way while the daemon is away, and the node must forward.
+
+    Nothing here is undone by DEL, and only what this call made is undone when it fails: it comes
+    last in ADD, so that no other ADD has long relied on it then.
+    """
+    lo = find_link(host, "lo")
+    if lo is None or not lo.up:
+        raise CniError(NODE_MISCONFIGURED, "link lo is down: run `ip link set lo up`")
+    own, subnet = format_address(node.address), (node.subnet + bytes(8), 64)
+    standing = [
+        _unreachable(MYCELIUM, _WORST_METRIC),
+        _unreachable(subnet, 1024),
+        # The daemon takes its address with it when it stops. Probes of pods, and the preferred
+        # source of their routes, need it meanwhile.
+        nl.address(nl.RTM_NEWADDR, f"add address {own} dev lo", lo.index, node.address, 128),
+    ]
+    undone = [
+        _unreachable(MYCELIUM, _WORST_METRIC, nl.RTM_DELROUTE),
+        _unreachable(subnet, 1024, nl.RTM_DELROUTE),
+        nl.address(nl.RTM_DELADDR, f"delete address {own} dev lo", lo.index, node.address, 128),
+    ]
+    for made, message in zip(host.ensure(*standing), undone, strict=True):
+        if made:
+            undo.push(lambda message=message: host.request(message))
+    # The guard of docs/security.md has its place here, before forwarding is switched on.
+    _ensure_forwarding(host, undo)
+
+
+def _unreachable(
+    destination: tuple[bytes, int], metric: int, kind: int = nl.RTM_NEWROUTE
+) -> nl.Message:
+    return nl.route(
+        kind,
+        f"route unreachable {format_prefix(destination)}",
+        destination,
+        (nl.RTA_PRIORITY, metric),
+        protocol=PROTOCOL,
+        type_=nl.RTN_UNREACHABLE,
+    )
+
+
+def _ensure_forwarding(host: nl.Socket, undo: Undo) -> None:
+    """Switch forwarding on if it is off, without losing what router advertisements gave the node:
+    a forwarding link drops its RA routes at once unless accept_ra is 2 (Documentation/networking/
+    ip-sysctl.rst), so those that have any are told so first."""
+    forwarding = sysctl.conf("all", "forwarding")
+    if sysctl.get(forwarding) != "0":
+        return
+    for name in _links_with_ra_routes(host):
+        accept_ra = sysctl.conf(name, "accept_ra")
+        before = sysctl.get(accept_ra)
+        if before == "1":
+            undo.push(lambda accept_ra=accept_ra: sysctl.put(accept_ra, "1"))
+            sysctl.put(accept_ra, "2")
+    undo.push(lambda: sysctl.put(forwarding, "0"))
+    sysctl.put(forwarding, "1")
+
+
+def _links_with_ra_routes(host: nl.Socket) -> list[str]:
+    header = nl.RTMSG.pack(nl.AF_INET6, 0, 0, 0, 0, nl.RTPROT_RA, 0, 0, 0)
+    indexes = set()
+    for payload in host.dump(nl.Message(nl.RTM_GETROUTE, 0, header, "read routes")):
+        output = nl.decode(payload, nl.RTMSG.size).get(nl.RTA_OIF)
+        if output:
+            indexes.add(nl.u32(output))
+    names = []
+    for index in sorted(indexes):
+        link = Link(host.request(nl.link(nl.RTM_GETLINK, "read link", index=index))[0])
+        names.append(nl.text(link.attributes[nl.IFLA_IFNAME]))
+    return names
+
+
+def attachments(host: nl.Socket, network: str) -> list[Link]:
+    """The host links of all attachments of a network."""
+    veth: nl.Attribute = (nl.IFLA_LINKINFO, [(nl.IFLA_INFO_KIND, b"veth")])
+    links = [Link(p) for p in host.dump(nl.link(nl.RTM_GETLINK, "list links", veth))]
+    return [link for link in links if nl.u32(link.attributes[nl.IFLA_GROUP]) == group(network)]
+
+
+def delete_links(host: nl.Socket, indexes: list[int]) -> None:
+    """Delete host links, and return when they, their pod ends, addresses and routes are gone.
+
+    The kernel takes all that away within 2 ms, and then makes whoever asked wait another 30 until
+    the last reader of the old structures is done. A child does that waiting (docs/adr/0003). It
+    works through the request whatever becomes of it, even when killed; and one request for a whole
+    group waits once for any number of links.
+    """
+    if len(indexes) > 1:
+        doomed = DELETE_GROUP | getpid() & ~GROUP_MASK
+        moves = [
+            nl.link(nl.RTM_NEWLINK, "regroup", (nl.IFLA_GROUP, doomed), index=i) for i in indexes
+        ]
+        for move in moves:
+            _unless_gone(host, move)
+        request = nl.link(nl.RTM_DELLINK, "delete links", (nl.IFLA_GROUP, doomed))
+    else:
+        request = nl.link(nl.RTM_DELLINK, "delete link", index=indexes[0])
+    try:
+        child = fork()
+    except OSError:  # no process to be had: do the waiting here
+        host.request(request)
+        return
+    if child == 0:
+        _delete_detached(request)
+    for index in indexes:
+        # The answer cannot come between two halves of a deletion: both take the kernel's rtnl lock,
+        # and once a link is gone, so are its peer, addresses, routes, neighbours and names.
+        while _exists(host, index):
+            pid, status = waitpid(child, WNOHANG)
+            if pid and waitstatus_to_exitcode(status) not in (0, ENODEV):
+                raise OSError(waitstatus_to_exitcode(status), "the kernel did not delete the link")
+            sched_yield()
+
+
+def _delete_detached(request: nl.Message) -> NoReturn:
+    """The child's part: nothing of the runtime's is kept open, and its signals are not for us."""
+    status = 0
+    try:
+        for fd in range(3):
+            close(fd)
+        setsid()
+        nl.Socket().request(request)
+    except OSError as error:
+        status = error.errno or 1
+    finally:
+        _exit(status)
+
+
+def _unless_gone(host: nl.Socket, message: nl.Message) -> None:
+    """Pods end at any time, and take their links with them."""
+    try:
+        host.request(message)
+    except nl.NetlinkError as error:
+        if error.errno != ENODEV:
+            raise
+
+
+def _exists(host: nl.Socket, index: int) -> bool:
+    try:
+        host.request(nl.link(nl.RTM_GETLINK, "read link", index=index))
+    except nl.NetlinkError as error:
+        if error.errno != ENODEV:
+            raise
+        return False
+    return True

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Environment and standard input in, one JSON document out, the only exit code."""
+
+from __future__ import annotations
+
+import sys
+from posix import environ, read, write
+
+from mycelium_cni import verbs
+from mycelium_cni.config import VERSIONS, Network
+from mycelium_cni.errors import (
+    DECODING_FAILURE,
+    INTERNAL,
+    INVALID_ENVIRONMENT,
+    IO_FAILURE,
+    KERNEL_REFUSED,
+    CniError,
+    __version__,
+)
+from mycelium_cni.jsontext import dump, parse
+from mycelium_cni.request import Request
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mycelium_cni.config import Document
+
+_STDIN_LIMIT = 16 << 20  # bytes
+_VERSION_PATIENCE_MS = 500
+
+
+def main() -> int:
+    """Serve one CNI call; the exit status is 1 exactly when the document is an error."""
+    request = None
+    version = VERSIONS[-1]
+    try:
+        request = Request(environ)
+        if not request.command:
+            return _about()
+        if request.command == "VERSION":
+            _say({"cniVersion": _asked_version(), "supportedVersions": list(VERSIONS)})
+            return 0
+        network = Network(_read_stdin())
+        if network.cni_version in VERSIONS:
+            version = network.cni_version
+        if request.command not in _VERBS:
+            raise CniError(INVALID_ENVIRONMENT, f"unknown CNI_COMMAND: {request.command}")
+        network.require_version(request.command)
+        _VERBS[request.command](request, network)
+    except CniError as error:
+        return _fail(version, error)
+    except Exception as error:  # a runtime must be answered whatever happens
+        return _fail(version, _unforeseen(error))
+    return 0
+
+
+_VERBS: dict[str, Callable[[Request, Network], None]] = {
+    "ADD": lambda request, network: verbs.add(request, network, _say),
+    "DEL": verbs.delete,
+    "CHECK": verbs.check,
+    "GC": verbs.gc,
+    "STATUS": verbs.status,
+}
+
+
+def _read_stdin() -> bytes:
+    """All of standard input. Raises CniError (IO_FAILURE, DECODING_FAILURE)."""
+    chunks = []
+    size = 0
+    try:
+        while chunk := read(0, 1 << 16):
+            chunks.append(chunk)
+            size += len(chunk)
+            if size > _STDIN_LIMIT:
+                raise CniError(
+                    DECODING_FAILURE,
+                    "error unmarshall network config: it is larger than 16 MiB",
+                )
+    except OSError as error:
+        raise CniError(IO_FAILURE, f"error reading from stdin: {error.strerror}") from None
+    return b"".join(chunks)
+
+
+def _asked_version() -> str:
+    """The version that standard input asks for, if it does and it is ours, else the newest.
+
+    Runtimes may leave standard input closed, empty or open for ever: wait for half a second, and
+    for no more than one document.
+    """
+    from select import POLLIN, poll  # noqa: PLC0415 - only VERSION is called with an open stdin
+
+    poller = poll()
+    poller.register(0, POLLIN)
+    text = b""
+    try:
+        while poller.poll(_VERSION_PATIENCE_MS) and (chunk := read(0, 1 << 16)):
+            text += chunk
+            asked = parse(text)
+            version = asked.get("cniVersion") if isinstance(asked, dict) else None
+            return version if isinstance(version, str) and version in VERSIONS else VERSIONS[-1]
+    except (OSError, ValueError):
+        pass
+    return VERSIONS[-1]
+
+
+def _say(document: Document) -> None:
+    """Write the one document that standard output gets. Raises OSError: closed, or full."""
+    text = dump(document).encode() + b"\n"
+    while text:
+        text = text[write(1, text) :]
+
+
+def _fail(version: str, error: CniError) -> int:
+    document: Document = {"cniVersion": version, "code": error.code, "msg": error.msg}
+    if error.details:
+        document["details"] = error.details
+    try:
+        _say(document)
+    except OSError:
+        return 1  # nobody listens; the exit status speaks
+    return 1
+
+
+def _unforeseen(error: Exception) -> CniError:
+    notes = "; ".join(getattr(error, "__notes__", ()))
+    if isinstance(error, OSError):
+        return CniError(KERNEL_REFUSED, str(error.strerror or error), notes)
+    return CniError(INTERNAL, f"bug in mycelium-cni: {type(error).__name__}: {error}", notes)
+
+
+def _about() -> int:
+    text = (
+        f"mycelium-cni {__version__}: pods on the Mycelium overlay network\n"
+        f"CNI protocol versions supported: {', '.join(VERSIONS)}\n"
+        "Operator's commands: mycelium-cni --help\n"
+    )
+    sys.stderr.write(text)
+    return 0

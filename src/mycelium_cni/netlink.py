@@ -1,0 +1,331 @@
+# SPDX-License-Identifier: Apache-2.0
+"""rtnetlink bytes and one socket; knows nothing of CNI.
+
+Structures and constants are spelled as in the kernel's `include/uapi/linux/`: netlink.h,
+rtnetlink.h, if_link.h, if_addr.h, neighbour.h. A message is data (`Message`) until a `Socket` sends
+it, so encoders need no kernel to be tested.
+
+A library would be no shorter to read here and cost more than the whole ADD: importing pyroute2
+takes 150 ms and more, this module under one.
+"""
+
+from __future__ import annotations
+
+from _socket import AF_NETLINK, SOCK_RAW, socket
+from _struct import Struct, unpack_from
+from errno import EEXIST, EINTR
+from posix import strerror
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from typing import Final
+
+    Value = bytes | int | str | list["Attribute"]
+    Attribute = tuple[int, Value]
+
+NETLINK_ROUTE = 0
+SOL_NETLINK = 270
+NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK = 10, 11, 12
+
+NLMSG_ERROR, NLMSG_DONE = 2, 3
+NLM_F_REQUEST, NLM_F_MULTI, NLM_F_ACK, NLM_F_ECHO, NLM_F_DUMP_INTR = 1, 2, 4, 8, 16
+NLM_F_DUMP, NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x300, 0x100, 0x200, 0x400
+NLM_F_ACK_TLVS = 0x200
+NLMSGERR_ATTR_MSG = 1
+NLA_F_NESTED, NLA_TYPE_MASK = 0x8000, 0x3FFF
+
+RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
+RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
+RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
+RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
+RTM_NEWLINKPROP = 108
+
+AF_UNSPEC, AF_INET6 = 0, 10
+
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
+IFLA_OPERSTATE, IFLA_LINKINFO, IFLA_IFALIAS, IFLA_AF_SPEC, IFLA_GROUP = 16, 18, 20, 26, 27
+IFLA_NET_NS_FD, IFLA_PROP_LIST, IFLA_ALT_IFNAME = 28, 52, 53
+IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER = 1, 2, 1
+IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE = 8, b"\x01"
+IFF_UP = 1
+IF_OPER_UP = 6
+
+IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
+IFA_F_NODAD, IFA_F_DADFAILED, IFA_F_TENTATIVE, IFA_F_NOPREFIXROUTE = 0x02, 0x08, 0x40, 0x200
+
+RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY = 1, 4, 5, 6
+RTA_PREFSRC, RTA_METRICS, RTA_TABLE = 7, 8, 15
+RTAX_MTU, RTAX_ADVMSS = 2, 8
+RT_TABLE_UNSPEC, RT_TABLE_MAIN = 0, 254
+RTPROT_RA = 9
+RT_SCOPE_UNIVERSE = 0
+RTN_UNICAST, RTN_UNREACHABLE = 1, 7
+
+NDA_DST, NDA_LLADDR, NDA_PROTOCOL = 1, 2, 12
+NUD_PERMANENT = 0x80
+NTF_PROXY = 0x08
+
+_HEADER = Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
+_ATTRIBUTE = Struct("=HH")  # rtattr: length, type
+_U32 = Struct("=I")
+IFINFOMSG = Struct("=BxHiII")  # family, type, index, flags, change
+IFADDRMSG = Struct("=BBBBI")  # family, prefixlen, flags, scope, index
+RTMSG = Struct("=BBBBBBBBI")  # family, dst_len, src_len, tos, table, protocol, scope, type, flags
+NDMSG = Struct("=BxxxiHBB")  # family, ifindex, state, flags, type
+_RECEIVE_SIZE = 32768  # the largest datagram the kernel builds for a dump (netlink_dump)
+
+
+class NetlinkError(OSError):
+    """The kernel refused a request: `errno`, and in `strerror` what was asked and why not."""
+
+    def __init__(self, number: int, what: str, reason: str) -> None:
+        text = strerror(number)
+        super().__init__(number, f"{what}: {text} ({reason})" if reason else f"{what}: {text}")
+
+
+class Message:
+    """One request to the kernel. `what` says it in an operator's words, for the error."""
+
+    __slots__ = ("body", "flags", "kind", "what")
+
+    def __init__(self, kind: int, flags: int, body: bytes, what: str) -> None:
+        self.kind: Final = kind
+        self.flags: Final = flags
+        self.body: Final = body
+        self.what: Final = what
+
+
+def encode(attributes: Iterable[Attribute]) -> bytes:
+    """Attributes as the kernel reads them: an int is a u32, a str ends in NUL, a list is nested."""
+    encoded = b""
+    for kind, value in attributes:
+        nested = 0
+        if isinstance(value, bytes):
+            octets = value
+        elif isinstance(value, int):
+            octets = _U32.pack(value)
+        elif isinstance(value, str):
+            octets = value.encode("utf-8", "surrogateescape") + b"\0"
+        else:
+            octets = encode(value)
+            nested = NLA_F_NESTED
+        encoded += _ATTRIBUTE.pack(4 + len(octets), kind | nested)
+        encoded += octets + bytes(-len(octets) & 3)
+    return encoded
+
+
+def decode(payload: bytes, offset: int) -> dict[int, bytes]:
+    """The attributes of `payload` from `offset` on; of a repeated one the last."""
+    attributes = {}
+    while offset + 4 <= len(payload):
+        length, kind = _ATTRIBUTE.unpack_from(payload, offset)
+        if length < 4:
+            break
+        attributes[kind & NLA_TYPE_MASK] = payload[offset + 4 : offset + length]
+        offset += length + 3 & ~3
+    return attributes
+
+
+def u32(value: bytes) -> int:
+    number: int = _U32.unpack(value)[0]
+    return number
+
+
+def text(value: bytes) -> str:
+    """A NUL-terminated name. Bytes that are no UTF-8 survive: an interface name is any bytes."""
+    return value.rstrip(b"\0").decode("utf-8", "surrogateescape")
+
+
+def link(
+    kind: int,
+    what: str,
+    *attributes: Attribute,
+    index: int = 0,
+    state: int | None = None,
+    flags: int = 0,
+) -> Message:
+    """RTM_{NEW,DEL,GET}LINK of the link with `index`, or with the name among the attributes.
+    `state` is IFF_UP or 0, None leaves it alone."""
+    change = 0 if state is None else IFF_UP
+    body = IFINFOMSG.pack(AF_UNSPEC, 0, index, state or 0, change) + encode(attributes)
+    return Message(kind, flags, body, what)
+
+
+def get_link(name: str) -> Message:
+    """RTM_GETLINK by name or alternative name: the kernel keeps both in one table."""
+    kind = (
+        IFLA_IFNAME if len(name.encode("utf-8", "surrogateescape")) < 16 else IFLA_ALT_IFNAME
+    )  # IFNAMSIZ
+    return link(RTM_GETLINK, f"read link {name}", (kind, name))
+
+
+def link_property(kind: int, what: str, index: int, altname: str) -> Message:
+    """RTM_NEWLINKPROP: one alternative name for a link, EEXIST if any link has that name."""
+    flags = NLM_F_CREATE | NLM_F_EXCL
+    return link(
+        kind, what, (IFLA_PROP_LIST, [(IFLA_ALT_IFNAME, altname)]), index=index, flags=flags
+    )
+
+
+def address(kind: int, what: str, index: int, local: bytes, prefixlen: int) -> Message:
+    """RTM_{NEW,DEL}ADDR of an IPv6 address that never is tentative (IFA_F_NODAD)."""
+    flags = NLM_F_CREATE | NLM_F_EXCL if kind == RTM_NEWADDR else 0
+    body = IFADDRMSG.pack(AF_INET6, prefixlen, 0, RT_SCOPE_UNIVERSE, index)
+    # IFA_LOCAL alone says it all for IPv6; IFA_F_NODAD fits the header's byte, but only IFA_FLAGS
+    # is what `ip` sends.
+    return Message(kind, flags, body + encode(((IFA_LOCAL, local), (IFA_FLAGS, IFA_F_NODAD))), what)
+
+
+def neighbour(
+    kind: int,
+    what: str,
+    index: int,
+    destination: bytes,
+    mac: bytes,
+    protocol: int,
+) -> Message:
+    """RTM_{NEW,DEL}NEIGH of a permanent entry, marked as `protocol`'s. Permanent ones are exempt
+    from gc_thresh3, the limit that all network namespaces share (net/core/neighbour.c)."""
+    flags = NLM_F_CREATE | NLM_F_REPLACE if kind == RTM_NEWNEIGH else 0
+    body = NDMSG.pack(AF_INET6, index, NUD_PERMANENT, 0, RTN_UNICAST)
+    attributes = ((NDA_DST, destination), (NDA_LLADDR, mac), (NDA_PROTOCOL, bytes((protocol,))))
+    return Message(kind, flags, body + encode(attributes), what)
+
+
+def proxy_neighbour(what: str, index: int, destination: bytes, protocol: int) -> Message:
+    """RTM_NEWNEIGH of a proxy entry: the link answers solicitations for an address not its own."""
+    body = NDMSG.pack(AF_INET6, index, NUD_PERMANENT, NTF_PROXY, RTN_UNICAST)
+    attributes = ((NDA_DST, destination), (NDA_PROTOCOL, bytes((protocol,))))
+    return Message(RTM_NEWNEIGH, NLM_F_CREATE, body + encode(attributes), what)
+
+
+def route(
+    kind: int,
+    what: str,
+    destination: tuple[bytes, int],
+    *attributes: Attribute,
+    protocol: int,
+    table: int = RT_TABLE_MAIN,
+    scope: int = RT_SCOPE_UNIVERSE,
+    type_: int = RTN_UNICAST,
+) -> Message:
+    """RTM_{NEW,DEL}ROUTE to `destination` (address, prefix length). A new one never joins or
+    replaces another: EEXIST if the table has the prefix with the same RTA_PRIORITY."""
+    flags = NLM_F_CREATE | NLM_F_EXCL if kind == RTM_NEWROUTE else 0
+    prefix, length = destination
+    header = RTMSG.pack(AF_INET6, length, 0, 0, RT_TABLE_UNSPEC, protocol, scope, type_, 0)
+    body = header + encode(((RTA_DST, prefix), (RTA_TABLE, table), *attributes))
+    return Message(kind, flags, body, what)
+
+
+class Socket:
+    """A NETLINK_ROUTE socket of the network namespace the calling thread is in; it stays there."""
+
+    __slots__ = ("_sequence", "_socket")
+
+    def __init__(self) -> None:
+        self._socket = socket(AF_NETLINK, SOCK_RAW, NETLINK_ROUTE)
+        # Errors then come with the kernel's own sentence, and without a copy of the request.
+        self._socket.setsockopt(SOL_NETLINK, NETLINK_EXT_ACK, 1)
+        self._socket.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
+        # Dumps then obey the filter in their header instead of returning everything.
+        self._socket.setsockopt(SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1)
+        self._sequence = 0
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def request(self, *messages: Message) -> list[bytes]:
+        """Send messages as one batch; return the payloads of what the kernel answers.
+
+        The kernel works through the whole batch even when one is refused, so a batch must only
+        hold messages about objects that are known to be the sender's own.
+
+        Raises NetlinkError for the first message that was refused.
+        """
+        payloads, refusals = self._exchange(messages)
+        if refusals:
+            raise refusals[min(refusals)]
+        return payloads
+
+    def ensure(self, *messages: Message) -> list[bool]:
+        """Like `request`, but what is there already is fine. Tells which message made something."""
+        refusals = self._exchange(messages)[1]
+        for index in sorted(refusals):
+            if refusals[index].errno != EEXIST:
+                raise refusals[index]
+        return [index not in refusals for index in range(len(messages))]
+
+    def _exchange(
+        self, messages: tuple[Message, ...]
+    ) -> tuple[list[bytes], dict[int, NetlinkError]]:
+        first = self._sequence
+        last = self._sequence = first + len(messages) - 1
+        self._sequence += 1
+        batch = b""
+        for sequence, message in enumerate(messages, first):
+            # Refusals are reported without being asked for: one ACK, of the last, ends the batch.
+            flags = NLM_F_REQUEST | message.flags | (NLM_F_ACK if sequence == last else 0)
+            length = 16 + len(message.body)
+            batch += _HEADER.pack(length, message.kind, flags, sequence, 0) + message.body
+        self._socket.send(batch)
+
+        payloads: list[bytes] = []
+        refusals: dict[int, NetlinkError] = {}
+        while True:
+            for kind, flags, sequence, payload in self._receive():
+                if kind != NLMSG_ERROR:
+                    payloads.append(payload)
+                    continue
+                number = -unpack_from("=i", payload)[0]
+                if number:
+                    what = messages[sequence - first].what
+                    refusals[sequence - first] = NetlinkError(number, what, _reason(flags, payload))
+                if sequence == last:
+                    return payloads, refusals
+
+    def dump(self, message: Message) -> list[bytes]:
+        """All objects of a kind that `message`, as a filter, lets through.
+
+        Raises NetlinkError, also when the table keeps changing while it is read.
+        """
+        for _ in range(8):
+            self._sequence += 1
+            flags = NLM_F_REQUEST | NLM_F_DUMP
+            header = _HEADER.pack(16 + len(message.body), message.kind, flags, self._sequence, 0)
+            self._socket.send(header + message.body)
+            payloads: list[bytes] = []
+            changed = done = False
+            while not done:
+                for kind, flags, _, payload in self._receive():
+                    changed = changed or bool(flags & NLM_F_DUMP_INTR)
+                    if kind in (NLMSG_DONE, NLMSG_ERROR):
+                        number = -unpack_from("=i", payload)[0]
+                        if number:
+                            raise NetlinkError(number, message.what, _reason(flags, payload))
+                        done = True
+                    else:
+                        payloads.append(payload)
+            if not changed:
+                return payloads
+        raise NetlinkError(EINTR, message.what, "the table kept changing")
+
+    def _receive(self) -> Iterator[tuple[int, int, int, bytes]]:
+        datagram = self._socket.recv(_RECEIVE_SIZE)
+        offset = 0
+        while offset < len(datagram):
+            length, kind, flags, sequence, _ = _HEADER.unpack_from(datagram, offset)
+            yield kind, flags, sequence, datagram[offset + 16 : offset + length]
+            offset += length + 3 & ~3
+
+
+def _reason(flags: int, payload: bytes) -> str:
+    """The kernel's sentence behind an errno (extended ACK), or ''. The request's header (16 bytes)
+    stands between the two; NLMSG_DONE has none, and no sentence that matters here."""
+    if not flags & NLM_F_ACK_TLVS:
+        return ""
+    return text(decode(payload, 20).get(NLMSGERR_ATTR_MSG, b""))

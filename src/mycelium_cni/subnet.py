@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the node's subnet comes from: the Mycelium interface, the bridge, or the daemon's key.
+
+They must agree. A key or a bridge that says something else than the interface means that the daemon
+has changed its identity, and pods given addresses from the old subnet would be deaf.
+"""
+
+from __future__ import annotations
+
+from errno import ENODEV, ENOENT
+from posix import O_CLOEXEC, O_RDONLY, close, open, read
+
+from mycelium_cni import identity
+from mycelium_cni import netlink as nl
+from mycelium_cni.attachment import format_address, on_mycelium
+from mycelium_cni.errors import NODE_MISCONFIGURED, TRY_AGAIN_LATER, CniError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
+    from mycelium_cni.config import Config
+
+_MYCELIUM_PREFIXLEN = 7
+
+
+class Link:
+    """A link of the node as RTM_GETLINK shows it."""
+
+    __slots__ = ("attributes", "index", "up")
+
+    def __init__(self, payload: bytes) -> None:
+        _, _, index, flags, _ = nl.IFINFOMSG.unpack_from(payload)
+        self.index: Final[int] = index
+        self.up: Final = bool(flags & nl.IFF_UP)
+        self.attributes: Final = nl.decode(payload, nl.IFINFOMSG.size)
+
+    @property
+    def name(self) -> str:
+        return nl.text(self.attributes[nl.IFLA_IFNAME])
+
+    @property
+    def mtu(self) -> int:
+        return nl.u32(self.attributes[nl.IFLA_MTU])
+
+    @property
+    def mac(self) -> bytes:
+        return self.attributes.get(nl.IFLA_ADDRESS, b"")
+
+
+def find_link(host: nl.Socket, name: str) -> Link | None:
+    """The link with this name or alternative name, or None."""
+    try:
+        return Link(host.request(nl.get_link(name))[0])
+    except nl.NetlinkError as error:
+        if error.errno != ENODEV:
+            raise
+        return None
+
+
+class Node:
+    """The node as its pods need it: its address (16 bytes), subnet (8 bytes), and the MTU of its
+    Mycelium interface, in bytes."""
+
+    __slots__ = ("address", "mtu", "subnet")
+
+    def __init__(self, address: bytes, mtu: int) -> None:
+        self.address: Final = address
+        self.subnet: Final = address[:8]
+        self.mtu: Final = mtu
+
+    @property
+    def gateway(self) -> bytes:
+        """The first address of the subnet: in bridge mode the bridge carries it."""
+        return self.subnet + bytes(7) + b"\x01"
+
+
+def mode(host: nl.Socket, config: Config) -> str:
+    """`routed` or `bridge`; an undecided configuration follows what the node has."""
+    if config.mode == "auto":
+        return "bridge" if find_link(host, config.bridge_name) else "routed"
+    return config.mode
+
+
+def find(host: nl.Socket, config: Config, mode: str) -> Node:
+    """Read the node's address, and so its subnet.
+
+    Raises CniError: TRY_AGAIN_LATER while the daemon is not there or not ready, NODE_MISCONFIGURED
+    where two sources disagree.
+    """
+    address, mtu = _interface(host, config.interface)
+    if mode == "routed":
+        return Node(address, mtu)
+    _agree(config, address, f"the key in {config.netseed}", _from_key(config.netseed))
+    bridge = find_link(host, config.bridge_name)
+    if bridge:
+        for carried in _addresses(host, bridge.index):
+            _agree(config, address, f"bridge {config.bridge_name}", carried[0])
+    return Node(address, mtu)
+
+
+def _interface(host: nl.Socket, name: str) -> tuple[bytes, int]:
+    link = find_link(host, name)
+    if link is None:
+        raise CniError(
+            TRY_AGAIN_LATER,
+            f"failed to find interface {name}: start the Mycelium daemon, or set "
+            '"myceliumInterface" to the name it uses (--tun-name)',
+        )
+    if not link.up:
+        raise CniError(
+            TRY_AGAIN_LATER,
+            f"interface {name} is down: run `ip link set {name} up`, or restart the daemon",
+        )
+    addresses = _addresses(host, link.index)
+    if not addresses:
+        raise CniError(
+            TRY_AGAIN_LATER,
+            f"no global IPv6 address found on {name} in 400::/7: wait for the Mycelium daemon, "
+            "or restart it if this lasts",
+        )
+    # Somebody may add addresses of the subnet. The daemon's own one covers the whole overlay.
+    own = [pair for pair in addresses if pair[1] == _MYCELIUM_PREFIXLEN] or addresses
+    if len({address[:8] for address, _ in own}) > 1:
+        both = " and ".join(format_address(address) for address, _ in own)
+        raise CniError(
+            NODE_MISCONFIGURED,
+            f"interface {name} has addresses of two subnets, {both}: remove the one that is not "
+            f"the daemon's with `ip address del ADDRESS dev {name}`",
+        )
+    return own[0][0], link.mtu
+
+
+def _addresses(host: nl.Socket, index: int) -> list[tuple[bytes, int]]:
+    """The 400::/7 addresses of a link, with their prefix lengths."""
+    header = nl.IFADDRMSG.pack(nl.AF_INET6, 0, 0, 0, index)
+    found = []
+    for payload in host.dump(nl.Message(nl.RTM_GETADDR, 0, header, "read addresses")):
+        _, prefixlen, _, _, owner = nl.IFADDRMSG.unpack_from(payload)
+        attributes = nl.decode(payload, nl.IFADDRMSG.size)
+        address = attributes.get(nl.IFA_LOCAL) or attributes[nl.IFA_ADDRESS]
+        if owner == index and on_mycelium(address):
+            found.append((address, prefixlen))
+    return found
+
+
+def _agree(config: Config, address: bytes, source: str, other: bytes | None) -> None:
+    if other is not None and other[:8] != address[:8]:
+        raise CniError(
+            NODE_MISCONFIGURED,
+            f"{source} says subnet {_subnet(other)}, interface {config.interface} says "
+            f"{_subnet(address)}: let both be of one daemon key, then run `mycelium-cni setup`",
+        )
+
+
+def _subnet(address: bytes) -> str:
+    return format_address(address[:8] + bytes(8)) + "/64"
+
+
+def _from_key(path: str) -> bytes | None:
+    """The node's address as its private key has it, or None where there is no key file. The key
+    stays in this function."""
+    try:
+        fd = open(path, O_RDONLY | O_CLOEXEC)
+    except OSError as error:
+        if error.errno == ENOENT:
+            return None
+        raise CniError(
+            NODE_MISCONFIGURED, f"cannot read netseed {path}: {error.strerror}"
+        ) from None
+    try:
+        # The daemon reads 32 bytes and ignores what follows (mycelium, load_key_file).
+        private = read(fd, identity.KEY_SIZE)
+    except OSError as error:
+        raise CniError(
+            NODE_MISCONFIGURED, f"cannot read netseed {path}: {error.strerror}"
+        ) from None
+    finally:
+        close(fd)
+    if len(private) < identity.KEY_SIZE:
+        raise CniError(
+            NODE_MISCONFIGURED,
+            f"netseed {path} has {len(private)} bytes, a key has {identity.KEY_SIZE}: point "
+            '"netseed" to the daemon\'s --key-file',
+        )
+    return identity.address(identity.public_key(private))

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The IPv6 switches of the network namespace the calling thread is in: /proc/sys/net/ipv6.
+
+/proc/sys/net follows the calling thread into a namespace; /sys/class/net does not.
+"""
+
+from __future__ import annotations
+
+from errno import ENOENT
+from posix import O_CLOEXEC, O_RDONLY, O_WRONLY, close, open, read, write
+
+_ROOT = "/proc/sys/net/ipv6/"
+
+
+def conf(link: str, switch: str) -> str:
+    """The name of a switch of one link, or of `all` or `default`."""
+    return f"conf/{link}/{switch}"
+
+
+def get(name: str) -> str:
+    """The value; raises OSError that names the file."""
+    path = _ROOT + name
+    fd = _open(path, O_RDONLY)
+    try:
+        return read(fd, 64).strip().decode()
+    finally:
+        close(fd)
+
+
+def put(name: str, value: str) -> None:
+    """Write the value; raises OSError that names the file."""
+    path = _ROOT + name
+    fd = _open(path, O_WRONLY)
+    try:
+        write(fd, value.encode())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from None
+    finally:
+        close(fd)
+
+
+def _open(path: str, flags: int) -> int:
+    try:
+        return open(path, flags | O_CLOEXEC)
+    except OSError as error:
+        if error.errno == ENOENT and path.startswith(_ROOT + "conf/all/"):
+            raise OSError(
+                ENOENT, "IPv6 is off in this kernel, or /proc is not mounted", path
+            ) from None
+        raise

@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ADD, DEL, CHECK, GC and STATUS as five functions that read like the specification.
+
+https://github.com/containernetworking/cni/blob/main/SPEC.md, section "CNI Operations".
+"""
+
+from __future__ import annotations
+
+from mycelium_cni import datapath, inspection, netns, subnet
+from mycelium_cni import netlink as nl
+from mycelium_cni.attachment import (
+    Attachment,
+    format_address,
+    format_mac,
+    format_prefix,
+    random_address,
+    stable_address,
+)
+from mycelium_cni.config import Config, Network
+from mycelium_cni.errors import (
+    ADDRESS_TAKEN,
+    INVALID_CONFIG,
+    INVALID_ENVIRONMENT,
+    INVALID_NETNS,
+    KERNEL_REFUSED,
+    LIMITED_CONNECTIVITY,
+    PLUGIN_NOT_AVAILABLE,
+    TRY_AGAIN_LATER,
+    CniError,
+    Undo,
+)
+from mycelium_cni.result import Result
+from mycelium_cni.subnet import find_link
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mycelium_cni.config import Document
+    from mycelium_cni.request import Request
+
+
+def add(request: Request, network: Network, reply: Callable[[Document], None]) -> None:
+    """Attach the pod to Mycelium and reply with what was made, or leave everything as it was."""
+    config = Config(network, request.args)
+    result = Result(config.prev_result, network.cni_version)
+    attachment = Attachment(network.name, request.container, request.ifname)
+    pod_link = _pod_link(request, config, result)
+
+    host = nl.Socket()
+    pod_netns, home = _open_netns(request, host)
+    mode = subnet.mode(host, config)
+    node = subnet.find(host, config, mode)
+    candidates = _candidates(request, network, config, node)
+    pod_mac = config.requested_mac or attachment.pod_mac
+    mtu = config.mtu or node.mtu
+
+    try:
+        with Undo() as undo:
+            bridge = 0
+            if mode == "bridge":
+                bridge = datapath.ensure_bridge(host, config.bridge_name, node, undo)
+            wiring = datapath.Wiring(node, bridge, config.routes)
+            plan = datapath.Plan(attachment, wiring, pod_link, pod_mac, mtu)
+            pair = datapath.create_pair(host, pod_netns, plan, undo)
+            address = _reserve(host, pair, attachment, request, candidates)
+            datapath.connect_host(host, pair, plan, address)
+            pod = datapath.enter_pod(pod_netns, home, pod_link, undo)
+            datapath.configure_pod(pod, pair, plan, address)
+            datapath.await_carrier(host, pod, pair, plan)
+            datapath.prepare_node(host, node, undo)
+
+            gateway = format_address(wiring.gateway)
+            result.add(
+                interfaces=[
+                    {
+                        "name": attachment.host_link,
+                        "mac": format_mac(attachment.host_mac),
+                        "mtu": mtu,
+                    },
+                    {
+                        "name": pod_link,
+                        "mac": format_mac(pod_mac),
+                        "mtu": mtu,
+                        "sandbox": request.netns,
+                    },
+                ],
+                ip={
+                    "address": f"{format_address(address)}/{wiring.prefixlen}",
+                    "gateway": gateway,
+                },
+                routes=[
+                    {"dst": format_prefix(route.destination), "gw": gateway, **route.metrics}
+                    for route in wiring.routes
+                ],
+            )
+            result.dns = config.dns or result.dns
+            reply(result.speak(network.cni_version))
+    except OSError as error:
+        raise CniError(
+            KERNEL_REFUSED, f"cannot attach {attachment}: {error.strerror}", _notes(error)
+        ) from None
+
+
+def delete(request: Request, network: Network) -> None:
+    """Remove an attachment. It is found by its name, so neither the pod's namespace nor a previous
+    result, the daemon or the rest of the configuration is needed. What is gone is gone."""
+    host = nl.Socket()
+    attachment = Attachment(network.name, request.container, request.ifname)
+    link = find_link(host, attachment.host_link)
+    if link:
+        datapath.delete_links(host, [link.index])
+
+
+def check(request: Request, network: Network) -> None:
+    """Confirm that the attachment is what ADD made, as the chain's final result describes it."""
+    config = Config(network, request.args)
+    if not config.prev_result:
+        raise CniError(INVALID_CONFIG, "required prevResult missing", "CHECK follows ADD")
+    result = Result(config.prev_result, network.cni_version)
+    host = nl.Socket()
+    pod_netns, home = _open_netns(request, host)
+    with netns.inside(pod_netns, home=home):
+        pod = nl.Socket()
+    attachment = Attachment(network.name, request.container, request.ifname)
+    inspection.inspect(host, pod, config, attachment, result, request.netns)
+
+
+def gc(_: Request, network: Network) -> None:
+    """Remove every attachment of this network that the runtime does not list as valid."""
+    valid = {
+        Attachment(network.name, container, ifname).host_link
+        for container, ifname in network.valid_attachments()
+    }
+    host = nl.Socket()
+    links = datapath.attachments(host, network.name)
+    stale = [link.index for link in links if link.name not in valid]
+    if stale:
+        datapath.delete_links(host, stale)
+
+
+def status(request: Request, network: Network) -> None:
+    """Confirm that ADD can be served. Asks the kernel alone: a kubelet asks every five seconds."""
+    config = Config(network, request.args)
+    host = nl.Socket()
+    try:
+        subnet.find(host, config, subnet.mode(host, config))
+    except CniError as error:
+        # Without the overlay live pods are cut off too; where sources disagree, only new ones.
+        code = LIMITED_CONNECTIVITY if error.code == TRY_AGAIN_LATER else PLUGIN_NOT_AVAILABLE
+        raise CniError(code, error.msg, error.details) from None
+
+
+def _pod_link(request: Request, config: Config, result: Result) -> str:
+    """CNI_IFNAME, unless an earlier plugin of the chain has made an interface of that name."""
+    if any(i.get("name") == request.ifname and i.get("sandbox") for i in result.interfaces):
+        return config.interface_name
+    return request.ifname
+
+
+def _open_netns(request: Request, host: nl.Socket) -> tuple[int, int]:
+    """Descriptors of the pod's network namespace and of our own.
+
+    Raises CniError (INVALID_NETNS): no such namespace, or the host's own.
+    """
+    path = request.netns
+    try:
+        pod = netns.open_netns(path)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise CniError(
+            INVALID_NETNS, f"cannot open network namespace {path!a}: {reason}", f"CNI_NETNS={path}"
+        ) from None
+    home = netns.netns_of(host.fileno())
+    if netns.same_netns(pod, home) and not request.netns_override:
+        raise CniError(
+            INVALID_NETNS,
+            "plugin's netns and netns from CNI_NETNS should not be the same",
+            f"CNI_NETNS={path}",
+        )
+    return pod, home
+
+
+def _candidates(
+    request: Request, network: Network, config: Config, node: subnet.Node
+) -> list[bytes]:
+    """The addresses to try, in order: one that was asked for, or is always this pod's, or random
+    ones (of 2^48, so the second is for the one case in a lifetime)."""
+    own = (node.address, node.gateway, node.subnet + bytes(8))
+    wanted = config.requested_address
+    if wanted:
+        text = format_address(wanted)
+        if wanted[:8] != node.subnet:
+            prefix = format_prefix((node.subnet + bytes(8), 64))
+            raise CniError(
+                INVALID_CONFIG,
+                f"requested address {text} is not in the node's subnet {prefix}",
+                "a pod's address must come from the node it runs on",
+            )
+        if wanted in own:
+            raise CniError(ADDRESS_TAKEN, f"requested address {text} is the node's own")
+        return [wanted]
+    if config.addressing == "stable":
+        namespace = request.args.get("K8S_POD_NAMESPACE", "")
+        name = request.args.get("K8S_POD_NAME", "")
+        if not namespace or not name:
+            raise CniError(
+                INVALID_ENVIRONMENT,
+                '"addressing": "stable" needs K8S_POD_NAMESPACE and K8S_POD_NAME in CNI_ARGS',
+            )
+        return [stable_address(node.subnet, network.name, namespace, name, request.ifname)]
+    return [a for a in (random_address(node.subnet) for _ in range(4)) if a not in own]
+
+
+def _reserve(
+    host: nl.Socket,
+    pair: datapath.Pair,
+    attachment: Attachment,
+    request: Request,
+    candidates: list[bytes],
+) -> bytes:
+    """The first candidate that is free; raises CniError (ADDRESS_TAKEN) if none is."""
+    name = request.args.get("K8S_POD_NAME", "")
+    pod = f"{request.args.get('K8S_POD_NAMESPACE', '')}/{name}" if name else ""
+    for address in candidates:
+        try:
+            datapath.reserve(
+                host, pair, address, attachment.alias(format_address(address), pod)
+            )
+        except CniError:
+            if address == candidates[-1]:
+                raise
+        else:
+            return address
+    raise AssertionError("no candidates")
+
+
+def _notes(error: BaseException) -> str:
+    return "; ".join(getattr(error, "__notes__", ()))
