@@ -317,7 +317,7 @@ def _route(entry: Json, shown: str) -> Route:
 
 
 def _dns(doc: Document, runtime: Document) -> Document:
-    """The result's `dns`: the runtime's wish (which has other key names), else the configuration's."""
+    """The result's `dns`: what the runtime wishes (it uses other key names), else the file's."""
     wish = runtime.get("dns")
     if isinstance(wish, dict):
         folded = _folded(wish, "runtimeConfig.dns")

@@ -118,32 +118,36 @@ class Pair:
 def ensure_bridge(host: nl.Socket, name: str, node: Node, undo: Undo) -> int:
     """The index of the bridge, made where it is missing, mended where it is down or lacks the
     gateway address."""
-    flags = nl.NLM_F_CREATE | nl.NLM_F_EXCL
-    kind: nl.Attribute = (nl.IFLA_LINKINFO, [(nl.IFLA_INFO_KIND, b"bridge")])
-    create = nl.link(
-        nl.RTM_NEWLINK, f"create bridge {name}", (nl.IFLA_IFNAME, name), kind, flags=flags
-    )
-    made = host.ensure(create)[0]
-    bridge = find_link(host, name)
+    bridge = node.bridge
     if bridge is None:
-        raise CniError(TRY_AGAIN_LATER, f"bridge {name} is being removed while a pod is attached")
+        flags = nl.NLM_F_CREATE | nl.NLM_F_EXCL
+        kind: nl.Attribute = (nl.IFLA_LINKINFO, [(nl.IFLA_INFO_KIND, b"bridge")])
+        named: nl.Attribute = (nl.IFLA_IFNAME, name)
+        create = nl.link(nl.RTM_NEWLINK, f"create bridge {name}", named, kind, flags=flags)
+        made = host.ensure(create)[0]
+        bridge = find_link(host, name)
+        if bridge is None:
+            raise CniError(TRY_AGAIN_LATER, f"bridge {name} vanished while a pod was attached")
+        index = bridge.index
+        if made:
+            undo.push(_drop_bridge, host, index)
+            # To ask for a pod's MAC on behalf of a remote sender the kernel needs a link-local
+            # address that is not tentative; the one it would make itself is, for a second.
+            host.request(
+                nl.link(nl.RTM_NEWLINK, f"configure {name}", _NO_LINK_LOCAL, index=index),
+                nl.address(
+                    nl.RTM_NEWADDR, f"add fe80::1 dev {name}", index, LINK_LOCAL_GATEWAY, 64
+                ),
+            )
     index = bridge.index
-    if made:
-        undo.push(lambda: _drop_bridge(host, index))
-        # To ask for a pod's MAC on behalf of a remote sender the kernel needs a link-local address
-        # that is not tentative; the one it would make itself is, for a second.
-        host.request(
-            nl.link(nl.RTM_NEWLINK, f"configure {name}", _NO_LINK_LOCAL, index=index),
-            nl.address(nl.RTM_NEWADDR, f"address fe80::1 of {name}", index, LINK_LOCAL_GATEWAY, 64),
-        )
     gateway = format_address(node.gateway)
     if host.ensure(
         nl.address(nl.RTM_NEWADDR, f"address {gateway} of {name}", index, node.gateway, 64)
     )[0]:
         drop = nl.address(nl.RTM_DELADDR, f"address {gateway} of {name}", index, node.gateway, 64)
-        undo.push(lambda: host.request(drop))
+        undo.push(host.request, drop)
     if not bridge.up:
-        undo.push(lambda: host.request(_set_up(index, name, up=False)))
+        undo.push(host.request, _set_up(index, name, up=False))
         host.request(_set_up(index, name))
     return index
 
@@ -199,7 +203,7 @@ def create_pair(host: nl.Socket, pod_netns: int, plan: Plan, undo: Undo) -> Pair
                 "the bridge is full: it takes 1,023 pods; routed mode has no such limit",
             ) from None
         raise
-    undo.push(lambda: delete_links(host, [made.index]))
+    undo.push(delete_links, host, [made.index])
     return Pair(made.index, nl.u32(made.attributes[nl.IFLA_LINK]))
 
 
@@ -276,7 +280,7 @@ def enter_pod(pod_netns: int, home: int, pod_link: str, undo: Undo) -> nl.Socket
         # Docker and others switch IPv6 off in a namespace; `lo` then lacks ::1 too.
         switch = sysctl.conf("lo", "disable_ipv6")
         if sysctl.get(switch) != "0":
-            undo.push(lambda: _switch_back(pod_netns, home, switch))
+            undo.push(_switch_back, pod_netns, home, switch)
             sysctl.put(switch, "0")
         for name, value in (("disable_ipv6", "0"), ("accept_ra", "0"), ("keep_addr_on_down", "1")):
             sysctl.put(sysctl.conf(pod_link, name), value)
@@ -387,7 +391,7 @@ def prepare_node(host: nl.Socket, node: Node, undo: Undo) -> None:
     ]
     for made, message in zip(host.ensure(*standing), undone, strict=True):
         if made:
-            undo.push(lambda message=message: host.request(message))
+            undo.push(host.request, message)
     # The guard of docs/security.md has its place here, before forwarding is switched on.
     _ensure_forwarding(host, undo)
 
@@ -416,9 +420,9 @@ def _ensure_forwarding(host: nl.Socket, undo: Undo) -> None:
         accept_ra = sysctl.conf(name, "accept_ra")
         before = sysctl.get(accept_ra)
         if before == "1":
-            undo.push(lambda accept_ra=accept_ra: sysctl.put(accept_ra, "1"))
+            undo.push(sysctl.put, accept_ra, "1")
             sysctl.put(accept_ra, "2")
-    undo.push(lambda: sysctl.put(forwarding, "0"))
+    undo.push(sysctl.put, forwarding, "0")
     sysctl.put(forwarding, "1")
 
 

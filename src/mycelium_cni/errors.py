@@ -54,10 +54,10 @@ class Undo:
     __slots__ = ("_steps",)
 
     def __init__(self) -> None:
-        self._steps: list[Callable[[], object]] = []
+        self._steps: list[tuple[Callable[..., object], tuple[object, ...]]] = []
 
-    def push(self, step: Callable[[], object]) -> None:
-        self._steps.append(step)
+    def push(self, step: Callable[..., object], *arguments: object) -> None:
+        self._steps.append((step, arguments))
 
     def __enter__(self) -> Undo:
         return self
@@ -66,7 +66,8 @@ class Undo:
         if error is None:
             return
         while self._steps:
+            step, arguments = self._steps.pop()
             try:
-                self._steps.pop()()
+                step(*arguments)
             except OSError as failure:
                 error.add_note(f"not undone: {failure}")

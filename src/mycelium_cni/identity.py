@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """X25519 key → public key → BLAKE3 → Mycelium address: who a node is, computed from its key file.
 
-Only a key file makes the plugin come here (bridge mode's `netseed`); about 2 ms then. Both functions
-are the shortest form of their standard: one scalar, one hash block, no state. Neither is constant
-time: the caller is root on the node that owns the key, and nobody else can time it.
+Only a key file makes the plugin come here (bridge mode's `netseed`), and then it costs 1 ms. Both
+functions are the shortest form of their standard: one scalar, one hash block, no state. Neither is
+constant time: the caller is root on the node that owns the key, and nobody else can time it.
 """
 
 from __future__ import annotations

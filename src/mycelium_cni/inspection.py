@@ -43,9 +43,10 @@ def inspect(
     if said.lower() != format_mac(pod_link.mac):
         raise _broken(f"{pod_link.name} has MAC {format_mac(pod_link.mac)}, the result says {said}")
 
-    node = subnet.find(host, config, mode := subnet.mode(host, config))
-    bridge = find_link(host, config.bridge_name) if mode == "bridge" else None
-    wiring = Wiring(node, bridge.index if bridge else 0, config.routes)
+    node = subnet.find(host, config)
+    if node.bridged and not node.bridge:
+        raise _broken(f"bridge {config.bridge_name} is missing")
+    wiring = Wiring(node, node.bridge.index if node.bridge else 0, config.routes)
     addresses = [_address(ip) for ip in result.ips if ip.get("interface") == place]
     _check_addresses(pod, pod_link, addresses, node)
     own = next(address for address in addresses if address[:8] == node.subnet)
@@ -139,7 +140,7 @@ def _check_routes(pod: nl.Socket, pod_link: Link, result: Result, wiring: Wiring
 
 
 def _routes(socket: nl.Socket, destination: tuple[bytes, int], output: int) -> list[bytes]:
-    """The gateways, b'' where there is none, of the routes to a prefix over a link, in any table."""
+    """The gateways (b'' for none) of the routes to a prefix over a link, in any table."""
     header = nl.RTMSG.pack(nl.AF_INET6, 0, 0, 0, 0, 0, 0, 0, 0)
     filtered = header + nl.encode(((nl.RTA_OIF, output),))
     gateways = []

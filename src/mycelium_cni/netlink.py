@@ -264,8 +264,8 @@ class Socket:
         self, messages: tuple[Message, ...]
     ) -> tuple[list[bytes], dict[int, NetlinkError]]:
         first = self._sequence
-        last = self._sequence = first + len(messages) - 1
-        self._sequence += 1
+        self._sequence += len(messages)
+        last = self._sequence - 1
         batch = b""
         for sequence, message in enumerate(messages, first):
             # Refusals are reported without being asked for: one ACK, of the last, ends the batch.
@@ -294,9 +294,9 @@ class Socket:
         Raises NetlinkError, also when the table keeps changing while it is read.
         """
         for _ in range(8):
-            self._sequence += 1
             flags = NLM_F_REQUEST | NLM_F_DUMP
             header = _HEADER.pack(16 + len(message.body), message.kind, flags, self._sequence, 0)
+            self._sequence += 1
             self._socket.send(header + message.body)
             payloads: list[bytes] = []
             changed = done = False

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The CNI environment, checked: what a runtime may say in CNI_* variables (SPEC.md, "Parameters")."""
+"""The CNI environment, checked: the CNI_* variables of a runtime (SPEC.md, "Parameters")."""
 
 from __future__ import annotations
 

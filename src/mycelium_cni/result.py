@@ -68,20 +68,16 @@ class Result:
                 **{family: block for family, block in blocks.items() if block},
                 "dns": self.dns,
             }
-        numbered = version in ("0.3.0", "0.3.1", "0.4.0")
-        ips = [
-            {"version": "6" if _is_v6(ip, "address") else "4"} if numbered else {}
-            for ip in self.ips
-        ]
+        ips = [_without(ip, ("version",)) for ip in self.ips]
+        if version in ("0.3.0", "0.3.1", "0.4.0"):
+            ips = [{"version": "6" if _is_v6(ip, "address") else "4", **ip} for ip in ips]
         return {
             "cniVersion": version,
             "interfaces": [
                 _without(interface, () if newest else _NEW_INTERFACE_WORDS)
                 for interface in self.interfaces
             ],
-            "ips": [
-                old | _without(ip, ("version",)) for old, ip in zip(ips, self.ips, strict=True)
-            ],
+            "ips": [*ips],
             "routes": list(routes),
             "dns": self.dns,
         }

@@ -59,44 +59,40 @@ def find_link(host: nl.Socket, name: str) -> Link | None:
 
 
 class Node:
-    """The node as its pods need it: its address (16 bytes), subnet (8 bytes), and the MTU of its
-    Mycelium interface, in bytes."""
+    """The node as its pods need it: its address (16 bytes), its subnet (8), the MTU in bytes of its
+    Mycelium interface, and whether pods hang on a bridge; `bridge` is None until it is made."""
 
-    __slots__ = ("address", "mtu", "subnet")
+    __slots__ = ("address", "bridge", "bridged", "mtu", "subnet")
 
-    def __init__(self, address: bytes, mtu: int) -> None:
+    def __init__(self, address: bytes, mtu: int, bridged: bool, bridge: Link | None) -> None:
         self.address: Final = address
         self.subnet: Final = address[:8]
         self.mtu: Final = mtu
+        self.bridged: Final = bridged
+        self.bridge: Final = bridge
 
     @property
     def gateway(self) -> bytes:
-        """The first address of the subnet: in bridge mode the bridge carries it."""
+        """The first address of the subnet: the bridge carries it."""
         return self.subnet + bytes(7) + b"\x01"
 
 
-def mode(host: nl.Socket, config: Config) -> str:
-    """`routed` or `bridge`; an undecided configuration follows what the node has."""
-    if config.mode == "auto":
-        return "bridge" if find_link(host, config.bridge_name) else "routed"
-    return config.mode
-
-
-def find(host: nl.Socket, config: Config, mode: str) -> Node:
+def find(host: nl.Socket, config: Config) -> Node:
     """Read the node's address, and so its subnet.
 
     Raises CniError: TRY_AGAIN_LATER while the daemon is not there or not ready, NODE_MISCONFIGURED
     where two sources disagree.
     """
+    bridge = None if config.mode == "routed" else find_link(host, config.bridge_name)
     address, mtu = _interface(host, config.interface)
-    if mode == "routed":
-        return Node(address, mtu)
-    _agree(config, address, f"the key in {config.netseed}", _from_key(config.netseed))
-    bridge = find_link(host, config.bridge_name)
+    # A configuration that does not say which mode follows what the node has.
+    bridged = config.mode == "bridge" or bridge is not None
+    if bridged:
+        _agree(config, address, f"the key in {config.netseed}", _from_key(config.netseed))
     if bridge:
-        for carried in _addresses(host, bridge.index):
-            _agree(config, address, f"bridge {config.bridge_name}", carried[0])
-    return Node(address, mtu)
+        for carried, _ in _addresses(host, bridge.index):
+            _agree(config, address, f"bridge {config.bridge_name}", carried)
+    return Node(address, mtu, bridged, bridge)
 
 
 def _interface(host: nl.Socket, name: str) -> tuple[bytes, int]:

@@ -49,8 +49,7 @@ def add(request: Request, network: Network, reply: Callable[[Document], None]) -
 
     host = nl.Socket()
     pod_netns, home = _open_netns(request, host)
-    mode = subnet.mode(host, config)
-    node = subnet.find(host, config, mode)
+    node = subnet.find(host, config)
     candidates = _candidates(request, network, config, node)
     pod_mac = config.requested_mac or attachment.pod_mac
     mtu = config.mtu or node.mtu
@@ -58,7 +57,7 @@ def add(request: Request, network: Network, reply: Callable[[Document], None]) -
     try:
         with Undo() as undo:
             bridge = 0
-            if mode == "bridge":
+            if node.bridged:
                 bridge = datapath.ensure_bridge(host, config.bridge_name, node, undo)
             wiring = datapath.Wiring(node, bridge, config.routes)
             plan = datapath.Plan(attachment, wiring, pod_link, pod_mac, mtu)
@@ -144,7 +143,7 @@ def status(request: Request, network: Network) -> None:
     config = Config(network, request.args)
     host = nl.Socket()
     try:
-        subnet.find(host, config, subnet.mode(host, config))
+        subnet.find(host, config)
     except CniError as error:
         # Without the overlay live pods are cut off too; where sources disagree, only new ones.
         code = LIMITED_CONNECTIVITY if error.code == TRY_AGAIN_LATER else PLUGIN_NOT_AVAILABLE
@@ -224,9 +223,7 @@ def _reserve(
     pod = f"{request.args.get('K8S_POD_NAMESPACE', '')}/{name}" if name else ""
     for address in candidates:
         try:
-            datapath.reserve(
-                host, pair, address, attachment.alias(format_address(address), pod)
-            )
+            datapath.reserve(host, pair, address, attachment.alias(format_address(address), pod))
         except CniError:
             if address == candidates[-1]:
                 raise

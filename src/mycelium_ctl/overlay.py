@@ -8,9 +8,9 @@ daemon it does not compare the addresses inside a packet with who sent it. Unlik
 encrypts nothing and believes everybody: it belongs in throw-away networks only.
 
 A datagram between nodes is either a packet, headed by the subnet that it is for, or an
-announcement: "this subnet is behind me; news number n". Each node announces its own subnet twice a second and passes on what is
-new to it. The way to a subnet is the neighbour that was first to bring the latest news of it, so
-there are no metrics and no loops.
+announcement: "this subnet is behind me; news number n". Each node announces its own subnet twice a
+second and passes on what is new to it. The way to a subnet is the neighbour that was first to bring
+the latest news of it, so there are no metrics and no loops.
 
     mycelium-cni overlay --key-file a.key --peers tcp://[2001:db8::2]:9651
 """
