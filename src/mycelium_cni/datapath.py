@@ -90,6 +90,14 @@ _HOST_SWITCHES = {
 }
 
 
+_POD_SWITCHES = {
+    "disable_ipv6": "0",
+    "accept_ra": "0",
+    "keep_addr_on_down": "1",
+    "ndisc_notify": "1",  # tell the node when the MAC changes
+}
+
+
 class Plan:
     """An attachment as it will be: what of it is decided before the kernel is asked."""
 
@@ -256,8 +264,14 @@ def connect_host(host: nl.Socket, pair: Pair, plan: Plan, address: bytes) -> Non
             nl.proxy_neighbour(
                 f"answer for fe80::1 on {name}", pair.host, LINK_LOCAL_GATEWAY, PROTOCOL
             ),
+            # Not permanent: `tuning` may change the pod's MAC later in the chain.
             nl.neighbour(
-                nl.RTM_NEWNEIGH, f"set neighbour {text}", pair.host, address, plan.pod_mac, PROTOCOL
+                f"set neighbour {text}",
+                pair.host,
+                address,
+                plan.pod_mac,
+                PROTOCOL,
+                permanent=False,
             ),
             nl.route(
                 nl.RTM_NEWROUTE,
@@ -282,7 +296,7 @@ def enter_pod(pod_netns: int, home: int, pod_link: str, undo: Undo) -> nl.Socket
         if sysctl.get(switch) != "0":
             undo.push(_switch_back, pod_netns, home, switch)
             sysctl.put(switch, "0")
-        for name, value in (("disable_ipv6", "0"), ("accept_ra", "0"), ("keep_addr_on_down", "1")):
+        for name, value in _POD_SWITCHES.items():
             sysctl.put(sysctl.conf(pod_link, name), value)
         return nl.Socket()
 
@@ -310,12 +324,12 @@ def configure_pod(pod: nl.Socket, pair: Pair, plan: Plan, address: bytes) -> Non
     if not wiring.bridge:
         batch.append(
             nl.neighbour(
-                nl.RTM_NEWNEIGH,
                 f"set neighbour {gateway}",
                 pair.pod,
                 wiring.gateway,
                 plan.attachment.host_mac,
                 PROTOCOL,
+                permanent=True,
             )
         )
     for route in wiring.routes:

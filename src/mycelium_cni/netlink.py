@@ -38,7 +38,7 @@ NLA_F_NESTED, NLA_TYPE_MASK = 0x8000, 0x3FFF
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
-RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
+RTM_NEWNEIGH = 28
 RTM_NEWLINKPROP = 108
 
 AF_UNSPEC, AF_INET6 = 0, 10
@@ -63,8 +63,8 @@ RT_SCOPE_UNIVERSE = 0
 RTN_UNICAST, RTN_UNREACHABLE = 1, 7
 
 NDA_DST, NDA_LLADDR, NDA_PROTOCOL = 1, 2, 12
-NUD_PERMANENT = 0x80
-NTF_PROXY = 0x08
+NUD_REACHABLE, NUD_PERMANENT = 0x02, 0x80
+NTF_PROXY, NTF_EXT_LEARNED = 0x08, 0x10
 
 _HEADER = Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
 _ATTRIBUTE = Struct("=HH")  # rtattr: length, type
@@ -178,19 +178,15 @@ def address(kind: int, what: str, index: int, local: bytes, prefixlen: int) -> M
 
 
 def neighbour(
-    kind: int,
-    what: str,
-    index: int,
-    destination: bytes,
-    mac: bytes,
-    protocol: int,
+    what: str, index: int, destination: bytes, mac: bytes, protocol: int, *, permanent: bool
 ) -> Message:
-    """RTM_{NEW,DEL}NEIGH of a permanent entry, marked as `protocol`'s. Permanent ones are exempt
-    from gc_thresh3, the limit that all network namespaces share (net/core/neighbour.c)."""
-    flags = NLM_F_CREATE | NLM_F_REPLACE if kind == RTM_NEWNEIGH else 0
-    body = NDMSG.pack(AF_INET6, index, NUD_PERMANENT, 0, RTN_UNICAST)
+    """RTM_NEWNEIGH of an entry marked as `protocol`'s. Permanent, or reachable until the neighbour
+    itself says otherwise; both kinds are exempt from gc_thresh3, the limit that all network
+    namespaces share (net/core/neighbour.c, `exempt_from_gc`)."""
+    state, flags = (NUD_PERMANENT, 0) if permanent else (NUD_REACHABLE, NTF_EXT_LEARNED)
+    body = NDMSG.pack(AF_INET6, index, state, flags, RTN_UNICAST)
     attributes = ((NDA_DST, destination), (NDA_LLADDR, mac), (NDA_PROTOCOL, bytes((protocol,))))
-    return Message(kind, flags, body + encode(attributes), what)
+    return Message(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, body + encode(attributes), what)
 
 
 def proxy_neighbour(what: str, index: int, destination: bytes, protocol: int) -> Message:
