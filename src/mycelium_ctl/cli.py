@@ -22,6 +22,7 @@ PROGRAM: Final = "mycelium-cni"
 
 # name: module, one line of help
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
+    "demo": ("mycelium_ctl.demo", "two nodes, an overlay and pods that talk, on this machine"),
     "overlay": ("mycelium_ctl.overlay", "a stand-in for the Mycelium daemon, for labs only"),
 }
 
@@ -56,17 +57,15 @@ def main(argv: list[str]) -> int:
         print(f"{PROGRAM}: there is no command {name}; {hint}", file=sys.stderr)
         return 2
 
-    module = COMMANDS[name][0]
-    command: Command = importlib.import_module(module)
-    parser = argparse.ArgumentParser(
-        prog=f"{PROGRAM} {name}",
-        description=command.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    command.configure(parser)
     try:
-        arguments = parser.parse_args(argv[1:])
-        code = command.run(arguments)
+        command: Command = importlib.import_module(COMMANDS[name][0])
+        parser = argparse.ArgumentParser(
+            prog=f"{PROGRAM} {name}",
+            description=command.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.configure(parser)
+        code = command.run(parser.parse_args(argv[1:]))
         sys.stdout.flush()
     except ToolError as error:
         print(f"{PROGRAM} {name}: {error}", file=sys.stderr)

@@ -568,4 +568,4 @@ def _exit_by_signal(number: int, _frame: FrameType | None) -> NoReturn:
 def _own_executable() -> str:
     """The `mycelium-cni` that was installed beside this Python, else the running program."""
     beside = Path(sys.executable).with_name("mycelium-cni")
-    return str(beside if beside.is_file() else Path(sys.argv[0]).resolve())
+    return str(beside) if beside.is_file() else shutil.which(sys.argv[0]) or sys.argv[0]
