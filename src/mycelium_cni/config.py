@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 
 IPV6_MIN_MTU = 1280  # below it the kernel takes IPv6 off the link (RFC 8200, section 5)
+LOG_LEVELS = ("warning", "error", "info", "debug")
 _CAPABILITIES = ("ips", "mac", "dns")
 _DEFAULT_ROUTE = (bytes(16), 0)
 # What another release brings. A setting that protects must never be ignored in silence.
@@ -67,8 +68,8 @@ class Network:
         if not isinstance(document, dict):
             raise _undecodable(f"{_kind(document)} where an object is needed")
         self.document: Final = document
-        name = document.get("name") or ""
-        if not isinstance(name, str):
+        name = document.get("name")
+        if not isinstance(name, str | None):
             raise _undecodable(f"name is {_kind(name)}, not a string")
         if not name:
             raise CniError(INVALID_CONFIG, "missing network name", 'add "name" to the network')
@@ -77,10 +78,18 @@ class Network:
                 INVALID_CONFIG, "invalid characters found in network name", f"name is {name!a}"
             )
         self.name: Final = name
-        version = document.get("cniVersion") or "0.1.0"
-        if not isinstance(version, str):
+        version = document.get("cniVersion")
+        if not isinstance(version, str | None):
             raise _undecodable(f"cniVersion is {_kind(version)}, not a string")
-        self.cni_version: Final = version
+        self.cni_version: Final = version or "0.1.0"
+
+    def log(self) -> tuple[str, str]:
+        """Level and file of the log, for any verb: a wrong value is the default, ADD refuses it."""
+        level, file = self.document.get("logLevel"), self.document.get("logFile")
+        return (
+            level if isinstance(level, str) and level in LOG_LEVELS else LOG_LEVELS[0],
+            file if isinstance(file, str) and file.startswith("/") else "",
+        )
 
     def require_version(self, command: str) -> None:
         """Refuse a version that is not ours, or in which the specification has no such verb."""
@@ -92,7 +101,7 @@ class Network:
         if oldest == VERSIONS[0]:
             raise CniError(INCOMPATIBLE_VERSION, "incompatible CNI versions", details)
         numbers = version.split(".")
-        if len(numbers) != 3 or not all(n.isascii() and n.isdigit() for n in numbers):
+        if len(numbers) > 3 or not all(n.isascii() and n.isdigit() for n in numbers):
             raise _undecodable(f"cniVersion {version!a} is not of the form 1.0.0")
         too_old = version in VERSIONS or [int(n[:9]) for n in numbers] < [0, 4, 0]
         subject = "config" if too_old else "plugin"
@@ -107,21 +116,25 @@ class Network:
         # The second key is what libcni sent before cni#1101, and still sends besides.
         for key in ("cni.dev/valid-attachments", "cni.dev/attachments"):
             if key in self.document:
-                listed = self.document[key] or []
-                pairs = []
-                for entry in listed if isinstance(listed, list) else [None]:
-                    pair = entry if isinstance(entry, dict) else {}
-                    container, ifname = pair.get("containerID"), pair.get("ifname")
-                    if not (isinstance(container, str) and isinstance(ifname, str) and container):
-                        wanted = 'must be a list of {"containerID": …, "ifname": …}'
-                        raise _invalid(key, entry, wanted)
-                    pairs.append((container, ifname))
-                return pairs
+                listed = self.document[key]
+                if listed is None:
+                    return []
+                if not isinstance(listed, list):
+                    raise _invalid(key, listed, "must be a list")
+                return [_valid_attachment(key, entry) for entry in listed]
         raise CniError(
             INVALID_CONFIG,
             "cni.dev/valid-attachments is missing: nothing was deleted",
             "the runtime must list the attachments that are in use",
         )
+
+
+def _valid_attachment(key: str, entry: Json) -> tuple[str, str]:
+    if isinstance(entry, dict):
+        container, ifname = entry.get("containerID"), entry.get("ifname")
+        if isinstance(container, str) and isinstance(ifname, str) and container and ifname:
+            return container, ifname
+    raise _invalid(key, entry, 'entries must be {"containerID": "...", "ifname": "..."}')
 
 
 class Config:
@@ -133,10 +146,10 @@ class Config:
 
     __slots__ = (
         *("addressing", "bridge_name", "dns", "interface", "interface_name", "mode", "mtu"),
-        *("netseed", "prev_result", "requested_address", "requested_mac", "routes"),
+        *("netseed", "prev_result", "routes"),
     )
 
-    def __init__(self, network: Network, args: dict[str, str]) -> None:
+    def __init__(self, network: Network) -> None:
         doc = network.document
         _refuse_unsupported(doc)
         mode = _choice(doc, "mode", ("auto", "routed", "bridge"))
@@ -152,12 +165,29 @@ class Config:
         self.addressing: Final = _choice(doc, "addressing", ("random", "stable"))
         self.mtu: Final = _integer(doc, "mtu", IPV6_MIN_MTU, 65535)
         self.routes: Final = _routes(doc)
+        self.dns: Final = _dns(doc)
+        self.prev_result: Final = _object(doc, "prevResult")
+        _choice(doc, "logLevel", LOG_LEVELS)
+        _path(doc, "logFile", "")
+
+
+class Wishes:
+    """What the runtime asks of one ADD: `address` and `mac` in bytes or None, `dns` as in a result.
+
+    Where several ways of asking are used, the first of runtimeConfig (capabilities), `args.cni` and
+    CNI_ARGS counts (CONVENTIONS.md). Raises CniError (INVALID_CONFIG) that names the way and the
+    value.
+    """
+
+    __slots__ = ("address", "dns", "mac")
+
+    def __init__(self, network: Network, args: dict[str, str]) -> None:
+        doc = network.document
         runtime = _folded(_object(doc, "runtimeConfig"), "runtimeConfig")
         conventional = _object(_object(doc, "args"), "cni", "args.cni")
-        self.dns: Final = _dns(doc, runtime)
-        self.requested_address: Final = _requested_address(runtime, conventional, args)
-        self.requested_mac: Final = _requested_mac(runtime, conventional, args)
-        self.prev_result: Final = _object(doc, "prevResult")
+        self.address: Final = _requested_address(runtime, conventional, args)
+        self.mac: Final = _requested_mac(runtime, conventional, args)
+        self.dns: Final = _requested_dns(runtime)
 
 
 def _undecodable(details: str) -> CniError:
@@ -258,7 +288,9 @@ def _refuse_unsupported(doc: Document) -> None:
                 f"remove {key} from the network configuration",
             )
     for capability, declared in _object(doc, "capabilities").items():
-        if declared is True and capability not in _CAPABILITIES:
+        if not isinstance(declared, bool | None):
+            raise _invalid(f"capabilities.{capability}", declared, "must be true or false")
+        if declared and capability not in _CAPABILITIES:
             raise CniError(
                 UNSUPPORTED_FIELD,
                 f"unsupported capability {dump(capability)} true: mycelium-cni has "
@@ -316,25 +348,28 @@ def _route(entry: Json, shown: str) -> Route:
     return Route(destination, metrics)
 
 
-def _dns(doc: Document, runtime: Document) -> Document:
-    """The result's `dns`: what the runtime wishes (it uses other key names), else the file's."""
-    wish = runtime.get("dns")
-    if isinstance(wish, dict):
-        folded = _folded(wish, "runtimeConfig.dns")
-        renamed = {"nameservers": "servers", "search": "searches", "options": "options"}
-        lists = {new: folded.get(old) for new, old in renamed.items()}
-        return {key: list(_strings(v, f"runtimeConfig.dns.{key}")) for key, v in lists.items() if v}
+def _dns(doc: Document) -> Document:
     dns = _object(doc, "dns")
     checked: Document = {}
     for key in ("nameservers", "search", "options"):
         if dns.get(key) is not None:
-            checked[key] = list(_strings(dns[key], f"dns.{key}"))
+            checked[key] = [*_strings(dns[key], f"dns.{key}")]
     domain = dns.get("domain")
     if domain is not None and not isinstance(domain, str):
         raise _invalid("dns.domain", domain, "must be a string")
     if domain:
         checked["domain"] = domain
     return checked
+
+
+def _requested_dns(runtime: Document) -> Document:
+    """The capability `dns`, which has other names for what a result calls nameservers and search."""
+    wish = _folded(_object(runtime, "dns", "runtimeConfig.dns"), "runtimeConfig.dns")
+    renamed = {"nameservers": "servers", "search": "searches", "options": "options"}
+    lists = {
+        new: _strings(wish.get(old), f"runtimeConfig.dns.{old}") for new, old in renamed.items()
+    }
+    return {key: [*values] for key, values in lists.items() if values}
 
 
 def _folded(doc: Document, shown: str) -> Document:
@@ -350,7 +385,6 @@ def _folded(doc: Document, shown: str) -> Document:
 def _requested_address(
     runtime: Document, conventional: Document, args: dict[str, str]
 ) -> bytes | None:
-    """Who asks last wins: the runtime's capability, `args.cni`, CNI_ARGS (CONVENTIONS.md)."""
     if runtime.get("ips"):
         key, wishes = "runtimeConfig.ips", _strings(runtime["ips"], "runtimeConfig.ips")
     elif conventional.get("ips"):
@@ -361,7 +395,7 @@ def _requested_address(
         return None
     if len(wishes) > 1:
         raise _invalid(key, list(wishes), "an attachment has one address")
-    bare, slash, length = wishes[0].strip().partition("/")
+    bare, slash, length = wishes[0].partition("/")
     if slash and length not in ("64", "128"):
         raise _invalid(key, wishes[0], "the prefix length must be 64 or 128, or left out")
     return _parsed(parse_address, key, bare)

@@ -43,6 +43,11 @@ class CniError(Exception):
         self.msg: Final = msg
         self.details: Final = details
 
+    def with_notes_of(self, error: BaseException) -> CniError:
+        """The same error, its details telling what `Undo` noted on `error`."""
+        notes = [self.details, *getattr(error, "__notes__", ())]
+        return CniError(self.code, self.msg, "; ".join([note for note in notes if note]))
+
 
 class Undo:
     """The steps taken so far, each beside its undo; on an exception they are undone, newest first.

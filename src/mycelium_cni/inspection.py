@@ -9,7 +9,13 @@ from __future__ import annotations
 
 from mycelium_cni import netlink as nl
 from mycelium_cni import subnet, sysctl
-from mycelium_cni.attachment import Attachment, format_address, format_mac, parse_prefix
+from mycelium_cni.attachment import (
+    Attachment,
+    format_address,
+    format_mac,
+    format_prefix,
+    parse_prefix,
+)
 from mycelium_cni.config import Config
 from mycelium_cni.datapath import Wiring
 from mycelium_cni.errors import ATTACHMENT_BROKEN, CniError
@@ -127,16 +133,20 @@ def _check_host(host: nl.Socket, host_link: Link, address: bytes, wiring: Wiring
 
 
 def _check_routes(pod: nl.Socket, pod_link: Link, result: Result, wiring: Wiring) -> None:
-    """Every route that is ours and that the result still lists, in whatever table it is by now."""
-    listed = {str(route.get("dst")) for route in result.routes}
-    for route in wiring.routes:
-        base, length = route.destination
-        dst = f"{format_address(base)}/{length}"
-        if dst not in listed:
+    """Every route that the result lists and that is ours, by destination or by gateway, must be
+    there, in whatever table it is by now."""
+    ours = {format_prefix(route.destination) for route in wiring.routes}
+    gateway = format_address(wiring.gateway)
+    for route in result.routes:
+        dst, gw = str(route.get("dst")), route.get("gw")
+        if gw != gateway and (gw or dst not in ours):
             continue
-        gateways = _routes(pod, route.destination, pod_link.index)
+        try:
+            gateways = _routes(pod, parse_prefix(dst), pod_link.index)
+        except ValueError as error:
+            raise _broken(f"the result has a route that is none: {error}") from None
         if wiring.gateway not in gateways:
-            raise _broken(f"{pod_link.name} has lost its route to {dst}")
+            raise _broken(f"{pod_link.name} has lost its route to {dst} via {gateway}")
 
 
 def _routes(socket: nl.Socket, destination: tuple[bytes, int], output: int) -> list[bytes]:

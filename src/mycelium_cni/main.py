@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import sys
-from posix import environ, read, write
+from posix import O_PATH, close, environ, open, read, write  # type: ignore[attr-defined,unused-ignore]
 
 from mycelium_cni import verbs
 from mycelium_cni.config import VERSIONS, Network
@@ -18,6 +18,7 @@ from mycelium_cni.errors import (
     __version__,
 )
 from mycelium_cni.jsontext import dump, parse
+from mycelium_cni.log import Log
 from mycelium_cni.request import Request
 
 TYPE_CHECKING = False
@@ -32,36 +33,49 @@ _VERSION_PATIENCE_MS = 500
 
 def main() -> int:
     """Serve one CNI call; the exit status is 1 exactly when the document is an error."""
-    request = None
+    _occupy_standard_streams()
     version = VERSIONS[-1]
+    log = None
     try:
         request = Request(environ)
         if not request.command:
             return _about()
         if request.command == "VERSION":
-            _say({"cniVersion": _asked_version(), "supportedVersions": list(VERSIONS)})
+            _say({"cniVersion": _asked_version(), "supportedVersions": [*VERSIONS]})
             return 0
         network = Network(_read_stdin())
         if network.cni_version in VERSIONS:
             version = network.cni_version
         if request.command not in _VERBS:
             raise CniError(INVALID_ENVIRONMENT, f"unknown CNI_COMMAND: {request.command}")
+        log = Log(f"{request.command} {request.container}", *network.log())
         network.require_version(request.command)
-        _VERBS[request.command](request, network)
+        log.write("info", _VERBS[request.command](request, network))
     except CniError as error:
-        return _fail(version, error)
+        return _fail(version, log, error.with_notes_of(error))
+    except OSError as error:
+        refused = CniError(KERNEL_REFUSED, str(error.strerror or error))
+        return _fail(version, log, refused.with_notes_of(error))
     except Exception as error:  # a runtime must be answered whatever happens
-        return _fail(version, _unforeseen(error))
+        bug = CniError(INTERNAL, f"bug in mycelium-cni: {type(error).__name__}: {error}")
+        return _fail(version, log, bug.with_notes_of(error))
     return 0
 
 
-_VERBS: dict[str, Callable[[Request, Network], None]] = {
+_VERBS: dict[str, Callable[[Request, Network], str]] = {
     "ADD": lambda request, network: verbs.add(request, network, _say),
     "DEL": verbs.delete,
     "CHECK": verbs.check,
     "GC": verbs.gc,
     "STATUS": verbs.status,
 }
+
+
+def _occupy_standard_streams() -> None:
+    """Whoever closes our standard streams must not have the next socket take their place."""
+    while (fd := open("/", O_PATH)) < 3:
+        pass
+    close(fd)
 
 
 def _read_stdin() -> bytes:
@@ -111,22 +125,17 @@ def _say(document: Document) -> None:
         text = text[write(1, text) :]
 
 
-def _fail(version: str, error: CniError) -> int:
+def _fail(version: str, log: Log | None, error: CniError) -> int:
     document: Document = {"cniVersion": version, "code": error.code, "msg": error.msg}
     if error.details:
         document["details"] = error.details
+    if log:
+        log.write("error", f"code {error.code}: {error.msg}")
     try:
         _say(document)
     except OSError:
         return 1  # nobody listens; the exit status speaks
     return 1
-
-
-def _unforeseen(error: Exception) -> CniError:
-    notes = "; ".join(getattr(error, "__notes__", ()))
-    if isinstance(error, OSError):
-        return CniError(KERNEL_REFUSED, str(error.strerror or error), notes)
-    return CniError(INTERNAL, f"bug in mycelium-cni: {type(error).__name__}: {error}", notes)
 
 
 def _about() -> int:

@@ -66,7 +66,7 @@ def check_ifname(name: str) -> None:
     details = ""
     if not name:
         msg = "interface name is empty"
-    elif len(name.encode("utf-8", "surrogateescape")) > 15:
+    elif len(name.encode("utf-8", "surrogatepass")) > 15:
         msg = "interface name is too long"
         details = "interface name should be less than 16 characters"
     elif name in (".", ".."):

@@ -41,11 +41,13 @@ class Result:
         self.interfaces: Final = _entries(prev_result, "interfaces")
         self.ips: Final = _entries(prev_result, "ips")
         self.routes: Final = _entries(prev_result, "routes")
-        dns = prev_result.get("dns")
-        self.dns: Document = dns if isinstance(dns, dict) else {}
+        dns = prev_result.get("dns") or {}
+        if not isinstance(dns, dict):
+            raise _no_result("dns must be an object")
+        self.dns: Document = dns
         for family in ("ip4", "ip6"):  # the shape of 0.1.0 and 0.2.0
             old = prev_result.get(family)
-            if isinstance(old, dict) and old.get("ip"):
+            if isinstance(old, dict) and isinstance(old.get("ip"), str):
                 self.ips.append({"address": old["ip"], "gateway": old.get("gateway")})
                 self.routes.extend(_entries(old, "routes"))
 
@@ -96,13 +98,33 @@ def _is_v6(entry: Document, key: str) -> bool:
     return ":" in str(entry.get(key))
 
 
+# The words of which we, or the plugins behind us, make something.
+_TYPES: dict[str, dict[str, type]] = {
+    "interfaces": {"name": str, "mac": str, "sandbox": str},
+    "ips": {"address": str, "gateway": str, "interface": int},
+    "routes": {"dst": str, "gw": str},
+}
+
+
 def _entries(document: Document, key: str) -> list[Document]:
     listed: Json = document.get(key)
     if listed is None:
         return []
-    if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
-        raise CniError(INVALID_CONFIG, f"invalid prevResult: {key} must be a list of objects")
-    return [entry for entry in listed if isinstance(entry, dict)]
+    if not isinstance(listed, list):
+        raise _no_result(f"{key} must be a list of objects")
+    entries = []
+    for entry in listed:
+        if not isinstance(entry, dict):
+            raise _no_result(f"{key} must be a list of objects")
+        for word, kind in _TYPES[key].items():
+            if not isinstance(entry.get(word), kind | None):
+                raise _no_result(f"{key} has an entry with a {word} that is no {kind.__name__}")
+        entries.append(entry)
+    return entries
+
+
+def _no_result(what: str) -> CniError:
+    return CniError(INVALID_CONFIG, f"invalid prevResult: {what}")
 
 
 def _without(entry: Document, words: tuple[str, ...]) -> Document:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """ADD, DEL, CHECK, GC and STATUS as five functions that read like the specification.
 
-https://github.com/containernetworking/cni/blob/main/SPEC.md, section "CNI Operations".
+https://github.com/containernetworking/cni/blob/main/SPEC.md, section "CNI Operations". Each returns
+what it did, in words for the log, and raises CniError or OSError.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from mycelium_cni.attachment import (
     random_address,
     stable_address,
 )
-from mycelium_cni.config import Config, Network
+from mycelium_cni.config import Config, Network, Wishes
 from mycelium_cni.errors import (
     ADDRESS_TAKEN,
     INVALID_CONFIG,
@@ -40,9 +41,10 @@ if TYPE_CHECKING:
     from mycelium_cni.request import Request
 
 
-def add(request: Request, network: Network, reply: Callable[[Document], None]) -> None:
+def add(request: Request, network: Network, reply: Callable[[Document], None]) -> str:
     """Attach the pod to Mycelium and reply with what was made, or leave everything as it was."""
-    config = Config(network, request.args)
+    config = Config(network)
+    wishes = Wishes(network, request.args)
     result = Result(config.prev_result, network.cni_version)
     attachment = Attachment(network.name, request.container, request.ifname)
     pod_link = _pod_link(request, config, result)
@@ -50,8 +52,8 @@ def add(request: Request, network: Network, reply: Callable[[Document], None]) -
     host = nl.Socket()
     pod_netns, home = _open_netns(request, host)
     node = subnet.find(host, config)
-    candidates = _candidates(request, network, config, node)
-    pod_mac = config.requested_mac or attachment.pod_mac
+    candidates = _candidates(request, network, config, wishes, node)
+    pod_mac = wishes.mac or attachment.pod_mac
     mtu = config.mtu or node.mtu
 
     try:
@@ -93,27 +95,29 @@ def add(request: Request, network: Network, reply: Callable[[Document], None]) -
                     for route in wiring.routes
                 ],
             )
-            result.dns = config.dns or result.dns
+            result.dns = wishes.dns or config.dns or result.dns
             reply(result.speak(network.cni_version))
     except OSError as error:
-        raise CniError(
-            KERNEL_REFUSED, f"cannot attach {attachment}: {error.strerror}", _notes(error)
-        ) from None
+        refused = CniError(KERNEL_REFUSED, f"cannot attach {attachment}: {error.strerror}")
+        raise refused.with_notes_of(error) from None
+    return f"address {format_address(address)} on {attachment.host_link}"
 
 
-def delete(request: Request, network: Network) -> None:
+def delete(request: Request, network: Network) -> str:
     """Remove an attachment. It is found by its name, so neither the pod's namespace nor a previous
     result, the daemon or the rest of the configuration is needed. What is gone is gone."""
     host = nl.Socket()
     attachment = Attachment(network.name, request.container, request.ifname)
     link = find_link(host, attachment.host_link)
-    if link:
-        datapath.delete_links(host, [link.index])
+    if link is None:
+        return "nothing was there"
+    datapath.delete_links(host, [link.index])
+    return f"{link.name} is gone"
 
 
-def check(request: Request, network: Network) -> None:
+def check(request: Request, network: Network) -> str:
     """Confirm that the attachment is what ADD made, as the chain's final result describes it."""
-    config = Config(network, request.args)
+    config = Config(network)
     if not config.prev_result:
         raise CniError(INVALID_CONFIG, "required prevResult missing", "CHECK follows ADD")
     result = Result(config.prev_result, network.cni_version)
@@ -123,9 +127,10 @@ def check(request: Request, network: Network) -> None:
         pod = nl.Socket()
     attachment = Attachment(network.name, request.container, request.ifname)
     inspection.inspect(host, pod, config, attachment, result, request.netns)
+    return "as ADD made it"
 
 
-def gc(_: Request, network: Network) -> None:
+def gc(_: Request, network: Network) -> str:
     """Remove every attachment of this network that the runtime does not list as valid."""
     valid = {
         Attachment(network.name, container, ifname).host_link
@@ -133,14 +138,15 @@ def gc(_: Request, network: Network) -> None:
     }
     host = nl.Socket()
     links = datapath.attachments(host, network.name)
-    stale = [link.index for link in links if link.name not in valid]
+    stale = [link for link in links if link.name not in valid]
     if stale:
-        datapath.delete_links(host, stale)
+        datapath.delete_links(host, [link.index for link in stale])
+    return f"{len(stale)} stale: {' '.join([link.name for link in stale])}"
 
 
-def status(request: Request, network: Network) -> None:
+def status(_: Request, network: Network) -> str:
     """Confirm that ADD can be served. Asks the kernel alone: a kubelet asks every five seconds."""
-    config = Config(network, request.args)
+    config = Config(network)
     host = nl.Socket()
     try:
         subnet.find(host, config)
@@ -148,6 +154,7 @@ def status(request: Request, network: Network) -> None:
         # Without the overlay live pods are cut off too; where sources disagree, only new ones.
         code = LIMITED_CONNECTIVITY if error.code == TRY_AGAIN_LATER else PLUGIN_NOT_AVAILABLE
         raise CniError(code, error.msg, error.details) from None
+    return "ready"
 
 
 def _pod_link(request: Request, config: Config, result: Result) -> str:
@@ -181,23 +188,23 @@ def _open_netns(request: Request, host: nl.Socket) -> tuple[int, int]:
 
 
 def _candidates(
-    request: Request, network: Network, config: Config, node: subnet.Node
+    request: Request, network: Network, config: Config, wishes: Wishes, node: subnet.Node
 ) -> list[bytes]:
     """The addresses to try, in order: one that was asked for, or is always this pod's, or random
     ones (of 2^48, so the second is for the one case in a lifetime)."""
     own = (node.address, node.gateway, node.subnet + bytes(8))
-    wanted = config.requested_address
+    wanted = wishes.address
     if wanted:
         text = format_address(wanted)
         if wanted[:8] != node.subnet:
             prefix = format_prefix((node.subnet + bytes(8), 64))
             raise CniError(
                 INVALID_CONFIG,
-                f"requested address {text} is not in the node's subnet {prefix}",
+                f"requested IP {text} is not in the node's subnet {prefix}",
                 "a pod's address must come from the node it runs on",
             )
         if wanted in own:
-            raise CniError(ADDRESS_TAKEN, f"requested address {text} is the node's own")
+            raise CniError(ADDRESS_TAKEN, f"requested IP {text} is the node's own")
         return [wanted]
     if config.addressing == "stable":
         namespace = request.args.get("K8S_POD_NAMESPACE", "")
@@ -230,7 +237,3 @@ def _reserve(
         else:
             return address
     raise AssertionError("no candidates")
-
-
-def _notes(error: BaseException) -> str:
-    return "; ".join(getattr(error, "__notes__", ()))
