@@ -92,7 +92,7 @@ def _overview() -> str:
             *lines,
             "",
             f"`{PROGRAM} COMMAND --help` explains a command, with an example.",
-            "A container runtime calls the same executable with CNI_COMMAND set; then it is the",
-            "plugin, and arguments are ignored.",
+            "A container runtime calls the same executable with CNI_COMMAND set: then it is",
+            "the plugin, and arguments are ignored.",
         )
     )

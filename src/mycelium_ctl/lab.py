@@ -517,15 +517,21 @@ class Lab:
 def _remove(name: str) -> None:
     namespaces = sorted(NETNS_DIRECTORY.glob(f"{name}-*"))
     for number in (signal.SIGTERM, signal.SIGKILL):
-        for pid in _processes_in(namespaces):
-            with suppress(ProcessLookupError):
-                os.kill(pid, number)
         with suppress(LabError):  # then the stronger signal
-            await_fact(lambda: not _processes_in(namespaces), "the lab's processes", within_s=2)
+            await_fact(partial(_all_ended, namespaces, number), "the processes' end", within_s=2)
             break
     if namespaces:
         _ip("-batch", "-", lines=[f"netns del {path.name}" for path in namespaces])
     shutil.rmtree(STATE_DIRECTORY / name, ignore_errors=True)
+
+
+def _all_ended(namespaces: Sequence[Path], number: int) -> bool:
+    """Send a signal to all who are left, also to those who came in since the last time."""
+    left = _processes_in(namespaces)
+    for pid in left:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
+    return not left
 
 
 def _processes_in(namespaces: Sequence[Path]) -> list[int]:

@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The demo as a stranger runs it: the executable, in a pipe and in a terminal, and interrupted."""
+
+from __future__ import annotations
+
+import fcntl
+import ipaddress
+import json
+import os
+import pty
+import re
+import shlex
+import signal
+import struct
+import subprocess
+import termios
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mycelium_ctl.lab import Lab, OverlayKind, find_daemon
+
+KINDS: list[OverlayKind] = ["stand-in", "daemon"] if find_daemon() else ["stand-in"]
+OVERLAY = ipaddress.IPv6Network("400::/7")
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays() -> Any:
+    """No lab more after a test than before it."""
+    before = set(Lab.names())
+    yield
+    assert set(Lab.names()) <= before
+    assert not [path for path in Path("/run/netns").glob("myclab-*") if _lab_of(path) not in before]
+
+
+def _lab_of(namespace: Path) -> str:
+    return "-".join(namespace.name.split("-")[:2])
+
+
+def environment(kind: OverlayKind) -> dict[str, str]:
+    """This one, in which the demo finds just the overlay asked for."""
+    here = {key: value for key, value in os.environ.items() if key != "MYCELIUM_BIN"}
+    if kind == "daemon":
+        return here | {"MYCELIUM_BIN": str(find_daemon())}
+    places = here["PATH"].split(":")
+    return here | {"PATH": ":".join(p for p in places if not Path(p, "mycelium").exists())}
+
+
+def run(argv: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(argv, capture_output=True, text=True, check=False, **options)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_everybody_answers_in_both_modes_within_seconds(
+    command: list[str], kind: OverlayKind
+) -> None:
+    done = run([*command, "demo", "--json"], env=environment(kind))
+    assert (done.returncode, done.stderr) == (0, "")
+    document = json.loads(done.stdout)
+    assert document["overlay"] == kind
+    assert document["ok"] is True
+    assert document["seconds"] < 20
+    left, right = document["nodes"]
+    assert (left["mode"], right["mode"]) == ("routed", "bridge")
+    homes = {pod["name"]: node["name"] for node in document["nodes"] for pod in node["pods"]}
+    homes |= {"left": "left", "right": "right"}
+    asked = {(answer["what"], answer["source"], answer["target"]) for answer in document["answers"]}
+    assert all(answer["ok"] and answer["milliseconds"] > 0 for answer in document["answers"])
+    pings = {(source, target) for what, source, target in asked if what == "ping"}
+    pods = homes.keys() - {"left", "right"}
+    for mode_home in ("left", "right"):
+        assert any(
+            {source, target} <= pods and homes[source] == homes[target] == mode_home
+            for source, target in pings
+        ), f"pod to pod on {mode_home}"
+        assert any((mode_home, pod) in pings for pod in pods), f"node {mode_home} to a pod"
+    for what in ("ping", "http"):
+        ways = {(homes[source], homes[target]) for kind, source, target in asked if kind == what}
+        assert {("left", "right"), ("right", "left")} <= ways, f"{what} both ways across"
+
+
+def test_in_a_pipe_it_prints_plain_lines(command: list[str]) -> None:
+    done = run([*command, "demo"])
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.isprintable() is False  # newlines
+    assert all(line.isprintable() and line.isascii() for line in done.stdout.splitlines())
+    assert re.search(r"^ping  web -> api  [0-9.]+ ms$", done.stdout, re.MULTILINE)
+    assert re.search(r"^left/web  eth0  [45][0-9a-f:]+/128  myc\w{12}$", done.stdout, re.MULTILINE)
+    assert done.stdout.splitlines()[-1].startswith("All answered")
+
+
+@pytest.mark.parametrize(("columns", "beside"), [(130, True), (80, False), (60, False)])
+def test_a_terminal_shows_the_nodes_as_a_picture(
+    command: list[str], columns: int, beside: bool
+) -> None:
+    code, shown = in_terminal([*command, "demo"], columns)
+    assert code == 0
+    frame = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown).rpartition("two nodes")[2]
+    assert "left · routed mode" in frame
+    assert "right · bridge mode" in frame
+    assert "mycelium-br" in frame
+    assert ("◀─ overlay ─▶" in frame) is beside
+    for pod in ("web", "db", "api", "cache"):
+        assert re.search(rf"── eth0 {pod}\b", frame)
+    assert "All answered" in frame
+    assert all(len(line) <= columns for line in frame.splitlines()[1:])
+
+
+def in_terminal(argv: list[str], columns: int) -> tuple[int, str]:
+    """Run a program in a terminal of that width; its exit code and all that it wrote."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 50, columns, 0, 0))
+    plain = {"TERM": "xterm-256color", "LANG": "C.UTF-8", "PYTHONUTF8": "1"}
+    with subprocess.Popen(argv, stdin=theirs, stdout=theirs, env=os.environ | plain) as program:
+        os.close(theirs)
+        shown = b""
+        while True:
+            try:
+                chunk = os.read(ours, 65536)
+            except OSError:  # EIO: the last one at the other end has closed it
+                break
+            shown += chunk
+        program.wait(10)
+    os.close(ours)
+    return program.returncode, shown.decode()
+
+
+MOMENTS = ("two nodes", "an overlay", "pods web", "pods api", "ping  left", "HTTP", "http  right")
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_ctrl_c_at_any_moment_ends_it_clean(command: list[str], moment: str) -> None:
+    with subprocess.Popen(
+        [*command, "demo"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as program:
+        assert program.stdout is not None
+        assert program.stderr is not None
+        while not (line := program.stdout.readline()).startswith(moment):
+            assert line, "the demo ended too early"
+        os.killpg(program.pid, signal.SIGINT)  # as the terminal does: to all in the foreground
+        _, errors = program.communicate(timeout=20)
+        assert program.returncode == 130
+        assert errors.strip() == ""
+
+
+def test_sigterm_ends_it_clean(command: list[str]) -> None:
+    with subprocess.Popen([*command, "demo"], stdout=subprocess.PIPE, text=True) as program:
+        assert program.stdout is not None
+        program.stdout.readline()
+        program.terminate()
+        program.communicate(timeout=20)
+        assert program.returncode == 128 + signal.SIGTERM
+
+
+def test_what_is_kept_is_as_shown_and_goes_when_told(command: list[str]) -> None:
+    document = json.loads(run([*command, "demo", "--json", "--keep"]).stdout)
+    try:
+        for node in document["nodes"]:
+            links = addresses(node["netns"])
+            assert node["address"] in links[node["interface"]]
+            assert (node["bridge"] in links) is (node["mode"] == "bridge")
+            for pod in node["pods"]:
+                assert pod["address"] in addresses(pod["netns"])[pod["link"]]
+                assert pod["host_link"] in links
+                assert ipaddress.ip_interface(pod["address"]).ip in ipaddress.ip_network(
+                    re.sub("/7$", "/64", node["address"]), strict=False
+                )
+    finally:
+        done = run([*command, "demo", "--remove", document["name"]])
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def addresses(netns: str) -> dict[str, list[str]]:
+    shown = subprocess.check_output(["nsenter", f"--net={netns}", "ip", "-j", "addr"])
+    return {
+        link["ifname"]: [f"{entry['local']}/{entry['prefixlen']}" for entry in link["addr_info"]]
+        for link in json.loads(shown)
+    }
+
+
+def test_the_ways_in_that_it_prints_work_as_printed(command: list[str]) -> None:
+    lines = run([*command, "demo", "--keep"]).stdout.splitlines()
+    told = [line.strip() for line in lines if line.startswith("  ")]
+    enter = [shlex.split(line, comments=True) for line in told if line.startswith("nsenter")]
+    (ping,) = [line for line in told if line.startswith("ping")]
+    (curl,) = [line for line in told if line.startswith("curl")]
+    (remove,) = [line for line in told if line.startswith("mycelium-cni demo --remove")]
+    try:
+        assert len(enter) == 4
+        for argv in enter:
+            assert run([*argv, "-c", "ip -j link"]).returncode == 0
+        (web,) = [argv for argv in enter if argv[1].endswith("-left-web")]
+        assert run([*web, "-c", f"{ping} -c1 -W1"]).returncode == 0
+        assert "This is api" in run([*web, "-c", curl]).stdout
+    finally:
+        done = run([*command, *remove.split()[1:]])
+    assert done.returncode == 0
+
+
+def test_a_missing_answer_is_shown_and_is_exit_code_1(command: list[str], tmp_path: Path) -> None:
+    """The pings to pods fail, and nothing else."""
+    ping = tmp_path / "ping"
+    ping.write_text('#!/bin/sh\ncase "$*" in *:ff0f:*) exit 1;; esac\nexec /bin/ping "$@"\n')
+    ping.chmod(0o755)
+    env = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = run([*command, "demo"], env=env)
+    assert done.returncode == 1
+    assert "ping  web -> db  no answer" in done.stdout
+    assert "8 of 11 did not answer" in done.stdout
+    document = json.loads(run([*command, "demo", "--json"], env=env).stdout)
+    assert document["ok"] is False
+
+
+def refusal(argv: list[str], **options: Any) -> str:
+    """The one line on standard error of a demo that cannot be."""
+    done = run(argv, **options)
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    return line
+
+
+def test_an_add_that_fails_is_told_in_the_plugins_words(command: list[str]) -> None:
+    """/proc/sys is read-only, as in a container: the node's forwarding cannot be switched on."""
+    script = 'mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && exec "$@"'
+    done = run(["unshare", "--mount", "sh", "-c", script, "sh", *command, "demo"])
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("mycelium-cni demo: the plugin failed: ")
+    assert "Read-only file system" in line
+
+
+def test_without_root_it_says_so(command: list[str]) -> None:
+    assert "sudo" in refusal(["unshare", "--user", *command, "demo"])
+
+
+def test_without_tun_it_says_so(command: list[str]) -> None:
+    hide = 'mount -t tmpfs none /dev/net && exec "$@"'
+    line = refusal(["unshare", "--mount", "sh", "-c", hide, "sh", *command, "demo"])
+    assert "modprobe tun" in line
+
+
+def test_without_namespaces_it_says_so(command: list[str]) -> None:
+    drop = ["setpriv", "--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin"]
+    assert "--privileged" in refusal([*drop, *command, "demo"])
+
+
+def test_a_daemon_that_is_not_there_is_said(command: list[str]) -> None:
+    line = refusal([*command, "demo"], env=os.environ | {"MYCELIUM_BIN": "/nowhere/mycelium"})
+    assert "MYCELIUM_BIN=/nowhere/mycelium" in line
+
+
+def test_a_lab_that_is_not_there_cannot_be_removed(command: list[str]) -> None:
+    assert "there is no lab" in refusal([*command, "demo", "--remove", "myclab-nothing"])

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operator's tool as a shell sees it: what it prints where, and its exit codes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from mycelium_ctl import cli
+from mycelium_ctl.errors import ToolError
+
+
+def run(command: list[str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("asked", ["--help", "-h", "help"])
+def test_help_lists_every_command(command: list[str], asked: str) -> None:
+    done = run(command, asked)
+    assert (done.returncode, done.stderr) == (0, "")
+    for name, (_, summary) in cli.COMMANDS.items():
+        assert any(
+            line.split()[:1] == [name] and summary in line for line in done.stdout.split("\n")
+        )
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_has_help_with_an_example(command: list[str], name: str) -> None:
+    done = run(command, name, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"\n    mycelium-cni {name}" in done.stdout
+
+
+def test_every_command_fits_a_terminal_of_80_columns_in_the_overview(command: list[str]) -> None:
+    assert max(map(len, run(command, "--help").stdout.splitlines())) <= 80
+
+
+def test_version_is_the_plugins(command: list[str]) -> None:
+    about = subprocess.run(
+        command, env={"CNI_COMMAND": ""}, capture_output=True, text=True, check=True
+    ).stderr
+    version = run(command, "--version").stdout.split()[-1]
+    assert version in about
+
+
+def test_an_unknown_command_is_refused_with_the_nearest_one(command: list[str]) -> None:
+    done = run(command, "dmeo")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "mycelium-cni: there is no command dmeo; did you mean demo?\n"
+    assert "--help" in run(command, "quite-something-else").stderr
+
+
+def test_an_unknown_argument_is_refused(command: list[str]) -> None:
+    done = run(command, "demo", "--nothing")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--nothing" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+class Broken:
+    """A command that ends with an exception."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def configure(self, parser: object) -> None:
+        pass
+
+    def run(self, arguments: object) -> int:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (
+            ToolError("no bridge: run `mycelium-cni setup`"),
+            1,
+            "no bridge: run `mycelium-cni setup`",
+        ),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_how_a_command_ends(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+    code: int,
+    said: str,
+) -> None:
+    monkeypatch.setitem(sys.modules, "broken", Broken(error))  # type: ignore[arg-type]
+    monkeypatch.setitem(cli.COMMANDS, "broken", ("broken", "breaks"))
+    assert cli.main(["broken"]) == code
+    assert capsys.readouterr().err.strip().removeprefix("mycelium-cni broken: ") == said
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "broken", Broken(ZeroDivisionError()))  # type: ignore[arg-type]
+    monkeypatch.setitem(cli.COMMANDS, "broken", ("broken", "breaks"))
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["broken"])
+
+
+def test_a_reader_that_has_enough_gets_no_complaint(command: list[str]) -> None:
+    script = '"$@" | head -n 0; exit ${PIPESTATUS[0]}'
+    argv = ["bash", "-c", script, "bash", *command, "demo", "--help"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+
+
+def test_only_the_chosen_commands_module_is_imported() -> None:
+    program = (
+        "import sys; from mycelium_ctl import cli; cli.main(['--help'])\n"
+        "sys.exit(' '.join(m for m in sys.modules if m.startswith('mycelium_ctl.')))"
+    )
+    done = run([sys.executable, "-c"], program)
+    assert set(done.stderr.split()) == {"mycelium_ctl.cli", "mycelium_ctl.errors"}
