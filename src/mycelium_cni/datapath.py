@@ -51,8 +51,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final, NoReturn
 
-# Who made a route or a neighbour (`ip route show proto 77`); rt_protos leaves the number free.
+# Who made a route, a neighbour or an address of the node (`ip route show proto 77`); rt_protos
+# leaves the number free. `mycelium-cni teardown` takes back what carries it.
 PROTOCOL = 77
+BRIDGE_ALIAS = "mycelium-cni: made for pods, gone with `mycelium-cni teardown`"
 
 LINK_LOCAL_GATEWAY = b"\xfe\x80" + bytes(13) + b"\x01"
 
@@ -61,7 +63,7 @@ _NO_LINK_LOCAL: nl.Attribute = (
     [(nl.AF_INET6, [(nl.IFLA_INET6_ADDR_GEN_MODE, nl.IN6_ADDR_GEN_MODE_NONE)])],
 )
 # A route is chosen by metric only among routes to the same prefix: this one loses to any other.
-_WORST_METRIC = 0xFFFFFFFF
+WORST_METRIC = 0xFFFFFFFF
 _CARRIER_TIMEOUT_S = 1.0
 
 
@@ -142,18 +144,23 @@ def ensure_bridge(host: nl.Socket, name: str, node: Node, undo: Undo) -> int:
             # To ask for a pod's MAC on behalf of a remote sender the kernel needs a link-local
             # address that is not tentative; the one it would make itself is, for a second.
             host.request(
-                nl.link(nl.RTM_NEWLINK, f"configure {name}", _NO_LINK_LOCAL, index=index),
+                nl.link(
+                    nl.RTM_NEWLINK,
+                    f"configure {name}",
+                    _NO_LINK_LOCAL,
+                    (nl.IFLA_IFALIAS, BRIDGE_ALIAS.encode()),
+                    index=index,
+                ),
                 nl.address(
                     nl.RTM_NEWADDR, f"add fe80::1 dev {name}", index, LINK_LOCAL_GATEWAY, 64
                 ),
             )
     index = bridge.index
     gateway = format_address(node.gateway)
-    if host.ensure(
-        nl.address(nl.RTM_NEWADDR, f"address {gateway} of {name}", index, node.gateway, 64)
-    )[0]:
-        drop = nl.address(nl.RTM_DELADDR, f"address {gateway} of {name}", index, node.gateway, 64)
-        undo.push(host.request, drop)
+    what = f"address {gateway} of {name}"
+    add = nl.address(nl.RTM_NEWADDR, what, index, node.gateway, 64, protocol=PROTOCOL)
+    if host.ensure(add)[0]:
+        undo.push(host.request, nl.address(nl.RTM_DELADDR, what, index, node.gateway, 64))
     if not bridge.up:
         undo.push(host.request, _set_up(index, name, up=False))
         host.request(_set_up(index, name))
@@ -392,14 +399,21 @@ def prepare_node(host: nl.Socket, node: Node, undo: Undo) -> None:
         raise CniError(NODE_MISCONFIGURED, "link lo is down: run `ip link set lo up`")
     own, subnet = format_address(node.address), (node.subnet + bytes(8), 64)
     standing = [
-        _unreachable(MYCELIUM, _WORST_METRIC),
+        _unreachable(MYCELIUM, WORST_METRIC),
         _unreachable(subnet, 1024),
         # The daemon takes its address with it when it stops. Probes of pods, and the preferred
         # source of their routes, need it meanwhile.
-        nl.address(nl.RTM_NEWADDR, f"add address {own} dev lo", lo.index, node.address, 128),
+        nl.address(
+            nl.RTM_NEWADDR,
+            f"add address {own} dev lo",
+            lo.index,
+            node.address,
+            128,
+            protocol=PROTOCOL,
+        ),
     ]
     undone = [
-        _unreachable(MYCELIUM, _WORST_METRIC, nl.RTM_DELROUTE),
+        _unreachable(MYCELIUM, WORST_METRIC, nl.RTM_DELROUTE),
         _unreachable(subnet, 1024, nl.RTM_DELROUTE),
         nl.address(nl.RTM_DELADDR, f"delete address {own} dev lo", lo.index, node.address, 128),
     ]
@@ -430,7 +444,7 @@ def _ensure_forwarding(host: nl.Socket, undo: Undo) -> None:
     forwarding = sysctl.conf("all", "forwarding")
     if sysctl.get(forwarding) != "0":
         return
-    for name in _links_with_ra_routes(host):
+    for name in links_with_ra_routes(host):
         accept_ra = sysctl.conf(name, "accept_ra")
         before = sysctl.get(accept_ra)
         if before == "1":
@@ -440,7 +454,8 @@ def _ensure_forwarding(host: nl.Socket, undo: Undo) -> None:
     sysctl.put(forwarding, "1")
 
 
-def _links_with_ra_routes(host: nl.Socket) -> list[str]:
+def links_with_ra_routes(host: nl.Socket) -> list[str]:
+    """The links over which router advertisements gave the node routes."""
     header = nl.RTMSG.pack(nl.AF_INET6, 0, 0, 0, 0, nl.RTPROT_RA, 0, 0, 0)
     indexes = set()
     for payload in host.dump(nl.Message(nl.RTM_GETROUTE, 0, header, "read routes")):

@@ -51,7 +51,7 @@ IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE = 8, b"\x01"
 IFF_UP = 1
 IF_OPER_UP = 6
 
-IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
+IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS, IFA_PROTO = 1, 2, 8, 11
 IFA_F_NODAD, IFA_F_DADFAILED, IFA_F_TENTATIVE, IFA_F_NOPREFIXROUTE = 0x02, 0x08, 0x40, 0x200
 
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY = 1, 4, 5, 6
@@ -168,13 +168,19 @@ def link_property(kind: int, what: str, index: int, altname: str) -> Message:
     )
 
 
-def address(kind: int, what: str, index: int, local: bytes, prefixlen: int) -> Message:
-    """RTM_{NEW,DEL}ADDR of an IPv6 address that never is tentative (IFA_F_NODAD)."""
+def address(
+    kind: int, what: str, index: int, local: bytes, prefixlen: int, *, protocol: int = 0
+) -> Message:
+    """RTM_{NEW,DEL}ADDR of an IPv6 address that never is tentative (IFA_F_NODAD). `protocol` marks
+    whose it is; kernels before 5.18 ignore that."""
     flags = NLM_F_CREATE | NLM_F_EXCL if kind == RTM_NEWADDR else 0
     body = IFADDRMSG.pack(AF_INET6, prefixlen, 0, RT_SCOPE_UNIVERSE, index)
     # IFA_LOCAL alone says it all for IPv6; IFA_F_NODAD fits the header's byte, but only IFA_FLAGS
     # is what `ip` sends.
-    return Message(kind, flags, body + encode(((IFA_LOCAL, local), (IFA_FLAGS, IFA_F_NODAD))), what)
+    attributes: list[Attribute] = [(IFA_LOCAL, local), (IFA_FLAGS, IFA_F_NODAD)]
+    if protocol:
+        attributes.append((IFA_PROTO, bytes((protocol,))))
+    return Message(kind, flags, body + encode(attributes), what)
 
 
 def neighbour(
