@@ -82,11 +82,15 @@ def stable_address(subnet: bytes, *owner: str) -> bytes:
 
 
 def parse_address(text: str) -> bytes:
-    """The 16 bytes of an IPv6 address; raises ValueError. No zone, no prefix length, no IPv4."""
+    """The 16 bytes of an IPv6 address; raises ValueError. No zone, no prefix length, and no IPv4 in
+    disguise (::ffff:192.0.2.1), which every Go program prints and treats as IPv4."""
     try:
-        return inet_pton(AF_INET6, text)
+        address = inet_pton(AF_INET6, text)
     except (OSError, ValueError):  # ValueError: NUL or no ASCII
-        raise ValueError(f"{text!a} is not an IPv6 address") from None
+        address = _V4_MAPPED
+    if address.startswith(_V4_MAPPED):
+        raise ValueError(f"{text!a} is not an IPv6 address")
+    return address
 
 
 def parse_prefix(text: str) -> tuple[bytes, int]:
@@ -127,6 +131,7 @@ def on_mycelium(address: bytes) -> bool:
     return address[0] & 0xFE == 0x04
 
 
+_V4_MAPPED = bytes(10) + b"\xff\xff"
 _HEX = frozenset("0123456789abcdefABCDEF")
 
 

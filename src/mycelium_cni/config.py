@@ -281,7 +281,7 @@ def _integer(doc: Document, key: str, low: int, high: int, shown: str = "") -> i
 def _refuse_unsupported(doc: Document) -> None:
     for key, default in _NOT_YET.items():
         value = doc.get(key)
-        if value is not None and value != default:
+        if value is not None and dump(value) != dump(default):  # 0 == False, for Python
             raise CniError(
                 UNSUPPORTED_FIELD,
                 f"unsupported {key} {dump(value)}: this release only knows {dump(default)}",

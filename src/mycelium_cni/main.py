@@ -126,9 +126,9 @@ def _say(document: Document) -> None:
 
 
 def _fail(version: str, log: Log | None, error: CniError) -> int:
-    document: Document = {"cniVersion": version, "code": error.code, "msg": error.msg}
+    document: Document = {"cniVersion": version, "code": error.code, "msg": _one_line(error.msg)}
     if error.details:
-        document["details"] = error.details
+        document["details"] = _one_line(error.details)
     if log:
         log.write("error", f"code {error.code}: {error.msg}")
     try:
@@ -136,6 +136,11 @@ def _fail(version: str, log: Log | None, error: CniError) -> int:
     except OSError:
         return 1  # nobody listens; the exit status speaks
     return 1
+
+
+def _one_line(text: str) -> str:
+    """A stranger's names may hold anything; an event in Kubernetes is one line of plain text."""
+    return "".join([c if c.isprintable() else ascii(c)[1:-1] for c in text])
 
 
 def _about() -> int:

@@ -75,6 +75,8 @@ def check_ifname(name: str) -> None:
         msg = "interface name contains / or : or whitespace characters"
     elif "%" in name or not name.isprintable():
         msg = "interface name contains % or characters that cannot be printed"
+    elif b"\xa0" in name.encode():
+        msg = "interface name contains a byte a0, which the kernel takes for a space"
     elif name in ("lo", "all", "default"):
         msg = f"interface name {name} is the kernel's own"
     else:
