@@ -261,6 +261,11 @@ def connect_host(host: nl.Socket, pair: Pair, plan: Plan, address: bytes) -> Non
     name, text, wiring = plan.attachment.host_link, format_address(address), plan.wiring
     for switch, value in wiring.host_switches.items():
         sysctl.put(sysctl.conf(name, switch), value)
+    if not wiring.bridge:
+        # The pod's neighbour entry may change its MAC, so it ages, and the kernel asks the pod
+        # whether it is there. It asks in vain: a link without an address has nobody to ask as.
+        # Three questions, and the pod would be deaf; at one per second these last 31 years.
+        sysctl.put(f"neigh/{name}/ucast_solicit", "1000000000")
     batch = [
         # In a message of its own: together with IFF_UP the kernel would set it too late.
         nl.link(nl.RTM_NEWLINK, f"configure {name}", _NO_LINK_LOCAL, index=pair.host),
