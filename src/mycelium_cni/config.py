@@ -363,13 +363,12 @@ def _dns(doc: Document) -> Document:
 
 
 def _requested_dns(runtime: Document) -> Document:
-    """The capability `dns`, which has other names for what a result calls nameservers and search."""
-    wish = _folded(_object(runtime, "dns", "runtimeConfig.dns"), "runtimeConfig.dns")
+    """The capability `dns`; it has other names for a result's nameservers and search."""
+    shown = "runtimeConfig.dns"
+    wish = _folded(_object(runtime, "dns", shown), shown)
     renamed = {"nameservers": "servers", "search": "searches", "options": "options"}
-    lists = {
-        new: _strings(wish.get(old), f"runtimeConfig.dns.{old}") for new, old in renamed.items()
-    }
-    return {key: [*values] for key, values in lists.items() if values}
+    lists = {word: _strings(wish.get(key), f"{shown}.{key}") for word, key in renamed.items()}
+    return {word: [*strings] for word, strings in lists.items() if strings}
 
 
 def _folded(doc: Document, shown: str) -> Document:

@@ -1,0 +1,50 @@
+# Everything here works on a fresh Debian-like machine as root, and installs what it needs itself.
+# `make help` lists the targets.
+
+PYTHON ?= python3
+VENV := .venv
+JOBS ?= $(shell nproc)
+PYTEST := $(VENV)/bin/pytest -n $(JOBS) --dist loadgroup
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help venv demo test lint test-pip test-static test-packages clean
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+venv: $(VENV)/.complete ## build .venv, whose bin/mycelium-cni is the executable
+
+$(VENV)/.complete: pyproject.toml scripts/run-packages.txt
+	scripts/apt-ensure scripts/run-packages.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+demo: venv ## two nodes, an overlay between them, pods pinging across it
+	$(VENV)/bin/mycelium-cni demo
+
+test: lint test-pip test-static ## run everything
+
+lint: venv ## format, lint, types, and who may import whom
+	$(VENV)/bin/ruff format --check --quiet
+	$(VENV)/bin/ruff check --quiet
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --config pyproject.toml --no-cache
+	shellcheck scripts/apt-ensure .ci/run
+
+test-packages: tests/apt-packages.txt
+	scripts/apt-ensure tests/apt-packages.txt
+
+lint test-pip test-static: test-packages
+
+test-pip: venv ## all tests, against the pip-installed command
+	$(PYTEST) tests
+
+test-static: venv dist ## the black-box tests, against the static executable
+	MYCELIUM_CNI_COMMAND=$(CURDIR)/dist/mycelium-cni-linux-amd64 $(PYTEST) tests/protocol tests/netns
+
+clean: ## remove what was built; the test tools' cache (.tools) stays
+	rm -rf $(VENV) build dist
+
+include launcher/launcher.mk
