@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compile, link and bundle: from fetched parts to the one file. Started by build.py.
+
+python3.11 assemble.py FACTS OUTPUT
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import bundle
+import freeze
+import sbom
+from archive import BuildError, run
+
+ROOT = Path(__file__).resolve().parent.parent
+LAUNCHER = ROOT / "launcher"
+SOURCE = ROOT / "src"
+
+# Core modules that import.c and friends bring along; they are not named after their C function.
+CORE_MODULES = {
+    "_ast": "PyInit__ast",
+    "_imp": "PyInit__imp",
+    "_string": "PyInit__string",
+    "_tokenize": "PyInit__tokenize",
+    "_warnings": "_PyWarnings_Init",
+    "builtins": "NULL",
+    "gc": "PyInit_gc",
+    "marshal": "PyMarshal_Init",
+    "sys": "NULL",
+}
+# What CPython's C code imports by itself, and what the plugin imports.
+ALWAYS_BUILT_IN = """
+    _abc _blake2 _codecs _collections _functools _io _json _locale _operator _random _signal
+    _socket _stat _struct _thread _tracemalloc _weakref atexit errno faulthandler fcntl itertools
+    posix pwd select time zlib
+"""
+
+
+# The start code runs before there is a guard to protect a stack with; main.c has no arrays on it.
+OWN_FLAGS = ["-Wall", "-Wextra", "-Werror", "-fno-stack-protector"]
+
+
+class Toolchain:
+    """The compiler, pointed at the unpacked packages instead of the machine's own."""
+
+    def __init__(self, facts: dict[str, Any], objects: Path) -> None:
+        self._triplet = facts["triplet"]
+        self._sysroot = Path(facts["sysroot"])
+        self._objects = objects
+        self._compiler = f"{self._triplet}-gcc"
+        include = self._sysroot / "usr/include"
+        self._flags = [
+            f"--sysroot={self._sysroot}",
+            f"-ffile-prefix-map={ROOT}=.",  # two checkouts build the same bytes
+            f"-isystem{include / 'python3.11'}",
+            f"-isystem{include / 'python3.11/internal'}",
+            f"-isystem{include / self._triplet}",
+            *["-std=c11", "-O2", "-fwrapv", "-fstack-protector-strong"],
+            *["-DNDEBUG", "-D_GNU_SOURCE", "-DPy_BUILD_CORE=1"],
+        ]
+
+    @property
+    def version(self) -> str:
+        """The compiler, for the record."""
+        return run(self._compiler, "--version").splitlines()[0]
+
+    def compile(self, source: Path, *flags: str) -> Path:
+        """One object file."""
+        output = self._objects / f"{source.stem}.o"
+        run(self._compiler, *self._flags, *flags, "-c", source, "-o", output)
+        return output
+
+    def link(self, objects: list[Path], output: Path) -> None:
+        """The static executable. Warns of nothing: what glibc warns of is known, see below."""
+        libraries = self._sysroot / "usr/lib" / self._triplet
+        gcc = self._sysroot / "usr/lib/gcc" / self._triplet / "12"
+        # glibc warns that getaddrinfo() and its like look for name service modules on the host.
+        # The plugin calls none of them; the tool asks for numbers and localhost only.
+        options = "-static -s -Wl,--gc-sections,--build-id=none,-z,norelro,--no-warnings"
+        run(
+            self._compiler,
+            f"--sysroot={self._sysroot}",
+            f"-L{gcc}",
+            *options.split(),
+            *objects,
+            libraries / "libpython3.11.a",
+            libraries / "libz.a",
+            "-lm",
+            "-o",
+            output,
+        )
+
+
+def embeddable(facts: dict[str, Any]) -> frozenset[str]:
+    """The modules in C that can be linked in: libpython's own and ours."""
+    folder = Path(facts["sysroot"], "usr/lib/python3.11", f"config-3.11-{facts['triplet']}")
+    table = (folder / "config.c").read_text()
+    libpython = re.findall(r'\{"(\w+)", PyInit_\w+\}', table)
+    return frozenset([*libpython, *facts["extensions"], *CORE_MODULES])
+
+
+def module_table(names: list[str]) -> str:
+    """The table of built-in modules."""
+    functions = {name: CORE_MODULES.get(name, f"PyInit_{name}") for name in names}
+    functions["posix"] = "PyInit_posix_with_backports"  # main.c
+    declared = sorted(set(functions.values()) - {"NULL"})
+    return "\n".join(
+        [
+            '#include "Python.h"',
+            *[f"extern PyObject *{function}(void);" for function in declared],
+            "struct _inittab _PyImport_Inittab[] = {",
+            *[f'    {{"{name}", {function}}},' for name, function in functions.items()],
+            "    {0},",
+            "};",
+            "",
+        ]
+    )
+
+
+def components(facts: dict[str, Any]) -> list[sbom.Component]:
+    """What the SBOM lists."""
+    parts = [
+        sbom.debian(each["name"], each["version"], each["architecture"], each["sha256"])
+        for each in facts["packages"]
+    ]
+    for i, part in enumerate(parts):
+        if part.name == "libpython3.11-dev":
+            remarks = {"extension-modules-from-source": facts["source_version"]}
+            parts[i] = part._replace(remarks=remarks)
+    rich = facts["rich"]
+    return [*parts, sbom.pypi("rich", rich["version"], rich["sha256"])]
+
+
+def papers(facts: dict[str, Any], compiler: str, product: str) -> dict[str, bytes]:
+    """The members of the archive that are about the executable: facts, SBOM and licences."""
+    doc = Path(facts["sysroot"], "usr/share/doc")
+    rich = next(Path(facts["rich"]["folder"]).glob("rich-*.dist-info/**/LICENSE"))
+    licences = {each["name"]: sbom.licence_file(doc, each["name"]) for each in facts["packages"]}
+    licences |= {"rich": rich.read_bytes(), "mycelium-cni": (ROOT / "LICENSE").read_bytes()}
+    parts = components(facts)
+    build = {
+        "architecture": facts["architecture"],
+        "compiler": compiler,
+        "components": {part.name: part.version for part in sorted(parts)},
+    }
+    return {
+        "build.json": json.dumps(build, indent=2).encode(),
+        "sbom.cdx.json": sbom.document(product, facts["architecture"], parts).encode(),
+        **{f"licenses/{name}.txt": text for name, text in licences.items()},
+    }
+
+
+def product_version() -> str:
+    """The version, from the one place that has it."""
+    text = (SOURCE / "mycelium_cni/errors.py").read_text()
+    return str(re.findall(r'^__version__ = "(.+)"$', text, re.MULTILINE)[0])
+
+
+def assemble(facts: dict[str, Any], output: Path) -> None:
+    """Make the executable."""
+    objects = ROOT / "build/launcher" / f"objects-{facts['architecture']}"
+    objects.mkdir(parents=True, exist_ok=True)
+    source = Path(facts["source"])
+    library = Path(facts["sysroot"], "usr/lib/python3.11")
+
+    plugin = bundle.names_below(SOURCE, "mycelium_cni")
+    frozen = freeze.freeze(
+        scripts=source / "Tools/scripts",
+        library=library,
+        bootstrap=LAUNCHER / "bootstrap.py",
+        plugin={name: _file_of(name) for name in plugin},
+        output=objects,
+    )
+    tool = bundle.collect(
+        [SOURCE, Path(facts["rich"]["folder"]), library],
+        [*bundle.names_below(SOURCE, "mycelium_ctl"), "mycelium_door"],
+        frozenset(frozen),
+        embeddable(facts),
+    )
+    built_in = sorted({*tool.built_in, *ALWAYS_BUILT_IN.split(), *CORE_MODULES})
+    (objects / "modules.c").write_text(module_table(built_in))
+
+    toolchain = Toolchain(facts, objects)
+    ours = [LAUNCHER / "main.c"]
+    if facts["architecture"] == "amd64":
+        ours.append(LAUNCHER / "start_x86_64.c")
+    generated = [objects / name for name in ("modules.c", "tables.c", "plugin.c", "tool.c")]
+    extensions = [source / path for name, path in facts["extensions"].items() if name in built_in]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        compiled = [
+            *pool.map(lambda path: toolchain.compile(path, *OWN_FLAGS), ours),
+            *pool.map(toolchain.compile, generated),
+            *pool.map(lambda path: toolchain.compile(path, "-DPy_BUILD_CORE_BUILTIN"), extensions),
+        ]
+    part = output.with_name(f".{output.name}.part")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    toolchain.link(compiled, part)
+
+    documents = papers(facts, toolchain.version, product_version())
+    data = {
+        str(path.relative_to(SOURCE)): path.read_bytes()
+        for path in sorted((SOURCE / "mycelium_ctl").rglob("*"))
+        if path.is_file() and path.suffix not in (".py", ".pyc", ".typed")
+    }
+    bundle.append(part, {**bundle.compiled(tool), **data, **documents})
+    part.chmod(0o755)
+    part.rename(output)
+    output.with_name(f"{output.name}.cdx.json").write_bytes(documents["sbom.cdx.json"])
+    size = output.stat().st_size / 1e6
+    print(f"launcher: {output} ({size:.1f} MB, {len(tool.modules)} modules)", file=sys.stderr)
+
+
+def _file_of(name: str) -> Path:
+    path = SOURCE / name.replace(".", "/")
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def main() -> int:
+    """Read the facts and assemble."""
+    facts = json.loads(Path(sys.argv[1]).read_text())
+    try:
+        assemble(facts, Path(sys.argv[2]))
+    except BuildError as error:
+        print(f"launcher: error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

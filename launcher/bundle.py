@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The zip archive behind the executable: the operator's tool and what it imports, no more."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import marshal
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from archive import BuildError
+
+# Imported by name at run time, so no import statement shows them.
+ALWAYS = """
+    encodings.aliases encodings.ascii encodings.cp437 encodings.idna encodings.latin_1
+    encodings.utf_8 _strptime warnings
+"""
+# What the standard library and rich could do and the tool never asks of them. They do without
+# these: each such import is in a function, under an `if` or under a `try`.
+NEVER = """
+    IPython _bootsubprocess _pyio attr bz2 cgitb ctypes curses distutils doctest
+    ensurepip ftplib getpass gettext ipywidgets idlelib jupyter lib2to3 locale lzma markdown_it
+    multiprocessing nturl2path optparse pdb pip pkg_resources pydoc pygments rich.markdown
+    rich.syntax rich.traceback setuptools sqlite3 ssl test tkinter tomllib turtle unittest venv
+    webbrowser xml xmlrpc
+"""
+EPOCH = (1980, 1, 1, 0, 0, 0)  # a zip file knows no earlier time
+
+
+class Bundle(NamedTuple):
+    """What the tool needs."""
+
+    modules: dict[str, Path]  # dotted name: source file
+    built_in: frozenset[str]  # modules written in C
+
+
+class _Import(NamedTuple):
+    name: str
+    required: bool  # the importing module does not load without it
+
+
+def collect(
+    roots: list[Path], wanted: list[str], frozen: frozenset[str], c_modules: frozenset[str]
+) -> Bundle:
+    """The `wanted` modules and all they can come to import, found by following import statements.
+
+    `roots` are the folders modules are looked for in; those of the first one are ours, and are
+    taken at their word: what they import anywhere is required.
+    """
+    waiting = [_Import(name, True) for name in [*wanted, *ALWAYS.split()]]
+    modules: dict[str, Path] = {}
+    built_in: set[str] = set()
+    seen: dict[str, bool] = {}
+    missing: set[str] = set()
+    prunable = tuple(f"{name}." for name in NEVER.split())
+    while waiting:
+        name, required = waiting.pop()
+        pruned = not required and f"{name}.".startswith(prunable)
+        if name in frozen or pruned or seen.get(name) in (required, True):
+            continue
+        seen[name] = required
+        if name in c_modules:
+            built_in.add(name)
+        elif path := _find(name, roots):
+            modules[name] = path
+            waiting += [
+                _Import(each.name, each.required and required)
+                for each in _imports(path, name, roots, c_modules)
+            ]
+            if package := name.rpartition(".")[0]:
+                waiting.append(_Import(package, required))
+        elif required and name != "os.path":  # not a submodule: os puts it into sys.modules
+            missing.add(name)
+    if missing:
+        raise BuildError(f"the tool imports what cannot be embedded: {', '.join(sorted(missing))}")
+    return Bundle(modules, frozenset(built_in))
+
+
+def compiled(bundle: Bundle) -> dict[str, bytes]:
+    """The archive's members: each module as a .pyc that is never compared with a source."""
+    members = {}
+    for name, path in bundle.modules.items():
+        stem = name.replace(".", "/") + ("/__init__" if path.name == "__init__.py" else "")
+        code = compile(path.read_bytes(), f"{stem}.py", "exec", dont_inherit=True, optimize=0)
+        unchecked = (1).to_bytes(4, "little") + bytes(8)  # PEP 552: a hash that nobody looks at
+        members[f"{stem}.pyc"] = importlib.util.MAGIC_NUMBER + unchecked + marshal.dumps(code)
+    return members
+
+
+def append(executable: Path, members: dict[str, bytes]) -> None:
+    """Put a zip archive behind the executable; its bytes depend on nothing but the content."""
+    with zipfile.ZipFile(executable, "a") as archive:
+        for name in sorted(members):
+            entry = zipfile.ZipInfo(name, EPOCH)
+            entry.external_attr = 0o100644 << 16
+            archive.writestr(entry, members[name], zipfile.ZIP_DEFLATED, compresslevel=9)
+
+
+def names_below(root: Path, package: str) -> list[str]:
+    """The modules of a package, in order."""
+    return sorted(
+        ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
+        for path in (root / package).rglob("*.py")
+    )
+
+
+def _find(name: str, roots: list[Path]) -> Path | None:
+    tail = name.replace(".", "/")
+    for root in roots:
+        for path in (root / tail / "__init__.py", root / f"{tail}.py"):
+            if path.is_file():
+                return path
+    return None
+
+
+def _imports(
+    path: Path, name: str, roots: list[Path], c_modules: frozenset[str]
+) -> Iterator[_Import]:
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    lazy: tuple[type[ast.AST], ...] = (ast.Try, ast.If)
+    if not path.is_relative_to(roots[0]):
+        lazy += (ast.FunctionDef, ast.AsyncFunctionDef)
+    for node, required in _statements(ast.parse(path.read_bytes()), lazy, True):
+        if isinstance(node, ast.Import):
+            yield from (_Import(alias.name, required) for alias in node.names)
+            continue
+        above = package.split(".")[: 1 - node.level or None] if node.level else []
+        base = ".".join([*above, *([node.module] if node.module else [])])
+        yield _Import(base, required)
+        for alias in node.names:  # a submodule, or just something in the module
+            member = f"{base}.{alias.name}"
+            if _find(member, roots):
+                yield _Import(member, required)
+
+
+def _statements(
+    node: ast.AST, lazy: tuple[type[ast.AST], ...], required: bool
+) -> Iterator[tuple[ast.Import | ast.ImportFrom, bool]]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import | ast.ImportFrom):
+            yield child, required
+        elif isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            yield from _statements(ast.Module(child.orelse, []), lazy, required)
+        else:
+            yield from _statements(child, lazy, required and not isinstance(child, lazy))
