@@ -5,6 +5,7 @@
     lab       an empty lab; everything made in it goes when the test ends
     node      a node of that lab with a connected overlay
     pair      two nodes of that lab, connected by the overlay
+    left_of   what is left of a lab, by its name
 
 A test that needs root or a TUN fails without it, with a line that says what is missing. It is
 never skipped: a green run means that everything ran.
@@ -15,7 +16,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,25 @@ def command() -> list[str]:
     if not Path(argv[0]).is_file():
         pytest.exit(f"{argv[0]}: no such executable; run `make venv` first", returncode=2)
     return argv
+
+
+@pytest.fixture(scope="session")
+def left_of() -> Callable[[str], list[str]]:
+    """A function that finds the namespaces, directories and processes that carry a lab's name."""
+
+    def find(name: str) -> list[str]:
+        found = [str(path) for path in Path("/run/netns").glob(f"{name}*")]
+        found += [str(path) for path in Path("/run").glob(f"{name}*")]
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                line = path.read_bytes()
+            except OSError:  # it ended just now
+                continue
+            if name.encode() in line:
+                found.append(line.replace(b"\0", b" ").decode())
+        return found
+
+    return find
 
 
 @pytest.fixture

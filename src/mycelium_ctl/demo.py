@@ -301,7 +301,8 @@ def _conf(mode: str) -> dict[str, str]:
 
 def _play(lab: Lab, screen: Screen, *, detach: bool) -> tuple[list[NodeFacts], list[Answer]]:
     """Build everything and let everybody talk; who was where, and who answered."""
-    with screen.step("two nodes, and an underlay between them"):
+    # The name is shown at once: after SIGKILL it is what --remove needs.
+    with screen.step(f"two nodes and an underlay, named {lab.name}"):
         nodes = [lab.node(name) for name, _, _ in PLAN]
     kind = "the Mycelium daemon" if lab.overlay_kind == "daemon" else "the built-in stand-in"
     with screen.step(f"an overlay on it: {kind}"):

@@ -497,32 +497,39 @@ class Lab:
         with _undisturbed():
             for process in reversed(self._processes):
                 process.stop()
-            _remove(self.name)
+            _remove(self.directory)
 
     @staticmethod
     def names() -> list[str]:
         """The labs of this machine, running or left behind."""
-        return sorted(path.name for path in STATE_DIRECTORY.glob(f"{PREFIX}*") if path.is_dir())
+        return sorted(path.name for path in _directories())
 
     @staticmethod
     def remove(name: str) -> None:
         """End every process in the namespaces of the lab `name`, and take the lab away."""
-        if name not in Lab.names():
+        # A directory that was found, never one made from the name: it is about to be deleted.
+        directory = next((path for path in _directories() if path.name == name), None)
+        if directory is None:
             there = ", ".join(Lab.names()) or "none"
             raise LabError(f"there is no lab {name}; labs on this machine: {there}")
         with _undisturbed():
-            _remove(name)
+            _remove(directory)
 
 
-def _remove(name: str) -> None:
-    namespaces = sorted(NETNS_DIRECTORY.glob(f"{name}-*"))
+def _directories() -> list[Path]:
+    return [path for path in STATE_DIRECTORY.glob(f"{PREFIX}?*") if path.is_dir()]
+
+
+def _remove(directory: Path) -> None:
+    """Take the lab of this directory away: processes, namespaces, directory."""
+    namespaces = sorted(NETNS_DIRECTORY.glob(f"{directory.name}-*"))
     for number in (signal.SIGTERM, signal.SIGKILL):
         with suppress(LabError):  # then the stronger signal
             await_fact(partial(_all_ended, namespaces, number), "the processes' end", within_s=2)
             break
     if namespaces:
         _ip("-batch", "-", lines=[f"netns del {path.name}" for path in namespaces])
-    shutil.rmtree(STATE_DIRECTORY / name, ignore_errors=True)
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 def _all_ended(namespaces: Sequence[Path], number: int) -> bool:
@@ -572,6 +579,8 @@ def _exit_by_signal(number: int, _frame: FrameType | None) -> NoReturn:
 
 
 def _own_executable() -> str:
-    """The `mycelium-cni` that was installed beside this Python, else the running program."""
-    beside = Path(sys.executable).with_name("mycelium-cni")
-    return str(beside) if beside.is_file() else shutil.which(sys.argv[0]) or sys.argv[0]
+    """The running program if it is ours, else what was installed beside this Python."""
+    running = shutil.which(sys.argv[0])
+    if running is not None and Path(running).name.startswith("mycelium-cni"):
+        return str(Path(running).absolute())
+    return str(Path(sys.executable).with_name("mycelium-cni"))

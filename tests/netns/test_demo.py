@@ -14,28 +14,16 @@ import signal
 import struct
 import subprocess
 import termios
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mycelium_ctl.lab import Lab, OverlayKind, find_daemon
+from mycelium_ctl.lab import PREFIX, OverlayKind, find_daemon
 
 KINDS: list[OverlayKind] = ["stand-in", "daemon"] if find_daemon() else ["stand-in"]
 OVERLAY = ipaddress.IPv6Network("400::/7")
-
-
-@pytest.fixture(autouse=True)
-def nothing_stays() -> Any:
-    """No lab more after a test than before it."""
-    before = set(Lab.names())
-    yield
-    assert set(Lab.names()) <= before
-    assert not [path for path in Path("/run/netns").glob("myclab-*") if _lab_of(path) not in before]
-
-
-def _lab_of(namespace: Path) -> str:
-    return "-".join(namespace.name.split("-")[:2])
 
 
 def environment(kind: OverlayKind) -> dict[str, str]:
@@ -47,16 +35,32 @@ def environment(kind: OverlayKind) -> dict[str, str]:
     return here | {"PATH": ":".join(p for p in places if not Path(p, "mycelium").exists())}
 
 
+Clean = Callable[[str], None]
+
+
+@pytest.fixture
+def clean(left_of: Callable[[str], list[str]]) -> Clean:
+    """A function that finds the lab's name in an output, and makes sure that nothing is left."""
+
+    def check(output: str) -> None:
+        names = set(re.findall(rf"{PREFIX}\w+", output))
+        assert len(names) == 1
+        assert left_of(names.pop()) == []
+
+    return check
+
+
 def run(argv: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(argv, capture_output=True, text=True, check=False, **options)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_everybody_answers_in_both_modes_within_seconds(
-    command: list[str], kind: OverlayKind
+    command: list[str], kind: OverlayKind, clean: Clean
 ) -> None:
     done = run([*command, "demo", "--json"], env=environment(kind))
     assert (done.returncode, done.stderr) == (0, "")
+    clean(done.stdout)
     document = json.loads(done.stdout)
     assert document["overlay"] == kind
     assert document["ok"] is True
@@ -80,10 +84,10 @@ def test_everybody_answers_in_both_modes_within_seconds(
         assert {("left", "right"), ("right", "left")} <= ways, f"{what} both ways across"
 
 
-def test_in_a_pipe_it_prints_plain_lines(command: list[str]) -> None:
+def test_in_a_pipe_it_prints_plain_lines(command: list[str], clean: Clean) -> None:
     done = run([*command, "demo"])
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.isprintable() is False  # newlines
+    clean(done.stdout)
     assert all(line.isprintable() and line.isascii() for line in done.stdout.splitlines())
     assert re.search(r"^ping  web -> api  [0-9.]+ ms$", done.stdout, re.MULTILINE)
     assert re.search(r"^left/web  eth0  [45][0-9a-f:]+/128  myc\w{12}$", done.stdout, re.MULTILINE)
@@ -92,10 +96,11 @@ def test_in_a_pipe_it_prints_plain_lines(command: list[str]) -> None:
 
 @pytest.mark.parametrize(("columns", "beside"), [(130, True), (80, False), (60, False)])
 def test_a_terminal_shows_the_nodes_as_a_picture(
-    command: list[str], columns: int, beside: bool
+    command: list[str], columns: int, beside: bool, clean: Clean
 ) -> None:
     code, shown = in_terminal([*command, "demo"], columns)
     assert code == 0
+    clean(shown)
     frame = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown).rpartition("two nodes")[2]
     assert "left · routed mode" in frame
     assert "right · bridge mode" in frame
@@ -111,8 +116,9 @@ def in_terminal(argv: list[str], columns: int) -> tuple[int, str]:
     """Run a program in a terminal of that width; its exit code and all that it wrote."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 50, columns, 0, 0))
-    plain = {"TERM": "xterm-256color", "LANG": "C.UTF-8", "PYTHONUTF8": "1"}
-    with subprocess.Popen(argv, stdin=theirs, stdout=theirs, env=os.environ | plain) as program:
+    env = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "LINES")}
+    env |= {"TERM": "xterm-256color", "LANG": "C.UTF-8", "PYTHONUTF8": "1"}
+    with subprocess.Popen(argv, stdin=theirs, stdout=theirs, env=env) as program:
         os.close(theirs)
         shown = b""
         while True:
@@ -130,7 +136,7 @@ MOMENTS = ("two nodes", "an overlay", "pods web", "pods api", "ping  left", "HTT
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_ctrl_c_at_any_moment_ends_it_clean(command: list[str], moment: str) -> None:
+def test_ctrl_c_at_any_moment_ends_it_clean(command: list[str], moment: str, clean: Clean) -> None:
     with subprocess.Popen(
         [*command, "demo"],
         stdout=subprocess.PIPE,
@@ -140,24 +146,28 @@ def test_ctrl_c_at_any_moment_ends_it_clean(command: list[str], moment: str) -> 
     ) as program:
         assert program.stdout is not None
         assert program.stderr is not None
-        while not (line := program.stdout.readline()).startswith(moment):
+        first = line = program.stdout.readline()
+        while not line.startswith(moment):
+            line = program.stdout.readline()
             assert line, "the demo ended too early"
         os.killpg(program.pid, signal.SIGINT)  # as the terminal does: to all in the foreground
         _, errors = program.communicate(timeout=20)
         assert program.returncode == 130
         assert errors.strip() == ""
+    clean(first)
 
 
-def test_sigterm_ends_it_clean(command: list[str]) -> None:
+def test_sigterm_ends_it_clean(command: list[str], clean: Clean) -> None:
     with subprocess.Popen([*command, "demo"], stdout=subprocess.PIPE, text=True) as program:
         assert program.stdout is not None
-        program.stdout.readline()
+        first = program.stdout.readline()
         program.terminate()
         program.communicate(timeout=20)
         assert program.returncode == 128 + signal.SIGTERM
+    clean(first)
 
 
-def test_what_is_kept_is_as_shown_and_goes_when_told(command: list[str]) -> None:
+def test_what_is_kept_is_as_shown_and_goes_when_told(command: list[str], clean: Clean) -> None:
     document = json.loads(run([*command, "demo", "--json", "--keep"]).stdout)
     try:
         for node in document["nodes"]:
@@ -173,6 +183,7 @@ def test_what_is_kept_is_as_shown_and_goes_when_told(command: list[str]) -> None
     finally:
         done = run([*command, "demo", "--remove", document["name"]])
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    clean(document["name"])
 
 
 def addresses(netns: str) -> dict[str, list[str]]:
@@ -202,7 +213,9 @@ def test_the_ways_in_that_it_prints_work_as_printed(command: list[str]) -> None:
     assert done.returncode == 0
 
 
-def test_a_missing_answer_is_shown_and_is_exit_code_1(command: list[str], tmp_path: Path) -> None:
+def test_a_missing_answer_is_shown_and_is_exit_code_1(
+    command: list[str], tmp_path: Path, clean: Clean
+) -> None:
     """The pings to pods fail, and nothing else."""
     ping = tmp_path / "ping"
     ping.write_text('#!/bin/sh\ncase "$*" in *:ff0f:*) exit 1;; esac\nexec /bin/ping "$@"\n')
@@ -212,6 +225,7 @@ def test_a_missing_answer_is_shown_and_is_exit_code_1(command: list[str], tmp_pa
     assert done.returncode == 1
     assert "ping  web -> db  no answer" in done.stdout
     assert "8 of 11 did not answer" in done.stdout
+    clean(done.stdout)
     document = json.loads(run([*command, "demo", "--json"], env=env).stdout)
     assert document["ok"] is False
 
@@ -224,7 +238,7 @@ def refusal(argv: list[str], **options: Any) -> str:
     return line
 
 
-def test_an_add_that_fails_is_told_in_the_plugins_words(command: list[str]) -> None:
+def test_an_add_that_fails_is_told_in_the_plugins_words(command: list[str], clean: Clean) -> None:
     """/proc/sys is read-only, as in a container: the node's forwarding cannot be switched on."""
     script = 'mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && exec "$@"'
     done = run(["unshare", "--mount", "sh", "-c", script, "sh", *command, "demo"])
@@ -232,6 +246,7 @@ def test_an_add_that_fails_is_told_in_the_plugins_words(command: list[str]) -> N
     (line,) = done.stderr.splitlines()
     assert line.startswith("mycelium-cni demo: the plugin failed: ")
     assert "Read-only file system" in line
+    clean(done.stdout)
 
 
 def test_without_root_it_says_so(command: list[str]) -> None:

@@ -9,12 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from mycelium_ctl.lab import Lab, LabError, Node, await_fact
 
+LeftOf = Callable[[str], list[str]]
 OWN_NETNS = Path("/proc/thread-self/ns/net")
 
 
@@ -37,21 +39,9 @@ def machine() -> list[object]:
     return state
 
 
-def left_of(name: str) -> list[str]:
-    """Namespaces, directories and processes that carry the lab's name."""
-    found = [str(path) for path in Path("/run/netns").glob(f"{name}*")]
-    found += [str(path) for path in Path("/run").glob(f"{name}*")]
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            line = path.read_bytes()
-        except OSError:
-            continue
-        if name.encode() in line:
-            found.append(line.replace(b"\0", b" ").decode())
-    return found
-
-
-def test_a_lab_changes_nothing_on_the_machine_and_leaves_nothing(command: list[str]) -> None:
+def test_a_lab_changes_nothing_on_the_machine_and_leaves_nothing(
+    command: list[str], left_of: LeftOf
+) -> None:
     before = machine()
     with Lab(command) as lab:
         left, right = lab.node("left"), lab.node("right")
@@ -63,14 +53,14 @@ def test_a_lab_changes_nothing_on_the_machine_and_leaves_nothing(command: list[s
     assert left_of(lab.name) == []
 
 
-def test_a_lab_goes_also_when_its_body_fails(command: list[str]) -> None:
+def test_a_lab_goes_also_when_its_body_fails(command: list[str], left_of: LeftOf) -> None:
     with pytest.raises(RuntimeError, match="in the middle"), Lab(command) as lab:
         lab.connect(lab.node("a"))
         raise RuntimeError("in the middle of it")
     assert left_of(lab.name) == []
 
 
-def test_close_twice_does_no_harm(lab: Lab) -> None:
+def test_close_twice_does_no_harm(lab: Lab, left_of: LeftOf) -> None:
     lab.node("a").pod("web")
     lab.close()
     lab.close()
@@ -93,7 +83,9 @@ with Lab(sys.argv[1:], overlay="stand-in") as lab:
     ("number", "code"),
     [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 143), (signal.SIGHUP, 129)],
 )
-def test_a_signal_ends_a_lab_cleanly(command: list[str], number: signal.Signals, code: int) -> None:
+def test_a_signal_ends_a_lab_cleanly(
+    command: list[str], number: signal.Signals, code: int, left_of: LeftOf
+) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", PROGRAM, *command],
         stdout=subprocess.PIPE,
@@ -109,7 +101,7 @@ def test_a_signal_ends_a_lab_cleanly(command: list[str], number: signal.Signals,
     assert left_of(name) == []
 
 
-def test_what_a_killed_lab_left_is_removed_by_its_name(command: list[str]) -> None:
+def test_what_a_killed_lab_left_is_removed_by_its_name(command: list[str], left_of: LeftOf) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", PROGRAM, *command], stdout=subprocess.PIPE, text=True
     ) as program:
@@ -123,7 +115,7 @@ def test_what_a_killed_lab_left_is_removed_by_its_name(command: list[str]) -> No
     assert left_of(name) == []
 
 
-def test_a_kept_lab_stands_until_it_is_removed(command: list[str]) -> None:
+def test_a_kept_lab_stands_until_it_is_removed(command: list[str], left_of: LeftOf) -> None:
     with Lab(command) as lab:
         node = lab.node("a")
         lab.connect(node)
