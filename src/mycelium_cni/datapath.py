@@ -29,7 +29,6 @@ from mycelium_cni import sysctl
 from mycelium_cni.attachment import (
     DELETE_GROUP,
     GROUP_MASK,
-    MYCELIUM,
     Attachment,
     format_address,
     format_prefix,
@@ -44,6 +43,7 @@ from mycelium_cni.errors import (
     CniError,
     Undo,
 )
+from mycelium_cni.groundwork import LINK_LOCAL_GATEWAY, PROTOCOL
 from mycelium_cni.netns import inside
 from mycelium_cni.subnet import Link, Node, find_link
 
@@ -51,19 +51,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final, NoReturn
 
-# Who made a route, a neighbour or an address of the node (`ip route show proto 77`); rt_protos
-# leaves the number free. `mycelium-cni teardown` takes back what carries it.
-PROTOCOL = 77
-BRIDGE_ALIAS = "mycelium-cni: made for pods, gone with `mycelium-cni teardown`"
-
-LINK_LOCAL_GATEWAY = b"\xfe\x80" + bytes(13) + b"\x01"
-
-_NO_LINK_LOCAL: nl.Attribute = (
-    nl.IFLA_AF_SPEC,
-    [(nl.AF_INET6, [(nl.IFLA_INET6_ADDR_GEN_MODE, nl.IN6_ADDR_GEN_MODE_NONE)])],
-)
-# A route is chosen by metric only among routes to the same prefix: this one loses to any other.
-WORST_METRIC = 0xFFFFFFFF
 _CARRIER_TIMEOUT_S = 1.0
 
 
@@ -123,60 +110,6 @@ class Pair:
     def __init__(self, host: int, pod: int) -> None:
         self.host: Final = host
         self.pod: Final = pod
-
-
-def ensure_bridge(host: nl.Socket, name: str, node: Node, undo: Undo) -> int:
-    """The index of the bridge, made where it is missing, mended where it is down or lacks the
-    gateway address."""
-    bridge = node.bridge
-    if bridge is None:
-        flags = nl.NLM_F_CREATE | nl.NLM_F_EXCL
-        kind: nl.Attribute = (nl.IFLA_LINKINFO, [(nl.IFLA_INFO_KIND, b"bridge")])
-        named: nl.Attribute = (nl.IFLA_IFNAME, name)
-        create = nl.link(nl.RTM_NEWLINK, f"create bridge {name}", named, kind, flags=flags)
-        made = host.ensure(create)[0]
-        bridge = find_link(host, name)
-        if bridge is None:
-            raise CniError(TRY_AGAIN_LATER, f"bridge {name} vanished while a pod was attached")
-        index = bridge.index
-        if made:
-            undo.push(_drop_bridge, host, index)
-            # To ask for a pod's MAC on behalf of a remote sender the kernel needs a link-local
-            # address that is not tentative; the one it would make itself is, for a second.
-            host.request(
-                nl.link(
-                    nl.RTM_NEWLINK,
-                    f"configure {name}",
-                    _NO_LINK_LOCAL,
-                    (nl.IFLA_IFALIAS, BRIDGE_ALIAS.encode()),
-                    index=index,
-                ),
-                nl.address(
-                    nl.RTM_NEWADDR, f"add fe80::1 dev {name}", index, LINK_LOCAL_GATEWAY, 64
-                ),
-            )
-    index = bridge.index
-    gateway = format_address(node.gateway)
-    what = f"address {gateway} of {name}"
-    add = nl.address(nl.RTM_NEWADDR, what, index, node.gateway, 64, protocol=PROTOCOL)
-    if host.ensure(add)[0]:
-        undo.push(host.request, nl.address(nl.RTM_DELADDR, what, index, node.gateway, 64))
-    if not bridge.up:
-        undo.push(host.request, _set_up(index, name, up=False))
-        host.request(_set_up(index, name))
-    return index
-
-
-def _set_up(index: int, name: str, *, up: bool = True) -> nl.Message:
-    what = f"set {name} {'up' if up else 'down'}"
-    return nl.link(nl.RTM_NEWLINK, what, index=index, state=nl.IFF_UP if up else 0)
-
-
-def _drop_bridge(host: nl.Socket, index: int) -> None:
-    """Undo of making the bridge, unless another ADD has found it useful meanwhile."""
-    ports = nl.link(nl.RTM_GETLINK, "list bridge ports", (nl.IFLA_MASTER, index))
-    if not host.dump(ports):
-        host.request(nl.link(nl.RTM_DELLINK, "delete bridge", index=index))
 
 
 def create_pair(host: nl.Socket, pod_netns: int, plan: Plan, undo: Undo) -> Pair:
@@ -268,8 +201,8 @@ def connect_host(host: nl.Socket, pair: Pair, plan: Plan, address: bytes) -> Non
         sysctl.put(f"neigh/{name}/ucast_solicit", "1000000000")
     batch = [
         # In a message of its own: together with IFF_UP the kernel would set it too late.
-        nl.link(nl.RTM_NEWLINK, f"configure {name}", _NO_LINK_LOCAL, index=pair.host),
-        _set_up(pair.host, name),
+        nl.link(nl.RTM_NEWLINK, f"configure {name}", nl.NO_LINK_LOCAL, index=pair.host),
+        nl.set_up(pair.host, name),
     ]
     if not wiring.bridge:
         batch += [
@@ -323,8 +256,8 @@ def configure_pod(pod: nl.Socket, pair: Pair, plan: Plan, address: bytes) -> Non
     pod_link, wiring = plan.pod_link, plan.wiring
     gateway = format_address(wiring.gateway)
     batch = [
-        nl.link(nl.RTM_NEWLINK, f"configure {pod_link}", _NO_LINK_LOCAL, index=pair.pod),
-        _set_up(pair.pod, pod_link),
+        nl.link(nl.RTM_NEWLINK, f"configure {pod_link}", nl.NO_LINK_LOCAL, index=pair.pod),
+        nl.set_up(pair.pod, pod_link),
         nl.address(
             nl.RTM_NEWADDR,
             f"add address {format_address(address)} dev {pod_link}",
@@ -390,88 +323,6 @@ def await_carrier(host: nl.Socket, pod: nl.Socket, pair: Pair, plan: Plan) -> No
                     TRY_AGAIN_LATER, f"{plan.attachment.host_link} has no carrier after 1 s"
                 )
             sleep(0.0005)
-
-
-def prepare_node(host: nl.Socket, node: Node, undo: Undo) -> None:
-    """What the node needs once, whoever's pod comes first: packets for the overlay must not leave
-    by another way while the daemon is away, and the node must forward.
-
-    Nothing here is undone by DEL, and only what this call made is undone when it fails: it comes
-    last in ADD, so that no other ADD has long relied on it then.
-    """
-    lo = find_link(host, "lo")
-    if lo is None or not lo.up:
-        raise CniError(NODE_MISCONFIGURED, "link lo is down: run `ip link set lo up`")
-    own, subnet = format_address(node.address), (node.subnet + bytes(8), 64)
-    standing = [
-        _unreachable(MYCELIUM, WORST_METRIC),
-        _unreachable(subnet, 1024),
-        # The daemon takes its address with it when it stops. Probes of pods, and the preferred
-        # source of their routes, need it meanwhile.
-        nl.address(
-            nl.RTM_NEWADDR,
-            f"add address {own} dev lo",
-            lo.index,
-            node.address,
-            128,
-            protocol=PROTOCOL,
-        ),
-    ]
-    undone = [
-        _unreachable(MYCELIUM, WORST_METRIC, nl.RTM_DELROUTE),
-        _unreachable(subnet, 1024, nl.RTM_DELROUTE),
-        nl.address(nl.RTM_DELADDR, f"delete address {own} dev lo", lo.index, node.address, 128),
-    ]
-    for made, message in zip(host.ensure(*standing), undone, strict=True):
-        if made:
-            undo.push(host.request, message)
-    # The guard of docs/security.md has its place here, before forwarding is switched on.
-    _ensure_forwarding(host, undo)
-
-
-def _unreachable(
-    destination: tuple[bytes, int], metric: int, kind: int = nl.RTM_NEWROUTE
-) -> nl.Message:
-    return nl.route(
-        kind,
-        f"route unreachable {format_prefix(destination)}",
-        destination,
-        (nl.RTA_PRIORITY, metric),
-        protocol=PROTOCOL,
-        type_=nl.RTN_UNREACHABLE,
-    )
-
-
-def _ensure_forwarding(host: nl.Socket, undo: Undo) -> None:
-    """Switch forwarding on if it is off, without losing what router advertisements gave the node:
-    a forwarding link drops its RA routes at once unless accept_ra is 2 (Documentation/networking/
-    ip-sysctl.rst), so those that have any are told so first."""
-    forwarding = sysctl.conf("all", "forwarding")
-    if sysctl.get(forwarding) != "0":
-        return
-    for name in links_with_ra_routes(host):
-        accept_ra = sysctl.conf(name, "accept_ra")
-        before = sysctl.get(accept_ra)
-        if before == "1":
-            undo.push(sysctl.put, accept_ra, "1")
-            sysctl.put(accept_ra, "2")
-    undo.push(sysctl.put, forwarding, "0")
-    sysctl.put(forwarding, "1")
-
-
-def links_with_ra_routes(host: nl.Socket) -> list[str]:
-    """The links over which router advertisements gave the node routes."""
-    header = nl.RTMSG.pack(nl.AF_INET6, 0, 0, 0, 0, nl.RTPROT_RA, 0, 0, 0)
-    indexes = set()
-    for payload in host.dump(nl.Message(nl.RTM_GETROUTE, 0, header, "read routes")):
-        output = nl.decode(payload, nl.RTMSG.size).get(nl.RTA_OIF)
-        if output:
-            indexes.add(nl.u32(output))
-    names = []
-    for index in sorted(indexes):
-        link = Link(host.request(nl.link(nl.RTM_GETLINK, "read link", index=index))[0])
-        names.append(nl.text(link.attributes[nl.IFLA_IFNAME]))
-    return names
 
 
 def attachments(host: nl.Socket, network: str) -> list[Link]:

@@ -160,6 +160,12 @@ def get_link(name: str) -> Message:
     return link(RTM_GETLINK, f"read link {name}", (kind, name))
 
 
+def set_up(index: int, name: str, *, up: bool = True) -> Message:
+    """RTM_NEWLINK that sets IFF_UP, or clears it."""
+    what = f"set {name} {'up' if up else 'down'}"
+    return link(RTM_NEWLINK, what, index=index, state=IFF_UP if up else 0)
+
+
 def link_property(kind: int, what: str, index: int, altname: str) -> Message:
     """RTM_NEWLINKPROP: one alternative name for a link, EEXIST if any link has that name."""
     flags = NLM_F_CREATE | NLM_F_EXCL
@@ -219,6 +225,14 @@ def route(
     header = RTMSG.pack(AF_INET6, length, 0, 0, RT_TABLE_UNSPEC, protocol, scope, type_, 0)
     body = header + encode(((RTA_DST, prefix), (RTA_TABLE, table), *attributes))
     return Message(kind, flags, body, what)
+
+
+# An attribute for RTM_NEWLINK: the kernel makes no link-local address. Refused when a link is
+# created (EAFNOSUPPORT), and too late in one message with IFF_UP.
+NO_LINK_LOCAL: Attribute = (
+    IFLA_AF_SPEC,
+    [(AF_INET6, [(IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE)])],
+)
 
 
 class Socket:

@@ -7,7 +7,7 @@ what it did, in words for the log, and raises CniError or OSError.
 
 from __future__ import annotations
 
-from mycelium_cni import datapath, inspection, netns, subnet
+from mycelium_cni import datapath, groundwork, inspection, netns, subnet
 from mycelium_cni import netlink as nl
 from mycelium_cni.attachment import (
     Attachment,
@@ -60,7 +60,7 @@ def add(request: Request, network: Network, reply: Callable[[Document], None]) -
         with Undo() as undo:
             bridge = 0
             if node.bridged:
-                bridge = datapath.ensure_bridge(host, config.bridge_name, node, undo)
+                bridge = groundwork.ensure_bridge(host, config.bridge_name, node, undo)
             wiring = datapath.Wiring(node, bridge, config.routes)
             plan = datapath.Plan(attachment, wiring, pod_link, pod_mac, mtu)
             pair = datapath.create_pair(host, pod_netns, plan, undo)
@@ -69,7 +69,7 @@ def add(request: Request, network: Network, reply: Callable[[Document], None]) -
             pod = datapath.enter_pod(pod_netns, home, pod_link, undo)
             datapath.configure_pod(pod, pair, plan, address)
             datapath.await_carrier(host, pod, pair, plan)
-            datapath.prepare_node(host, node, undo)
+            groundwork.prepare(host, node, undo)
 
             gateway = format_address(wiring.gateway)
             result.add(
