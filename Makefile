@@ -47,4 +47,4 @@ test-static: venv dist ## the black-box tests, against the static executable
 clean: ## remove what was built; the test tools' cache (.tools) stays
 	rm -rf $(VENV) build dist
 
-include launcher/launcher.mk
+-include launcher/launcher.mk
