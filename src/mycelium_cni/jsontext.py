@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 
 
+_INFINITY = 1e400
+
+
 def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not JSON")
 
@@ -25,12 +28,19 @@ def _integer(digits: str) -> int:
     return int(digits)
 
 
+def _decimal(digits: str) -> float:
+    number = float(digits)
+    if number in (_INFINITY, -_INFINITY):  # written again it would be `inf`, which is not JSON
+        raise ValueError(f"the number {digits[:64]} is too large")
+    return number
+
+
 class _Context:
     """What the C scanner asks of json.JSONDecoder."""
 
     strict = True
     object_hook = object_pairs_hook = None
-    parse_float = float
+    parse_float = staticmethod(_decimal)
     parse_int = staticmethod(_integer)
     parse_constant = staticmethod(_refuse)
     memo: dict[str, str] = {}  # noqa: RUF012 - the scanner's cache of keys
