@@ -22,6 +22,7 @@ LINK_LOCAL_GATEWAY = b"\xfe\x80" + bytes(13) + b"\x01"
 
 # A route is chosen by metric only among routes to the same prefix: this one loses to any other.
 WORST_METRIC = 0xFFFFFFFF
+SUBNET_METRIC = 1024
 
 
 def ensure_bridge(host: nl.Socket, name: str, node: Node, undo: Undo) -> int:
@@ -85,7 +86,7 @@ def prepare(host: nl.Socket, node: Node, undo: Undo) -> None:
     own, subnet = format_address(node.address), (node.subnet + bytes(8), 64)
     standing = [
         _unreachable(MYCELIUM, WORST_METRIC),
-        _unreachable(subnet, 1024),
+        _unreachable(subnet, SUBNET_METRIC),
         # The daemon takes its address with it when it stops. Probes of pods, and the preferred
         # source of their routes, need it meanwhile.
         nl.address(
@@ -99,7 +100,7 @@ def prepare(host: nl.Socket, node: Node, undo: Undo) -> None:
     ]
     undone = [
         _unreachable(MYCELIUM, WORST_METRIC, nl.RTM_DELROUTE),
-        _unreachable(subnet, 1024, nl.RTM_DELROUTE),
+        _unreachable(subnet, SUBNET_METRIC, nl.RTM_DELROUTE),
         nl.address(nl.RTM_DELADDR, f"delete address {own} dev lo", lo.index, node.address, 128),
     ]
     for made, message in zip(host.ensure(*standing), undone, strict=True):

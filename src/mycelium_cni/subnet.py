@@ -88,7 +88,7 @@ def find(host: nl.Socket, config: Config) -> Node:
     # A configuration that does not say which mode follows what the node has.
     bridged = config.mode == "bridge" or bridge is not None
     if bridged:
-        _agree(config, address, f"the key in {config.netseed}", _from_key(config.netseed))
+        agree_with_key(config, address)
     if bridge:
         for carried, _ in _addresses(host, bridge.index):
             _agree(config, address, f"bridge {config.bridge_name}", carried)
@@ -140,8 +140,17 @@ def _addresses(host: nl.Socket, index: int) -> list[tuple[bytes, int]]:
     return found
 
 
-def _agree(config: Config, address: bytes, source: str, other: bytes | None) -> None:
-    if other is not None and other[:8] != address[:8]:
+def agree_with_key(config: Config, address: bytes) -> None:
+    """Raises CniError (NODE_MISCONFIGURED) if the key file, where there is one, is another node's
+    than the one with this address, or cannot be read."""
+    private = read_key(config.netseed)
+    if private:
+        other = identity.address(identity.public_key(private))
+        _agree(config, address, f"the key in {config.netseed}", other)
+
+
+def _agree(config: Config, address: bytes, source: str, other: bytes) -> None:
+    if other[:8] != address[:8]:
         raise CniError(
             NODE_MISCONFIGURED,
             f"{source} says subnet {_subnet(other)}, interface {config.interface} says "
@@ -153,9 +162,12 @@ def _subnet(address: bytes) -> str:
     return format_address(address[:8] + bytes(8)) + "/64"
 
 
-def _from_key(path: str) -> bytes | None:
-    """The node's address as its private key has it, or None where there is no key file. The key
-    stays in this function."""
+def read_key(path: str) -> bytes | None:
+    """The private key in the daemon's key file, or None where there is no such file. It is a
+    secret: callers compute from it what is public, and forget it.
+
+    Raises CniError (NODE_MISCONFIGURED): it cannot be read, or is too short.
+    """
     try:
         fd = open(path, O_RDONLY | O_CLOEXEC)
     except OSError as error:
@@ -179,4 +191,4 @@ def _from_key(path: str) -> bytes | None:
             f"netseed {path} has {len(private)} bytes, a key has {identity.KEY_SIZE}: point "
             '"netseed" to the daemon\'s --key-file',
         )
-    return identity.address(identity.public_key(private))
+    return private

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How facts are put on a terminal, and how in a pipe.
+
+On a terminal: colour (none with NO_COLOR), wrapped to its width, through rich, which is imported
+when something is drawn and not before. In a pipe: one fact a line, never wrapped, and words where
+a terminal has signs. What strangers wrote (names of pods, files, peers) is shown with its control
+characters spelled out, in both.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final, Literal
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+Mark = Literal["ok", "warn", "fail", "skip"]
+
+SIGNS: Final[dict[Mark, tuple[str, str]]] = {
+    "ok": ("✓", "green"),
+    "warn": ("!", "yellow"),
+    "fail": ("✗", "bold red"),
+    "skip": ("-", "dim"),
+}
+_NARROW: Final = 100  # columns; below it a table's first two columns share a cell
+
+
+def visible(text: str) -> str:
+    """The text with what is not printable spelled out: escape sequences never reach a terminal."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in _sane(text)
+    )
+
+
+def _sane(text: str) -> str:
+    # A file or link name may be any bytes; Python keeps odd ones as lone surrogates.
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def worst(marks: Sequence[Mark]) -> Mark:
+    """The one mark for several; "ok" for none."""
+    return "fail" if "fail" in marks else "warn" if "warn" in marks else "ok"
+
+
+def count(number: int, one: str, many: str = "") -> str:
+    """`1 pod`, `2 pods`."""
+    return f"{number} {one if number == 1 else many or one + 's'}"
+
+
+def amount(count: float) -> str:
+    """Bytes for people: 1.2 MB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+class Page:
+    """Where a command's words go, in order: to a terminal or to a pipe."""
+
+    def __init__(self) -> None:
+        self._console: Console | None = None
+        if sys.stdout.isatty():
+            from rich.console import Console
+
+            self._console = Console(highlight=False, emoji=False)
+
+    def heading(self, text: str) -> None:
+        if self._console:
+            from rich.text import Text
+
+            self._console.print(Text(f"\n{visible(text)}", style="bold"))
+        else:
+            print(f"# {visible(text)}")
+
+    def say(self, text: str) -> None:
+        """A sentence."""
+        if self._console:
+            from rich.text import Text
+
+            self._console.print(Text(visible(text)))
+        else:
+            print(visible(text))
+
+    def block(self, text: str) -> None:
+        """Lines to be copied: never wrapped, and never changed but for control characters."""
+        for line in text.splitlines():
+            if self._console:
+                from rich.text import Text
+
+                self._console.print(Text(f"  {visible(line)}"), soft_wrap=True)
+            else:
+                print(visible(line))
+
+    def fact(self, mark: Mark, label: str, text: str, *below: tuple[str, str]) -> None:
+        """A marked line, with lines below it as (label, text)."""
+        if not self._console:
+            print(f"{mark:4}  {label:14}  {visible(text)}")
+            for name, more in below:
+                print(f"      {name:14}  {visible(more)}")
+            return
+        from rich.table import Table
+        from rich.text import Text
+
+        sign, style = SIGNS[mark]
+        grid = Table.grid(padding=(0, 1))
+        grid.add_column(width=1, no_wrap=True)
+        grid.add_column(width=14, no_wrap=True)
+        grid.add_column(overflow="fold")
+        shade = "dim" if mark == "skip" else ""
+        grid.add_row(Text(sign, style), Text(label, shade or "bold"), Text(visible(text), shade))
+        for name, more in below:
+            command = name == "mend"
+            grid.add_row("", Text(name, "dim"), Text(visible(more), "cyan" if command else "dim"))
+        self._console.print(grid)
+
+    def table(
+        self,
+        headers: Sequence[str],
+        rows: Sequence[tuple[Mark, Sequence[str]]],
+        *,
+        right: Sequence[str] = (),
+    ) -> None:
+        """Rows with a mark each; the columns named in `right` hold numbers."""
+        if self._console:
+            self._console.print(_table(headers, rows, right, self._console.width))
+            return
+        lines = [["", *headers]] + [[mark, *map(visible, row)] for mark, row in rows]
+        widths = [max(len(line[n]) for line in lines) for n in range(len(headers) + 1)]
+        for line in lines:
+            cells = [
+                cell.rjust(width) if title in right else cell.ljust(width)
+                for cell, width, title in zip(line, widths, ["", *headers], strict=True)
+            ]
+            print("  ".join(cells).rstrip())
+
+    def watch(self, draw: Draw, every_s: float) -> None:
+        """Show what `draw` returns again and again, until Ctrl-C."""
+        import time
+
+        if self._console is None:
+            while True:
+                self.table(*draw())
+                sys.stdout.flush()
+                time.sleep(every_s)
+        from rich.live import Live
+
+        with Live(console=self._console, auto_refresh=False, screen=True) as live:
+            while True:
+                headers, rows = draw()
+                shown = _table(headers, rows, (), self._console.width)
+                live.update(shown, refresh=True)
+                time.sleep(every_s)
+
+
+def _table(
+    headers: Sequence[str],
+    rows: Sequence[tuple[Mark, Sequence[str]]],
+    right: Sequence[str],
+    width: int,
+) -> RenderableType:
+    from rich.table import Table
+    from rich.text import Text
+
+    narrow = width < _NARROW
+    table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="dim")
+    table.add_column("", width=1, no_wrap=True)
+    titles = [f"{headers[0]}, {headers[1]}", *headers[2:]] if narrow else list(headers)
+    for title in titles:
+        table.add_column(title, justify="right" if title in right else "left", overflow="fold")
+    for mark, row in rows:
+        sign, style = SIGNS[mark]
+        cells = [visible(cell) for cell in row]
+        first = [Text(f"{cells[0]}\n{cells[1]}"), *map(Text, cells[2:])]
+        table.add_row(Text(sign, style), *(first if narrow else map(Text, cells)))
+    return table
+
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Draw = Callable[[], tuple[Sequence[str], Sequence[tuple[Mark, Sequence[str]]]]]
