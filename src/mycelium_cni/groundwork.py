@@ -74,15 +74,31 @@ def _drop_bridge(host: nl.Socket, index: int) -> None:
         host.request(nl.link(nl.RTM_DELLINK, "delete bridge", index=index))
 
 
+def loopback(host: nl.Socket) -> Link:
+    """The node's `lo`. Raises CniError (NODE_MISCONFIGURED) if it is down, or IPv6 is off."""
+    lo = find_link(host, "lo")
+    if lo is None or not lo.up:
+        raise CniError(NODE_MISCONFIGURED, "link lo is down: run `ip link set lo up`")
+    try:
+        off = sysctl.get(sysctl.conf("lo", "disable_ipv6")) != "0"
+    except OSError:
+        off = True
+    if off:
+        raise CniError(
+            NODE_MISCONFIGURED,
+            "IPv6 is off on lo: run `sysctl net.ipv6.conf.lo.disable_ipv6=0`; if there is no such "
+            "setting, boot without ipv6.disable=1",
+        )
+    return lo
+
+
 def prepare(host: nl.Socket, node: Node, undo: Undo) -> None:
     """What the node needs once, whoever's pod comes first: packets for the overlay must not leave
     by another way while the daemon is away, and the node must forward.
 
     It comes last in ADD, so that no other ADD has long relied on it when this one takes it back.
     """
-    lo = find_link(host, "lo")
-    if lo is None or not lo.up:
-        raise CniError(NODE_MISCONFIGURED, "link lo is down: run `ip link set lo up`")
+    lo = loopback(host)
     own, subnet = format_address(node.address), (node.subnet + bytes(8), 64)
     standing = [
         _unreachable(MYCELIUM, WORST_METRIC),

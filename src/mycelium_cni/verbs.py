@@ -150,6 +150,7 @@ def status(_: Request, network: Network) -> str:
     host = nl.Socket()
     try:
         subnet.find(host, config)
+        groundwork.loopback(host)
     except CniError as error:
         # Without the overlay live pods are cut off too; where sources disagree, only new ones.
         code = LIMITED_CONNECTIVITY if error.code == TRY_AGAIN_LATER else PLUGIN_NOT_AVAILABLE
