@@ -10,7 +10,7 @@ The two differ in data (`Wiring`), not in code.
 
 from __future__ import annotations
 
-from errno import EEXIST, ENODEV, EXFULL
+from errno import EEXIST, ENODEV, ENOENT, EXFULL
 from posix import (
     WNOHANG,
     _exit,
@@ -199,6 +199,13 @@ def connect_host(host: nl.Socket, pair: Pair, plan: Plan, address: bytes) -> Non
         # whether it is there. It asks in vain: a link without an address has nobody to ask as.
         # Three questions, and the pod would be deaf; at one per second these last 31 years.
         sysctl.put(f"neigh/{name}/ucast_solicit", "1000000000")
+        # Nor may the kernel forget the entry when the pod's end is down for a moment, or when it
+        # handles the link's first event late, after the entry was made. (Linux 5.16 and later.)
+        try:
+            sysctl.put(sysctl.conf(name, "ndisc_evict_nocarrier"), "0")
+        except OSError as error:
+            if error.errno != ENOENT:
+                raise
     batch = [
         # In a message of its own: together with IFF_UP the kernel would set it too late.
         nl.link(nl.RTM_NEWLINK, f"configure {name}", nl.NO_LINK_LOCAL, index=pair.host),
