@@ -48,7 +48,7 @@ def main() -> int:
             version = network.cni_version
         if request.command not in _VERBS:
             raise CniError(INVALID_ENVIRONMENT, f"unknown CNI_COMMAND: {request.command}")
-        log = Log(f"{request.command} {request.container}", *network.log())
+        log = Log(f"{request.command} {request.container}".rstrip(), *network.log())
         network.require_version(request.command)
         log.write("info", _VERBS[request.command](request, network))
     except CniError as error:
