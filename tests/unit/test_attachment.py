@@ -195,7 +195,8 @@ def test_a_unicast_mac_is_read(text: str) -> None:
     "text",
     ["", "c2:11:22:33:44", "c2:11:22:33:44:55:66", "c2-11-22-33-44-55", "c211.2233.4455",
      "c2:11:22:33:44:5g", "c2:11:22:33:44: 5", "c2:11:22:33:44:+5", "ff:ff:ff:ff:ff:ff",
-     "01:00:00:00:00:00", "00:00:00:00:00:00", "c2:11:22:33:44:55\n", "c2:11:22:33:44:\u0665\u0665"],
+     "01:00:00:00:00:00", "00:00:00:00:00:00", "c2:11:22:33:44:55\n",
+     "c2:11:22:33:44:\u0665\u0665"],
 )  # fmt: skip
 def test_what_no_link_can_have_as_its_mac_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is not a unicast MAC address"):
