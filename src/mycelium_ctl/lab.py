@@ -134,11 +134,10 @@ class PluginCall:
         if self.code == 0:
             return self.result
         try:
-            failure = self.result or {}
-            reason = f"{failure.get('msg')} {failure.get('details', '')}".strip()
-        except (AttributeError, ValueError):
-            reason = self.stdout
-        raise LabError(f"the plugin failed: {reason or self.stderr or f'exit code {self.code}'}")
+            reason = f"{self.result['msg']} {self.result.get('details', '')}"
+        except (KeyError, TypeError, ValueError):  # no error object: killed, or a bug of ours
+            reason = f"exit code {self.code}, {self.stdout or self.stderr or 'silent'}"
+        raise LabError(f"the plugin failed: {' '.join(reason.split())}")
 
 
 class Process:
@@ -425,7 +424,7 @@ class Lab:
         self, command: Sequence[str] | None = None, *, overlay: OverlayKind | None = None
     ) -> None:
         _check_machine()
-        self.command: Final = list(command or [_own_executable()])
+        self.command: Final = list(command or [own_executable()])
         daemon = find_daemon() if overlay != "stand-in" else None
         if overlay == "daemon" and daemon is None:
             raise LabError("there is no Mycelium daemon: put it in PATH, or set MYCELIUM_BIN")
@@ -578,7 +577,7 @@ def _exit_by_signal(number: int, _frame: FrameType | None) -> NoReturn:
     raise SystemExit(128 + number)
 
 
-def _own_executable() -> str:
+def own_executable() -> str:
     """The running program if it is ours, else what was installed beside this Python."""
     running = shutil.which(sys.argv[0])
     if running is not None and Path(running).name.startswith("mycelium-cni"):
