@@ -156,8 +156,8 @@ def test_a_bandwidth_limit_holds(cluster: Cluster, direction: str) -> None:
             done = transfer(pod, left.machine.node, cluster.address(left), size)
         return done.megabits_per_second
 
-    assert measure(network(), "free", 5_000_000) > 40
-    assert 10 < measure(limited, "limited", 3_000_000) < 21
+    assert measure(limited, "limited", 3_000_000) < 21
+    assert measure(network(), "free", 5_000_000) > 30
 
 
 def test_bandwidth_annotations_reach_the_pods_links(cluster: Cluster) -> None:
