@@ -49,6 +49,12 @@ class CniError(Exception):
         return CniError(self.code, self.msg, "; ".join([note for note in notes if note]))
 
 
+def describe(error: OSError) -> str:
+    """What the kernel refused and why, with the file it was asked of, if it was one."""
+    reason = error.strerror or str(error)
+    return f"{error.filename}: {reason}" if error.filename else reason
+
+
 class Undo:
     """The steps taken so far, each beside its undo; on an exception they are undone, newest first.
 
@@ -75,4 +81,4 @@ class Undo:
             try:
                 step(*arguments)
             except OSError as failure:
-                error.add_note(f"not undone: {failure}")
+                error.add_note(f"not undone: {describe(failure)}")

@@ -16,6 +16,7 @@ from mycelium_cni.errors import (
     KERNEL_REFUSED,
     CniError,
     __version__,
+    describe,
 )
 from mycelium_cni.jsontext import dump, parse
 from mycelium_cni.log import Log
@@ -54,7 +55,7 @@ def main() -> int:
     except CniError as error:
         return _fail(version, log, error.with_notes_of(error))
     except OSError as error:
-        refused = CniError(KERNEL_REFUSED, str(error.strerror or error))
+        refused = CniError(KERNEL_REFUSED, describe(error))
         return _fail(version, log, refused.with_notes_of(error))
     except Exception as error:  # a runtime must be answered whatever happens
         bug = CniError(INTERNAL, f"bug in mycelium-cni: {type(error).__name__}: {error}")
