@@ -22,6 +22,15 @@ PROGRAM: Final = "mycelium-cni"
 
 # name: module, one line of help
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
+    "setup": ("mycelium_ctl.setup", "prepare this node for pods; again at any time"),
+    "status": ("mycelium_ctl.status", "would a pod get its address now? if not, what to do"),
+    "list": ("mycelium_ctl.listing", "the pods on Mycelium, with addresses, links and traffic"),
+    "doctor": ("mycelium_ctl.doctor", "every known trap, checked, explained and mended"),
+    "test": ("mycelium_ctl.livetest", "do pods of this node reach each other and the overlay?"),
+    "inspect": ("mycelium_ctl.identify", "a key's, or this node's, address and subnet"),
+    "config": ("mycelium_ctl.configcommand", "check a network configuration, or write one"),
+    "gc": ("mycelium_ctl.collect", "remove attachments whose pod is gone"),
+    "teardown": ("mycelium_ctl.teardown", "take back what setup made, and nothing else"),
     "demo": ("mycelium_ctl.demo", "two nodes, an overlay and pods that talk, on this machine"),
     "overlay": ("mycelium_ctl.overlay", "a stand-in for the Mycelium daemon, for labs only"),
 }

@@ -45,6 +45,8 @@ RTM_NEWNSID, RTM_GETNSID, NETNSA_NSID, NETNSA_FD = 88, 90, 1, 3
 RTM_GETNEIGH = 30
 RTA_CACHEINFO = 12
 
+PROC_PID_INIT_INO: Final = 0xEFFFFFFC  # linux/proc_ns.h
+
 # Where runtimes look: configurations, executables, whose they are. The grid's k3s image comes last.
 PLACES: Final = (
     ("etc/cni/net.d", ("opt/cni/bin",), "kubelet"),
@@ -360,19 +362,21 @@ def read_netns(host: nl.Socket) -> dict[int, PodNetns]:
     """The namespaces that processes or mounts of this machine hold, by the number (nsid) that this
     namespace knows them by. One that only an open file holds has no path, and is not in it."""
     by_inode: dict[int, PodNetns] = {}
-    for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdecimal()):  # noqa: PTH208 - 3 times as fast, for thousands of processes
+    mount_namespaces: dict[int, str] = {}
+    for pid in ("self", *sorted(name for name in os.listdir("/proc") if name.isdecimal())):  # noqa: PTH208 - 3 times as fast, for thousands of processes
         path = f"/proc/{pid}/ns/net"
         try:
             inode = os.stat(path).st_ino  # noqa: PTH116
+            mount_namespaces.setdefault(os.stat(f"/proc/{pid}/ns/mnt").st_ino, pid)  # noqa: PTH116
         except OSError:
             continue  # it has just ended
-        by_inode.setdefault(inode, PodNetns(path)).processes.append(pid)
-    for line in Path("/proc/self/mountinfo").read_text(errors="replace").splitlines():
-        words = line.split(" ")
-        if words[3].startswith("net:["):
-            inode = int(words[3][5:-1])
-            name = words[4].replace("\\040", " ")
-            by_inode.setdefault(inode, PodNetns(name)).names.append(name)
+        if pid != "self":
+            by_inode.setdefault(inode, PodNetns(path)).processes.append(int(pid))
+    for pid in mount_namespaces.values():
+        for inode, name in _named_netns(pid):
+            held = by_inode.setdefault(inode, PodNetns(f"/proc/{pid}/root{name}"))
+            if name not in held.names:
+                held.names.append(name)
     found = {}
     for held in by_inode.values():
         try:
@@ -391,6 +395,23 @@ def read_netns(host: nl.Socket) -> dict[int, PodNetns]:
         if nsid >= 0:
             found[nsid] = held
     return found
+
+
+def _named_netns(pid: str) -> Iterator[tuple[int, str]]:
+    """Inode and path of the network namespaces that are mounted where a process sees them."""
+    try:
+        lines = Path(f"/proc/{pid}/mountinfo").read_text(errors="surrogateescape").splitlines()
+    except OSError:
+        return  # it has just ended
+    for line in lines:
+        words = line.split(" ")
+        if words[3].startswith("net:["):
+            yield int(words[3][5:-1]), words[4].replace("\\040", " ")
+
+
+def sees_all_processes() -> bool:
+    """Whether /proc shows the machine's processes, and not just those of a container."""
+    return os.stat("/proc/self/ns/pid").st_ino == PROC_PID_INIT_INO  # noqa: PTH116
 
 
 # The daemon
@@ -707,10 +728,13 @@ class State:
     @cached_property
     def config(self) -> Config:
         """Raises ToolError for command-line values that no configuration may have."""
-        try:
-            return Config(Network(json.dumps(self.entry).encode()))
-        except CniError as error:
-            raise ToolError(error.msg) from error
+        return _config(self.entry)
+
+    @property
+    def interface_config(self) -> Config:
+        """The same, looking at the interface alone: neither bridge nor key are asked."""
+        entry = {key: value for key, value in self.entry.items() if key != "bridge"}
+        return _config(entry | {"mode": "routed"})
 
     @cached_property
     def _found(self) -> tuple[subnet.Node | None, CniError | None]:
@@ -794,3 +818,10 @@ class State:
     @cached_property
     def netns(self) -> dict[int, PodNetns]:
         return read_netns(self.host)
+
+
+def _config(entry: dict[str, Any]) -> Config:
+    try:
+        return Config(Network(json.dumps(entry).encode()))
+    except CniError as error:
+        raise ToolError(error.msg) from error

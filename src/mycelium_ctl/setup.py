@@ -31,7 +31,6 @@ from typing import Final
 from mycelium_cni import groundwork, subnet, sysctl
 from mycelium_cni import netlink as nl
 from mycelium_cni.attachment import MYCELIUM, format_address, format_prefix, on_mycelium
-from mycelium_cni.config import Config, Network
 from mycelium_cni.errors import TRY_AGAIN_LATER, CniError, Undo
 from mycelium_ctl import nodestate
 from mycelium_ctl.errors import ToolError
@@ -74,7 +73,7 @@ def read_node(state: State) -> subnet.Node:
     Raises CniError as `subnet.find`.
     """
     config = state.config
-    alone = subnet.find(state.host, _routed(state))
+    alone = subnet.find(state.host, state.interface_config)
     if not state.bridged:
         return alone
     subnet.agree_with_key(config, alone.address)
@@ -88,11 +87,6 @@ def read_node(state: State) -> subnet.Node:
     return subnet.Node(
         alone.address, alone.mtu, True, subnet.find_link(state.host, config.bridge_name)
     )
-
-
-def _routed(state: State) -> Config:
-    entry = {key: v for key, v in state.entry.items() if key != "bridge"} | {"mode": "routed"}
-    return Config(Network(json.dumps(entry).encode()))
 
 
 class Preparation:
@@ -320,7 +314,7 @@ def await_interface(make_state: Callable[[], State], within_s: float) -> State:
     while True:
         state = make_state()
         try:
-            subnet.find(state.host, _routed(state))
+            subnet.find(state.host, state.interface_config)
         except CniError as error:
             if error.code != TRY_AGAIN_LATER or time.monotonic() > deadline:
                 waited = f" (waited {within_s:g} s)" if within_s else ""

@@ -10,7 +10,8 @@ characters spelled out, in both.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, Literal
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ SIGNS: Final[dict[Mark, tuple[str, str]]] = {
     "fail": ("✗", "bold red"),
     "skip": ("-", "dim"),
 }
+LABEL: Final = 15  # columns: the longest name of a check
 _NARROW: Final = 100  # columns; below it a table's first two columns share a cell
 
 
@@ -98,9 +100,9 @@ class Page:
     def fact(self, mark: Mark, label: str, text: str, *below: tuple[str, str]) -> None:
         """A marked line, with lines below it as (label, text)."""
         if not self._console:
-            print(f"{mark:4}  {label:14}  {visible(text)}")
+            print(f"{mark:4}  {label:{LABEL}}  {visible(text)}")
             for name, more in below:
-                print(f"      {name:14}  {visible(more)}")
+                print(f"      {name:{LABEL}}  {visible(more)}")
             return
         from rich.table import Table
         from rich.text import Text
@@ -108,7 +110,7 @@ class Page:
         sign, style = SIGNS[mark]
         grid = Table.grid(padding=(0, 1))
         grid.add_column(width=1, no_wrap=True)
-        grid.add_column(width=14, no_wrap=True)
+        grid.add_column(width=LABEL, no_wrap=True)
         grid.add_column(overflow="fold")
         shade = "dim" if mark == "skip" else ""
         grid.add_row(Text(sign, style), Text(label, shade or "bold"), Text(visible(text), shade))
@@ -136,6 +138,15 @@ class Page:
                 for cell, width, title in zip(line, widths, ["", *headers], strict=True)
             ]
             print("  ".join(cells).rstrip())
+
+    @contextmanager
+    def busy(self, text: str) -> Iterator[None]:
+        """Say on a terminal that the body is under way; a pipe hears nothing."""
+        if self._console:
+            with self._console.status(text):
+                yield
+        else:
+            yield
 
     def watch(self, draw: Draw, every_s: float) -> None:
         """Show what `draw` returns again and again, until Ctrl-C."""
