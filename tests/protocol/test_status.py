@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Contract M: STATUS says whether ADD can be served; ADD says the same with its own code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from .calls import Plugin, network
+from .conftest import Listen, Quiet
+from .hosts import NODE, Pod
+
+NO_LINK = "failed to find interface mycelium"
+NO_ADDRESS = "no global IPv6 address found"
+
+
+def without_link(_plugin: Plugin) -> str:
+    """The daemon is not running."""
+    return NO_LINK
+
+
+def without_address(plugin: Plugin) -> str:
+    """The daemon has not finished its start."""
+    plugin.host.give_tun("mycelium")
+    return NO_ADDRESS
+
+
+def with_another_address(plugin: Plugin) -> str:
+    """A link of that name that belongs to something else."""
+    plugin.host.give_tun("mycelium", "2001:db8::1/64", "fd00::1/64")
+    return NO_ADDRESS
+
+
+def down(plugin: Plugin) -> str:
+    """The link is there and switched off."""
+    plugin.host.give_tun("mycelium", f"{NODE}/7", up=False)
+    return "mycelium"
+
+
+sick = pytest.mark.parametrize(
+    "sicken", [without_link, without_address, with_another_address, down]
+)
+
+
+def test_status_of_a_node_that_can_serve_is_silent_and_changes_nothing(quiet: Quiet) -> None:
+    for _ in range(2):
+        quiet.plugin.status(network()).is_silent_success()
+
+
+@sick
+def test_status_tells_why_add_cannot_be_served(
+    bare: Plugin, sicken: Callable[[Plugin], str], listen: Listen
+) -> None:
+    says = sicken(bare)
+    witness = listen(bare.host.netns)
+    bare.status(network()).error(50, 51, says=says)
+    assert witness.heard() == []
+
+
+@sick
+def test_add_on_such_a_node_asks_to_be_tried_again_and_leaves_nothing(
+    bare: Plugin, sicken: Callable[[Plugin], str], listen: Listen
+) -> None:
+    pod = bare.host.pod()
+    says = sicken(bare)
+    witnesses = [listen(bare.host.netns), listen(pod.netns)]
+    bare.add(pod, network()).error(11, says=says)
+    assert [witness.heard() for witness in witnesses] == [[], []]
+
+
+@sick
+def test_del_on_such_a_node_succeeds(bare: Plugin, sicken: Callable[[Plugin], str]) -> None:
+    pod = bare.host.pod()
+    bare.host.give_tun("other", f"{NODE}/7")
+    bare.add(pod, network(myceliumInterface="other")).result()
+    bare.host.run("ip", "link", "del", "other")
+    sicken(bare)
+    bare.delete(pod, network()).is_silent_success()
+    assert "eth0" not in pod.links()
+
+
+def test_an_error_about_a_missing_link_names_the_link_that_was_asked_for(quiet: Quiet) -> None:
+    conf = network(myceliumInterface="overlay7")
+    says = "failed to find interface overlay7"
+    quiet.plugin.add(quiet.pod, conf).error(11, says=says)
+    quiet.plugin.status(conf).error(50, 51, says=says)
+
+
+@pytest.mark.parametrize(
+    "conf",
+    [{"mtu": 100}, {"mode": "turbo"}, {"routes": 5}, {"myceliumInterface": "a/b"}],
+    ids=["mtu", "mode", "routes", "link"],
+)
+def test_status_refuses_a_configuration_that_add_would_refuse(
+    quiet: Quiet, conf: dict[str, object]
+) -> None:
+    quiet.plugin.status(network(**conf)).error(7, says=next(iter(conf)))
+
+
+def test_status_does_not_depend_on_there_being_pods(plugin: Plugin, pod: Pod) -> None:
+    plugin.add(pod, network()).result()
+    plugin.status(network()).is_silent_success()
+
+
+def test_an_interface_with_two_overlay_addresses_is_handled_on_purpose(bare: Plugin) -> None:
+    """Which /64 is the node's cannot be told: both are shown, and nothing is guessed."""
+    pod = bare.host.pod()
+    bare.host.give_tun("mycelium", f"{NODE}/7", "4aa:1:2:3::9/7")
+    error = bare.add(pod, network()).error(11, 100, says=NODE)
+    assert "4aa:1:2:3::9" in f"{error['msg']} {error.get('details')}"
+    bare.status(network()).error(50, 51, says=NODE)
