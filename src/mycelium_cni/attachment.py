@@ -126,6 +126,11 @@ def format_mac(mac: bytes) -> str:
     return mac.hex(":")
 
 
+def link_local(mac: bytes) -> bytes:
+    """The link-local address that belongs to a MAC (modified EUI-64, RFC 4291, appendix A)."""
+    return b"\xfe\x80" + bytes(6) + bytes((mac[0] ^ 2,)) + mac[1:3] + b"\xff\xfe" + mac[3:]
+
+
 def on_mycelium(address: bytes) -> bool:
     """Whether the address lies in 400::/7."""
     return address[0] & 0xFE == 0x04

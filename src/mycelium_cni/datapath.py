@@ -10,7 +10,7 @@ The two differ in data (`Wiring`), not in code.
 
 from __future__ import annotations
 
-from errno import EEXIST, ENODEV, ENOENT, EXFULL
+from errno import EEXIST, ENODEV, EXFULL
 from posix import (
     WNOHANG,
     _exit,
@@ -33,6 +33,7 @@ from mycelium_cni.attachment import (
     format_address,
     format_prefix,
     group,
+    link_local,
 )
 from mycelium_cni.config import Route
 from mycelium_cni.errors import (
@@ -194,18 +195,6 @@ def connect_host(host: nl.Socket, pair: Pair, plan: Plan, address: bytes) -> Non
     name, text, wiring = plan.attachment.host_link, format_address(address), plan.wiring
     for switch, value in wiring.host_switches.items():
         sysctl.put(sysctl.conf(name, switch), value)
-    if not wiring.bridge:
-        # The pod's neighbour entry may change its MAC, so it ages, and the kernel asks the pod
-        # whether it is there. It asks in vain: a link without an address has nobody to ask as.
-        # Three questions, and the pod would be deaf; at one per second these last 31 years.
-        sysctl.put(f"neigh/{name}/ucast_solicit", "1000000000")
-        # Nor may the kernel forget the entry when the pod's end is down for a moment, or when it
-        # handles the link's first event late, after the entry was made. (Linux 5.16 and later.)
-        try:
-            sysctl.put(sysctl.conf(name, "ndisc_evict_nocarrier"), "0")
-        except OSError as error:
-            if error.errno != ENOENT:
-                raise
     batch = [
         # In a message of its own: together with IFF_UP the kernel would set it too late.
         nl.link(nl.RTM_NEWLINK, f"configure {name}", nl.NO_LINK_LOCAL, index=pair.host),
@@ -213,10 +202,19 @@ def connect_host(host: nl.Socket, pair: Pair, plan: Plan, address: bytes) -> Non
     ]
     if not wiring.bridge:
         batch += [
+            # Who asks for a neighbour must have an address to ask from. One that no other link has,
+            # and with no prefix, so that nothing in the kernel grows with the number of pods.
+            nl.address(
+                nl.RTM_NEWADDR,
+                f"add link-local address dev {name}",
+                pair.host,
+                link_local(plan.attachment.host_mac),
+                128,
+            ),
             nl.proxy_neighbour(
                 f"answer for fe80::1 on {name}", pair.host, LINK_LOCAL_GATEWAY, PROTOCOL
             ),
-            # Not permanent: `tuning` may change the pod's MAC later in the chain.
+            # Known from the start, and not permanent: `tuning` may change the pod's MAC.
             nl.neighbour(
                 f"set neighbour {text}",
                 pair.host,
