@@ -2,7 +2,7 @@
 """The ordered kernel steps of both modes, each beside its undo.
 
 Routed mode: the host link is a router port. The host has a /128 route to the pod, the pod routes
-via fe80::1, and both know each other's MAC for ever, so nobody ever asks the neighbour.
+via fe80::1, and both know each other's MAC from the start.
 Bridge mode: the host link is a port of the bridge. The pod has its address with /64 and routes via
 the first address of the subnet, which the bridge carries; neighbours are discovered.
 The two differ in data (`Wiring`), not in code.
