@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -325,9 +325,11 @@ def standing(state: State) -> Finding:
         lacking = setup.Preparation(state).changes
     except (CniError, ToolError) as error:
         return Finding("skip", f"cannot be said before the rest is mended ({error})")
-    if not lacking:
+    # Those have checks of their own.
+    elsewhere = ("forwarding", setup.RA_ROUTES)
+    names = ", ".join(dict.fromkeys(c.name for c in lacking if c.name not in elsewhere))
+    if not names:
         return ok("the node has all that setup makes")
-    names = ", ".join(dict.fromkeys(change.name for change in lacking))
     return Finding("warn", f"lacking: {names}", "mycelium-cni setup", _setup(state))
 
 
@@ -595,11 +597,9 @@ def conf_valid(state: State) -> Finding:
     for one in files:
         for fault in one.faults:
             if fault.fatal:
-                return Finding(
-                    "fail",
-                    f"{one.path}, line {fault.line}: {fault.what}",
-                    f"{fault.mend}; mycelium-cni config check {one.path}",
-                )
+                command = f"mycelium-cni config check {one.path}"
+                mend = f"{command} shows the valid form" if one.better else fault.mend
+                return Finding("fail", f"{one.path}, line {fault.line}: {fault.what}", mend)
     if not files:
         return Finding("skip", "there is no file to check")
     for one in files:
@@ -739,9 +739,14 @@ CHECKS: Final = (
 )
 
 
-def examine(state: State) -> Iterator[tuple[Check, Finding]]:
-    """Run every check; one that the kernel refuses an answer is skipped, and says so."""
+NAMES: Final = tuple(check.name for check in CHECKS)
+
+
+def examine(state: State, wanted: Collection[str] = NAMES) -> Iterator[tuple[Check, Finding]]:
+    """Run the checks; one that the kernel refuses an answer is skipped, and says so."""
     for check in CHECKS:
+        if check.name not in wanted:
+            continue
         try:
             yield check, check.look(state)
         except OSError as error:

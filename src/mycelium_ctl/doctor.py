@@ -18,7 +18,7 @@ import json
 
 from mycelium_cni.errors import CniError
 from mycelium_ctl import nodestate
-from mycelium_ctl.checks import CHECKS, Check, Finding, examine
+from mycelium_ctl.checks import NAMES, Check, Finding, examine
 from mycelium_ctl.errors import ToolError
 from mycelium_ctl.nodestate import Options, State
 from mycelium_ctl.setup import refused
@@ -29,9 +29,8 @@ Findings = list[tuple[Check, Finding]]
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    names = [check.name for check in CHECKS]
     parser.add_argument(
-        "check", nargs="*", metavar="CHECK", help=f"only these, of {', '.join(names)}"
+        "check", nargs="*", metavar="CHECK", help=f"only these, of {', '.join(NAMES)}"
     )
     parser.add_argument("--fix", action="store_true", help="mend what can be mended without harm")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
@@ -40,11 +39,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Check, maybe mend, report; 1 if a check fails at the end."""
-    names = [check.name for check in CHECKS]
     for name in arguments.check:
-        if name not in names:
-            raise ToolError(f"there is no check {name!a}; there are {', '.join(names)}")
-    wanted = arguments.check or names
+        if name not in NAMES:
+            raise ToolError(f"there is no check {name!a}; there are {', '.join(NAMES)}")
+    wanted = arguments.check or list(NAMES)
     where = nodestate.options(arguments)
     findings = _examine(where, wanted)
     mended: dict[str, str] = {}
@@ -62,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _examine(where: Options, wanted: list[str]) -> Findings:
-    return [(check, found) for check, found in examine(State(where)) if check.name in wanted]
+    return list(examine(State(where), wanted))
 
 
 def _mend(finding: Finding) -> str:

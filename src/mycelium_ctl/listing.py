@@ -20,6 +20,7 @@ from mycelium_ctl.nodestate import Attached, State
 from mycelium_ctl.view import Mark, Page, amount, worst
 
 HEADERS = ("pod", "address", "container", "host link", "received", "sent", "pod end")
+TRAFFIC = ("received", "sent")  # bytes, packets
 
 
 def mark(attached: Attached, state: State) -> tuple[Mark, str]:
@@ -91,12 +92,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the attachments; 0 if all are well, also if there are none."""
     where = nodestate.options(arguments)
     if arguments.watch is not None:
-        Page().watch(lambda: (HEADERS, rows(State(where))), max(arguments.watch, 0.1))
+        every_s = max(arguments.watch, 0.1)
+        Page().watch(lambda: (HEADERS, rows(State(where))), every_s, right=TRAFFIC)
     state = State(where)
     if arguments.json:
         print(json.dumps(document(state), indent=2))
     elif not state.attachments:
         Page().say("no pod is attached")
     else:
-        Page().table(HEADERS, rows(state), right=("received", "sent"))
+        Page().table(HEADERS, rows(state), right=TRAFFIC)
     return 0 if worst([sign for sign, _ in rows(state)]) == "ok" else 1

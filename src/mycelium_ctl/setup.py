@@ -38,6 +38,7 @@ from mycelium_ctl.nodestate import State
 from mycelium_ctl.view import Page, count, visible
 
 POLL_S: Final = 0.02
+RA_ROUTES: Final = "routes from router advertisements"
 RTM_DELNEIGH: Final = 29  # linux/rtnetlink.h
 
 # What is shipped in share/, and where it belongs.
@@ -151,7 +152,7 @@ class Preparation:
             yield Change("node address", f"ip address add {own}/128 dev lo nodad")
         for link in at_risk(state):
             yield Change(
-                "routes from router advertisements",
+                RA_ROUTES,
                 switch_command(sysctl.conf(link, "accept_ra"), "2"),
             )
         forwarding = sysctl.conf("all", "forwarding")

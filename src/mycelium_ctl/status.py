@@ -86,10 +86,11 @@ def _report(state: State, findings: Findings, *, ready: bool) -> None:
     overall = _overall(findings, ready=ready)
     page.fact(overall, "status", VERDICTS[overall])
     for title, names in SECTIONS.items():
-        page.heading(title)
+        mode = "bridge" if state.bridged else "routed"
+        page.heading(f"{title}, {mode} mode" if title == "Node" else title)
         for name in names:
             _, found = findings[name]
-            page.fact(found.mark, name, _line(state, name, found))
+            page.fact(found.mark, name, found.found)
     shown = {name for names in SECTIONS.values() for name in names}
     for name, (_, found) in findings.items():
         if name not in shown and found.mark in ("fail", "warn"):
@@ -98,13 +99,6 @@ def _report(state: State, findings: Findings, *, ready: bool) -> None:
     if step:
         page.heading("Next step")
         page.say(f"{step[0].name}: {step[1].mend}")
-
-
-def _line(state: State, name: str, found: Finding) -> str:
-    """What `doctor` says, with what else one wants to see at a glance."""
-    if name == "forwarding":
-        return f"{found.found}, {'bridge' if state.bridged else 'routed'} mode"
-    return found.found
 
 
 def _document(state: State, findings: Findings, *, ready: bool) -> dict[str, object]:

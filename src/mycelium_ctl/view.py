@@ -26,7 +26,6 @@ SIGNS: Final[dict[Mark, tuple[str, str]]] = {
     "skip": ("-", "dim"),
 }
 LABEL: Final = 15  # columns: the longest name of a check
-_NARROW: Final = 100  # columns; below it a table's first two columns share a cell
 
 
 def visible(text: str) -> str:
@@ -148,13 +147,13 @@ class Page:
         else:
             yield
 
-    def watch(self, draw: Draw, every_s: float) -> None:
+    def watch(self, draw: Draw, every_s: float, *, right: Sequence[str] = ()) -> None:
         """Show what `draw` returns again and again, until Ctrl-C."""
         import time
 
         if self._console is None:
             while True:
-                self.table(*draw())
+                self.table(*draw(), right=right)
                 sys.stdout.flush()
                 time.sleep(every_s)
         from rich.live import Live
@@ -162,7 +161,7 @@ class Page:
         with Live(console=self._console, auto_refresh=False, screen=True) as live:
             while True:
                 headers, rows = draw()
-                shown = _table(headers, rows, (), self._console.width)
+                shown = _table(headers, rows, right, self._console.width)
                 live.update(shown, refresh=True)
                 time.sleep(every_s)
 
@@ -176,17 +175,40 @@ def _table(
     from rich.table import Table
     from rich.text import Text
 
-    narrow = width < _NARROW
-    table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="dim")
+    shown = [(mark, [visible(cell) for cell in row]) for mark, row in rows]
+    widths = [
+        max([len(title), *(len(row[n]) for _, row in shown)]) for n, title in enumerate(headers)
+    ]
+    # All side by side if there is room, else two and two below each other, else all in a column.
+    pairs = [tuple(range(n, min(n + 2, len(headers)))) for n in range(0, len(headers), 2)]
+    layout: list[tuple[int, ...]] = [(n,) for n in range(len(headers))]
+    if sum(widths) + 2 * len(widths) + 2 > width:
+        layout = pairs
+    stacked = sum(max(widths[n] for n in cell) + 2 for cell in layout) + 2 > width
+
+    table = Table(
+        box=None, padding=(0, 1), pad_edge=False, header_style="dim", show_header=not stacked
+    )
     table.add_column("", width=1, no_wrap=True)
-    titles = [f"{headers[0]}, {headers[1]}", *headers[2:]] if narrow else list(headers)
-    for title in titles:
-        table.add_column(title, justify="right" if title in right else "left", overflow="fold")
-    for mark, row in rows:
+    for cell in [(0,)] if stacked else layout:
+        title = "\n".join(headers[n] for n in cell)
+        justify = "right" if headers[cell[0]] in right else "left"
+        table.add_column(title, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for mark, row in shown:
         sign, style = SIGNS[mark]
-        cells = [visible(cell) for cell in row]
-        first = [Text(f"{cells[0]}\n{cells[1]}"), *map(Text, cells[2:])]
-        table.add_row(Text(sign, style), *(first if narrow else map(Text, cells)))
+        texts = ["\n".join(row[n] for n in cell) for cell in layout]
+        if stacked:
+            named = [
+                f"{title} {cell}" if cell and title in right else cell
+                for title, cell in zip(headers, row, strict=True)
+            ]
+            lines = []
+            for pair in pairs:
+                words = [named[n] for n in pair if named[n]]
+                fits = len("  ".join(words)) + 4 <= width
+                lines += ["  ".join(words)] if fits else words
+            texts = ["\n".join(filter(None, lines))]
+        table.add_row(Text(sign, style), *map(Text, texts))
     return table
 
 
