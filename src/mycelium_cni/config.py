@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from _blake2 import blake2b
+
 from mycelium_cni.attachment import (
     MYCELIUM,
     format_prefix,
@@ -23,11 +25,12 @@ from mycelium_cni.request import check_ifname, is_identifier
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Final
+    from typing import Final, TypeVar
 
     from mycelium_cni.jsontext import Json
 
     Document = dict[str, Json]
+    T = TypeVar("T")
 
 VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 
@@ -35,8 +38,7 @@ IPV6_MIN_MTU = 1280  # below it the kernel takes IPv6 off the link (RFC 8200, se
 LOG_LEVELS = ("warning", "error", "info", "debug")
 _CAPABILITIES = ("ips", "mac", "dns")
 _DEFAULT_ROUTE = (bytes(16), 0)
-# What another release brings. A setting that protects must never be ignored in silence.
-_NOT_YET: Document = {"ipMasq": False, "ingress": "open", "allowFrom": []}
+_MOST_PREFIXES = 1024
 
 
 class Route:
@@ -48,6 +50,31 @@ class Route:
     def __init__(self, destination: tuple[bytes, int], metrics: dict[str, int]) -> None:
         self.destination: Final = destination
         self.metrics: Final = metrics
+
+
+class Policy:
+    """Who may open connections to a network's pods, and what becomes of what they send. `required`:
+    an ADD without the guard fails."""
+
+    __slots__ = ("allow_from", "ingress", "masquerade", "required")
+
+    def __init__(self, doc: Document) -> None:
+        self.ingress: Final = _choice(doc, "ingress", ("open", "cluster", "closed"))
+        self.allow_from: Final = _allow_from(doc)
+        self.masquerade: Final = _boolean(doc, "ipMasq")
+        self.required: Final = _choice(doc, "guard", ("required", "optional")) == "required"
+        if self.allow_from and self.ingress != "cluster":
+            wanted = f'needs "ingress": "cluster", and ingress is "{self.ingress}"'
+            raise _invalid("allowFrom", doc.get("allowFrom"), wanted)
+
+    def words(self, subnet: bytes) -> str:
+        """The policy for people, and different for different policies."""
+        text = f"ingress {self.ingress}"
+        if self.ingress == "cluster":
+            members = b"".join([base + bytes((length,)) for base, length in self.allow_from])
+            digest = blake2b(subnet + members, digest_size=6).hexdigest()
+            text += f", {len(self.allow_from)} prefixes allowed ({digest})"
+        return text + (", ipMasq" if self.masquerade else "")
 
 
 class Network:
@@ -146,7 +173,7 @@ class Config:
 
     __slots__ = (
         *("addressing", "bridge_name", "dns", "interface", "interface_name", "mode", "mtu"),
-        *("netseed", "prev_result", "routes"),
+        *("netseed", "policy", "prev_result", "routes"),
     )
 
     def __init__(self, network: Network) -> None:
@@ -164,6 +191,7 @@ class Config:
         self.netseed: Final = _path(doc, "netseed", "/etc/netseed")
         self.addressing: Final = _choice(doc, "addressing", ("random", "stable"))
         self.mtu: Final = _integer(doc, "mtu", IPV6_MIN_MTU, 65535)
+        self.policy: Final = Policy(doc)
         self.routes: Final = _routes(doc)
         self.dns: Final = _dns(doc)
         self.prev_result: Final = _object(doc, "prevResult")
@@ -244,6 +272,13 @@ def _path(doc: Document, key: str, default: str) -> str:
     return value
 
 
+def _boolean(doc: Document, key: str) -> bool:
+    value = doc.get(key)
+    if not isinstance(value, bool | None):
+        raise _invalid(key, value, "must be true or false")
+    return bool(value)
+
+
 def _object(doc: Document, key: str, shown: str = "") -> Document:
     value = doc.get(key)
     if value is None:
@@ -279,14 +314,6 @@ def _integer(doc: Document, key: str, low: int, high: int, shown: str = "") -> i
 
 
 def _refuse_unsupported(doc: Document) -> None:
-    for key, default in _NOT_YET.items():
-        value = doc.get(key)
-        if value is not None and dump(value) != dump(default):  # 0 == False, for Python
-            raise CniError(
-                UNSUPPORTED_FIELD,
-                f"unsupported {key} {dump(value)}: this release only knows {dump(default)}",
-                f"remove {key} from the network configuration",
-            )
     for capability, declared in _object(doc, "capabilities").items():
         if not isinstance(declared, bool | None):
             raise _invalid(f"capabilities.{capability}", declared, "must be true or false")
@@ -296,6 +323,23 @@ def _refuse_unsupported(doc: Document) -> None:
                 f"unsupported capability {dump(capability)} true: mycelium-cni has "
                 f"{', '.join(_CAPABILITIES)}; chain the plugin that has it (portmap, bandwidth)",
             )
+
+
+def _allow_from(doc: Document) -> list[tuple[bytes, int]]:
+    """Prefixes, in order, none inside another: the packet filter takes no overlaps."""
+    listed = _strings(doc.get("allowFrom"), "allowFrom")
+    if len(listed) > _MOST_PREFIXES:
+        raise _invalid("allowFrom", len(listed), f"at most {_MOST_PREFIXES} prefixes")
+    kept: list[tuple[bytes, int]] = []
+    for base, length in sorted([_parsed(parse_prefix, "allowFrom", text) for text in listed]):
+        # Sorted, whatever contains a prefix comes right before it or before others it contains.
+        if not kept or _cut(base, kept[-1][1]) != kept[-1][0]:
+            kept.append((base, length))
+    return kept
+
+
+def _cut(address: bytes, length: int) -> bytes:
+    return (int.from_bytes(address, "big") >> 128 - length << 128 - length).to_bytes(16, "big")
 
 
 _METRICS = {
@@ -316,10 +360,9 @@ def _routes(doc: Document) -> list[Route]:
     routes: list[Route] = []
     for number, entry in enumerate(listed):
         routes.append(_route(entry, f"routes[{number}]"))
-    default = doc.get("defaultRoute")
-    if not isinstance(default, bool | None):
-        raise _invalid("defaultRoute", default, "must be true or false")
-    if default and all(route.destination != _DEFAULT_ROUTE for route in routes):
+    if _boolean(doc, "defaultRoute") and all(
+        route.destination != _DEFAULT_ROUTE for route in routes
+    ):
         routes.append(Route(_DEFAULT_ROUTE, {}))
     keys = [(r.destination, r.metrics.get("table"), r.metrics.get("priority")) for r in routes]
     for number, key in enumerate(keys):
@@ -414,7 +457,7 @@ def _requested_mac(runtime: Document, conventional: Document, args: dict[str, st
     return None
 
 
-def _parsed(parser: Callable[[str], bytes], key: str, value: str) -> bytes:
+def _parsed(parser: Callable[[str], T], key: str, value: str) -> T:
     try:
         return parser(value)
     except ValueError as error:

@@ -45,6 +45,7 @@ from mycelium_cni.errors import (
     Undo,
 )
 from mycelium_cni.groundwork import LINK_LOCAL_GATEWAY, PROTOCOL
+from mycelium_cni.guard import Port, counterpart
 from mycelium_cni.netns import inside
 from mycelium_cni.subnet import Link, Node, find_link
 
@@ -91,7 +92,7 @@ _POD_SWITCHES = {
 class Plan:
     """An attachment as it will be: what of it is decided before the kernel is asked."""
 
-    __slots__ = ("attachment", "mtu", "pod_link", "pod_mac", "wiring")
+    __slots__ = ("attachment", "host_mac", "mtu", "pod_link", "pod_mac", "wiring")
 
     def __init__(
         self, attachment: Attachment, wiring: Wiring, pod_link: str, pod_mac: bytes, mtu: int
@@ -100,7 +101,15 @@ class Plan:
         self.wiring: Final = wiring
         self.pod_link: Final = pod_link
         self.pod_mac: Final = pod_mac
+        # On a bridge nobody speaks to the host end: its MAC says which one the pod may use.
+        self.host_mac: Final = counterpart(pod_mac) if wiring.bridge else attachment.host_mac
         self.mtu: Final = mtu
+
+    def port(self, pair: Pair, address: bytes) -> Port | None:
+        """What the guard must know of a pod behind a bridge; of a routed one it knows enough."""
+        if not self.wiring.bridge:
+            return None
+        return Port(pair.host, self.pod_mac, address, group(self.attachment.network))
 
 
 class Pair:
@@ -128,7 +137,7 @@ def create_pair(host: nl.Socket, pod_netns: int, plan: Plan, undo: Undo) -> Pair
     )
     attributes: list[nl.Attribute] = [
         (nl.IFLA_IFNAME, host_link),
-        (nl.IFLA_ADDRESS, attachment.host_mac),
+        (nl.IFLA_ADDRESS, plan.host_mac),
         (nl.IFLA_MTU, plan.mtu),
         (nl.IFLA_GROUP, group(attachment.network)),
         (
@@ -277,7 +286,7 @@ def configure_pod(pod: nl.Socket, pair: Pair, plan: Plan, address: bytes) -> Non
                 f"set neighbour {gateway}",
                 pair.pod,
                 wiring.gateway,
-                plan.attachment.host_mac,
+                plan.host_mac,
                 PROTOCOL,
                 permanent=True,
             )

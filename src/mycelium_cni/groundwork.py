@@ -122,7 +122,7 @@ def prepare(host: nl.Socket, node: Node, undo: Undo) -> None:
     for made, message in zip(host.ensure(*standing), undone, strict=True):
         if made:
             undo.push(host.request, message)
-    # The guard of docs/security.md has its place here, before forwarding is switched on.
+    # The guard is up by now (guard.protect): a node that forwards is a router for the overlay.
     _ensure_forwarding(host, undo)
 
 

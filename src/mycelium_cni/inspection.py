@@ -7,8 +7,8 @@ routes to other tables; all that is fine. What ADD made and the result lists mus
 
 from __future__ import annotations
 
+from mycelium_cni import guard, subnet, sysctl
 from mycelium_cni import netlink as nl
-from mycelium_cni import subnet, sysctl
 from mycelium_cni.attachment import (
     Attachment,
     format_address,
@@ -60,6 +60,13 @@ def inspect(
     _check_routes(pod, pod_link, result, wiring)
     if sysctl.get(sysctl.conf("all", "forwarding")) == "0":
         raise _broken("net.ipv6.conf.all.forwarding is 0 on the node: run `mycelium-cni setup`")
+    if config.policy.required:
+        guard.inspect(host, guard.Wanted(attachment.network, config, node))
+    if wiring.bridge and guard.counterpart(host_link.mac) != pod_link.mac:
+        raise _broken(
+            f"{pod_link.name} has changed its MAC, and on a bridge a pod may only use the one it "
+            'was given: set it with the capability "mac" instead'
+        )
 
 
 def _broken(what: str) -> CniError:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from _socket import AF_NETLINK, SOCK_RAW, socket
 from _struct import Struct, unpack_from
-from errno import EEXIST, EINTR
+from errno import EEXIST, EINTR, ENOENT
 from posix import strerror
 
 TYPE_CHECKING = False
@@ -127,6 +127,19 @@ def decode(payload: bytes, offset: int) -> dict[int, bytes]:
     return attributes
 
 
+def names(properties: bytes) -> list[str]:
+    """The alternative names in an IFLA_PROP_LIST."""
+    found, offset = [], 0
+    while offset + 4 <= len(properties):
+        length, kind = _ATTRIBUTE.unpack_from(properties, offset)
+        if length < 4:
+            break
+        if kind & NLA_TYPE_MASK == IFLA_ALT_IFNAME:
+            found.append(text(properties[offset + 4 : offset + length]))
+        offset += length + 3 & ~3
+    return found
+
+
 def u32(value: bytes) -> int:
     number: int = _U32.unpack(value)[0]
     return number
@@ -236,12 +249,12 @@ NO_LINK_LOCAL: Attribute = (
 
 
 class Socket:
-    """A NETLINK_ROUTE socket of the network namespace the calling thread is in; it stays there."""
+    """A netlink socket of the network namespace the calling thread is in; it stays there."""
 
     __slots__ = ("_sequence", "_socket")
 
-    def __init__(self) -> None:
-        self._socket = socket(AF_NETLINK, SOCK_RAW, NETLINK_ROUTE)
+    def __init__(self, protocol: int = NETLINK_ROUTE) -> None:
+        self._socket = socket(AF_NETLINK, SOCK_RAW, protocol)
         # Errors then come with the kernel's own sentence, and without a copy of the request.
         self._socket.setsockopt(SOL_NETLINK, NETLINK_EXT_ACK, 1)
         self._socket.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
@@ -276,12 +289,23 @@ class Socket:
                 raise refusals[index]
         return [index not in refusals for index in range(len(messages))]
 
+    def ask(self, *messages: Message) -> list[bytes | None]:
+        """One answer per message: the object, or None where there is no such object."""
+        payloads, refusals = self._exchange(messages)
+        for index in sorted(refusals):
+            if refusals[index].errno != ENOENT:
+                raise refusals[index]
+        found = iter(payloads)
+        return [None if index in refusals else next(found) for index in range(len(messages))]
+
     def _exchange(
-        self, messages: tuple[Message, ...]
+        self, messages: tuple[Message, ...], *, framed: bool = False
     ) -> tuple[list[bytes], dict[int, NetlinkError]]:
+        """`framed`: the first and the last message only hold the others together. The kernel
+        answers the first if it refuses the whole, and never the last (before Linux 6.10)."""
         first = self._sequence
         self._sequence += len(messages)
-        last = self._sequence - 1
+        last = self._sequence - 1 - framed
         batch = b""
         for sequence, message in enumerate(messages, first):
             # Refusals are reported without being asked for: one ACK, of the last, ends the batch.
@@ -301,7 +325,7 @@ class Socket:
                 if number:
                     what = messages[sequence - first].what
                     refusals[sequence - first] = NetlinkError(number, what, _reason(flags, payload))
-                if sequence == last:
+                if sequence == last or (framed and sequence == first):
                     return payloads, refusals
 
     def dump(self, message: Message) -> list[bytes]:

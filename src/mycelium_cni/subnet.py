@@ -149,6 +149,11 @@ def agree_with_key(config: Config, address: bytes) -> None:
         _agree(config, address, f"the key in {config.netseed}", other)
 
 
+def carries(host: nl.Socket, link: Link, address: bytes) -> bool:
+    """Whether a link has that 400::/7 address."""
+    return any(carried == address for carried, _ in _addresses(host, link.index))
+
+
 def _agree(config: Config, address: bytes, source: str, other: bytes) -> None:
     if other[:8] != address[:8]:
         raise CniError(

@@ -7,7 +7,7 @@ what it did, in words for the log, and raises CniError or OSError.
 
 from __future__ import annotations
 
-from mycelium_cni import datapath, groundwork, inspection, netns, subnet
+from mycelium_cni import datapath, groundwork, guard, inspection, netns, subnet
 from mycelium_cni import netlink as nl
 from mycelium_cni.attachment import (
     Attachment,
@@ -29,6 +29,7 @@ from mycelium_cni.errors import (
     TRY_AGAIN_LATER,
     CniError,
     Undo,
+    describe,
 )
 from mycelium_cni.result import Result
 from mycelium_cni.subnet import find_link
@@ -65,6 +66,8 @@ def add(request: Request, network: Network, reply: Callable[[Document], None]) -
             plan = datapath.Plan(attachment, wiring, pod_link, pod_mac, mtu)
             pair = datapath.create_pair(host, pod_netns, plan, undo)
             address = _reserve(host, pair, attachment, request, candidates)
+            wanted = guard.Wanted(network.name, config, node)
+            guard.protect(host, wanted, undo, plan.port(pair, address))
             datapath.connect_host(host, pair, plan, address)
             pod = datapath.enter_pod(pod_netns, home, pod_link, undo)
             datapath.configure_pod(pod, pair, plan, address)
@@ -76,7 +79,7 @@ def add(request: Request, network: Network, reply: Callable[[Document], None]) -
                 interfaces=[
                     {
                         "name": attachment.host_link,
-                        "mac": format_mac(attachment.host_mac),
+                        "mac": format_mac(plan.host_mac),
                         "mtu": mtu,
                     },
                     {
@@ -98,7 +101,7 @@ def add(request: Request, network: Network, reply: Callable[[Document], None]) -
             result.dns = wishes.dns or config.dns or result.dns
             reply(result.speak(network.cni_version))
     except OSError as error:
-        refused = CniError(KERNEL_REFUSED, f"cannot attach {attachment}: {error.strerror}")
+        refused = CniError(KERNEL_REFUSED, f"cannot attach {attachment}: {describe(error)}")
         raise refused.with_notes_of(error) from None
     return f"address {format_address(address)} on {attachment.host_link}"
 
@@ -111,6 +114,7 @@ def delete(request: Request, network: Network) -> str:
     link = find_link(host, attachment.host_link)
     if link is None:
         return "nothing was there"
+    guard.forget(link)
     datapath.delete_links(host, [link.index])
     return f"{link.name} is gone"
 
@@ -140,7 +144,9 @@ def gc(_: Request, network: Network) -> str:
     links = datapath.attachments(host, network.name)
     stale = [link for link in links if link.name not in valid]
     if stale:
+        guard.forget(*stale)
         datapath.delete_links(host, [link.index for link in stale])
+    guard.sweep(host)
     return f"{len(stale)} stale: {' '.join([link.name for link in stale])}"
 
 
@@ -149,8 +155,11 @@ def status(_: Request, network: Network) -> str:
     config = Config(network)
     host = nl.Socket()
     try:
-        subnet.find(host, config)
-        groundwork.loopback(host)
+        node = subnet.find(host, config)
+        lo = groundwork.loopback(host)
+        # Until the first pod, or `setup`, has prepared the node, there is nothing to guard.
+        if config.policy.required and subnet.carries(host, lo, node.address):
+            guard.inspect(host, guard.Wanted(network.name, config, node))
     except CniError as error:
         # Without the overlay live pods are cut off too; where sources disagree, only new ones.
         code = LIMITED_CONNECTIVITY if error.code == TRY_AGAIN_LATER else PLUGIN_NOT_AVAILABLE

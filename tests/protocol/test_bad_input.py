@@ -328,12 +328,12 @@ KEYS: Rows = {
     },
     "routes-scope-beyond-a-byte": ({"routes": [{"dst": "400::/7", "scope": 256}]}, (7,), "scope"),
     **key("defaultRoute", NOT_BOOLEAN, 7),
-    **key("ipMasq", {"asked-for": True}, 2),
-    **key("ipMasq", NOT_BOOLEAN, 2, 7),
-    **key("ingress", {"cluster": "cluster", "closed": "closed"}, 2),
-    **key("ingress", {**NOT_A_STRING, "word": "half-open", "capital": "Open"}, 2, 7),
-    **key("allowFrom", {"prefix": ["400::/7"], "junk": ["junk"]}, 2, 7),
-    **key("allowFrom", {"string": "400::/7", "object": {"a": 1}, "number": 5, "true": True}, 2, 7),
+    **key("ipMasq", NOT_BOOLEAN, 7),
+    **key("ingress", {**NOT_A_STRING, "word": "half-open", "capital": "Open"}, 7),
+    **key("allowFrom", {"without-ingress": ["400::/7"], "junk": ["junk"], "address": ["400::1"]}, 7),
+    **key("allowFrom", {"string": "400::/7", "object": {"a": 1}, "number": 5, "true": True}, 7),
+    **key("allowFrom", {"too-many": [f"400:{n:x}::/32" for n in range(1025)]}, 7),
+    **key("guard", {**NOT_A_STRING, "word": "off", "false": False}, 7),
     **key("dns", {"string": "10.0.0.53", "list": ["10.0.0.53"], "number": 5, "true": True}, 6, 7),
     **{
         f"dns-{name}-{kind}": ({"dns": {name: value}}, (6, 7), name)
