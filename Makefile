@@ -48,3 +48,4 @@ clean: ## remove what was built; the test tools' cache (.tools) stays
 	rm -rf $(VENV) build dist
 
 -include launcher/launcher.mk
+include bench/bench.mk

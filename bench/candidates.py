@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who is compared: what each candidate is built from, and how a runtime would call it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from bench.arena import SUBNET, Arena, BenchError, Call
+from bench.score import STRACE, PodNames, Score, environment, names_of, read
+
+ROOT: Final = Path(__file__).parent.parent
+BUILD: Final = ROOT / "build/bench"
+_STATIC: Final = ROOT / "dist/mycelium-cni-linux-amd64"
+_REFERENCE: Final = ROOT / ".tools/cni"
+REFERENCE_RELEASE: Final = "v1.9.1"
+_SPEC: Final = "1.1.0"
+
+
+@dataclass(frozen=True)
+class Executables:
+    """Everything that is started, built."""
+
+    static: Path
+    pip: Path
+    reference: Path  # the folder of the Go plugins
+    floor: Path
+    spawner: Path
+
+
+def build() -> Executables:
+    """Build what is not there yet; BenchError for what another target has to build."""
+    BUILD.mkdir(parents=True, exist_ok=True)
+    static = Path(os.environ.get("MYCELIUM_CNI_STATIC", _STATIC))
+    if not static.exists():
+        raise BenchError(f"{static} is missing: run `make dist`")
+    _reference_plugins()
+    return Executables(
+        static, _venv() / "bin/mycelium-cni", _REFERENCE, _compile("floor"), _compile("spawn")
+    )
+
+
+def _reference_plugins() -> None:
+    """The Go plugins, built from the module proxy where the tests have not done so."""
+    module = "github.com/containernetworking/plugins/plugins"
+    wanted = ("main/bridge", "main/ptp", "main/loopback", "ipam/host-local")
+    missing = [name for name in wanted if not (_REFERENCE / Path(name).name).exists()]
+    if missing:
+        _REFERENCE.mkdir(parents=True, exist_ok=True)
+        packages = [f"{module}/{name}@{REFERENCE_RELEASE}" for name in missing]
+        _run(["go", "install", "-trimpath", "-ldflags=-s -w", *packages], GOBIN=str(_REFERENCE))
+
+
+def _compile(name: str) -> Path:
+    source, program = Path(__file__).with_name(f"{name}.c"), BUILD / name
+    flags = ("-std=gnu17", "-O2", "-Wall", "-Wextra", "-static")
+    _run(["gcc", *flags, "-o", str(program), str(source)])
+    return program
+
+
+def _venv() -> Path:
+    """Our wheel in an environment of its own: an editable install would add to every start."""
+    venv = ROOT / "build/bench-venv"
+    if not (venv / "bin/pip").exists():
+        _run([sys.executable, "-m", "venv", str(venv)])
+    pip = [str(venv / "bin/pip"), "--quiet", "--disable-pip-version-check"]
+    _run([*pip, "install", "--force-reinstall", "--no-deps", str(ROOT)])
+    return venv
+
+
+def _run(argv: Sequence[str], **environment: str) -> None:
+    try:
+        done = subprocess.run(
+            argv,
+            env=os.environ | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+    except FileNotFoundError:
+        raise BenchError(f"the program `{argv[0]}` is missing: install it") from None
+    if done.returncode:
+        raise BenchError(f"{' '.join(argv)} failed:\n{done.stdout.decode()}")
+
+
+@dataclass(frozen=True)
+class Pod:
+    """A pod to be attached; its number makes its names."""
+
+    number: int
+    netns: str
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A plugin with its configuration, on nodes of its own."""
+
+    name: str
+    argv: Sequence[str]
+    configuration: dict[str, object]
+    cni_path: str = ""
+    address_wanted: bool = False  # ask for an address that the pod's number tells
+    files: dict[str, Path] = field(default_factory=dict)
+
+    def call(
+        self, arena: Arena, verb: str, node: str, pod: Pod | None = None, /, **more: object
+    ) -> Call:
+        """The process that a runtime would start for `verb`."""
+        network = _network(node)
+        stdin = self._stdin(arena, network, more)
+        if pod is None:
+            return Call(node, self.argv, {"CNI_COMMAND": verb, "CNI_PATH": self.cni_path}, stdin)
+        names = names_of(pod.number, network, pod.netns, SUBNET)
+        variables = environment(names, verb) | {"CNI_PATH": self.cni_path}
+        if self.address_wanted:
+            variables["CNI_ARGS"] = f"IP={names.address}"
+        return Call(node, self.argv, variables, stdin)
+
+    def _stdin(self, arena: Arena, network: str, more: dict[str, object]) -> Path:
+        document = {"cniVersion": _SPEC, "name": network, **self.configuration, **more}
+        text = json.dumps(document)
+        if text not in self.files:
+            path = f"conf-{self.name.replace(' ', '-').replace('/', '-')}-{len(self.files)}"
+            self.files[text] = arena.file(path, text.encode())
+        return self.files[text]
+
+
+class Floor(Candidate):
+    """The C program, which gets what it has to do where others get their configuration."""
+
+    scores: dict[str, Score]
+
+    def call(
+        self, arena: Arena, verb: str, node: str, pod: Pod | None = None, /, **_: object
+    ) -> Call:
+        assert pod is not None
+        names = names_of(pod.number, _network(node), pod.netns, SUBNET)
+        score = arena.file(f"score-{pod.number}-{verb}", self.scores[verb].encode(names))
+        return Call(node, self.argv, {"CNI_COMMAND": verb}, score)
+
+
+def _network(node: str) -> str:
+    return Path(node).name
+
+
+def ours(name: str, executable: Path, **configuration: object) -> Candidate:
+    return Candidate(name, [str(executable)], {"type": "mycelium-cni", **configuration})
+
+
+def reference(name: str, folder: Path, **configuration: object) -> Candidate:
+    """A reference plugin with an IPv6 /64 from host-local, which keeps its files in memory here."""
+    ipam = {
+        "type": "host-local",
+        "dataDir": "/run/netns/host-local",
+        "ranges": [[{"subnet": "fd00:be:c4::/64"}]],
+        "routes": [{"dst": "::/0"}],
+    }
+    plugin = {"type": name, "ipam": ipam, **configuration}
+    return Candidate(f"{name} + host-local", [str(folder / name)], plugin, str(folder))
+
+
+def floor(arena: Arena, executable: Path, plugin: Candidate, node: str, pod: Pod) -> Floor:
+    """The floor beneath `plugin`, whose calls for `pod` on `node` are taken down. The node must
+    have had a pod before, so that nothing is asked that only the first pod needs."""
+    asking = Candidate(
+        plugin.name, plugin.argv, plugin.configuration, address_wanted=True, files=plugin.files
+    )
+    names = names_of(pod.number, _network(node), pod.netns, SUBNET)
+    found = Floor("C floor", [str(executable)], {})
+    scores = {}
+    for verb in ("ADD", "DEL"):
+        scores[verb] = _record(arena, asking.call(arena, verb, node, pod), names, verb)
+    object.__setattr__(found, "scores", scores)
+    return found
+
+
+def _record(arena: Arena, call: Call, names: PodNames, verb: str) -> Score:
+    folder = arena.folder / f"strace-{verb}"
+    folder.mkdir(exist_ok=True)
+    for stale in folder.iterdir():
+        stale.unlink()
+    argv = [*STRACE, str(folder / "strace"), *call.argv]
+    with call.stdin.open("rb") as stdin, arena.inside(call.netns):
+        child = subprocess.Popen(
+            argv,
+            env=call.environment | {"PATH": os.environ["PATH"]},
+            stdin=stdin,
+            stdout=subprocess.DEVNULL,
+        )
+        if child.wait():
+            raise BenchError(f"strace of {verb} failed")
+    # The plugin is strace's first child; what the plugin forks comes after.
+    pids = sorted(int(path.suffix[1:]) for path in folder.iterdir())
+    return read(folder, pids[0], names)

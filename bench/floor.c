@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+// The floor: what one call of the plugin asks of the kernel, with nothing around it.
+//
+// Reads a score (bench/score.py) from standard input: the system calls that the plugin made for an
+// earlier pod, with this pod's names and addresses put in. Makes the same calls in the same order.
+// Only the link indexes, which nobody knows before the kernel has chosen them, are filled in here.
+
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/netlink.h>
+#include <linux/rtnetlink.h>
+#include <sched.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+struct step {
+	uint8_t call;
+	uint8_t fd;
+	uint16_t patches;
+	uint32_t argument;
+	uint32_t size;
+} __attribute__((packed));
+
+struct patch {
+	uint16_t offset;
+	uint16_t end;
+} __attribute__((packed));
+
+enum { HOST_END, POD_END };
+
+static char score[1 << 16], received[32768], text[256];
+static uint32_t indexes[2];
+static pid_t child;
+
+static void die(const struct step *step) {
+	fprintf(stderr, "floor: step %c on descriptor %d: %s\n", step->call, step->fd, strerror(errno));
+	_exit(1);
+}
+
+// The indexes of both ends of a veth, from the kernel's description of one.
+static void learn(void) {
+	struct nlmsghdr *header = (void *)received;
+	struct ifinfomsg *link = NLMSG_DATA(header);
+	int left = (int)IFLA_PAYLOAD(header);
+	indexes[HOST_END] = (uint32_t)link->ifi_index;
+	for (struct rtattr *attr = IFLA_RTA(link); RTA_OK(attr, left); attr = RTA_NEXT(attr, left))
+		if (attr->rta_type == IFLA_LINK)
+			memcpy(&indexes[POD_END], RTA_DATA(attr), 4);
+}
+
+// Ask until the answer is a refusal, which is that the link is gone.
+static void until_refused(const struct step *step, const char *data) {
+	int acknowledged = ((const struct nlmsghdr *)data)->nlmsg_flags & NLM_F_ACK;
+	struct nlmsghdr *header = (void *)received;
+	for (;;) {
+		if (send(step->fd, data, step->size, 0) < 0)
+			die(step);
+		do {
+			if (recv(step->fd, received, sizeof received, 0) < 0)
+				die(step);
+		} while (acknowledged && header->nlmsg_type != NLMSG_ERROR);
+		if (header->nlmsg_type == NLMSG_ERROR && ((struct nlmsgerr *)NLMSG_DATA(header))->error)
+			return;
+		waitpid(child, NULL, WNOHANG);
+		sched_yield();
+	}
+}
+
+static long play(const struct step *step, const char *data) {
+	struct stat status;
+	int option[3];
+	switch (step->call) {
+	case 'S': // socket(2): domain, type, protocol
+		memcpy(option, data, sizeof option);
+		return socket(option[0], option[1], option[2]);
+	case 'O': // setsockopt(2): level, name, value
+		memcpy(option, data, sizeof option);
+		return setsockopt(step->fd, option[0], option[1], &option[2], sizeof option[2]);
+	case 'X':
+		return send(step->fd, data, step->size, 0);
+	case 'V':
+		return recv(step->fd, received, sizeof received, 0);
+	case 'P':
+		return open(data, (int)step->argument);
+	case 'R':
+		return read(step->fd, text, sizeof text);
+	case 'W':
+		return write(step->fd, data, step->size);
+	case 'C':
+		return close(step->fd);
+	case 'T':
+		return stat(data, &status);
+	case 'F':
+		return fstat(step->fd, &status);
+	case 'I':
+		return ioctl(step->fd, step->argument, 0);
+	case 'N':
+		return setns(step->fd, (int)step->argument);
+	case 'D':
+		return setsid();
+	case 'L':
+		learn();
+		return 0;
+	case 'U':
+		until_refused(step, data);
+		return 0;
+	case 'E': // the end of the child's part
+		_exit(0);
+	default:
+		errno = EINVAL;
+		return -1;
+	}
+}
+
+int main(void) {
+	size_t end = 0;
+	for (ssize_t size; (size = read(0, score + end, sizeof score - end)) > 0; end += (size_t)size)
+		;
+	alarm(5); // a score that does not fit must not hang
+	for (size_t at = 0; at < end;) {
+		struct step *step = (void *)(score + at);
+		struct patch *patches = (void *)(step + 1);
+		char *data = (char *)(patches + step->patches);
+		at = (size_t)(data + step->size - score);
+		for (int i = 0; i < step->patches; i++)
+			memcpy(data + patches[i].offset, &indexes[patches[i].end], 4);
+		if (step->call == 'K') { // fork; the parent skips the child's part
+			if ((child = fork()) > 0)
+				at += step->argument;
+			else if (child < 0)
+				die(step);
+		} else if (play(step, data) < 0) {
+			die(step);
+		}
+	}
+	return 0;
+}

@@ -1,0 +1,324 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is measured, and in which order: candidates take turns, so that what else the machine does
+falls on all of them."""
+
+from __future__ import annotations
+
+import random
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median, quantiles
+from typing import Any, Final
+
+from bench.arena import NODE_ADDRESS, Arena, BenchError
+from bench.candidates import Candidate, Executables, Pod, floor, ours, reference
+from mycelium_cni import netlink as nl
+
+STATIC: Final = "mycelium-cni, static"
+PIP: Final = "mycelium-cni, pip"
+BRIDGE_MODE: Final = "mycelium-cni, static, bridge mode"
+FLOOR: Final = "C floor"
+BRIDGE: Final = "bridge + host-local"
+PTP: Final = "ptp + host-local"
+LOOPBACK: Final = "loopback"
+KERNEL: Final = "the kernel alone"
+_ORDER: Final = (STATIC, BRIDGE_MODE, PIP, FLOOR, KERNEL, LOOPBACK, BRIDGE, PTP)
+
+_SETTLE_S: Final = 0.06  # the kernel goes on working for 30 ms after a DEL
+_PING_WAIT_S: Final = 0.002
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of everything. `quick` is there to show that all of it works."""
+
+    rounds: int = 60
+    slow_rounds: int = 6  # of ptp, which waits for duplicate address detection
+    start_rounds: int = 150
+    packet_rounds: int = 20
+    burst: int = 100
+    burst_repeats: int = 2
+    levels: tuple[int, ...] = (1, 10, 250, 1000)
+    level_rounds: int = 20
+    stale: int = 100
+    gc_rounds: int = 5
+
+
+FULL: Final = Size()
+QUICK: Final = Size(5, 1, 10, 4, 8, 1, (1, 4, 12), 3, 12, 2)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Repeated measurements of one thing."""
+
+    values: Sequence[float]
+
+    @property
+    def median(self) -> float:
+        return median(self.values)
+
+    @property
+    def p10(self) -> float:
+        return self._decile(0)
+
+    @property
+    def p90(self) -> float:
+        return self._decile(8)
+
+    def _decile(self, index: int) -> float:
+        if len(self.values) < 2:
+            return self.values[0]
+        return quantiles(self.values, n=10, method="inclusive")[index]
+
+
+# measure → candidate → sample; all in milliseconds but the memory, in MiB
+Figures = dict[str, dict[str, Sample]]
+
+
+class Bench:
+    """One run. Every stage adds to `figures`."""
+
+    def __init__(
+        self, arena: Arena, programs: Executables, size: Size, say: Callable[[str], None]
+    ) -> None:
+        self.arena: Final = arena
+        self.size: Final = size
+        self._say: Final = say
+        self._raw: Final[dict[str, dict[str, list[float]]]] = {}
+        self._numbers = 0
+        self._random: Final = random.Random(4)  # the same order of turns in every run
+        folder = programs.reference
+        self.static: Final = ours(STATIC, programs.static)
+        self.pip: Final = ours(PIP, programs.pip)
+        self.bridge: Final = reference("bridge", folder, bridge="cni0", isGateway=True)
+        self.ptp: Final = reference("ptp", folder)
+        self.loopback: Final = Candidate(
+            LOOPBACK, [str(folder / "loopback")], {"type": "loopback"}, str(folder)
+        )
+        bridged = ours(BRIDGE_MODE, programs.static, mode="bridge")
+        self.nodes: Final = {
+            each.name: arena.node(f"node{number}")
+            for number, each in enumerate((self.static, self.pip, self.bridge, self.ptp, bridged))
+        }
+        for candidate in (self.static, self.pip, self.bridge, self.ptp, bridged):
+            self._warm_up(candidate, self.nodes[candidate.name])
+        pod = self._pods("score", 1)[0]
+        node = self.nodes[STATIC]
+        self.floor: Final = floor(arena, programs.floor, self.static, node, pod)
+        self.nodes[FLOOR] = node
+        self.attaching: Final = [self.static, self.pip, bridged, self.floor, self.bridge]
+
+    @property
+    def figures(self) -> Figures:
+        return {
+            measure: {name: Sample(by_candidate[name]) for name in _ORDER if name in by_candidate}
+            for measure, by_candidate in self._raw.items()
+        }
+
+    def all(self) -> Figures:
+        for stage in (
+            self.attach_and_detach,
+            self.start_up,
+            self.first_packet,
+            self.bursts,
+            self.stale,
+            self.growth,
+        ):
+            start = time.monotonic()
+            stage()
+            self._say(f"{stage.__name__.replace('_', ' ')}: {time.monotonic() - start:.0f} s")
+        return self.figures
+
+    # The stages
+
+    def attach_and_detach(self) -> None:
+        """ADD and DEL of a pod, each for a new and empty namespace."""
+        every = max(self.size.rounds // self.size.slow_rounds, 1)
+        for turn in range(self.size.rounds):
+            slow = [self.ptp] if turn % every == 0 else []
+            candidates = [*self.attaching, *slow]
+            self._random.shuffle(candidates)
+            pods = self._pods(f"turn{turn}", len(candidates))
+            for candidate, pod in zip(candidates, pods, strict=True):
+                node = self.nodes[candidate.name]
+                done = self.arena.run([candidate.call(self.arena, "ADD", node, pod)])[0]
+                self._note("ADD", candidate, done.ms)
+                self._note("peak memory of ADD", candidate, done.peak_kib / 1024)
+                done = self.arena.run([candidate.call(self.arena, "DEL", node, pod)])[0]
+                self._note("DEL", candidate, done.ms)
+                time.sleep(_SETTLE_S)
+            self.arena.remove([pod.netns for pod in pods])
+
+    def start_up(self) -> None:
+        """VERSION, which is little more than starting, and STATUS."""
+        for _ in range(self.size.start_rounds):
+            for candidate in (self.loopback, self.static, self.bridge, self.pip):
+                node = self.nodes.get(candidate.name, self.nodes[STATIC])
+                done = self.arena.run([candidate.call(self.arena, "VERSION", node)])[0]
+                self._note("VERSION", candidate, done.ms)
+                self._note("peak memory of VERSION", candidate, done.peak_kib / 1024)
+            for candidate in (self.static, self.bridge, self.pip):
+                node = self.nodes[candidate.name]
+                done = self.arena.run([candidate.call(self.arena, "STATUS", node)])[0]
+                self._note("STATUS", candidate, done.ms)
+
+    def first_packet(self) -> None:
+        """From ADD's end to the first answer: in turns node to pod and pod to node."""
+        for turn in range(self.size.packet_rounds):
+            slow = [self.ptp] if turn % 4 == 0 and turn // 4 < self.size.slow_rounds else []
+            for candidate in (self.static, self.bridge, *slow):
+                node = self.nodes[candidate.name]
+                pod = self._pods(f"packet{turn}-{candidate.name.split()[0]}", 1)[0]
+                with self.arena.inside(node if turn % 2 == 0 else pod.netns):
+                    prober = socket.socket(socket.AF_INET6, socket.SOCK_RAW, 58)
+                with prober:
+                    done = self.arena.run([candidate.call(self.arena, "ADD", node, pod)])[0]
+                    ip = done.document["ips"][0]
+                    target = ip["address"].partition("/")[0]
+                    if turn % 2:
+                        target = NODE_ADDRESS if candidate is self.static else ip["gateway"]
+                    answered = _first_answer(prober, target)
+                    self._note("first packet", candidate, (answered - done.end_ns) / 1e6)
+                self.arena.run([candidate.call(self.arena, "DEL", node, pod)])
+                time.sleep(_SETTLE_S)
+                self.arena.remove([pod.netns])
+
+    def bursts(self) -> None:
+        """Many ADDs, 1, 4 and 16 at a time."""
+        count = self.size.burst
+        for repeat in range(self.size.burst_repeats):
+            for parallel in (1, 4, 16):
+                for candidate in (self.static, self.pip, self.floor, self.bridge):
+                    node = self.nodes[candidate.name]
+                    pods = self._pods(f"b{repeat}-{parallel}-{candidate.name.split()[0]}", count)
+                    calls = [candidate.call(self.arena, "ADD", node, pod) for pod in pods]
+                    done = self.arena.run(calls, parallel=parallel)
+                    wall = max(d.end_ns for d in done) - min(d.start_ns for d in done)
+                    self._note(f"{count} ADDs, {parallel} at a time", candidate, wall / 1e6)
+                    for each in done:
+                        self._note(f"one ADD of {parallel} at a time", candidate, each.ms)
+                    self._detach(candidate, node, pods)
+
+    def stale(self) -> None:
+        """GC of many attachments; and for comparison one deletion that waits for the kernel."""
+        count, node = self.size.stale, self.nodes[STATIC]
+        for turn in range(self.size.gc_rounds):
+            pods = self._pods(f"stale{turn}", count + 1)
+            with self.arena.inside(node):
+                self._note("one deletion", KERNEL, _one_wait())
+            self._attach(self.static, node, pods[1:])
+            time.sleep(_SETTLE_S)
+            valid: dict[str, object] = {"cni.dev/valid-attachments": []}
+            call = self.static.call(self.arena, "GC", node, **valid)
+            done = self.arena.run([call])[0]
+            self._note(f"GC of {count} stale", self.static, done.ms)
+            left = self._links_left(node)
+            if left:
+                raise BenchError(f"GC left {left} links")
+            time.sleep(_SETTLE_S)
+            self.arena.remove([pod.netns for pod in pods])
+
+    def growth(self) -> None:
+        """ADD of the n-th pod of a node, for several n in turns: nodes with n-1 pods, side by
+        side, so that all are measured in the same state of the machine."""
+        first, last = self.size.levels[0], self.size.levels[-1]
+        nodes: dict[tuple[str, int], str] = {}
+        for level in self.size.levels:
+            pods = self._pods(f"level{level}", level - 1)
+            for candidate, kind in ((self.static, "ours"), (self.bridge, "bridge")):
+                if candidate is self.bridge and level not in (first, last):
+                    continue
+                node = self.arena.node(f"{kind}-with-{level - 1}")
+                nodes[candidate.name, level] = node
+                self._warm_up(candidate, node)
+                # The bridge's pods live in the same namespaces: a second interface does no harm.
+                self._attach(candidate, node, pods, CNI_IFNAME=f"{kind[:4]}0")
+        time.sleep(1)
+        for turn in range(self.size.level_rounds):
+            for level in self.size.levels:
+                for candidate in (self.static, self.bridge):
+                    if (candidate.name, level) not in nodes:
+                        continue
+                    node = nodes[candidate.name, level]
+                    pod = self._pods(f"nth-{turn}-{level}-{candidate.name.split()[0]}", 1)[0]
+                    done = self.arena.run([candidate.call(self.arena, "ADD", node, pod)])[0]
+                    self._note(f"ADD of pod {level}", candidate, done.ms)
+                    done = self.arena.run([candidate.call(self.arena, "DEL", node, pod)])[0]
+                    self._note(f"DEL of pod {level}", candidate, done.ms)
+                    time.sleep(_SETTLE_S)
+                    self.arena.remove([pod.netns])
+
+    # What they are made of
+
+    def _note(self, measure: str, candidate: Candidate | str, value: float) -> None:
+        name = candidate if isinstance(candidate, str) else candidate.name
+        self._raw.setdefault(measure, {}).setdefault(name, []).append(value)
+
+    def _pods(self, name: str, count: int) -> list[Pod]:
+        name = name.replace(",", "").replace(" ", "-")
+        first, self._numbers = self._numbers, self._numbers + count
+        paths = self.arena.pods(name, count)
+        return [Pod(first + number, path) for number, path in enumerate(paths)]
+
+    def _warm_up(self, candidate: Candidate, node: str) -> None:
+        """What only the first pod of a node needs: forwarding, the bridge, host-local's folder."""
+        pod = self._pods(f"warm-{node.rpartition('/')[2]}", 1)[0]
+        for verb in ("ADD", "DEL"):
+            self.arena.run([candidate.call(self.arena, verb, node, pod)])
+        time.sleep(_SETTLE_S)
+        self.arena.remove([pod.netns])
+
+    def _attach(
+        self, candidate: Candidate, node: str, pods: Sequence[Pod], **environment: str
+    ) -> None:
+        calls = [candidate.call(self.arena, "ADD", node, pod) for pod in pods]
+        for call in calls:
+            call.environment.update(environment)
+        self.arena.run(calls, parallel=2)
+
+    def _detach(self, candidate: Candidate, node: str, pods: Sequence[Pod]) -> None:
+        calls = [candidate.call(self.arena, "DEL", node, pod) for pod in pods]
+        self.arena.run(calls, parallel=8)
+        time.sleep(3 * _SETTLE_S)
+        self.arena.remove([pod.netns for pod in pods])
+
+    def _links_left(self, node: str) -> int:
+        with self.arena.inside(node):
+            kernel = nl.Socket()
+        veth: Any = (nl.IFLA_LINKINFO, [(nl.IFLA_INFO_KIND, b"veth")])
+        left = kernel.dump(nl.link(nl.RTM_GETLINK, "list links", veth))
+        kernel.close()
+        return len(left)
+
+
+def _one_wait() -> float:
+    """Make a pair of links and delete it: the milliseconds that the deletion takes."""
+    kernel = nl.Socket()
+    name: Any = (nl.IFLA_IFNAME, "wait0")
+    kind: Any = (nl.IFLA_LINKINFO, [(nl.IFLA_INFO_KIND, b"veth")])
+    flags = nl.NLM_F_CREATE | nl.NLM_F_EXCL
+    kernel.request(nl.link(nl.RTM_NEWLINK, "make a pair", name, kind, flags=flags))
+    start = time.perf_counter()
+    kernel.request(nl.link(nl.RTM_DELLINK, "delete it", name))
+    took = time.perf_counter() - start
+    kernel.close()
+    return took * 1000
+
+
+def _first_answer(prober: socket.socket, target: str) -> int:
+    """Send echo requests until one is answered: the time of the answer (CLOCK_MONOTONIC, ns)."""
+    prober.settimeout(_PING_WAIT_S)
+    for sequence in range(2000):
+        # Type, code, checksum (the kernel's part), identifier, sequence number.
+        request = bytes((128, 0, 0, 0, 0xBE, 0x7C)) + sequence.to_bytes(2, "big")
+        try:
+            prober.sendto(request, (target, 0))
+            while prober.recv(1500)[:1] != b"\x81":
+                pass
+        except OSError:  # no answer yet, or no route yet
+            continue
+        return time.monotonic_ns()
+    raise BenchError(f"{target} does not answer")

@@ -1,0 +1,315 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The figures for people and programs: a table, JSON, docs/performance.md, and which targets of
+the project they reach."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console
+from rich.table import Table
+
+from bench.candidates import Executables
+from bench.measure import BRIDGE, FLOOR, KERNEL, LOOPBACK, PTP, STATIC, Figures, Size
+
+
+@dataclass(frozen=True)
+class Target:
+    """What was promised, and what this run has."""
+
+    promise: str
+    value: float
+    limit: float
+    unit: str = ""
+
+    @property
+    def reached(self) -> bool:
+        return self.value <= self.limit
+
+    def __str__(self) -> str:
+        verdict = "reached" if self.reached else "MISSED"
+        return f"{self.promise}: {_number(self.value)}{self.unit} ({verdict})"
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A module that ADD loads into a Python without `site`, with its own milliseconds."""
+
+    name: str
+    ms: float
+    origin: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """One run of the bench."""
+
+    date: str
+    machine: dict[str, str]
+    versions: dict[str, str]
+    size: Size
+    figures: Figures
+    imports: Sequence[Imported]
+
+    @property
+    def targets(self) -> list[Target]:
+        """The promises, each against what this same run has measured."""
+
+        def at(measure: str, candidate: str = STATIC) -> float:
+            return self.figures[measure][candidate].median
+
+        first, last = self.size.levels[0], self.size.levels[-1]
+        add, delete, peak = at("ADD"), at("DEL"), "peak memory of ADD"
+        stale = f"GC of {self.size.stale} stale"
+        alone = at("one deletion", KERNEL)
+        packet = self.figures["first packet"][STATIC].p90
+        grown = at(f"ADD of pod {last}") / at(f"ADD of pod {first}")
+        start = at("VERSION") / at("VERSION", LOOPBACK)
+        return [
+            Target("ADD at most 0.45 x bridge + host-local", add / at("ADD", BRIDGE), 0.45),
+            Target("ADD at most 0.01 x ptp + host-local", add / at("ADD", PTP), 0.01),
+            Target("ADD at most 3.5 x the C floor", add / at("ADD", FLOOR), 3.5),
+            Target("DEL at most 0.5 x bridge + host-local", delete / at("DEL", BRIDGE), 0.5),
+            Target("first packet after ADD answered within 5 ms (nine of ten)", packet, 5, " ms"),
+            # Two waits would be twice the lonely deletion's time, and one per link a hundred times.
+            Target(f"{stale} in one kernel wait (less than two)", at(stale) / alone, 2),
+            Target(f"ADD of pod {last} at most 1.4 x of pod {first}", grown, 1.4),
+            Target("peak memory at most 2 x the Go plugin's", at(peak) / at(peak, BRIDGE), 2),
+            Target("VERSION no slower than the Go loopback plugin", start, 1),
+        ]
+
+    @property
+    def reached(self) -> bool:
+        return all(target.reached for target in self.targets)
+
+    def json(self) -> str:
+        document = {
+            "date": self.date,
+            "machine": self.machine,
+            "versions": self.versions,
+            "size": asdict(self.size),
+            "figures": {
+                measure: {
+                    name: {
+                        "unit": _unit(measure),
+                        "median": sample.median,
+                        "p10": sample.p10,
+                        "p90": sample.p90,
+                        "values": list(sample.values),
+                    }
+                    for name, sample in by_candidate.items()
+                }
+                for measure, by_candidate in self.figures.items()
+            },
+            "imports": [asdict(each) for each in self.imports],
+            "targets": [{**asdict(target), "reached": target.reached} for target in self.targets],
+        }
+        return json.dumps(document, indent=1) + "\n"
+
+    def show(self, console: Console) -> None:
+        table = Table(title=f"{self.machine['cpu']}, Linux {self.machine['kernel']}, {self.date}")
+        for heading in ("measure", "candidate"):
+            table.add_column(heading, no_wrap=True)
+        for heading in ("median", "p10..p90", "n", "x static"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for row in self._rows():
+            table.add_row(*row, end_section=row is self._rows()[-1])
+        console.print(table)
+        for target in self.targets:
+            console.print(str(target), style="green" if target.reached else "bold red")
+
+    def _rows(self) -> list[tuple[str, str, str, str, str, str]]:
+        rows = []
+        for measure, by_candidate in self.figures.items():
+            base = by_candidate.get(STATIC)
+            shown = measure
+            for name, sample in by_candidate.items():
+                ratio = f"{sample.median / base.median:.2f}" if base else ""
+                unit = _unit(measure)
+                spread = f"{_number(sample.p10)}..{_number(sample.p90)}"
+                median = f"{_number(sample.median)} {unit}"
+                rows.append((shown, name, median, spread, str(len(sample.values)), ratio))
+                shown = ""
+        return rows
+
+    def markdown(self, chart: str) -> str:
+        """docs/performance.md, whole."""
+        lines = [
+            "# Performance",
+            "",
+            "Written by `make bench` on a machine that did nothing else; not to be edited by hand.",
+            f"Run of {self.date}: {self.machine['cpu']}, {self.machine['cores']} cores,"
+            f" {self.machine['memory']} of memory, Linux {self.machine['kernel']}.",
+            "",
+            f"![ADD, DEL and bursts, side by side]({chart})",
+            "",
+            "## Targets",
+            "",
+            "| promised | measured | |",
+            "| --- | ---: | --- |",
+            *(
+                f"| {target.promise} | {_number(target.value)}{target.unit} |"
+                f" {'reached' if target.reached else '**missed**'} |"
+                for target in self.targets
+            ),
+            "",
+            "## Figures",
+            "",
+            "Whole processes, from `posix_spawn` to `wait4`. Compare within a table, not with other"
+            " machines.",
+            "",
+            "| measure | candidate | median | p10..p90 | n | x static |",
+            "| --- | --- | ---: | ---: | ---: | ---: |",
+            *(f"| {' | '.join(row)} |" for row in self._rows()),
+            "",
+            "## How it was measured",
+            "",
+            *_METHOD,
+            "",
+            "## Versions",
+            "",
+            *(f"- {name}: {version}" for name, version in self.versions.items()),
+            "",
+            "## What ADD imports",
+            "",
+            "The start of an interpreter is most of a short program. ADD loads these modules and no"
+            " other; a test holds the list. Times are each module's own, in the pip-installed"
+            " command (`python -X importtime`), which loads them from files; the static executable"
+            " has them frozen in.",
+            "",
+            "| module | from | ms |",
+            "| --- | --- | ---: |",
+            *(f"| `{each.name}` | {each.origin} | {each.ms:.2f} |" for each in self.imports),
+            "",
+        ]
+        return "\n".join(lines)
+
+
+_METHOD: Final = (
+    "- Everything is in one run and takes turns: in each round every candidate attaches and"
+    " detaches a pod of its own, in an order that changes. What else the machine did fell on all.",
+    "- Every pod is a new, empty network namespace. Every candidate has a node of its own: a"
+    " namespace with `lo` and the Mycelium interface. First pods, which make a bridge or switch on"
+    " forwarding, are not measured.",
+    "- A small C program starts the processes, with nothing but the CNI variables in their"
+    " environment. Peak memory is what the kernel counted for the process and those that it waited"
+    " for (`ru_maxrss`).",
+    "- The reference plugins are the current release, built from source, with host-local and an"
+    " IPv6 /64. `ptp` waits for duplicate address detection, one to two seconds; `bridge` switches"
+    " it off.",
+    "- The C floor is a program without an interpreter that makes the same system calls for netlink"
+    " and sysctls, in the same order. They are taken down with `strace` from the static executable"
+    " at the start of every run.",
+    "- The first packet is an echo request sent as soon as ADD has ended, by turns from the node to"
+    " the pod and from the pod to the node; the time is that of the answer.",
+    "- Pod 1,000 is measured on a node with 999 live pods, in turns with nodes that have 0, 9 and"
+    " 249.",
+    "- GC deletes attachments of live namespaces; the deletion by the kernel alone is one request"
+    " for one pair of links.",
+)
+
+
+def describe(
+    figures: Figures, size: Size, programs: Executables, imports: Sequence[Imported]
+) -> Report:
+    """The report of a run on this machine, now."""
+    memory_kib = int(_field("/proc/meminfo", "MemTotal").split()[0])
+    machine = {
+        "cpu": _field("/proc/cpuinfo", "model name") or platform.machine(),
+        "cores": str(os.cpu_count()),
+        "memory": f"{memory_kib / 2**20:.1f} GiB",
+        "kernel": platform.release(),
+        "load": f"{os.getloadavg()[0]:.2f}",
+    }
+    about = _said([str(programs.static), "version", "--json"])
+    try:
+        embedded = json.loads(about)
+    except ValueError:
+        embedded = {}
+    venv_python = programs.pip.with_name("python")
+    versions = {
+        "mycelium-cni": _said([str(programs.pip)]).partition(":")[0].removeprefix("mycelium-cni "),
+        "CPython in the static executable": str(embedded.get("python", "unknown")),
+        "CPython beneath pip": _said([str(venv_python), "-V"]).removeprefix("Python "),
+        "reference plugins": _release(programs.reference / "bridge"),
+        "C compiler": _said(["gcc", "--version"]).splitlines()[0],
+    }
+    date = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return Report(date, machine, versions, size, figures, imports)
+
+
+def imports_of_add(programs: Executables) -> list[Imported]:
+    """What the plugin loads, in the order of loading, with each module's own time."""
+    packages = next(programs.pip.parent.parent.glob("lib/python*/*-packages"))
+    done = subprocess.run(
+        [programs.pip.with_name("python"), "-IS", "-X", "importtime", "-c", _LOAD, packages],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={},
+    )
+    own_ms = {}
+    for line in done.stderr.splitlines():
+        own, _, rest = line.removeprefix("import time:").partition("|")
+        own_ms[rest.rpartition("|")[2].strip()] = own.strip()
+    found = []
+    for line in done.stdout.splitlines():
+        name, _, origin = line.partition(" ")
+        if name in own_ms:  # os.path is another name of posixpath
+            found.append(Imported(name, int(own_ms[name]) / 1000, origin))
+    return found
+
+
+_LOAD: Final = """
+import sys
+before = set(sys.modules)
+sys.path.append(sys.argv[1])
+import mycelium_cni.main
+for name, module in sys.modules.items():
+    if name not in before:
+        origin = module.__spec__.origin
+        if name.startswith("mycelium_cni"):
+            origin = "ours"
+        elif origin not in ("built-in", "frozen"):
+            origin = "extension module" if origin.endswith(".so") else "standard library"
+        print(name, origin)
+"""
+
+
+def _release(plugin: Path) -> str:
+    """The release of a Go plugin, which its linker has written into it."""
+    found = re.search(rb"containernetworking/plugins\t(v[0-9.]+)\t", plugin.read_bytes())
+    return found[1].decode() if found else "unknown"
+
+
+def _said(argv: list[str]) -> str:
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, env={})
+    return (done.stdout or done.stderr).strip()
+
+
+def _field(file: str, name: str) -> str:
+    for line in Path(file).read_text().splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == name:
+            return value.strip()
+    return ""
+
+
+def _unit(measure: str) -> str:
+    return "MiB" if "memory" in measure else "ms"
+
+
+def _number(value: float) -> str:
+    """Three digits that matter."""
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 0.1 else f"{value:.4f}"
