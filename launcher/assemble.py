@@ -83,7 +83,7 @@ class Toolchain:
         gcc = self._sysroot / "usr/lib/gcc" / self._triplet / "12"
         # glibc warns that getaddrinfo() and its like look for name service modules on the host.
         # The plugin calls none of them; the tool asks for numbers and localhost only.
-        options = "-static -s -Wl,--gc-sections,--build-id=none,-z,norelro,--no-warnings"
+        options = "-static -Wl,--gc-sections,--build-id=none,-z,norelro,--no-warnings"
         run(
             self._compiler,
             f"--sysroot={self._sysroot}",
@@ -96,6 +96,10 @@ class Toolchain:
             "-o",
             output,
         )
+
+    def strip(self, linked: Path, output: Path) -> None:
+        """The executable without its symbols."""
+        run(f"{self._triplet}-strip", "--strip-all", "-o", output, linked)
 
 
 def embeddable(facts: dict[str, Any]) -> frozenset[str]:
@@ -147,6 +151,7 @@ def papers(facts: dict[str, Any], compiler: str, product: str) -> dict[str, byte
     parts = components(facts)
     build = {
         "architecture": facts["architecture"],
+        "python": next(part.version for part in parts if part.name == "libpython3.11-dev"),
         "compiler": compiler,
         "components": {part.name: part.version for part in sorted(parts)},
     }
@@ -199,9 +204,12 @@ def assemble(facts: dict[str, Any], output: Path) -> None:
             *pool.map(toolchain.compile, generated),
             *pool.map(lambda path: toolchain.compile(path, "-DPy_BUILD_CORE_BUILTIN"), extensions),
         ]
+    # With symbols, for the instruction budget and for debuggers; they are not shipped.
+    linked = objects / "mycelium-cni"
+    toolchain.link(compiled, linked)
     part = output.with_name(f".{output.name}.part")
     output.parent.mkdir(parents=True, exist_ok=True)
-    toolchain.link(compiled, part)
+    toolchain.strip(linked, part)
 
     documents = papers(facts, toolchain.version, product_version())
     data = {

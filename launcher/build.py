@@ -3,7 +3,8 @@
 
     launcher/build.py [--arch amd64|arm64] [--output FILE]
 
-Runs as root on Debian 12, under any Python from 3.11 that has pip. assemble.py runs under the very
+Runs on Debian 12 with the packages that apt-ARCH.txt lists, under any Python from 3.11 that has
+pip. assemble.py runs under the very
 CPython that is embedded: bytecode and object layout are that version's.
 """
 
@@ -16,7 +17,6 @@ import re
 import shutil
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 from archive import Archive, BuildError, Package, run, untouched_since
 
@@ -50,37 +50,7 @@ EXTENSIONS = {
 }
 
 
-class Machine(NamedTuple):
-    """What differs between the two kinds of machine we build for."""
-
-    triplet: str
-    packages: list[str]  # installed here to compile, and to try the result
-
-
-MACHINES = {
-    "amd64": Machine("x86_64-linux-gnu", ["gcc", "binutils", "libc6-dev"]),
-    "arm64": Machine(
-        "aarch64-linux-gnu",
-        ["gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross", "qemu-user-static"],
-    ),
-}
-
-
-def install(packages: list[str]) -> None:
-    """Install on this machine what building needs and it lacks."""
-    missing = []
-    for package in packages:
-        try:
-            status = run("dpkg-query", "-W", "-f", "${db:Status-Status}", package)
-        except BuildError:
-            status = ""
-        if status != "installed":
-            missing.append(package)
-    if missing:
-        say(f"installing {' '.join(missing)}")
-        run("apt-get", "update")
-        options = ["install", "--yes", "--no-install-recommends"]
-        run("apt-get", *options, *missing, env={"DEBIAN_FRONTEND": "noninteractive"})
+TRIPLETS = {"amd64": "x86_64-linux-gnu", "arm64": "aarch64-linux-gnu"}
 
 
 def extension_source(archive: Archive, python: str, root: Path) -> tuple[Path, str]:
@@ -121,7 +91,6 @@ def fetch(architecture: str) -> Path:
     native = run("dpkg", "--print-architecture").strip()
     if native != "amd64":
         raise BuildError(f"this machine is {native}; the executables are built on amd64")
-    install([*MACHINES[architecture].packages, "dpkg-dev"])
 
     say(f"asking the archive ({architecture})")
     archive = Archive(work, architecture)
@@ -148,7 +117,7 @@ def fetch(architecture: str) -> Path:
         json.dumps(
             {
                 "architecture": architecture,
-                "triplet": MACHINES[architecture].triplet,
+                "triplet": TRIPLETS[architecture],
                 "sysroot": str(sysroot),
                 "interpreter": str(interpreter / "usr/bin/python3.11"),
                 "packages": [package._asdict() for package in packages],
@@ -187,7 +156,7 @@ def say(line: str) -> None:
 def main() -> None:
     """Parse the arguments and build."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--arch", choices=sorted(MACHINES), default="amd64")
+    parser.add_argument("--arch", choices=sorted(TRIPLETS), default="amd64")
     parser.add_argument("--output", type=Path, help="default: dist/mycelium-cni-linux-ARCH")
     arguments = parser.parse_args()
     output = arguments.output or ROOT / f"dist/mycelium-cni-linux-{arguments.arch}"

@@ -11,6 +11,7 @@ import __future__
 
 import ast
 import importlib
+import math
 import sys
 from pathlib import Path
 from types import CodeType
@@ -96,6 +97,12 @@ def _write_modules(deepfreeze: Any, path: Path, modules: list[Module]) -> None:
             if isinstance(obj, tuple) and _has_frozenset(obj):
                 return self.generate_tuple(name, obj)  # completed at run time, so never shared
             return str(super().generate(name, obj))
+
+        def generate_float(self, name: str, x: float) -> str:
+            expression = str(super().generate_float(name, 1.0 if math.isinf(x) else x))
+            if math.isinf(x):  # `inf` is no word of C
+                self.patchups.append(f"{name}.ob_fval = {'-' if x < 0 else ''}Py_HUGE_VAL;")
+            return expression
 
         def generate_tuple(self, name: str, t: tuple[object, ...]) -> str:
             expression = str(super().generate_tuple(name, t))

@@ -32,6 +32,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "gc": ("mycelium_ctl.collect", "remove attachments whose pod is gone"),
     "teardown": ("mycelium_ctl.teardown", "take back what setup made, and nothing else"),
     "demo": ("mycelium_ctl.demo", "two nodes, an overlay and pods that talk, on this machine"),
+    "version": ("mycelium_ctl.version", "which mycelium-cni this is, and what it is made of"),
     "overlay": ("mycelium_ctl.overlay", "a stand-in for the Mycelium daemon, for labs only"),
 }
 

@@ -1,0 +1,42 @@
+# The static executable: building, checking, installing and releasing it. Included by Makefile.
+
+ARCH ?= amd64
+CNI_BIN_DIR ?= /opt/cni/bin
+CNI_CONF_DIR ?= /etc/cni/net.d
+
+EXECUTABLE := dist/mycelium-cni-linux-$(ARCH)
+EMBEDDED := $(wildcard launcher/*.c launcher/*.py launcher/*.txt) LICENSE \
+	$(shell find src -type f -not -name '*.pyc')
+EMULATED_arm64 := /usr/bin/qemu-aarch64-static
+
+.PHONY: dist dist-check build install release test-dist test-arm64
+
+dist: $(EXECUTABLE) ## build the static executable (ARCH=arm64: for arm64)
+
+build: dist ## the same, under the name the host-daemon plugin has for it
+
+dist/mycelium-cni-linux-%: $(EMBEDDED) | venv
+	scripts/apt-ensure launcher/apt-$*.txt
+	$(VENV)/bin/python launcher/build.py --arch $*
+	@# What was just built has to start, be it under an emulator.
+	CNI_COMMAND=VERSION $(EMULATED_$*) $@ </dev/null
+
+dist-check: dist ## fail when the archive has a newer version of anything linked in
+	$(VENV)/bin/python launcher/drift.py $(EXECUTABLE).cdx.json
+
+install: dist ## copy the executable, then the conflist (DESTDIR, CNI_BIN_DIR, CNI_CONF_DIR)
+	$(VENV)/bin/mycelium-cni config new >build/10-mycelium.conflist
+	launcher/install $(EXECUTABLE) build/10-mycelium.conflist \
+		$(DESTDIR)$(CNI_BIN_DIR) $(DESTDIR)$(CNI_CONF_DIR)
+
+release: dist/mycelium-cni-linux-amd64 dist/mycelium-cni-linux-arm64 ## all that is published
+	$(VENV)/bin/python launcher/package.py
+
+test: test-dist
+
+test-dist: venv test-packages dist/mycelium-cni-linux-amd64 ## the executable itself, its budget
+	$(PYTEST) tests/dist tests/fence
+
+test-arm64: venv test-packages dist/mycelium-cni-linux-arm64 ## protocol tests under qemu
+	MYCELIUM_CNI_COMMAND='$(EMULATED_arm64) $(CURDIR)/dist/mycelium-cni-linux-arm64' \
+		$(PYTEST) @tests/dist/emulator-cannot.txt tests/protocol
