@@ -1,0 +1,431 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each check of doctor: a node on which it fails, one on which it passes, and what --fix mends."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tool import NODE, OTHER_NODE, SUBNET, Tool, state
+
+from mycelium_ctl.checks import NAMES
+from mycelium_ctl.lab import Lab, Node, await_fact
+
+
+def passes(tool: Tool, check: str) -> None:
+    finding = tool.doctor(check)
+    assert finding["state"] == "ok", finding
+
+
+def fails(tool: Tool, check: str, *words: str, mark: str = "fail") -> dict[str, Any]:
+    finding = tool.doctor(check)
+    assert finding["state"] == mark, finding
+    for word in words:
+        assert word in finding["found"] + finding["mend"], finding
+    return finding
+
+
+def mends(tool: Tool, check: str) -> None:
+    """--fix mends it, and says so."""
+    assert tool.doctor(check)["fixable"]
+    done = json.loads(tool("doctor", check, "--fix", "--json").stdout)[0]
+    assert done["state"] == "ok", done
+    assert done["fixed"]
+    passes(tool, check)
+
+
+def sysctl(node: Node, *settings: str) -> None:
+    node.run(["sysctl", "-qw", *settings])
+
+
+def test_a_good_node_passes_every_check(node: Node, root: Path, lab: Lab) -> None:
+    other = lab.node("other")
+    other.start_overlay([node])
+    tool = Tool(node, root)
+    tool("setup")
+    tool.attach("web")
+    findings = tool.json("doctor")
+    assert [finding["name"] for finding in findings] == list(NAMES)
+    assert {finding["state"] for finding in findings} <= {"ok", "skip"}, findings
+    assert tool("doctor").returncode == 0
+    # Without daemon: it says so, and waits for nothing.
+    before = state(node)
+    node.stop_overlay()
+    start = time.monotonic()
+    fails(tool, "daemon", "systemctl enable --now mycelium")
+    fails(tool, "interface", "start the Mycelium daemon")
+    assert time.monotonic() - start < 3
+    assert before != state(node)  # it did go away
+
+
+def test_daemon_interface_of_another_name(tool: Tool) -> None:
+    passes_or_hidden = tool.doctor("daemon")
+    assert passes_or_hidden["state"] == "skip"  # the interface is there, its process is not
+    tool.node.configure("link set mycelium down", "link set mycelium name my0", "link set my0 up")
+    tool.node.configure(f"address add {NODE}/7 dev my0")
+    fails(tool, "daemon", "my0", '"myceliumInterface": "my0"')
+
+
+def test_interface(tool: Tool) -> None:
+    fails(tool, "interface", "persistent TUN", "ip tuntap del mycelium", mark="warn")
+    tool.node.configure(f"address add {OTHER_NODE}/7 dev mycelium")
+    fails(tool, "interface", OTHER_NODE)
+    tool.node.configure("address flush dev mycelium")
+    fails(tool, "interface", "no global IPv6 address")
+    tool.node.configure("link set mycelium down")
+    fails(tool, "interface", "ip link set mycelium up")
+
+
+def test_api_that_hangs_costs_a_second(tool: Tool) -> None:
+    assert tool.doctor("api")["state"] == "skip"
+    hang = "import socket,time; s=socket.create_server(('127.0.0.1', 8989)); print(1,flush=True)"
+    hanging = tool.node.start([sys.executable, "-c", f"{hang}; time.sleep(60)"])
+    await_fact(lambda: "1" in hanging.output(), "a server that hangs")
+    start = time.monotonic()
+    findings = tool.json("doctor", "api", "peers")
+    assert time.monotonic() - start < 2.5
+    assert [finding["state"] for finding in findings] == ["skip", "skip"]
+    assert "1 s" in findings[0]["found"]
+
+
+ANSWERS = """
+import http.server, json, socket, sys
+pages = json.loads(sys.argv[1])
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = pages.get(self.path.removeprefix("/api/v1/"))
+        self.send_response(404 if body is None else 200)
+        self.end_headers()
+        self.wfile.write((body or "").encode())
+class Server(http.server.HTTPServer):
+    address_family = socket.AF_INET6 if ":" in sys.argv[2] else socket.AF_INET
+Server((sys.argv[2], int(sys.argv[3])), Handler).serve_forever()
+"""
+
+
+def serve(node: Node, pages: dict[str, Any], address: str = "127.0.0.1", port: int = 8989) -> None:
+    texts = {
+        path: page if isinstance(page, str) else json.dumps(page) for path, page in pages.items()
+    }
+    node.start([sys.executable, "-c", ANSWERS, json.dumps(texts), address, str(port)])
+
+    def listening() -> bool:
+        return f":{port} " in node.run(["ss", "-Hltn"]).stdout
+
+    await_fact(listening, "the server")
+
+
+def peer(state: str) -> dict[str, Any]:
+    where = {"proto": "tcp", "addr": {"socket": "192.0.2.1:9651"}}
+    return {"endpoint": where, "type": "static", "connectionState": state}
+
+
+def test_peers(tool: Tool) -> None:
+    admin = {"nodeSubnet": f"{SUBNET}::/64", "nodePubkey": "00" * 32}  # as v0.6.1: no nodeIp
+    serve(tool.node, {"admin": admin, "admin/peers": [peer("dead"), peer("connecting")]})
+    passes(tool, "api")
+    fails(tool, "peers", "none of 2 peers", "tcp://192.0.2.1:9651")
+    serve(tool.node, {"admin": admin, "admin/peers": [peer("alive")]}, port=8988)
+    assert tool.doctor("peers", "--api", "127.0.0.1:8988")["state"] == "ok"
+    serve(tool.node, {"admin": admin, "admin/peers": []}, port=8987)
+    assert tool.doctor("peers", "--api", "127.0.0.1:8987")["state"] == "fail"
+
+
+@pytest.mark.parametrize(
+    "answer", ["", "[1, 2", '"\\u001b[31m"', "[]", '{"nodeSubnet": 7}', "null"]
+)
+def test_an_api_that_talks_nonsense_is_no_api(tool: Tool, answer: str) -> None:
+    serve(tool.node, {"admin": answer, "admin/peers": answer, "admin/routes/selected": answer})
+    findings = tool.json("doctor", "api", "peers")
+    assert findings[0]["state"] == "skip"
+    assert findings[1]["state"] in ("skip", "fail")  # an empty list has no peers
+
+
+def test_api_exposed(tool: Tool) -> None:
+    passes(tool, "api-exposed")
+    serve(tool.node, {}, address="::1")
+    passes(tool, "api-exposed")
+    serve(tool.node, {}, address="0.0.0.0", port=8990)  # noqa: S104 - that is the trap
+    fails(tool, "api-exposed", "8990", "--jsonrpc-addr 127.0.0.1:8990")
+
+
+def test_identity(tool: Tool) -> None:
+    assert tool.doctor("identity")["state"] == "skip"  # routed mode
+    tool("setup", "--mode", "bridge")
+    passes(tool, "identity")
+    (tool.root / "netseed").write_bytes(bytes(32))
+    fails(tool, "identity", "netseed", "--key-file")
+    (tool.root / "netseed").write_bytes(b"short")
+    fails(tool, "identity", "5 bytes")
+    (tool.root / "netseed").unlink()
+    tool.node.configure(
+        f"address del {NODE}/7 dev mycelium", f"address add {OTHER_NODE}/7 dev mycelium"
+    )
+    fails(tool, "identity", "the daemon's key has changed")
+    mends(tool, "identity")
+
+
+def test_subnet_changed_under_live_pods(tool: Tool) -> None:
+    tool.attach("web")
+    passes(tool, "subnet")
+    tool.node.configure(
+        f"address del {NODE}/7 dev mycelium", f"address add {OTHER_NODE}/7 dev mycelium"
+    )
+    fails(tool, "subnet", "default/web", "delete")
+
+
+def test_ipv6(tool: Tool) -> None:
+    passes(tool, "ipv6")
+    sysctl(tool.node, "net.ipv6.conf.default.disable_ipv6=1")
+    fails(tool, "ipv6", "net.ipv6.conf.default.disable_ipv6=0")
+    mends(tool, "ipv6")
+
+
+def test_forwarding(tool: Tool) -> None:
+    fails(tool, "forwarding", "mycelium-cni setup", mark="warn")  # no pods yet
+    tool.attach("web")
+    passes(tool, "forwarding")
+    sysctl(tool.node, "net.ipv6.conf.all.forwarding=0")
+    fails(tool, "forwarding", "reset")
+    mends(tool, "forwarding")
+
+
+def test_ra_routes(tool: Tool) -> None:
+    passes(tool, "ra-routes")
+    tool.node.configure("route add 2001:db8:9::/64 dev under0 proto ra")
+    sysctl(tool.node, "net.ipv6.conf.under0.accept_ra=1")
+    fails(tool, "ra-routes", "under0", mark="warn")
+    sysctl(tool.node, "net.ipv6.conf.all.forwarding=1")
+    tool.node.configure("route replace 2001:db8:9::/64 dev under0 proto ra")
+    fails(tool, "ra-routes", "sysctl -w net.ipv6.conf.under0.accept_ra=2")
+    mends(tool, "ra-routes")
+
+
+def test_mtu(tool: Tool) -> None:
+    pod = tool.attach("web")
+    passes(tool, "mtu")
+    pod.configure("link set eth0 mtu 1300")
+    fails(tool, "mtu", "default/web", "1300")
+    pod.configure("link set eth0 mtu 1500")
+    tool.node.configure(f"link set {tool.host_link('web')} mtu 1500")
+    fails(tool, "mtu", "1500", mark="warn")
+
+
+def test_bridge(tool: Tool) -> None:
+    assert tool.doctor("bridge")["state"] == "skip"
+    assert tool.doctor("bridge", "--mode", "bridge")["state"] == "warn"
+    tool.node.configure("link add mycelium-br type bridge", "link set mycelium-br up")
+    fails(tool, "bridge", f"lacks {SUBNET}::1")  # network_setup.sh was faster than the daemon
+    mends(tool, "bridge")
+    tool.node.configure("link set mycelium-br down")
+    fails(tool, "bridge", "is down")
+    mends(tool, "bridge")
+    tool.node.configure("link del mycelium-br", "link add mycelium-br type veth peer name other0")
+    fails(tool, "bridge", "not a bridge")
+
+
+def test_bridge_ports(tool: Tool) -> None:
+    assert tool.doctor("bridge-ports")["state"] == "skip"
+    tool("setup", "--mode", "bridge")
+    passes(tool, "bridge-ports")
+    tool.node.configure(
+        *(f"link add p{n} master mycelium-br type veth peer name q{n}" for n in range(512)),
+        *(f"link set q{n} master mycelium-br" for n in range(310)),
+    )
+    fails(tool, "bridge-ports", "822 of 1023", '"mode": "routed"', mark="warn")
+    tool.node.configure(*(f"link set q{n} master mycelium-br" for n in range(310, 511)))
+    fails(tool, "bridge-ports", "1023 of 1023")
+
+
+def test_groundwork(tool: Tool) -> None:
+    fails(tool, "groundwork", "no way around the overlay", mark="warn")
+    mends(tool, "groundwork")
+    tool.node.configure("route del unreachable 400::/7 metric 4294967295")
+    fails(tool, "groundwork", mark="warn")
+
+
+def test_overlay_routes(tool: Tool) -> None:
+    tool("setup", "--mode", "bridge")
+    tool.attach("web")
+    tool.attach("db", mode="bridge")
+    passes(tool, "overlay-routes")
+    tool.node.configure(
+        "tuntap add my1 mode tun", "link set my1 up", f"address add {OTHER_NODE}/7 dev my1"
+    )
+    fails(tool, "overlay-routes", "my1")
+
+
+def test_pod_routes(tool: Tool) -> None:
+    pods = [tool.attach("web"), tool.attach("db", mode="bridge")]
+    passes(tool, "pod-routes")
+    for pod in pods:
+        pod.configure("tuntap add mycelium mode tun", "link set mycelium up")
+        pod.configure(f"address add {OTHER_NODE}/7 dev mycelium")
+        fails(tool, "pod-routes", f"default/{pod.pod_name}", "400::/7")
+        pod.configure("link del mycelium")
+
+
+def test_pod_links(tool: Tool) -> None:
+    tool.attach("web")
+    passes(tool, "pod-links")
+    link = tool.host_link("web")
+    address = tool.json("list")[0]["address"]
+    tool.node.configure(f"route del {address}/128 dev {link}")
+    found = fails(tool, "pod-links", "lost its route", f"dev {link}")
+    command = found["mend"].partition(";")[0].split()
+    tool.node.run(command)
+    passes(tool, "pod-links")
+    tool.node.configure(f"link property del dev {link} altname {address}")
+    fails(tool, "pod-links", "has lost its address")
+    tool.node.configure(f"link set {link} down")
+    fails(tool, "pod-links", f"ip link set {link} up")
+
+
+def test_route_limit(tool: Tool) -> None:
+    passes(tool, "route-limit")
+    sysctl(tool.node, "net.ipv6.route.max_size=10")
+    fails(tool, "route-limit", "of 10 IPv6 routes")
+    mends(tool, "route-limit")
+
+
+def test_neighbour_limit(tool: Tool) -> None:
+    assert tool.doctor("neighbour-limit")["state"] == "skip"
+    limit = tool.root / "proc/sys/net/ipv6/neigh/default/gc_thresh3"
+    table = tool.root / "proc/net/stat/ndisc_cache"
+    for path in (limit, table):
+        path.parent.mkdir(parents=True)
+    limit.write_text("1024\n")
+    table.write_text("entries  allocs\n00000010  00000020\n")
+    passes(tool, "neighbour-limit")
+    table.write_text("entries  allocs\n000003e6  00000020\n")
+    fails(tool, "neighbour-limit", "998 of 1024", "gc_thresh3")
+
+
+@pytest.mark.parametrize(
+    "chain",
+    [
+        "type filter hook forward priority 0; policy drop;",
+        "type filter hook forward priority 0; policy accept; ct state established accept;"
+        " counter reject with icmpx type admin-prohibited;",
+    ],
+    ids=["policy", "last rule"],
+)
+def test_firewall(tool: Tool, chain: str) -> None:
+    passes(tool, "firewall")
+    rules = f"table inet theirs {{ chain theirs {{ {chain} }}\n}}"
+    tool.node.run(["nft", "-f", "-"], input=rules)
+    found = fails(tool, "firewall", "inet theirs theirs")
+    for command in found["mend"].split("; "):
+        tool.node.run(["sh", "-c", command])
+    passes(tool, "firewall")
+
+
+def test_managers(tool: Tool) -> None:
+    passes(tool, "managers")
+    for directory in (
+        "run/systemd/netif",
+        "run/NetworkManager",
+        "etc/systemd",
+        "etc/NetworkManager",
+    ):
+        (tool.root / directory).mkdir(parents=True)
+    fails(tool, "managers", "systemd-networkd and NetworkManager", mark="warn")
+    mends(tool, "managers")
+
+
+def test_conf_of_kubelet(tool: Tool) -> None:
+    passes(tool, "conf")
+    other = tool.conf(
+        {"cniVersion": "1.0.0", "name": "f", "plugins": [{"type": "flannel"}]}, "05-f.conflist"
+    )
+    fails(tool, "conf", "flannel", "comes before", "00-mycelium.conflist")
+    other.unlink()
+    tool.conf({"cniVersion": "1.0.0", "name": "m", "type": "multus"}, "00-multus.conf")
+    assert "called by 00-multus.conf" in tool.doctor("conf")["found"]
+    (tool.root / "etc/cni/net.d/00-multus.conf").unlink()
+    tool.conf("{", "00-broken.conf")
+    fails(tool, "conf", "00-broken.conf", "config check")
+    for path in (tool.root / "etc/cni/net.d").iterdir():
+        path.unlink()
+    command = fails(tool, "conf", "no network configuration")["mend"].split()
+    tool(*command[1:], looks=False)
+    passes(tool, "conf")
+
+
+def test_conf_of_k3s(tool: Tool) -> None:
+    confs = tool.root / "var/lib/rancher/k3s/agent/etc/cni/net.d"
+    bins = tool.root / "var/lib/rancher/k3s/data/cni"
+    for directory in (confs, bins):
+        directory.mkdir(parents=True)
+    command = fails(tool, "conf", "k3s finds nothing", "cp ")["mend"].split()
+    tool.node.run(command)
+    passes(tool, "conf")
+    assert (confs / "10-mycelium.conflist").is_file()
+
+
+def test_dirs_that_containerd_names(tool: Tool) -> None:
+    config = tool.root / "etc/containerd/config.toml"
+    config.parent.mkdir()
+    config.write_text('[plugins."io.containerd.cri.v1.runtime".cni]\nconf_dir = "/my/cni/conf"\n')
+    (tool.root / "my/cni/conf").mkdir(parents=True)
+    path = tool.root / "my/cni/conf/1.conf"
+    path.write_text('{"name": "x", "type": "bridge"}')
+    fails(tool, "conf", str(path))
+
+
+def test_conf_valid(tool: Tool) -> None:
+    passes(tool, "conf-valid")
+    tool.conf({"cniVersion": "0.4.0", "name": "mycelium", "type": "mycelium-cni"})
+    fails(tool, "conf-valid", "line 1", "has no plugins", "config check")
+    tool.conf({"cniVersion": "1.0.0", "name": "m", "plugins": [{"type": "mycelium-cni", "mtu": 9}]})
+    fails(tool, "conf-valid", "line 7", "mtu")
+
+
+def test_plugin(tool: Tool) -> None:
+    passes(tool, "plugin")
+    path = tool.root / "opt/cni/bin/mycelium-cni"
+    path.chmod(0o644)
+    fails(tool, "plugin", "chmod 755")
+    path.chmod(0o755)
+    good = path.read_text()
+    path.write_text(
+        good.replace("exec", '[ "$1" = --version ] && echo mycelium-cni 0.0.1 && exit\nexec')
+    )
+    fails(tool, "plugin", "0.0.1", "mycelium-cni install", mark="warn")
+    path.write_bytes(Path("/bin/true").read_bytes()[:1000])
+    fails(tool, "plugin", "is it complete?")
+    path.write_text("#!/bin/sh\n")
+    fails(tool, "plugin", "is it complete?")
+    path.unlink()
+    fails(tool, "plugin", "there is no")
+
+
+def test_chain(tool: Tool) -> None:
+    passes(tool, "chain")
+    tool.conf(
+        {
+            "cniVersion": "1.0.0",
+            "name": "m",
+            "plugins": [{"type": "mycelium-cni"}, {"type": "portmap"}],
+        }
+    )
+    fails(tool, "chain", 'failed to find plugin "portmap"')
+    (tool.root / "opt/cni/bin/loopback").unlink()
+    fails(tool, "chain", 'failed to find plugin "loopback"')
+
+
+def test_a_check_that_does_not_exist(tool: Tool) -> None:
+    done = tool("doctor", "mut")
+    assert done.returncode == 1
+    assert "mtu" in done.stderr
+
+
+def test_in_a_pipe_a_fact_is_a_line(tool: Tool) -> None:
+    printed = tool("doctor").stdout
+    assert "\x1b" not in printed
+    lines = printed.splitlines()
+    assert sum(line.split()[0] in ("ok", "warn", "fail", "skip") for line in lines) == len(NAMES)
