@@ -157,14 +157,23 @@ def _check_routes(pod: nl.Socket, pod_link: Link, result: Result, wiring: Wiring
 
 
 def _routes(socket: nl.Socket, destination: tuple[bytes, int], output: int) -> list[bytes]:
-    """The gateways (b'' for none) of the routes to a prefix over a link, in any table."""
+    """The gateways (b'' for none) of the routes by which a link leads to a prefix: in each table
+    the most specific that cover it, for `sbr` makes of ours one default route in its own table."""
     header = nl.RTMSG.pack(nl.AF_INET6, 0, 0, 0, 0, 0, 0, 0, 0)
     filtered = header + nl.encode(((nl.RTA_OIF, output),))
-    gateways = []
+    wanted, longest = int.from_bytes(destination[0], "big"), destination[1]
+    best: dict[int, tuple[int, list[bytes]]] = {}
     for payload in socket.dump(nl.Message(nl.RTM_GETROUTE, 0, filtered, "read routes")):
-        _, length, _, _, _, _, _, kind, _ = nl.RTMSG.unpack_from(payload)
+        _, length, _, _, low, _, _, kind, _ = nl.RTMSG.unpack_from(payload)
         attributes = nl.decode(payload, nl.RTMSG.size)
-        found = (attributes.get(nl.RTA_DST, bytes(16)), length)
-        if found == destination and kind == nl.RTN_UNICAST:
+        found = int.from_bytes(attributes.get(nl.RTA_DST, b""), "big")
+        if kind != nl.RTN_UNICAST or length > longest or (found ^ wanted) >> 128 - length:
+            continue
+        table = nl.u32(attributes[nl.RTA_TABLE]) if nl.RTA_TABLE in attributes else low
+        known, gateways = best.get(table, (-1, []))
+        if length > known:
+            gateways = []
+        if length >= known:
             gateways.append(attributes.get(nl.RTA_GATEWAY, b""))
-    return gateways
+            best[table] = length, gateways
+    return [gateway for _, gateways in best.values() for gateway in gateways]
