@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 from mycelium_ctl.lab import LabError, Process, await_fact
 
 from .images import need
-from .machine import Inside, Machine, NamedPod
+from .machine import PLUGIN, Inside, Machine, NamedPod
 
 RESULTS = "upper/var/lib/cni/results"  # libcni's cache, in a machine's directory
 
@@ -60,6 +61,33 @@ class CniTool:
         except LabError as error:
             return str(error)
         raise AssertionError(f"{verb} succeeded")
+
+    def check_alone(self, pod: NamedPod, ifname: str = "eth0") -> None:
+        """CHECK of our plugin with the cached result, as if it stood alone in the list.
+
+        A list's CHECK ends with the first plugin that fails, and some of the reference fail always.
+        """
+        wanted = (pod.cni_netns, ifname, self._network)
+        (entry,) = (
+            entry
+            for entry in self.cached().values()
+            if (entry["netns"], entry["ifName"], entry["networkName"]) == wanted
+        )
+        listed = json.loads(base64.b64decode(entry["config"]))
+        (ours,) = (plugin for plugin in listed["plugins"] if plugin["type"] == PLUGIN)
+        versions = {key: listed[key] for key in ("name", "cniVersion")}
+        environment = {
+            "CNI_COMMAND": "CHECK",
+            "CNI_CONTAINERID": entry["containerId"],
+            "CNI_NETNS": pod.cni_netns,
+            "CNI_IFNAME": ifname,
+            "CNI_PATH": "/opt/cni/bin",
+        }
+        document = json.dumps({**versions, **ours, "prevResult": entry["result"]})
+        done = self.machine.run(
+            f"/opt/cni/bin/{PLUGIN}", env=environment, stdin=document, check=False
+        )
+        assert (done.returncode, done.stdout) == (0, "")
 
     def cached(self) -> dict[str, Any]:
         """libcni's cached results by file name."""

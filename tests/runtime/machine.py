@@ -104,6 +104,7 @@ class Machine:
         self.directory = directory or node.lab.directory / node.name
         self.bin = self.directory / "cni-bin"
         self.net_d = self.directory / "net.d"
+        self._pods: list[NamedPod] = []
         for name in ("cni-bin", "net.d", "run-containerd", "run-netns", "logs"):
             (self.directory / name).mkdir(parents=True, exist_ok=True)
         if directory is None:
@@ -214,7 +215,13 @@ class Machine:
 
     def pod(self, name: str) -> NamedPod:
         """A new named network namespace in the machine's own /run/netns."""
-        return NamedPod(self, name)
+        self._pods.append(NamedPod(self, name))
+        return self._pods[-1]
+
+    def remove_pods(self) -> None:
+        """End what runs in such pods, and the pods."""
+        while self._pods:
+            self._pods.pop().remove()
 
     # The end
 
@@ -255,9 +262,17 @@ class NamedPod(Inside):
         machine.run("ip", "netns", "add", name)
         machine.run("ip", "-n", name, "link", "set", "lo", "up")
         self.machine = machine
+        self._processes: list[Process] = []
         self.cni_netns = f"/var/run/netns/{name}"
         super().__init__(machine.node.lab, name, f"/proc/{machine.pid}/root/run/netns/{name}")
 
+    def start(self, argv: Sequence[str]) -> Process:
+        """Start a program that runs until it is stopped, or the pod is removed."""
+        self._processes.append(super().start(argv))
+        return self._processes[-1]
+
     def remove(self) -> None:
-        """Delete it, as a runtime does when the pod ends."""
+        """End it as a runtime does: first its processes, then its name."""
+        for process in self._processes:
+            process.stop()
         self.machine.run("ip", "netns", "del", self.name)

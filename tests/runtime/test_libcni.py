@@ -41,8 +41,7 @@ def tool(machine: Machine, reference_plugins: Path) -> Iterator[CniTool]:
     tool.configure(network())
     yield tool
     machine.install()
-    for line in machine.run("ip", "netns", "list").stdout.splitlines():
-        machine.run("ip", "netns", "del", line.split()[0])
+    machine.remove_pods()
     assert leftovers(machine.node) == []
     for file in (machine.directory / RESULTS).glob("*"):
         machine.run("rm", f"/var/lib/cni/results/{file.name}")
