@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from mycelium_cni import guard as guards
 from mycelium_cni import netlink as nl
 from mycelium_cni import netns, subnet, sysctl
 from mycelium_cni.attachment import MYCELIUM, format_address, format_prefix, on_mycelium
@@ -326,11 +327,42 @@ def standing(state: State) -> Finding:
     except (CniError, ToolError) as error:
         return Finding("skip", f"cannot be said before the rest is mended ({error})")
     # Those have checks of their own.
-    elsewhere = ("forwarding", setup.RA_ROUTES)
+    elsewhere = ("forwarding", setup.RA_ROUTES, setup.GUARD)
     names = ", ".join(dict.fromkeys(c.name for c in lacking if c.name not in elsewhere))
     if not names:
         return ok("the node has all that setup makes")
     return Finding("warn", f"lacking: {names}", "mycelium-cni setup", _setup(state))
+
+
+def guard(state: State) -> Finding:
+    """As STATUS looks at it: before the node is prepared there is nothing to guard."""
+    node = state.node
+    if node is None:
+        return Finding("skip", "the interface has no address yet")
+    wanted = guards.Wanted(state.network, state.config, node)
+    wrong = guards.fault(state.host, wanted)
+    required = wanted.policy.required
+    if not wrong:
+        try:
+            outdated = guards.outdated(wanted)
+        except OSError:
+            outdated = False
+        if outdated and state.attachments:
+            return Finding(
+                "warn",
+                "up, with other rules than the configuration's: the next ADD brings them",
+                "mycelium-cni setup",
+                _setup(state),
+            )
+        return ok(f"up, ingress {wanted.policy.ingress}")
+    lo = state.link("lo")
+    prepared = any(lo and a.link == lo.index and a.address == node.address for a in state.addresses)
+    if not prepared and not state.attachments:
+        return Finding(
+            "warn", "not up: the first pod loads it", "mycelium-cni setup", _setup(state)
+        )
+    mark: Mark = "fail" if required else "warn"
+    return Finding(mark, f"down: {wrong}", "mycelium-cni setup", _setup(state))
 
 
 def overlay_routes(state: State) -> Finding:
@@ -483,6 +515,8 @@ def firewall(state: State) -> Finding:
     for chain in (item["chain"] for item in rules if "chain" in item):
         if chain.get("hook") != "forward" or chain["family"] not in ("inet", "ip6"):
             continue
+        if chain["table"] == guards.TABLE_NAME:
+            continue  # it drops what it should
         inside = [r["rule"] for r in rules if "rule" in r and r["rule"]["table"] == chain["table"]]
         own = [rule for rule in inside if rule["chain"] == chain["name"]]
         # A rule that names our links lets them pass, or was made by someone who knows of them.
@@ -725,6 +759,7 @@ CHECKS: Final = (
     Check("bridge", "pods hang on it, and have their gateway there", bridge, needed=True),
     Check("bridge-ports", "the kernel refuses further ports", bridge_ports, needed=True),
     Check("groundwork", "while the daemon is away packets would leave in clear", standing),
+    Check("guard", "peers and pods could send what is not theirs to send", guard, needed=True),
     Check("overlay-routes", "two ways to the overlay: answers go astray", overlay_routes),
     Check("pod-routes", "a daemon in a pod takes the pod off the overlay", pod_routes),
     Check("pod-links", "ADD made them; others may have removed them", pod_links),

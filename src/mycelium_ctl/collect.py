@@ -17,7 +17,7 @@ import json
 import time
 from dataclasses import dataclass
 
-from mycelium_cni import datapath
+from mycelium_cni import datapath, guard
 from mycelium_cni.attachment import DELETE_GROUP, GROUP_MASK
 from mycelium_ctl import nodestate
 from mycelium_ctl.errors import ToolError
@@ -79,9 +79,12 @@ def run(arguments: argparse.Namespace) -> int:
         )
     gone, left_over = _look_twice(where, arguments)
     removed = [one.attached.link.index for one in gone] + [link.index for link in left_over]
-    if removed and not arguments.dry_run:
+    if not arguments.dry_run:
+        host = State(where).host
         try:
-            datapath.delete_links(State(where).host, removed)
+            if removed:
+                datapath.delete_links(host, removed)
+            guard.sweep(host)  # also what pods left that ended without DEL
         except OSError as error:
             raise ToolError(refused(error)) from error
     if arguments.json:

@@ -28,7 +28,7 @@ _NAMED_KEY: Final = re.compile(r"(?:invalid|unsupported) ([A-Za-z][\w.\[\]]*)")
 
 _OUR_KEYS: Final = (
     *("mode", "myceliumInterface", "bridge", "netseed", "addressing", "mtu", "routes"),
-    *("defaultRoute", "ipMasq", "interfaceName", "ingress", "allowFrom", "dns"),
+    *("defaultRoute", "ipMasq", "interfaceName", "ingress", "allowFrom", "dns", "guard"),
     *("logLevel", "logFile"),
 )
 _COMMON_KEYS: Final = ("type", "name", "cniVersion", "capabilities", "args", "runtimeConfig")

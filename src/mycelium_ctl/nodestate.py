@@ -731,6 +731,11 @@ class State:
         return _config(self.entry)
 
     @property
+    def network(self) -> str:
+        """The name of the network."""
+        return str(self.entry["name"])
+
+    @property
     def interface_config(self) -> Config:
         """The same, looking at the interface alone: neither bridge nor key are asked."""
         entry = {key: value for key, value in self.entry.items() if key != "bridge"}

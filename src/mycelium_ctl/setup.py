@@ -8,7 +8,9 @@ with the first address of the subnet, which answers for the node's own address. 
 printed as the `ip` or `sysctl` line that would do the same; --dry-run prints them and changes
 nothing. After the daemon's key has changed it takes away what the old subnet left.
 
-Everything made carries protocol 77, the bridge an alias: `mycelium-cni teardown` goes by these.
+The guard, a table of the packet filter, is loaded before the node forwards; it has no line, and
+docs/security.md has its rules. Everything else that is made carries protocol 77, the bridge an
+alias: `mycelium-cni teardown` goes by these.
 
     mycelium-cni setup --wait 60                   # as the service does at boot
     mycelium-cni setup --mode bridge --dry-run     # what would network_setup.sh's successor do?
@@ -28,7 +30,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Final
 
-from mycelium_cni import groundwork, subnet, sysctl
+from mycelium_cni import groundwork, guard, subnet, sysctl
 from mycelium_cni import netlink as nl
 from mycelium_cni.attachment import MYCELIUM, format_address, format_prefix, on_mycelium
 from mycelium_cni.errors import TRY_AGAIN_LATER, CniError, Undo
@@ -38,6 +40,7 @@ from mycelium_ctl.nodestate import State
 from mycelium_ctl.view import Page, count, visible
 
 POLL_S: Final = 0.02
+GUARD: Final = "guard"
 RA_ROUTES: Final = "routes from router advertisements"
 RTM_DELNEIGH: Final = 29  # linux/rtnetlink.h
 
@@ -96,6 +99,7 @@ class Preparation:
     def __init__(self, state: State) -> None:
         self.state: Final = state
         self.node: Final = read_node(state)
+        self.wanted: Final = guard.Wanted(state.network, state.config, self.node)
         self.stale: Final = list(stale_messages(state, self.node))
         self.changes: Final = [change for change, _ in self.stale]
         if self.node.bridged:
@@ -155,9 +159,17 @@ class Preparation:
                 RA_ROUTES,
                 switch_command(sysctl.conf(link, "accept_ra"), "2"),
             )
+        if self._guard_lacks():
+            yield Change(GUARD, f"# load table inet {guard.TABLE_NAME} into the packet filter")
         forwarding = sysctl.conf("all", "forwarding")
         if sysctl.get(forwarding) == "0":
             yield Change("forwarding", switch_command(forwarding, "1"))
+
+    def _guard_lacks(self) -> bool:
+        try:
+            return guard.outdated(self.wanted)
+        except OSError:
+            return self.wanted.policy.required  # then apply will say why it cannot be
 
     def apply(self) -> None:
         """Make the changes, through the functions that ADD itself calls; all of them or none.
@@ -185,9 +197,10 @@ class Preparation:
                 for link in at_risk(state):
                     undo.push(sysctl.put, sysctl.conf(link, "accept_ra"), "1")
                     sysctl.put(sysctl.conf(link, "accept_ra"), "2")
+                guard.protect(host, self.wanted, undo)
                 groundwork.prepare(host, node, undo)
         except CniError as error:
-            raise ToolError(error.msg) from error
+            raise ToolError(f"{error.msg}: {error.details}".rstrip(": ")) from error
         except OSError as error:
             raise ToolError(refused(error)) from error
 
@@ -392,7 +405,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise ToolError(error.msg) from error
     if preparation.changes and not arguments.dry_run:
         preparation.apply()
-        left = Preparation(State(where)).changes
+        required = preparation.wanted.policy.required
+        left = [c for c in Preparation(State(where)).changes if c.name != GUARD or required]
         if left:
             raise ToolError(f"done, and yet something lacks: {left[0].command}")
     _report(preparation, dry_run=arguments.dry_run, as_json=arguments.json)

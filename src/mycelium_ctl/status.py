@@ -25,7 +25,7 @@ from mycelium_ctl.view import Mark, Page, worst
 
 SECTIONS: Final = {
     "Daemon": ("daemon", "interface", "api", "peers", "identity"),
-    "Node": ("ipv6", "forwarding", "bridge", "mtu", "groundwork"),
+    "Node": ("ipv6", "forwarding", "guard", "bridge", "mtu", "groundwork"),
     "Pods": ("pod-links", "subnet"),
     "Runtime": ("conf", "plugin", "chain"),
 }
@@ -124,6 +124,7 @@ def _document(state: State, findings: Findings, *, ready: bool) -> dict[str, obj
         "node": {
             "mode": "bridge" if state.bridged else "routed",
             "forwarding": nodestate.switch("all", "forwarding") == "1",
+            "guard": findings["guard"][1].mark == "ok",
             "bridge": state.config.bridge_name if state.bridged and state.bridge else None,
             "mtu": state.interface.mtu if state.interface else None,
         },

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Take back what setup and ADD made on this node, and nothing else.
 
-That is what carries our mark: routes, addresses and proxy entries of protocol 77, and a bridge
-whose alias says so. Forwarding and accept_ra stay as they are: switches carry no mark, and others
-may rely on them by now. Addresses carry their mark from Linux 5.18 on; on older kernels they stay.
+That is what carries our mark: routes, addresses and proxy entries of protocol 77, a bridge whose
+alias says so, and the guard's tables, which have our name. Forwarding and accept_ra stay as they
+are: switches carry no mark, and others may rely on them by now. Addresses carry their mark from
+Linux 5.18 on; on older kernels they stay.
 
 It refuses while pods are attached, because they would be cut off; --force does it all the same.
 
@@ -16,7 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from mycelium_cni import groundwork
+from mycelium_cni import groundwork, guard, nftables, ruleset
 from mycelium_cni import netlink as nl
 from mycelium_ctl import nodestate
 from mycelium_ctl.errors import ToolError
@@ -47,6 +48,19 @@ def plan(state: State) -> list[tuple[Change, nl.Message]]:
     return steps
 
 
+def guard_tables() -> list[Change]:
+    """The guard's tables that are loaded; empty also where the kernel has no packet filter."""
+    try:
+        found = nftables.Socket().ask(ruleset.INET.get(), ruleset.BRIDGE.get())
+    except OSError:
+        return []
+    return [
+        Change("guard", f"nft delete table {family} {guard.TABLE_NAME}")
+        for family, table in zip(("inet", "bridge"), found, strict=True)
+        if table is not None
+    ]
+
+
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("--dry-run", action="store_true", help="print the changes, make none")
@@ -64,14 +78,15 @@ def run(arguments: argparse.Namespace) -> int:
             f"{count(len(live), 'pod is', 'pods are')} attached, such as {visible(live[0].who)}, "
             "and would be cut off: remove them first, or use --force"
         )
-    steps = plan(state)
+    steps, tables = plan(state), guard_tables()
     if not arguments.dry_run:
         try:
             for _, message in steps:
                 state.host.request(message)
+            guard.remove()
         except OSError as error:
             raise ToolError(refused(error)) from error
-    changes = [change for change, _ in steps]
+    changes = [change for change, _ in steps] + tables
     if arguments.json:
         document = {
             "changed": bool(changes) and not arguments.dry_run,

@@ -248,6 +248,17 @@ def test_groundwork(tool: Tool) -> None:
     fails(tool, "groundwork", mark="warn")
 
 
+def test_guard(tool: Tool) -> None:
+    fails(tool, "guard", "first pod loads it", mark="warn")
+    tool("setup")
+    passes(tool, "guard")
+    tool.node.run(["nft", "delete table inet mycelium-cni"])
+    fails(tool, "guard", "mycelium-cni is missing")
+    mends(tool, "guard")
+    tool.attach("web", ingress="closed")
+    fails(tool, "guard", "other rules", mark="warn")
+
+
 def test_overlay_routes(tool: Tool) -> None:
     tool("setup", "--mode", "bridge")
     tool.attach("web")

@@ -85,10 +85,11 @@ def state(node: Node) -> list[str]:
                 lines.append(re.sub(r"<.*?>|state \w+|tentative|\d+sec|linkdown", "", line))
     switches = "/proc/sys/net/ipv6/conf/*/{forwarding,accept_ra,proxy_ndp,disable_ipv6}"
     lines += node.run(["bash", "-c", f"grep . {switches}"]).stdout.splitlines()
+    lines += node.run(["nft", "list", "ruleset"]).stdout.splitlines()
     return sorted(lines)
 
 
 def command_lines(printed: str) -> list[str]:
     """The `ip` and `sysctl` lines of setup's words, without their names."""
     lines = [line.partition("  # ")[0] for line in printed.splitlines()]
-    return [line for line in lines if line.startswith(("ip ", "sysctl "))]
+    return [line for line in lines if line.startswith(("ip ", "sysctl ", "nft "))]
