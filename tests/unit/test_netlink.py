@@ -8,6 +8,7 @@ import errno
 import struct
 import sys
 from collections.abc import Callable
+from socket import MSG_DONTWAIT
 
 import pytest
 
@@ -230,7 +231,7 @@ class Kernel:
     def __init__(self, *_: int) -> None:
         self.options: list[tuple[int, int, int]] = []
         self.sent: list[bytes] = []
-        self.answers: list[bytes] = []
+        self.answers: list[bytes | OSError] = []
 
     def setsockopt(self, level: int, option: int, value: int) -> None:
         self.options.append((level, option, value))
@@ -239,10 +240,13 @@ class Kernel:
         self.sent.append(datagram)
         return len(datagram)
 
-    def recv(self, size: int) -> bytes:
-        datagram = self.answers.pop(0)
-        assert len(datagram) <= size
-        return datagram
+    def recv(self, size: int, flags: int) -> bytes:
+        assert flags == MSG_DONTWAIT
+        answer = self.answers.pop(0) if self.answers else BlockingIOError(errno.EAGAIN, "nothing")
+        if isinstance(answer, OSError):
+            raise answer
+        assert len(answer) <= size
+        return answer
 
 
 @pytest.fixture
@@ -368,6 +372,30 @@ def test_a_table_that_never_stands_still_is_an_error(kernel: Kernel) -> None:
     kernel.answers = [done(n, 2 | 0x10) for n in range(100)]
     with pytest.raises(nl.NetlinkError, match=r"step 0: .*\(the table kept changing\)"):
         socket.dump(requests(1)[0])
+
+
+def test_an_answer_that_was_dropped_does_not_hide_those_that_were_not(kernel: Kernel) -> None:
+    socket = nl.Socket()
+    kernel.answers = [answer(16, 0, b"link"), OSError(errno.ENOBUFS, "dropped"), ack(1)]
+    assert socket.request(*requests(2)) == [b"link"]
+
+
+def test_an_answer_that_never_comes_is_an_error_and_not_awaited(kernel: Kernel) -> None:
+    socket = nl.Socket()
+    kernel.answers = [answer(16, 0, b"link")]
+    with pytest.raises(BlockingIOError):
+        socket.request(*requests(2))
+
+
+def test_an_answer_that_was_given_up_is_not_taken_for_that_of_the_next_request(
+    kernel: Kernel,
+) -> None:
+    socket = nl.Socket()
+    with pytest.raises(BlockingIOError):
+        socket.request(*requests(2))
+    late = [answer(16, 0, b"late"), ack(0, errno.EPERM), ack(1, errno.EPERM)]
+    kernel.answers = [*late, answer(16, 2, b"mine"), ack(2)]
+    assert socket.request(*requests(1)) == [b"mine"]
 
 
 def test_a_refused_dump_is_an_error(kernel: Kernel) -> None:
