@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from _socket import AF_NETLINK, SOCK_RAW, socket
 from _struct import Struct, unpack_from
-from errno import EEXIST, EINTR, ENOENT
+from errno import EEXIST, EINTR, ENOENT, EPERM
 from posix import strerror
 
 TYPE_CHECKING = False
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 NETLINK_ROUTE = 0
 SOL_NETLINK = 270
 NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK = 10, 11, 12
+RTNLGRP_IPV6_ROUTE = 11
 
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 NLM_F_REQUEST, NLM_F_MULTI, NLM_F_ACK, NLM_F_ECHO, NLM_F_DUMP_INTR = 1, 2, 4, 8, 16
@@ -41,12 +42,13 @@ RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_NEWNEIGH = 28
 RTM_NEWLINKPROP = 108
 
-AF_UNSPEC, AF_INET6 = 0, 10
+AF_UNSPEC, AF_BRIDGE, AF_INET6 = 0, 7, 10
 
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
 IFLA_OPERSTATE, IFLA_LINKINFO, IFLA_IFALIAS, IFLA_AF_SPEC, IFLA_GROUP = 16, 18, 20, 26, 27
 IFLA_NET_NS_FD, IFLA_PROP_LIST, IFLA_ALT_IFNAME = 28, 52, 53
 IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER = 1, 2, 1
+IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA, IFLA_BRPORT_LEARNING = 4, 5, 8
 IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE = 8, b"\x01"
 IFF_UP = 1
 IF_OPER_UP = 6
@@ -57,14 +59,14 @@ IFA_F_NODAD, IFA_F_DADFAILED, IFA_F_TENTATIVE, IFA_F_NOPREFIXROUTE = 0x02, 0x08,
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY = 1, 4, 5, 6
 RTA_PREFSRC, RTA_METRICS, RTA_TABLE = 7, 8, 15
 RTAX_MTU, RTAX_ADVMSS = 2, 8
-RT_TABLE_UNSPEC, RT_TABLE_MAIN = 0, 254
+RT_TABLE_UNSPEC, RT_TABLE_MAIN, RT_TABLE_LOCAL = 0, 254, 255
 RTPROT_RA = 9
 RT_SCOPE_UNIVERSE = 0
-RTN_UNICAST, RTN_UNREACHABLE = 1, 7
+RTN_UNSPEC, RTN_UNICAST, RTN_UNREACHABLE = 0, 1, 7
 
 NDA_DST, NDA_LLADDR, NDA_PROTOCOL = 1, 2, 12
-NUD_REACHABLE, NUD_PERMANENT = 0x02, 0x80
-NTF_PROXY, NTF_EXT_LEARNED = 0x08, 0x10
+NUD_REACHABLE, NUD_NOARP, NUD_PERMANENT = 0x02, 0x40, 0x80
+NTF_MASTER, NTF_PROXY, NTF_EXT_LEARNED, NTF_STICKY = 0x04, 0x08, 0x10, 0x40
 
 _HEADER = Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
 _ATTRIBUTE = Struct("=HH")  # rtattr: length, type
@@ -221,6 +223,20 @@ def proxy_neighbour(what: str, index: int, destination: bytes, protocol: int) ->
     return Message(RTM_NEWNEIGH, NLM_F_CREATE, body + encode(attributes), what)
 
 
+def bridge_port(what: str, index: int, *, learning: bool) -> Message:
+    """RTM_NEWLINK of a bridge port: whether the bridge learns from it who is behind it."""
+    data: Attribute = (IFLA_INFO_SLAVE_DATA, [(IFLA_BRPORT_LEARNING, bytes((learning,)))])
+    slave: Attribute = (IFLA_LINKINFO, [(IFLA_INFO_SLAVE_KIND, b"bridge"), data])
+    return link(RTM_NEWLINK, what, slave, index=index)
+
+
+def forwarding_entry(what: str, index: int, mac: bytes) -> Message:
+    """RTM_NEWNEIGH of a bridge: that MAC is behind this port, whatever other ports send."""
+    body = NDMSG.pack(AF_BRIDGE, index, NUD_NOARP, NTF_MASTER | NTF_STICKY, RTN_UNSPEC)
+    flags = NLM_F_CREATE | NLM_F_REPLACE
+    return Message(RTM_NEWNEIGH, flags, body + encode(((NDA_LLADDR, mac),)), what)
+
+
 def route(
     kind: int,
     what: str,
@@ -325,7 +341,8 @@ class Socket:
                 if number:
                     what = messages[sequence - first].what
                     refusals[sequence - first] = NetlinkError(number, what, _reason(flags, payload))
-                if sequence == last or (framed and sequence == first):
+                # Without CAP_NET_ADMIN nf_tables answers only the first message of any number.
+                if sequence == last or (framed and sequence == first) or number == EPERM:
                     return payloads, refusals
 
     def dump(self, message: Message) -> list[bytes]:
@@ -353,6 +370,20 @@ class Socket:
             if not changed:
                 return payloads
         raise NetlinkError(EINTR, message.what, "the table kept changing")
+
+    def join(self, group: int) -> None:
+        """Hear what the kernel tells a multicast group (RTNLGRP_*). Such a socket sends nothing."""
+        self._socket.bind((0, 1 << group - 1))
+
+    def notifications(self, patience_s: float) -> Iterator[tuple[int, bytes]]:
+        """Kind and payload of each message to the groups joined; ends after silence."""
+        self._socket.settimeout(patience_s)
+        try:
+            while True:
+                for kind, _, _, payload in self._receive():
+                    yield kind, payload
+        except TimeoutError:
+            return
 
     def _receive(self) -> Iterator[tuple[int, int, int, bytes]]:
         datagram = self._socket.recv(_RECEIVE_SIZE)
