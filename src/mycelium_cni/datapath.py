@@ -53,7 +53,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final, NoReturn
 
-_CARRIER_TIMEOUT_S = 1.0
+_SETTLE_TIMEOUT_S = 1.0
 
 
 class Wiring:
@@ -198,57 +198,70 @@ def reserve(host: nl.Socket, pair: Pair, address: bytes, alias: str) -> None:
         raise CniError(ADDRESS_TAKEN, f"address {text} is taken by {name} ({owner})") from None
 
 
-def connect_host(host: nl.Socket, pair: Pair, plan: Plan, address: bytes) -> None:
-    """Host side: no link-local address, up; in routed mode the pod's neighbour and route. All of it
-    goes with the link, so creating the link is the only thing to undo."""
-    name, text, wiring = plan.attachment.host_link, format_address(address), plan.wiring
-    for switch, value in wiring.host_switches.items():
+def raise_host_link(host: nl.Socket, pair: Pair, plan: Plan) -> None:
+    """Host side, first half: no link-local address of the kernel's making, up. All of it goes with
+    the link, so creating the link is the only thing to undo."""
+    name = plan.attachment.host_link
+    for switch, value in plan.wiring.host_switches.items():
         sysctl.put(sysctl.conf(name, switch), value)
     batch = [
         # In a message of its own: together with IFF_UP the kernel would set it too late.
         nl.link(nl.RTM_NEWLINK, f"configure {name}", nl.NO_LINK_LOCAL, index=pair.host),
         nl.set_up(pair.host, name),
     ]
-    if not wiring.bridge:
-        batch += [
-            # Who asks for a neighbour must have an address to ask from. One that no other link has,
-            # and with no prefix, so that nothing in the kernel grows with the number of pods.
-            nl.address(
-                nl.RTM_NEWADDR,
-                f"add link-local address dev {name}",
-                pair.host,
-                link_local(plan.attachment.host_mac),
-                128,
-            ),
-            nl.proxy_neighbour(
-                f"answer for fe80::1 on {name}", pair.host, LINK_LOCAL_GATEWAY, PROTOCOL
-            ),
-            # Known from the start, and not permanent: `tuning` may change the pod's MAC.
-            nl.neighbour(
-                f"set neighbour {text}",
-                pair.host,
-                address,
-                plan.pod_mac,
-                PROTOCOL,
-                permanent=False,
-            ),
-            nl.route(
-                nl.RTM_NEWROUTE,
-                f"add route {text} dev {name}",
-                (address, 128),
-                (nl.RTA_OIF, pair.host),
-                # Without a preferred source, choosing one costs every connect() of the node a walk
-                # over the addresses of all links: 172 µs at 1,000 pods instead of 4.
-                (nl.RTA_PREFSRC, wiring.node.address),
-                protocol=PROTOCOL,
-            ),
+    if plan.wiring.bridge:
+        # The bridge would learn, and let a pod take another's MAC, from frames to 01:80:c2:00:00:0e
+        # that no packet filter sees (net/bridge/br_input.c, br_handle_frame).
+        batch = [
+            nl.bridge_port(f"stop learning on {name}", pair.host, learning=False),
+            nl.forwarding_entry(f"pin the pod's MAC to {name}", pair.host, plan.pod_mac),
+            *batch,
         ]
     host.request(*batch)
 
 
-def enter_pod(pod_netns: int, home: int, pod_link: str, undo: Undo) -> nl.Socket:
-    """A socket in the pod netns, which stays there, after setting the switches that only a task
-    inside can set."""
+def route_to_pod(host: nl.Socket, pair: Pair, plan: Plan, address: bytes) -> None:
+    """Host side, second half, in routed mode: the pod's neighbour and route. After the carrier is
+    up: when the kernel's link watch sees a link without one, it drops the link's neighbours."""
+    name, text = plan.attachment.host_link, format_address(address)
+    host.request(
+        # Who asks for a neighbour must have an address to ask from. One that no other link has,
+        # and with no prefix, so that nothing in the kernel grows with the number of pods.
+        nl.address(
+            nl.RTM_NEWADDR,
+            f"add link-local address dev {name}",
+            pair.host,
+            link_local(plan.attachment.host_mac),
+            128,
+        ),
+        nl.proxy_neighbour(
+            f"answer for fe80::1 on {name}", pair.host, LINK_LOCAL_GATEWAY, PROTOCOL
+        ),
+        # Known from the start, and not permanent: `tuning` may change the pod's MAC.
+        nl.neighbour(
+            f"set neighbour {text}",
+            pair.host,
+            address,
+            plan.pod_mac,
+            PROTOCOL,
+            permanent=False,
+        ),
+        nl.route(
+            nl.RTM_NEWROUTE,
+            f"add route {text} dev {name}",
+            (address, 128),
+            (nl.RTA_OIF, pair.host),
+            # Without a preferred source, choosing one costs every connect() of the node a walk
+            # over the addresses of all links: 172 µs at 1,000 pods instead of 4.
+            (nl.RTA_PREFSRC, plan.wiring.node.address),
+            protocol=PROTOCOL,
+        ),
+    )
+
+
+def enter_pod(pod_netns: int, home: int, pod_link: str, undo: Undo) -> tuple[nl.Socket, nl.Socket]:
+    """Two sockets in the pod netns, which stay there, one to ask and one that hears of new routes;
+    after setting the switches that only a task inside can set."""
     with inside(pod_netns, home=home):
         # Docker and others switch IPv6 off in a namespace; `lo` then lacks ::1 too.
         switch = sysctl.conf("lo", "disable_ipv6")
@@ -257,7 +270,9 @@ def enter_pod(pod_netns: int, home: int, pod_link: str, undo: Undo) -> nl.Socket
             sysctl.put(switch, "0")
         for name, value in _POD_SWITCHES.items():
             sysctl.put(sysctl.conf(pod_link, name), value)
-        return nl.Socket()
+        monitor = nl.Socket()
+        monitor.join(nl.RTNLGRP_IPV6_ROUTE)
+        return nl.Socket(), monitor
 
 
 def _switch_back(pod_netns: int, home: int, switch: str) -> None:
@@ -322,11 +337,24 @@ def route_attributes(route: Route) -> tuple[list[nl.Attribute], int, int]:
     return attributes, said.get("table", nl.RT_TABLE_MAIN), said.get("scope", nl.RT_SCOPE_UNIVERSE)
 
 
+def await_address(monitor: nl.Socket, address: bytes) -> None:
+    """Return when the pod takes packets for its address: an address that skips duplicate detection
+    is there at once, but its local route is made by a kernel worker (net/ipv6/addrconf.c,
+    addrconf_dad_work), on a busy machine tens of milliseconds later."""
+    for kind, payload in monitor.notifications(_SETTLE_TIMEOUT_S):
+        if kind == nl.RTM_NEWROUTE:
+            attributes = nl.decode(payload, nl.RTMSG.size)
+            local = nl.u32(attributes[nl.RTA_TABLE]) == nl.RT_TABLE_LOCAL
+            if local and attributes.get(nl.RTA_DST) == address:
+                return
+    raise CniError(TRY_AGAIN_LATER, f"{format_address(address)} is not usable in the pod after 1 s")
+
+
 def await_carrier(host: nl.Socket, pod: nl.Socket, pair: Pair, plan: Plan) -> None:
     """Return when packets pass: both ends are up, but until the kernel's link watch has run, it
     drops what they send, and a bridge port does not forward. From Linux 6.8 on the question itself
     makes it run (net/core/rtnetlink.c, linkwatch_sync_dev), so one round is enough."""
-    deadline = monotonic() + _CARRIER_TIMEOUT_S
+    deadline = monotonic() + _SETTLE_TIMEOUT_S
     for socket, index in ((pod, pair.pod), (host, pair.host)):
         while True:
             link = Link(socket.request(nl.link(nl.RTM_GETLINK, "read link", index=index))[0])

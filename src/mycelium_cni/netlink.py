@@ -11,9 +11,9 @@ takes 150 ms and more, this module under one.
 
 from __future__ import annotations
 
-from _socket import AF_NETLINK, SOCK_RAW, socket
+from _socket import AF_NETLINK, MSG_DONTWAIT, SOCK_RAW, socket
 from _struct import Struct, unpack_from
-from errno import EEXIST, EINTR, ENOENT, EPERM
+from errno import EEXIST, EINTR, ENOBUFS, ENOENT, EPERM
 from posix import strerror
 
 TYPE_CHECKING = False
@@ -334,6 +334,8 @@ class Socket:
         refusals: dict[int, NetlinkError] = {}
         while True:
             for kind, flags, sequence, payload in self._receive():
+                if sequence < first:
+                    continue  # the answer to a request that was given up
                 if kind != NLMSG_ERROR:
                     payloads.append(payload)
                     continue
@@ -380,13 +382,20 @@ class Socket:
         self._socket.settimeout(patience_s)
         try:
             while True:
-                for kind, _, _, payload in self._receive():
+                for kind, _, _, payload in self._receive(flags=0):
                     yield kind, payload
         except TimeoutError:
             return
 
-    def _receive(self) -> Iterator[tuple[int, int, int, bytes]]:
-        datagram = self._socket.recv(_RECEIVE_SIZE)
+    def _receive(self, flags: int = MSG_DONTWAIT) -> Iterator[tuple[int, int, int, bytes]]:
+        """The messages of one datagram. Nothing is waited for by default: the kernel answers while
+        it is asked. An answer that it had no room for (ENOBUFS) does not hide the others."""
+        try:
+            datagram = self._socket.recv(_RECEIVE_SIZE, flags)
+        except OSError as error:
+            if error.errno != ENOBUFS:
+                raise
+            datagram = b""
         offset = 0
         while offset < len(datagram):
             length, kind, flags, sequence, _ = _HEADER.unpack_from(datagram, offset)

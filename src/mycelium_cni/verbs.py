@@ -68,10 +68,13 @@ def add(request: Request, network: Network, reply: Callable[[Document], None]) -
             address = _reserve(host, pair, attachment, request, candidates)
             wanted = guard.Wanted(network.name, config, node)
             guard.protect(host, wanted, undo, plan.port(pair, address))
-            datapath.connect_host(host, pair, plan, address)
-            pod = datapath.enter_pod(pod_netns, home, pod_link, undo)
+            datapath.raise_host_link(host, pair, plan)
+            pod, monitor = datapath.enter_pod(pod_netns, home, pod_link, undo)
             datapath.configure_pod(pod, pair, plan, address)
             datapath.await_carrier(host, pod, pair, plan)
+            if not bridge:
+                datapath.route_to_pod(host, pair, plan, address)
+            datapath.await_address(monitor, address)
             groundwork.prepare(host, node, undo)
 
             gateway = format_address(wiring.gateway)
