@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -36,6 +37,7 @@ def main() -> int:
     size = QUICK if options.quick else FULL
     try:
         programs = build()
+        load = os.getloadavg()[0]
         imports = imports_of_add(programs)
         with Arena(programs.spawner) as arena:
             figures = Bench(arena, programs, size, progress.print).all()
@@ -44,7 +46,7 @@ def main() -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    report = describe(figures, size, programs, imports)
+    report = describe(figures, size, programs, imports, load)
     report.show(console)
     if options.json is not None:
         options.json.write_text(report.json())

@@ -10,6 +10,7 @@
 #include <fcntl.h>
 #include <linux/netlink.h>
 #include <linux/rtnetlink.h>
+#include <poll.h>
 #include <sched.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -87,7 +88,14 @@ static long play(const struct step *step, const char *data) {
 	case 'X':
 		return send(step->fd, data, step->size, 0);
 	case 'V':
-		return recv(step->fd, received, sizeof received, 0);
+		if (recv(step->fd, received, sizeof received, 0) < 0 && errno != EAGAIN)
+			return -1;
+		return 0;
+	case 'B': // bind(2) to groups of notifications
+		return bind(step->fd, (struct sockaddr *)&(struct sockaddr_nl){AF_NETLINK, 0, 0, step->argument},
+		            sizeof(struct sockaddr_nl));
+	case 'Q': // poll(2) for input; the argument is the timeout
+		return poll(&(struct pollfd){step->fd, POLLIN, 0}, 1, (int)step->argument);
 	case 'P':
 		return open(data, (int)step->argument);
 	case 'R':
@@ -101,7 +109,7 @@ static long play(const struct step *step, const char *data) {
 	case 'F':
 		return fstat(step->fd, &status);
 	case 'I':
-		return ioctl(step->fd, step->argument, 0);
+		return ioctl(step->fd, step->argument, &(int){1});
 	case 'N':
 		return setns(step->fd, (int)step->argument);
 	case 'D':

@@ -4,10 +4,11 @@ falls on all of them."""
 
 from __future__ import annotations
 
+import os
 import random
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median, quantiles
 from typing import Any, Final
@@ -15,6 +16,7 @@ from typing import Any, Final
 from bench.arena import NODE_ADDRESS, Arena, BenchError
 from bench.candidates import Candidate, Executables, Pod, floor, ours, reference
 from mycelium_cni import netlink as nl
+from mycelium_cni import netns as namespaces
 
 STATIC: Final = "mycelium-cni, static"
 PIP: Final = "mycelium-cni, pip"
@@ -44,10 +46,23 @@ class Size:
     level_rounds: int = 20
     stale: int = 100
     gc_rounds: int = 5
+    stage_s: float = 50.0  # a stage that has taken this long starts no further round
 
 
 FULL: Final = Size()
-QUICK: Final = Size(5, 1, 10, 4, 8, 1, (1, 4, 12), 3, 12, 2)
+QUICK: Final = Size(
+    rounds=5,
+    slow_rounds=1,
+    start_rounds=10,
+    packet_rounds=4,
+    burst=8,
+    burst_repeats=1,
+    levels=(1, 4, 12),
+    level_rounds=3,
+    stale=12,
+    gc_rounds=2,
+    stage_s=8,
+)
 
 
 @dataclass(frozen=True)
@@ -137,7 +152,7 @@ class Bench:
     def attach_and_detach(self) -> None:
         """ADD and DEL of a pod, each for a new and empty namespace."""
         every = max(self.size.rounds // self.size.slow_rounds, 1)
-        for turn in range(self.size.rounds):
+        for turn in self._turns(self.size.rounds):
             slow = [self.ptp] if turn % every == 0 else []
             candidates = [*self.attaching, *slow]
             self._random.shuffle(candidates)
@@ -154,7 +169,7 @@ class Bench:
 
     def start_up(self) -> None:
         """VERSION, which is little more than starting, and STATUS."""
-        for _ in range(self.size.start_rounds):
+        for _ in self._turns(self.size.start_rounds):
             for candidate in (self.loopback, self.static, self.bridge, self.pip):
                 node = self.nodes.get(candidate.name, self.nodes[STATIC])
                 done = self.arena.run([candidate.call(self.arena, "VERSION", node)])[0]
@@ -167,7 +182,7 @@ class Bench:
 
     def first_packet(self) -> None:
         """From ADD's end to the first answer: in turns node to pod and pod to node."""
-        for turn in range(self.size.packet_rounds):
+        for turn in self._turns(self.size.packet_rounds):
             slow = [self.ptp] if turn % 4 == 0 and turn // 4 < self.size.slow_rounds else []
             for candidate in (self.static, self.bridge, *slow):
                 node = self.nodes[candidate.name]
@@ -189,7 +204,7 @@ class Bench:
     def bursts(self) -> None:
         """Many ADDs, 1, 4 and 16 at a time."""
         count = self.size.burst
-        for repeat in range(self.size.burst_repeats):
+        for repeat in self._turns(self.size.burst_repeats):
             for parallel in (1, 4, 16):
                 for candidate in (self.static, self.pip, self.floor, self.bridge):
                     node = self.nodes[candidate.name]
@@ -203,13 +218,15 @@ class Bench:
                     self._detach(candidate, node, pods)
 
     def stale(self) -> None:
-        """GC of many attachments; and for comparison one deletion that waits for the kernel."""
+        """GC of many attachments; and for comparison what the kernel takes to delete as many links,
+        asked once."""
         count, node = self.size.stale, self.nodes[STATIC]
-        for turn in range(self.size.gc_rounds):
-            pods = self._pods(f"stale{turn}", count + 1)
+        for turn in self._turns(self.size.gc_rounds):
+            pods = self._pods(f"stale{turn}", count)
             with self.arena.inside(node):
-                self._note("one deletion", KERNEL, _one_wait())
-            self._attach(self.static, node, pods[1:])
+                self._note(f"GC of {count} stale", KERNEL, _delete_at_once(pods))
+            time.sleep(_SETTLE_S)
+            self._attach(self.static, node, pods)
             time.sleep(_SETTLE_S)
             valid: dict[str, object] = {"cni.dev/valid-attachments": []}
             call = self.static.call(self.arena, "GC", node, **valid)
@@ -237,7 +254,7 @@ class Bench:
                 # The bridge's pods live in the same namespaces: a second interface does no harm.
                 self._attach(candidate, node, pods, CNI_IFNAME=f"{kind[:4]}0")
         time.sleep(1)
-        for turn in range(self.size.level_rounds):
+        for turn in self._turns(self.size.level_rounds):
             for level in self.size.levels:
                 for candidate in (self.static, self.bridge):
                     if (candidate.name, level) not in nodes:
@@ -252,6 +269,14 @@ class Bench:
                     self.arena.remove([pod.netns])
 
     # What they are made of
+
+    def _turns(self, most: int) -> Iterator[int]:
+        """Numbers of rounds, until the stage has had its time; at least one."""
+        end = time.monotonic() + self.size.stage_s
+        for turn in range(most):
+            yield turn
+            if time.monotonic() > end:
+                return
 
     def _note(self, measure: str, candidate: Candidate | str, value: float) -> None:
         name = candidate if isinstance(candidate, str) else candidate.name
@@ -294,15 +319,24 @@ class Bench:
         return len(left)
 
 
-def _one_wait() -> float:
-    """Make a pair of links and delete it: the milliseconds that the deletion takes."""
+def _delete_at_once(pods: Sequence[Pod]) -> float:
+    """Make a pair of links to each pod and delete them with one request: its milliseconds."""
     kernel = nl.Socket()
-    name: Any = (nl.IFLA_IFNAME, "wait0")
-    kind: Any = (nl.IFLA_LINKINFO, [(nl.IFLA_INFO_KIND, b"veth")])
     flags = nl.NLM_F_CREATE | nl.NLM_F_EXCL
-    kernel.request(nl.link(nl.RTM_NEWLINK, "make a pair", name, kind, flags=flags))
+    group: Any = (nl.IFLA_GROUP, 0x7FFFFFFF)
+    for number, pod in enumerate(pods):
+        there = namespaces.open_netns(pod.netns)
+        ends: Any = ((nl.IFLA_IFNAME, "eth0"), (nl.IFLA_NET_NS_FD, there))
+        peer = nl.IFINFOMSG.pack(nl.AF_UNSPEC, 0, 0, 0, 0) + nl.encode(ends)
+        kind: Any = (
+            nl.IFLA_LINKINFO,
+            [(nl.IFLA_INFO_KIND, b"veth"), (nl.IFLA_INFO_DATA, [(nl.VETH_INFO_PEER, peer)])],
+        )
+        name: Any = (nl.IFLA_IFNAME, f"stale{number}")
+        kernel.request(nl.link(nl.RTM_NEWLINK, "make a pair", name, group, kind, flags=flags))
+        os.close(there)
     start = time.perf_counter()
-    kernel.request(nl.link(nl.RTM_DELLINK, "delete it", name))
+    kernel.request(nl.link(nl.RTM_DELLINK, "delete all", group))
     took = time.perf_counter() - start
     kernel.close()
     return took * 1000

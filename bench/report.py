@@ -70,7 +70,7 @@ class Report:
         first, last = self.size.levels[0], self.size.levels[-1]
         add, delete, peak = at("ADD"), at("DEL"), "peak memory of ADD"
         stale = f"GC of {self.size.stale} stale"
-        alone = at("one deletion", KERNEL)
+        alone = at(stale, KERNEL)
         packet = self.figures["first packet"][STATIC].p90
         grown = at(f"ADD of pod {last}") / at(f"ADD of pod {first}")
         start = at("VERSION") / at("VERSION", LOOPBACK)
@@ -80,8 +80,8 @@ class Report:
             Target("ADD at most 3.5 x the C floor", add / at("ADD", FLOOR), 3.5),
             Target("DEL at most 0.5 x bridge + host-local", delete / at("DEL", BRIDGE), 0.5),
             Target("first packet after ADD answered within 5 ms (nine of ten)", packet, 5, " ms"),
-            # Two waits would be twice the lonely deletion's time, and one per link a hundred times.
-            Target(f"{stale} in one kernel wait (less than two)", at(stale) / alone, 2),
+            # A wait for each link would be dozens of times what one request for all of them takes.
+            Target(f"{stale} in one kernel wait (1.5 x one request)", at(stale) / alone, 1.5),
             Target(f"ADD of pod {last} at most 1.4 x of pod {first}", grown, 1.4),
             Target("peak memory at most 2 x the Go plugin's", at(peak) / at(peak, BRIDGE), 2),
             Target("VERSION no slower than the Go loopback plugin", start, 1),
@@ -133,7 +133,7 @@ class Report:
             base = by_candidate.get(STATIC)
             shown = measure
             for name, sample in by_candidate.items():
-                ratio = f"{sample.median / base.median:.2f}" if base else ""
+                ratio = _number(sample.median / base.median) if base else ""
                 unit = _unit(measure)
                 spread = f"{_number(sample.p10)}..{_number(sample.p90)}"
                 median = f"{_number(sample.median)} {unit}"
@@ -146,9 +146,10 @@ class Report:
         lines = [
             "# Performance",
             "",
-            "Written by `make bench` on a machine that did nothing else; not to be edited by hand.",
+            "Written by `make bench ARGS=--write`; not to be edited by hand.",
             f"Run of {self.date}: {self.machine['cpu']}, {self.machine['cores']} cores,"
-            f" {self.machine['memory']} of memory, Linux {self.machine['kernel']}.",
+            f" {self.machine['memory']} of memory, Linux {self.machine['kernel']}; load average"
+            f" before the run {self.machine['load']}.",
             "",
             f"![ADD, DEL and bursts, side by side]({chart})",
             "",
@@ -213,22 +214,26 @@ _METHOD: Final = (
     " the pod and from the pod to the node; the time is that of the answer.",
     "- Pod 1,000 is measured on a node with 999 live pods, in turns with nodes that have 0, 9 and"
     " 249.",
-    "- GC deletes attachments of live namespaces; the deletion by the kernel alone is one request"
-    " for one pair of links.",
+    "- GC deletes attachments of live namespaces; `the kernel alone` is one request that deletes"
+    " as many bare pairs of links.",
 )
 
 
 def describe(
-    figures: Figures, size: Size, programs: Executables, imports: Sequence[Imported]
+    figures: Figures,
+    size: Size,
+    programs: Executables,
+    imports: Sequence[Imported],
+    load: float,
 ) -> Report:
-    """The report of a run on this machine, now."""
+    """The report of a run that has just ended; `load` is the machine's load before it."""
     memory_kib = int(_field("/proc/meminfo", "MemTotal").split()[0])
     machine = {
         "cpu": _field("/proc/cpuinfo", "model name") or platform.machine(),
         "cores": str(os.cpu_count()),
         "memory": f"{memory_kib / 2**20:.1f} GiB",
         "kernel": platform.release(),
-        "load": f"{os.getloadavg()[0]:.2f}",
+        "load": f"{load:.2f}",
     }
     about = _said([str(programs.static), "version", "--json"])
     try:
@@ -250,23 +255,25 @@ def describe(
 def imports_of_add(programs: Executables) -> list[Imported]:
     """What the plugin loads, in the order of loading, with each module's own time."""
     packages = next(programs.pip.parent.parent.glob("lib/python*/*-packages"))
-    done = subprocess.run(
-        [programs.pip.with_name("python"), "-IS", "-X", "importtime", "-c", _LOAD, packages],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={},
-    )
-    own_ms = {}
-    for line in done.stderr.splitlines():
-        own, _, rest = line.removeprefix("import time:").partition("|")
-        own_ms[rest.rpartition("|")[2].strip()] = own.strip()
+    python = str(programs.pip.with_name("python"))
+    argv = [python, "-IS", "-X", "importtime", "-c", _LOAD, str(packages)]
+    own_us: dict[str, int] = {}
+    for _ in range(_IMPORT_ROUNDS):
+        done = subprocess.run(argv, capture_output=True, text=True, check=True, env={})
+        for line in done.stderr.splitlines():
+            own, _, rest = line.removeprefix("import time:").partition("|")
+            name = rest.rpartition("|")[2].strip()
+            if own.strip().isdigit():
+                own_us[name] = min(int(own), own_us.get(name, int(own)))
     found = []
     for line in done.stdout.splitlines():
         name, _, origin = line.partition(" ")
-        if name in own_ms:  # os.path is another name of posixpath
-            found.append(Imported(name, int(own_ms[name]) / 1000, origin))
+        if name in own_us:  # os.path is another name of posixpath
+            found.append(Imported(name, own_us[name] / 1000, origin))
     return found
+
+
+_IMPORT_ROUNDS: Final = 7  # the best of so many
 
 
 _LOAD: Final = """

@@ -17,6 +17,8 @@ from mycelium_cni import netlink as nl
 from mycelium_cni.attachment import Attachment, format_mac, parse_address
 
 _CALL = re.compile(r"(\w+)\((.*)\)\s+= (-?\d+)")
+_POLL = re.compile(r"\[\{fd=(\d+), events=\w+\}\], 1, (\d+)$")
+_GROUPS = re.compile(r"nl_groups=(\w+)")
 _SYSCTL = "/proc/sys/"
 _HOST_END, _POD_END = 0, 1
 _CLONES = ("clone", "clone3", "fork", "vfork")
@@ -166,8 +168,12 @@ class _Reader:
                 yield Step("C", fd)
             elif call.name == "setsid":
                 yield Step("D")
+            elif call.name == "poll" and (polled := _POLL.match(", ".join(call.arguments))):
+                yield Step("Q", int(polled[1]), int(polled[2]))
             elif fd not in ours:
                 continue
+            elif call.name == "bind" and (groups := _GROUPS.search(", ".join(call.arguments))):
+                yield Step("B", fd, _number(groups[1]))
             elif call.name == "setsockopt":
                 words = (*call.arguments[1:3], call.arguments[3].strip("[]"))
                 option = struct.pack("=3i", *map(_number, words))
