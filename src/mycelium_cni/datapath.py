@@ -46,7 +46,7 @@ from mycelium_cni.errors import (
 )
 from mycelium_cni.groundwork import LINK_LOCAL_GATEWAY, PROTOCOL
 from mycelium_cni.guard import Port, counterpart
-from mycelium_cni.netns import inside
+from mycelium_cni.netns import enter, inside, netns_of
 from mycelium_cni.subnet import Link, Node, find_link
 
 TYPE_CHECKING = False
@@ -161,8 +161,20 @@ def create_pair(host: nl.Socket, pod_netns: int, plan: Plan, undo: Undo) -> Pair
                 "the bridge is full: it takes 1,023 pods; routed mode has no such limit",
             ) from None
         raise
+    except OSError:
+        # The answer was lost. What was asked for may be there; then it has no alias yet.
+        undo.push(_delete_nameless, host, host_link)
+        raise
     undo.push(delete_links, host, [made.index])
     return Pair(made.index, nl.u32(made.attributes[nl.IFLA_LINK]))
+
+
+def _delete_nameless(host: nl.Socket, host_link: str) -> None:
+    """Undo of making a pair of which nobody knows whether it was made: what `reserve` has named
+    belongs to a live attachment."""
+    link = find_link(host, host_link)
+    if link and nl.IFLA_IFALIAS not in link.attributes:
+        delete_links(host, [link.index])
 
 
 def _already_attached(host: nl.Socket, attachment: Attachment, pod_link: str) -> CniError:
@@ -398,7 +410,7 @@ def delete_links(host: nl.Socket, indexes: list[int]) -> None:
         host.request(request)
         return
     if child == 0:
-        _delete_detached(request)
+        _delete_detached(host, request)
     for index in indexes:
         # The answer cannot come between two halves of a deletion: both take the kernel's rtnl lock,
         # and once a link is gone, so are its peer, addresses, routes, neighbours and names.
@@ -409,13 +421,15 @@ def delete_links(host: nl.Socket, indexes: list[int]) -> None:
             sched_yield()
 
 
-def _delete_detached(request: nl.Message) -> NoReturn:
-    """The child's part: nothing of the runtime's is kept open, and its signals are not for us."""
+def _delete_detached(host: nl.Socket, request: nl.Message) -> NoReturn:
+    """The child's part: nothing of the runtime's is kept open, and its signals are not for us.
+    Wherever the parent was stopped, links are numbered as at home."""
     status = 0
     try:
         for fd in range(3):
             close(fd)
         setsid()
+        enter(netns_of(host.fileno()))
         nl.Socket().request(request)
     except OSError as error:
         status = error.errno or 1

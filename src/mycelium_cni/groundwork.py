@@ -35,12 +35,13 @@ def ensure_bridge(host: nl.Socket, name: str, node: Node, undo: Undo) -> int:
         named: nl.Attribute = (nl.IFLA_IFNAME, name)
         create = nl.link(nl.RTM_NEWLINK, f"create bridge {name}", named, kind, flags=flags)
         made = host.ensure(create)[0]
+        if made:
+            undo.push(_drop_bridge, host, name)
         bridge = find_link(host, name)
         if bridge is None:
             raise CniError(TRY_AGAIN_LATER, f"bridge {name} vanished while a pod was attached")
         index = bridge.index
         if made:
-            undo.push(_drop_bridge, host, index)
             # To ask for a pod's MAC on behalf of a remote sender the kernel needs a link-local
             # address that is not tentative; the one it would make itself is, for a second.
             host.request(
@@ -56,22 +57,30 @@ def ensure_bridge(host: nl.Socket, name: str, node: Node, undo: Undo) -> int:
                 ),
             )
     index = bridge.index
+    if not bridge.up:
+        undo.push(_unless_used, host, name, nl.set_up(index, name, up=False))
+        host.request(nl.set_up(index, name))
     gateway = format_address(node.gateway)
     what = f"address {gateway} of {name}"
     add = nl.address(nl.RTM_NEWADDR, what, index, node.gateway, 64, protocol=PROTOCOL)
     if host.ensure(add)[0]:
-        undo.push(host.request, nl.address(nl.RTM_DELADDR, what, index, node.gateway, 64))
-    if not bridge.up:
-        undo.push(host.request, nl.set_up(index, name, up=False))
-        host.request(nl.set_up(index, name))
+        drop = nl.address(nl.RTM_DELADDR, what, index, node.gateway, 64)
+        undo.push(_unless_used, host, name, drop)
     return index
 
 
-def _drop_bridge(host: nl.Socket, index: int) -> None:
-    """Undo of making the bridge, unless another ADD has found it useful meanwhile."""
-    ports = nl.link(nl.RTM_GETLINK, "list bridge ports", (nl.IFLA_MASTER, index))
-    if not host.dump(ports):
-        host.request(nl.link(nl.RTM_DELLINK, "delete bridge", index=index))
+def _drop_bridge(host: nl.Socket, name: str) -> None:
+    named: nl.Attribute = (nl.IFLA_IFNAME, name)
+    _unless_used(host, name, nl.link(nl.RTM_DELLINK, f"delete bridge {name}", named))
+
+
+def _unless_used(host: nl.Socket, name: str, message: nl.Message) -> None:
+    """Undo a step of making the bridge, unless another ADD has found it useful meanwhile."""
+    bridge = find_link(host, name)
+    if bridge:
+        ports: nl.Attribute = (nl.IFLA_MASTER, bridge.index)
+        if not host.dump(nl.link(nl.RTM_GETLINK, "list bridge ports", ports)):
+            host.request(message)
 
 
 def loopback(host: nl.Socket) -> Link:
@@ -119,9 +128,10 @@ def prepare(host: nl.Socket, node: Node, undo: Undo) -> None:
         _unreachable(subnet, SUBNET_METRIC, nl.RTM_DELROUTE),
         nl.address(nl.RTM_DELADDR, f"delete address {own} dev lo", lo.index, node.address, 128),
     ]
-    for made, message in zip(host.ensure(*standing), undone, strict=True):
-        if made:
-            undo.push(host.request, message)
+    # Not in one batch: of a batch that is refused in part, nobody says what the rest has made.
+    for message, opposite in zip(standing, undone, strict=True):
+        if host.ensure(message)[0]:
+            undo.push(host.request, opposite)
     # The guard is up by now (guard.protect): a node that forwards is a router for the overlay.
     _ensure_forwarding(host, undo)
 

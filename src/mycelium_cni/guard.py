@@ -107,11 +107,11 @@ def protect(host: nl.Socket, wanted: Wanted, undo: Undo, port: Port | None = Non
 
     Raises CniError (NODE_MISCONFIGURED) if it cannot be, and the configuration insists on it.
     """
+    if port:
+        undo.push(release, port)
     try:
         if ensure(host, wanted, port) == _MADE:
             undo.push(_withdraw, host)
-        if port:
-            undo.push(release, port)
     except OSError as error:
         if wanted.policy.required:
             raise CniError(

@@ -360,7 +360,9 @@ class Socket:
             payloads: list[bytes] = []
             changed = done = False
             while not done:
-                for kind, flags, _, payload in self._receive():
+                for kind, flags, sequence, payload in self._receive():
+                    if sequence != self._sequence - 1:
+                        continue  # the answer to a request that was given up
                     changed = changed or bool(flags & NLM_F_DUMP_INTR)
                     if kind in (NLMSG_DONE, NLMSG_ERROR):
                         number = -unpack_from("=i", payload)[0]

@@ -55,6 +55,12 @@ def same_netns(one: int, other: int) -> bool:
     return (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino)
 
 
+def enter(fd: int) -> None:
+    """Move the calling thread into the network namespace."""
+    # CLONE_NEWNET always: with 0 the kernel would enter a namespace of any type.
+    setns(fd, CLONE_NEWNET)
+
+
 class inside:  # noqa: N801 - reads as the statement it is: `with inside(pod, home=host):`
     """Run a block in the network namespace `there`, and be back at `home` whatever happens in it.
 
@@ -69,8 +75,7 @@ class inside:  # noqa: N801 - reads as the statement it is: `with inside(pod, ho
         self._home = home
 
     def __enter__(self) -> None:
-        # CLONE_NEWNET always: with 0 the kernel would enter a namespace of any type.
-        setns(self._there, CLONE_NEWNET)
+        enter(self._there)
 
     def __exit__(self, *_: object) -> None:
-        setns(self._home, CLONE_NEWNET)
+        enter(self._home)
