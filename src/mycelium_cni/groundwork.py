@@ -69,6 +69,21 @@ def ensure_bridge(host: nl.Socket, name: str, node: Node, undo: Undo) -> int:
     return index
 
 
+def _bridge_mac(subnet: bytes) -> bytes:
+    """Always the same for a subnet, so pods know a bridge that was made anew."""
+    return b"\x02\x04" + subnet[4:]
+
+
+def keep_bridge_mac(host: nl.Socket, bridge: Link) -> None:
+    """Give a bridge that somebody else made back the MAC it had before a pod's link became its
+    port; the kernel then leaves it alone for good."""
+    now = Link(host.request(nl.link(nl.RTM_GETLINK, "read bridge", index=bridge.index))[0])
+    if now.mac != bridge.mac:
+        mac: nl.Attribute = (nl.IFLA_ADDRESS, bridge.mac)
+        what = f"keep the MAC of {bridge.name}"
+        host.request(nl.link(nl.RTM_NEWLINK, what, mac, index=bridge.index))
+
+
 def _drop_bridge(host: nl.Socket, name: str) -> None:
     named: nl.Attribute = (nl.IFLA_IFNAME, name)
     _unless_used(host, name, nl.link(nl.RTM_DELLINK, f"delete bridge {name}", named))

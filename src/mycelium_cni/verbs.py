@@ -65,6 +65,8 @@ def add(request: Request, network: Network, reply: Callable[[Document], None]) -
             wiring = datapath.Wiring(node, bridge, config.routes)
             plan = datapath.Plan(attachment, wiring, pod_link, pod_mac, mtu)
             pair = datapath.create_pair(host, pod_netns, plan, undo)
+            if node.bridge:
+                groundwork.keep_bridge_mac(host, node.bridge)
             address = _reserve(host, pair, attachment, request, candidates)
             wanted = guard.Wanted(network.name, config, node)
             guard.protect(host, wanted, undo, plan.port(pair, address))

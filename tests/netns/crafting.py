@@ -217,6 +217,13 @@ class Eyes:
                 if data:
                     self.seen[place].append(data)
 
+    def find(self, token: bytes, within_s: float = 0.15) -> bool:
+        """Whether bytes with that token arrive anywhere before long."""
+        end = time.monotonic() + within_s
+        while not self.places(token) and time.monotonic() < end:
+            self.look(0.01)
+        return bool(self.places(token))
+
     def places(self, token: bytes) -> set[str]:
         """Where bytes with that token have arrived."""
         return {place for place, data in self.seen.items() if any(token in d for d in data)}

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A node whose daemon is the test: it has the TUN, a LAN host next door, and any number of pods."""
+
+from __future__ import annotations
+
+import socket
+from contextlib import suppress
+from typing import Any
+
+import crafting as c
+from crafting import Eyes, Tun, Wire
+
+from mycelium_ctl.lab import UNDERLAY, Lab, Namespace, PluginCall, Pod
+
+SUBNET = "5a1:2b3c:4d5e:6f70"
+NODE = f"{SUBNET}:1111:2222:3333:4444"
+REMOTE, STRANGER = "4aa:1:2::9", "4bb:7:8::9"
+LAN_NODE, LAN_HOST = "2001:db8::1", "2001:db8::2"
+SERVICES = "fd00:10:96::1"
+
+
+def conf(name: str = "net", mode: str = "routed", **keys: Any) -> dict[str, Any]:
+    base = {"cniVersion": "1.1.0", "type": "mycelium-cni", "netseed": "/nonexistent"}
+    return {**base, "name": name, "mode": mode, **keys}
+
+
+class Site:
+    def __init__(self, lab: Lab, address: str = NODE) -> None:
+        self.lab = lab
+        self.node, self.lan = lab.node("a"), lab.node("lan")
+        for own, there, whose in (
+            (self.node, self.lan, LAN_HOST),
+            (self.lan, self.node, LAN_NODE),
+        ):
+            # A new link cannot ask for its neighbours in its first second.
+            shown = there.link(UNDERLAY)
+            assert shown
+            own.configure(f"neigh replace {whose} lladdr {shown['address']} dev {UNDERLAY}")
+        self.lan.configure(f"route add {SUBNET}::/64 via {LAN_NODE}")
+        self.tun = Tun(self.node, address)
+        self._pods = 0
+
+    def attach(self, network: dict[str, Any], address: str = "", **env: str) -> tuple[Pod, str]:
+        """A new pod, and its address."""
+        self._pods += 1
+        pod = self.node.pod(f"pod{self._pods}")
+        args = f"IP={address}" if address else ""
+        result = self.node.plugin("ADD", network, pod, args=args, **env).succeeded()
+        text: str = result["ips"][0]["address"]
+        return pod, text.partition("/")[0]
+
+    def status(self, network: dict[str, Any]) -> PluginCall:
+        return self.node.plugin("STATUS", network)
+
+    def table(self, family: str = "inet") -> str:
+        """As an operator lists it; '' if there is none."""
+        shown = self.node.run(["nft", "-s", "list", "table", family, "mycelium-cni"], check=False)
+        return shown.stdout
+
+    def reaches(self, pod: Pod, address: str, source: str) -> bool:
+        """Whether a UDP packet that the daemon delivers arrives in the pod."""
+        return self.delivers(pod, [c.udp(source, address, c.os.urandom(16))])
+
+    def delivers(self, pod: Namespace, packets: list[bytes], link: str = "eth0") -> bool:
+        token = packets[0][-16:]
+        eyes = Eyes()
+        eyes.watch_wire("there", Wire(pod, link))
+        self.tun.write(packets)
+        found = eyes.find(token)
+        eyes.close()
+        return found
+
+    def remake_tun(self, address: str) -> None:
+        """As a daemon's restart does."""
+        self.tun.close()
+        self.tun = Tun(self.node, address)
+
+
+def answers(
+    there: Namespace, address: str, here: Namespace, *, port: int = 4242, bound: str = "::"
+) -> str:
+    """The source that a UDP server in `there` sees of a client in `here`; '' if it sees none, or
+    its answer does not come back."""
+    with there.inside():
+        server = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+        server.bind((bound, port if there is not here else 4242))
+    with here.inside():
+        client = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    with server, client:
+        server.settimeout(0.4)
+        client.settimeout(0.4)
+        with suppress(OSError):
+            client.sendto(b"question", (address, port))
+            data, peer = server.recvfrom(100)
+            server.sendto(data, peer)
+            if client.recv(100) == b"question":
+                return str(peer[0])
+    return ""
+
+
+def connects(there: Namespace, address: str, here: Namespace, port: int = 4243) -> bool:
+    """Whether TCP from `here` to a listener in `there` is established."""
+    with there.inside():
+        server = socket.create_server(("::", port), family=socket.AF_INET6)
+    with here.inside():
+        client = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
+    with server, client:
+        client.settimeout(0.4)
+        try:
+            client.connect((address, port))
+        except OSError:
+            return False
+        return True

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`ipMasq`: what leaves the overlay leaves as the node; what stays on it keeps its source."""
+
+from __future__ import annotations
+
+import crafting as c
+import pytest
+from sites import LAN_HOST, LAN_NODE, NODE, REMOTE, SUBNET, Site, answers, conf
+
+from mycelium_ctl.lab import Lab
+
+both_modes = pytest.mark.parametrize("mode", ("routed", "bridge"))
+
+
+@pytest.fixture
+def site(lab: Lab) -> Site:
+    return Site(lab)
+
+
+@both_modes
+def test_only_what_leaves_the_overlay_is_masqueraded(site: Site, mode: str) -> None:
+    pod, address = site.attach(conf("masq", mode, ipMasq=True, defaultRoute=True))
+    plain, bare = site.attach(conf("plain", mode, defaultRoute=True))
+    assert answers(site.lan, LAN_HOST, pod) == LAN_NODE
+    assert answers(site.lan, LAN_HOST, plain) == bare, "the other network's is not"
+    assert answers(plain, bare, pod) == address
+    assert answers(site.node, NODE, pod) == address
+    eyes = c.Eyes()
+    eyes.watch_tun("tun", site.tun)
+    with pod.inside(), c.socket.socket(c.socket.AF_INET6, c.socket.SOCK_DGRAM) as client:
+        client.sendto(b"to the overlay", (REMOTE, 53))
+    eyes.look()
+    assert [d[8:24] for d in eyes.seen["tun"] if b"to the overlay" in d] == [c.packed(address)]
+    eyes.close()
+
+
+@both_modes
+def test_services_elsewhere_are_masqueraded_and_pods_are_not(site: Site, mode: str) -> None:
+    pod, address = site.attach(conf("masq", mode, ipMasq=True, defaultRoute=True))
+    other, there = site.attach(conf("plain", mode))
+    site.node.run(
+        ["nft", "-f", "-"],
+        input=f"""table ip6 services {{
+            chain prerouting {{
+                type nat hook prerouting priority -100;
+                ip6 daddr fd00:10:96::1 dnat to {there}
+                ip6 daddr fd00:10:96::2 dnat to {LAN_HOST}
+            }}
+        }}""",
+    )
+    assert answers(other, "fd00:10:96::1", pod) == address
+    assert answers(site.lan, "fd00:10:96::2", pod) == LAN_NODE
+
+
+@both_modes
+def test_it_can_be_switched_on_and_off_under_live_pods(site: Site, mode: str) -> None:
+    pod, address = site.attach(conf("net", mode, defaultRoute=True))
+    assert answers(site.lan, LAN_HOST, pod) == address
+    site.attach(conf("net", mode, ipMasq=True, defaultRoute=True))
+    assert answers(site.lan, LAN_HOST, pod) == LAN_NODE
+    site.attach(conf("net", mode, defaultRoute=True))
+    assert answers(site.lan, LAN_HOST, pod) == address
+
+
+def test_without_it_no_address_translation_is_loaded(site: Site) -> None:
+    site.attach(conf())
+    assert "nat" not in site.table()
+    assert "ct state" not in site.table()
+    assert SUBNET in site.table()

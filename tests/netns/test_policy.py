@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who may open connections to a pod: `ingress` and `allowFrom`, in both modes."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import crafting as c
+import pytest
+from sites import LAN_HOST, NODE, REMOTE, STRANGER, SUBNET, Site, answers, conf, connects
+
+from mycelium_ctl.lab import Lab
+
+Ingress = Literal["open", "cluster", "closed"]
+both_modes = pytest.mark.parametrize("mode", ("routed", "bridge"))
+# By whom a pod can be reached, per policy; REMOTE is in allowFrom, STRANGER is not.
+REACHED_BY = {
+    "open": {"node", "pod", "REMOTE", "STRANGER", "lan"},
+    "cluster": {"node", "pod", "REMOTE"},
+    "closed": {"node"},
+}
+every_policy = pytest.mark.parametrize("ingress", REACHED_BY)
+
+
+@pytest.fixture
+def site(lab: Lab) -> Site:
+    site = Site(lab)
+    # Without br_netfilter, as on most machines: the bridge has to do it alone.
+    site.node.run(["sysctl", "-qw", "net.bridge.bridge-nf-call-ip6tables=0"], check=False)
+    return site
+
+
+def policy(ingress: str, mode: str, name: str = "net") -> dict[str, object]:
+    allowed = {"allowFrom": ["4aa:1::/32"]} if ingress == "cluster" else {}
+    return conf(name, mode, ingress=ingress, defaultRoute=True, **allowed)
+
+
+@both_modes
+@every_policy
+def test_who_reaches_a_pod(site: Site, mode: str, ingress: Ingress) -> None:
+    pod, address = site.attach(policy(ingress, mode))
+    other, _ = site.attach(policy("open", mode, "other"))
+    reached = set()
+    if site.node.ping(address) is not None and connects(pod, address, site.node):
+        reached.add("node")
+    if connects(pod, address, other) and answers(pod, address, other):
+        reached.add("pod")
+    if connects(pod, address, site.lan):
+        reached.add("lan")
+    for who, source in {"REMOTE": REMOTE, "STRANGER": STRANGER}.items():
+        if site.reaches(pod, address, source):
+            reached.add(who)
+    assert reached == REACHED_BY[ingress]
+
+
+@both_modes
+@every_policy
+def test_what_a_pod_asks_for_is_answered(site: Site, mode: str, ingress: Ingress) -> None:
+    pod, address = site.attach(policy(ingress, mode))
+    other, there = site.attach(policy("open", mode, "other"))
+    assert connects(other, there, pod)
+    assert pod.ping(there) is not None
+    assert pod.ping(NODE) is not None
+    # An answer from the overlay, to a question that left by the TUN.
+    with pod.inside():
+        asking = c.socket.socket(c.socket.AF_INET6, c.socket.SOCK_DGRAM)
+    asking.sendto(b"question", (STRANGER, 53))
+    own = asking.getsockname()[1]
+    asking.close()
+    token = bytes(range(16))
+    assert site.delivers(pod, [c.udp(STRANGER, address, token, sport=53, dport=own)])
+    # Path MTU discovery of that flow, by a node that may open nothing.
+    quoted = c.udp(address, STRANGER, token, sport=own, dport=53)
+    assert site.delivers(pod, [c.error("4cc:1::", address, 2, quoted, word=1280)])
+
+
+@pytest.mark.parametrize("ingress", ["cluster", "closed"])
+def test_conntrack_is_not_talked_into_it(site: Site, ingress: Ingress) -> None:
+    pod, address = site.attach(policy(ingress, "routed"))
+    token = bytes(range(16))
+    assert not site.delivers(pod, [c.tcp(STRANGER, address, token, flags=0x10)]), "bare ACK"
+    assert not site.delivers(pod, [c.tcp(STRANGER, address, token, flags=0x12)]), "SYN ACK"
+    assert not site.delivers(pod, [c.tcp(STRANGER, address, token, flags=0x04)]), "RST"
+    assert not site.delivers(pod, [c.icmpv6(STRANGER, address, 129, token)]), "echo reply"
+    quoted = c.udp(address, STRANGER, token, sport=1, dport=2)  # never sent
+    assert not site.delivers(pod, [c.error(STRANGER, address, 1, quoted)]), "error"
+    # A LAN host that pretends to be a pod of the node.
+    lan = c.Wire(site.lan, "under0")
+    shown = site.node.link("under0")
+    assert shown
+    eyes = c.Eyes()
+    eyes.watch_wire("pod", c.Wire(pod, "eth0"))
+    lan.send([c.udp(f"{SUBNET}:ff0f::77", address, token)], c.mac(shown["address"]))
+    eyes.look()
+    assert not eyes.places(token)
+    eyes.close()
+    lan.socket.close()
+
+
+@both_modes
+def test_policies_of_two_networks_do_not_mix(site: Site, mode: str) -> None:
+    closed, at_closed = site.attach(policy("closed", mode, "one"))
+    open_, at_open = site.attach(policy("open", mode, "two"))
+    third, at_third = site.attach(policy("cluster", mode, "three"))
+    assert not site.reaches(closed, at_closed, REMOTE)
+    assert site.reaches(open_, at_open, STRANGER)
+    assert site.reaches(third, at_third, REMOTE)
+    assert not site.reaches(third, at_third, STRANGER)
+
+
+@both_modes
+def test_a_changed_policy_holds_for_live_pods(site: Site, mode: str) -> None:
+    pod, address = site.attach(policy("open", mode))
+    assert site.reaches(pod, address, STRANGER)
+    for ingress in ("closed", "open", "cluster", "closed"):
+        site.attach(policy(ingress, mode))  # `setup` calls the same function
+        assert site.reaches(pod, address, STRANGER) == (ingress == "open")
+        assert site.reaches(pod, address, REMOTE) == (ingress != "closed")
+        assert site.node.ping(address) is not None
+        other, _ = site.attach(policy("open", mode, "other"))
+        assert connects(pod, address, other) == (ingress != "closed")
+
+
+@both_modes
+def test_forwarded_ports_are_judged_by_their_real_source(site: Site, mode: str) -> None:
+    pod, address = site.attach(policy("cluster", mode))
+    site.node.run(
+        ["nft", "-f", "-"],
+        input=f"""table ip6 hostport {{
+            chain prerouting {{
+                type nat hook prerouting priority -100;
+                fib daddr type local udp dport 30080 dnat to [{address}]:4242
+            }}
+            chain postrouting {{
+                type nat hook postrouting priority 100;
+                ct status dnat masquerade
+            }}
+        }}""",
+    )
+    for source, passes in ((REMOTE, True), (STRANGER, False)):
+        token = c.os.urandom(16)
+        assert site.delivers(pod, [c.udp(source, NODE, token, dport=30080)]) == passes
+    assert not answers(pod, "2001:db8::1", site.lan, port=30080)
+
+
+def test_prefixes_of_every_kind(site: Site) -> None:
+    anybody = conf(ingress="cluster", allowFrom=["::/0", "4aa::/16"], defaultRoute=True)
+    pod, address = site.attach(anybody)
+    assert site.reaches(pod, address, STRANGER)
+    assert connects(pod, address, site.lan)
+    edges = ["4aa::/16", "4aa:1::/32", "4aa:1:2::9/128", "4ab::/16", "5ff::/16", f"{LAN_HOST}/128"]
+    pod, address = site.attach(conf("edges", ingress="cluster", allowFrom=edges, defaultRoute=True))
+    for source in (REMOTE, "4aa::", "4ab:ffff::", "5ff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"):
+        assert site.reaches(pod, address, source), source
+    assert connects(pod, address, site.lan)
+    for source in (STRANGER, "4a9:ffff::1", "4ac::", "5fe:ffff::1"):
+        assert not site.reaches(pod, address, source), source
+    many = [f"4{n // 256:02x}:{n % 256:x}::/32" for n in range(1024)]
+    pod, address = site.attach(conf("many", ingress="cluster", allowFrom=many))
+    assert site.reaches(pod, address, "403:ff::1")
+    assert not site.reaches(pod, address, "404::1")
