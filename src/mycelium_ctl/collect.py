@@ -80,6 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
     gone, left_over = _look_twice(where, arguments)
     removed = [one.attached.link.index for one in gone] + [link.index for link in left_over]
     if not arguments.dry_run:
+        nodestate.require_rights()
         host = State(where).host
         try:
             if removed:

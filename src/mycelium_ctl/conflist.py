@@ -270,12 +270,14 @@ class _Checker:
             if _known_already(error, name):
                 return
             named = _NAMED_KEY.match(error.msg)
-            path = (
-                [int(w) if w.isdecimal() else w for w in re.findall(r"\w+", named[1])]
-                if (named)
-                else []
-            )
-            self._fault((*at, *path), error.msg, error.details or "correct the value")
+            key = named[1] if named else ""
+            path = [int(w) if w.isdecimal() else w for w in re.findall(r"\w+", key)]
+            if key == "capability":
+                path = ["capabilities"]
+            what, _, way = error.msg.rpartition(": ")  # the plugin's own form: what is wrong: mend
+            if not what:
+                what, way = error.msg, "correct the value"
+            self._fault((*at, *path), what, error.details or way)
         else:
             self._conf.entries.append(sent)
 

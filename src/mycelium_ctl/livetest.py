@@ -4,8 +4,10 @@
 Two throw-away pods are attached by the plugin itself, called as a runtime calls it, with the
 configuration that counts here. Between them, the node and the overlay go small packets and the
 largest that must pass in one piece. The overlay is asked at --peer, or at the nearest nodes that
-the daemon knows: those answer a packet whose hop limit ends with them. Then the pods are detached.
-Nothing is left, even if the test is killed: the pods live in processes that end with it.
+the daemon knows: those answer a packet whose hop limit ends with them. A packet with a false source
+must not leave a pod, and what a hostile peer may send must not get in; the latter is tried on a
+replica of the node under the same rules. Then the pods are detached. Nothing is left, even if the
+test is killed: the pods live in processes that end with it.
 
     mycelium-cni test
     mycelium-cni test --peer 54b:83ab:6cb5:7b38:44ae:cd14:53f3:a907
@@ -18,6 +20,7 @@ import argparse
 import json
 import os
 import select
+import signal
 import socket
 import struct
 import subprocess
@@ -25,20 +28,20 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, NoReturn
 
-from mycelium_cni import netns
+from mycelium_cni import guard, netns
 from mycelium_cni.attachment import Attachment, format_address
 from mycelium_cni.errors import CniError
 from mycelium_cni.subnet import find_link
-from mycelium_ctl import nodestate
+from mycelium_ctl import intruder, nodestate
 from mycelium_ctl.errors import ToolError
 from mycelium_ctl.lab import own_executable
 from mycelium_ctl.nodestate import State, show_subnet
 from mycelium_ctl.setup import Preparation, refused
 from mycelium_ctl.view import Mark, Page, count, worst
 
-NETWORK: Final = "mycelium-cni-test"
+TEST: Final = "mycelium-cni-test"
 POD_IFNAME: Final = "eth0"
 ANSWER_S: Final = 1.0  # on this node
 OVERLAY_S: Final = 5.0  # a route may have to be asked for first
@@ -90,7 +93,7 @@ class TestPod:
 
     def __init__(self, name: str) -> None:
         self.name: Final = name
-        self.container: Final = f"{NETWORK}-{os.getpid()}-{name}"
+        self.container: Final = f"{TEST}-{os.getpid()}-{name}"
         self.address = ""
         self.result: dict[str, Any] = {}
         try:
@@ -175,12 +178,15 @@ class LiveTest:
         self._state: Final = state
         self._peers: Final = peers
         self.trials: Final[list[Trial]] = []
-        # Only what decides how pods are wired: wishes of the network are not for throw-away pods.
-        wiring = ("mode", "myceliumInterface", "bridge", "netseed", "mtu")
-        entry = {key: value for key, value in state.entry.items() if key in wiring}
-        self._conf: Final = {
-            "cniVersion": "1.1.0", "name": NETWORK, "type": "mycelium-cni", **entry
-        }  # fmt: skip
+        # The network's own name and policy: another one would leave rules of its own behind. What
+        # else the network wishes is not for throw-away pods.
+        wanted = (
+            *("name", "mode", "myceliumInterface", "bridge", "netseed", "mtu"),
+            *("ingress", "allowFrom", "guard"),
+        )
+        entry = {key: value for key, value in state.entry.items() if key in wanted}
+        self._conf: Final = {"cniVersion": "1.1.0", "type": "mycelium-cni", **entry}
+        self._closed: Final = state.config.policy.ingress == "closed"
 
     def run(self) -> None:
         with ExitStack() as stack:
@@ -202,6 +208,7 @@ class LiveTest:
                 stack.callback(pinger.close)
                 pingers[f"pod {place.name}" if place else "node"] = pinger
             self._talk(pingers, {f"pod {pod.name}": pod.address for pod in pods})
+            self._attack(stack, *pods)
             self._check(pods[0])
 
     def _plugin(self, verb: str, pod: TestPod, **more: Any) -> tuple[dict[str, Any], float]:
@@ -211,7 +218,7 @@ class LiveTest:
             "CNI_CONTAINERID": pod.container,
             "CNI_NETNS": pod.path,
             "CNI_IFNAME": POD_IFNAME,
-            "CNI_ARGS": f"K8S_POD_NAMESPACE={NETWORK};K8S_POD_NAME={pod.name}",
+            "CNI_ARGS": f"K8S_POD_NAMESPACE={TEST};K8S_POD_NAME={pod.name}",
             "PATH": os.environ.get("PATH", ""),
         }
         start = time.perf_counter()
@@ -258,7 +265,7 @@ class LiveTest:
         except ToolError as error:
             self.trials.append(Trial("detach", "node", name, "fail", note=str(error)))
             return
-        link = Attachment(NETWORK, pod.container, POD_IFNAME).host_link
+        link = Attachment(self._state.network, pod.container, POD_IFNAME).host_link
         if find_link(self._state.host, link):
             note = f"{link} is still there: ip link del {link}"
             self.trials.append(Trial("detach", "node", name, "fail", note=note))
@@ -285,6 +292,37 @@ class LiveTest:
             else:  # the daemon answers no large packet whose hop limit has run out
                 note = "not tried: it takes an address, name one with --peer"
                 self.trials.append(Trial(large[0], "pod a", name, "skip", note=note))
+
+    def _attack(self, stack: ExitStack, pod: TestPod, other: TestPod) -> None:
+        """What should not pass does not, and the same packets with true addresses do."""
+        node = self._state.node
+        if node is None:
+            return
+        if not self._closed:  # else nothing at all gets from pod to pod
+            with other.inside():
+                eyes = intruder.Eyes()
+            stack.callback(eyes.close)
+            free = format_address(node.subnet + b"\xff\x0f" + bytes(5) + b"\xfe")
+            sightings = intruder.spoof(pod.inside(), eyes, pod.address, free, other.address)
+            self._judge(sightings, "pod a", "pod b")
+        replica = TestPod("replica")
+        stack.callback(replica.close)
+        wanted = guard.Wanted(self._state.network, self._state.config, node)
+        try:
+            sightings = intruder.inject(
+                replica.inside(), wanted, format_address(node.address), pod.address
+            )
+        except (OSError, CniError) as error:
+            note = f"not tried: {error}"
+            self.trials.append(Trial("injected", "overlay", "replica", "skip", note=note))
+        else:
+            self._judge(sightings, "overlay", "replica")
+
+    def _judge(self, sightings: list[intruder.Sighting], source: str, target: str) -> None:
+        for what, allowed, arrived in sightings:
+            note = "arrives" if arrived else "stopped"
+            mark: Mark = "ok" if allowed == arrived else "fail"
+            self.trials.append(Trial(what, source, target, mark, note=note))
 
     def _overlay(self) -> Iterator[tuple[str, str, int]]:
         """Whom to ask over the overlay: name, address, hop limit.
@@ -323,6 +361,9 @@ class LiveTest:
                 mark = "ok"
                 if answer.kind != ECHO_REPLY and not (asked.hops == HOPS_TO_PEER and other):
                     mark, note = "fail", f"{ERRORS[answer.kind]}, says {answer.source}"
+        between_pods = asked.source.startswith("pod") and asked.target.startswith("pod")
+        if self._closed and between_pods:
+            mark, note = ("fail", "arrives") if took else ("ok", "stopped: ingress is closed")
         self.trials.append(Trial(asked.what, asked.source, asked.target, mark, took, note))
 
 
@@ -337,6 +378,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Try it all; 0 if nothing failed."""
+    nodestate.require_rights()
     state = State(nodestate.options(arguments))
     for peer in arguments.peer:
         try:
@@ -352,6 +394,7 @@ def run(arguments: argparse.Namespace) -> int:
             f"this node lacks {count(len(lacking), 'thing')} that its first pod would make and "
             "leave: run `mycelium-cni setup` first"
         )
+    signal.signal(signal.SIGTERM, _stop)
     test = LiveTest(state, arguments.peer)
     page = Page()
     try:
@@ -375,6 +418,10 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         _report(page, test.trials)
     return 1 if any(trial.mark == "fail" for trial in test.trials) else 0
+
+
+def _stop(number: int, _frame: object) -> NoReturn:
+    raise SystemExit(128 + number)  # the pods are detached on the way out
 
 
 def _report(page: Page, trials: list[Trial]) -> None:

@@ -45,6 +45,7 @@ RTM_NEWNSID, RTM_GETNSID, NETNSA_NSID, NETNSA_FD = 88, 90, 1, 3
 RTM_GETNEIGH = 30
 RTA_CACHEINFO = 12
 
+CAP_NET_ADMIN: Final = 12  # linux/capability.h
 PROC_PID_INIT_INO: Final = 0xEFFFFFFC  # linux/proc_ns.h
 
 # Where runtimes look: configurations, executables, whose they are. The grid's k3s image comes last.
@@ -412,6 +413,14 @@ def _named_netns(pid: str) -> Iterator[tuple[int, str]]:
 def sees_all_processes() -> bool:
     """Whether /proc shows the machine's processes, and not just those of a container."""
     return os.stat("/proc/self/ns/pid").st_ino == PROC_PID_INIT_INO  # noqa: PTH116
+
+
+def require_rights() -> None:
+    """Raise ToolError for a process that may not change the network: before it changes half."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == "CapEff" and not int(value, 16) >> CAP_NET_ADMIN & 1:
+            raise ToolError("changing the network takes CAP_NET_ADMIN: run it as root")
 
 
 # The daemon

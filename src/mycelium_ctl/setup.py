@@ -176,6 +176,7 @@ class Preparation:
 
         Raises ToolError that says which step failed.
         """
+        nodestate.require_rights()
         state, node, host = self.state, self.node, self.state.host
         try:
             for _, message in self.stale:

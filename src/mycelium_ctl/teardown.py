@@ -80,6 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
     steps, tables = plan(state), guard_tables()
     if not arguments.dry_run:
+        nodestate.require_rights()
         try:
             for _, message in steps:
                 state.host.request(message)

@@ -82,10 +82,12 @@ def state(node: Node) -> list[str]:
     ):
         for line in node.run(["ip", *question.split()]).stdout.splitlines():
             if "fe80:" not in line and "ff00::/8" not in line:
-                lines.append(re.sub(r"<.*?>|state \w+|tentative|\d+sec|linkdown", "", line))
+                words = re.sub(r"<.*?>|state \w+|tentative|\d+sec|linkdown", "", line)
+                lines.append(" ".join(words.split()))
     switches = "/proc/sys/net/ipv6/conf/*/{forwarding,accept_ra,proxy_ndp,disable_ipv6}"
-    lines += node.run(["bash", "-c", f"grep . {switches}"]).stdout.splitlines()
-    lines += node.run(["nft", "list", "ruleset"]).stdout.splitlines()
+    lines += node.run(["bash", "-c", f"grep -s . {switches}"], check=False).stdout.splitlines()
+    rules = re.sub(r"packets \d+ bytes \d+", "", node.run(["nft", "list", "ruleset"]).stdout)
+    lines += rules.splitlines()
     return sorted(lines)
 
 

@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: Apache-2.0
+"""config check and config new: libcni's rules, the plugin's own, the line and the mend."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+GOOD = {"cniVersion": "1.0.0", "name": "n", "plugins": [{"type": "mycelium-cni"}]}
+HOST_DAEMON_SEED = """{
+  "cniVersion": "1.0.0",
+  "name": "mycelium-network",
+  "plugins": [
+    {
+      "type": "loopback"
+    },
+    {
+      "type": "mycelium-cni",
+      "myceliumInterface": "mycelium"
+    }
+  ]
+}
+"""
+GRID_SEED = '{\n  "cniVersion": "0.4.0",\n  "name": "mycelium",\n  "type": "mycelium-cni"\n}\n'
+MULTUS = """{
+  "cniVersion": "0.3.1", "name": "multus-cni-network", "type": "multus-shim",
+  "delegates": [
+    {"cniVersion": "0.3.1", "name": "cbr0", "plugins": [{"type": "flannel"}]},
+    {"cniVersion": "0.1.0", "name": "mycelium-cni-network", "type": "mycelium-cni"%s}
+  ]
+}
+"""
+
+
+class Config:
+    def __init__(self, command: list[str], directory: Path) -> None:
+        self._command = command
+        self.directory = directory
+
+    def __call__(self, *argv: str, sent: str | None = None) -> subprocess.CompletedProcess[str]:
+        argv_ = [*self._command, "config", *argv]
+        return subprocess.run(argv_, input=sent, capture_output=True, text=True, check=False)
+
+    def check(self, text: str | bytes, name: str = "10-a.conflist") -> dict[str, Any]:
+        path = self.directory / name
+        path.write_bytes(text.encode() if isinstance(text, str) else text)
+        done = self("check", "--json", str(path))
+        assert done.stderr == ""
+        found: dict[str, Any] = json.loads(done.stdout)[0]
+        assert done.returncode == (0 if found["valid"] else 1)
+        assert self("check", str(path)).returncode == done.returncode
+        return found
+
+
+@pytest.fixture
+def config(command: list[str], tmp_path: Path) -> Config:
+    return Config(command, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        (HOST_DAEMON_SEED, "10-mycelium.conflist"),
+        (GRID_SEED, "10-mycelium.conf"),
+        (GRID_SEED, "10-mycelium.json"),
+        (json.dumps(GOOD), "a.conflist"),
+        (MULTUS % "", "00-multus.conf"),
+    ],
+)
+def test_good_files(config: Config, text: str, name: str) -> None:
+    found = config.check(text, name)
+    assert found["valid"], found
+    assert not [fault for fault in found["faults"] if fault["fatal"]]
+
+
+def test_the_grid_seeds_conflist_is_explained_and_its_valid_form_shown(config: Config) -> None:
+    found = config.check(GRID_SEED)
+    assert not found["valid"]
+    assert "no 'plugins' key" in found["faults"][0]["what"]
+    better = json.dumps(found["better"])
+    assert config.check(better)["valid"]
+    assert found["better"]["plugins"] == [{"type": "mycelium-cni"}]
+    config.check(GRID_SEED)
+    shown = config("check", str(config.directory / "10-a.conflist")).stdout
+    assert json.loads(shown[shown.index("\n{") :]) == found["better"]
+
+
+V1 = '"cniVersion": "1.0.0",'
+
+
+def lines(*rows: str) -> str:
+    return "\n".join(rows)
+
+
+def plugin(*rows: str) -> str:
+    """A list whose second plugin is ours, with these lines from line 6 on."""
+    head = ('{ "cniVersion": "1.0.0", "name": "n",', '  "plugins": [', '    {"type": "bridge"},')
+    return lines(*head, "    {", '      "type": "mycelium-cni",', *rows, "    }", "  ]", "}")
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        ("", 1, "empty"),
+        ("{", 1, "no JSON"),
+        (lines("{", '  "name": "x",', "}"), 2, "remove the comma"),
+        (lines("{", "  // why", '  "name": "x"', "}"), 2, "no comments"),
+        (lines("{", "  'name': 'x'", "}"), 2, "double quotes"),
+        (lines("{", '  "name": "x"', '  "plugins": []', "}"), 3, "add the comma"),
+        ("[]", 1, "no object"),
+        (b"\xff\xfe", 1, "UTF-8"),
+        (b"\xef\xbb\xbf{}", 1, ""),
+        ('{"name": NaN}', 1, "NaN"),
+        ("[" * 100_000, 1, "nested too deeply"),
+        (lines("{", '"name": "n", "cniVersion": "1.0.0",', '"plugins": []}'), 3, "empty"),
+        (lines("{", '"name": "n", "cniVersion": "1.0.0",', '"plugins": {}}'), 3, "no list"),
+        (lines("{", '"cniVersion": "1.0.0", "plugins": [', '{"type": "x"}]}'), 1, "no name"),
+        (lines("{", V1, '"name": "a b", "plugins": [{"type": "x"}]}'), 3, "name"),
+        (lines("{", '"name": "n",', '"cniVersion": "9.0.0",', '"plugins": []}'), 3, "0.4.0"),
+        (lines("{", V1, '"name": "n", "plugins": [', '{"typo": "x"}]}'), 4, "no type"),
+        (plugin('"mtu": 12'), 6, "1280"),
+        (plugin('"mode": "bridged"'), 6, "routed"),
+        (plugin('"routes": [', '{"dst": "400::/7"},', '{"dst": "10.0.0.0/8"}]'), 8, "IPv6"),
+        (plugin('"routes": [', '{"dst": "400::/7",', '"mtu": 1}]'), 8, "1280"),
+        (plugin('"args": {"cni": 7}'), 6, ""),
+        (plugin('"netseed": "etc/netseed"'), 6, "absolute"),
+        (plugin('"capabilities":', '{"bandwidth": true}'), 6, "bandwidth"),
+    ],
+)  # fmt: skip
+def test_faults_have_a_line_and_a_mend(
+    config: Config, text: str | bytes, line: int, words: str
+) -> None:
+    found = config.check(text)
+    if words == "" and found["valid"]:
+        return  # what only ADD minds, and what json forgives
+    assert not found["valid"], found
+    fatal = [fault for fault in found["faults"] if fault["fatal"]]
+    assert any(
+        fault["line"] == line and words in fault["what"] + fault["mend"] for fault in fatal
+    ), fatal
+    assert all(fault["mend"] for fault in fatal)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (plugin('"brige": "x"'), "did you mean bridge?"),
+        (plugin('"myceliuminterface": "x"'), "did you mean myceliumInterface?"),
+        (plugin('"ipam": {"type": "host-local"}'), "ignores ipam"),
+        (plugin('"mtu": 1400,', '"mtu": 1300'), "given twice"),
+        ('{"name": "n", "plugins": [{"type": "mycelium-cni"}]}', "assume 0.1.0"),
+    ],
+)
+def test_warnings_do_not_refuse(config: Config, text: str, words: str) -> None:
+    found = config.check(text)
+    assert found["valid"]
+    assert any(words in fault["what"] + fault["mend"] for fault in found["faults"]), found
+
+
+def test_a_delegate_of_multus_is_looked_into(config: Config) -> None:
+    found = config.check(MULTUS % ', "mtu": 3', "00-multus.conf")
+    assert not found["valid"]
+    assert found["faults"][0]["line"] == 5
+
+
+def test_a_list_in_a_conf_file(config: Config) -> None:
+    found = config.check(json.dumps(GOOD), "a.conf")
+    assert "rename it to .conflist" in found["faults"][0]["mend"]
+
+
+def test_a_directory_and_standard_input(config: Config) -> None:
+    config.check(json.dumps(GOOD), "20-good.conflist")
+    config.check(GRID_SEED, "10-bad.conflist")
+    (config.directory / "readme.txt").write_text("not ours to read")
+    done = config("check", str(config.directory))
+    assert done.returncode == 1
+    assert done.stdout.index("10-bad") < done.stdout.index("20-good")
+    assert config("check", "-", sent=json.dumps(GOOD)).returncode == 0
+    assert "cannot read" in config("check", "/nonexistent").stderr
+
+
+def test_escape_sequences_in_a_file_are_shown_spelled_out(config: Config) -> None:
+    text = plugin('"mode": "\\u001b[31mred\\u0007"').replace('"n"', '"\\u001b[2J"')
+    config.check(text)
+    shown = config("check", str(config.directory / "10-a.conflist")).stdout
+    assert "\x1b" not in shown
+    assert "\x07" not in shown
+
+
+@pytest.mark.parametrize("runtime", ["containerd", "k3s", "multus"])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        (),
+        ("--mode", "routed", "--mtu", "1380", "--name", "my-net"),
+        ("--bridge", "br9", "--netseed", "/etc/key", "--addressing", "stable", "--default-route"),
+        ("--capability", "ips", "--capability", "mac", "--portmap", "--interface", "my0"),
+    ],
+)
+def test_what_new_writes_is_good(config: Config, runtime: str, flags: tuple[str, ...]) -> None:
+    done = config("new", "--for", runtime, *flags)
+    assert done.returncode == 0
+    found = config.check(done.stdout)
+    assert found["valid"]
+    assert found["faults"] == []
+    network = json.loads(done.stdout)
+    assert network["cniVersion"] == "1.0.0"
+    assert "1.1.0" in network["cniVersions"]
+    assert ("portmap" in found["plugins"]) == (runtime == "k3s" or "--portmap" in flags)
+
+
+@pytest.mark.parametrize("flags", [("--mtu", "9"), ("--name", "a b"), ("--netseed", "x")])
+def test_new_refuses_what_check_would(config: Config, flags: tuple[str, ...]) -> None:
+    done = config("new", *flags)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_output_replaces_a_file_at_once(config: Config) -> None:
+    path = config.directory / "10-mycelium.conflist"
+    path.write_text("old")
+    before = path.stat().st_ino
+    assert config("new", "--output", str(path)).returncode == 0
+    assert path.stat().st_ino != before
+    assert [p.name for p in config.directory.iterdir()] == [path.name]
+
+
+def test_the_manifest_for_multus_holds_the_same_json(config: Config) -> None:
+    manifest = config("new", "--for", "multus", "--manifest").stdout
+    head, _, rest = manifest.partition("config: |\n")
+    assert "kind: NetworkAttachmentDefinition" in head
+    assert config.check(rest)["valid"]

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""gc: what is gone goes, what lives stays."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from tool import Tool
+
+from mycelium_ctl.lab import Pod, await_fact
+
+MODES = pytest.mark.parametrize("mode", ["routed", "bridge"])
+
+
+def forget(pod: Pod) -> int:
+    """Take the pod's name away; the descriptor returned is all that holds its namespace."""
+    fd = os.open(pod.path, os.O_RDONLY)
+    pod.remove()
+    return fd
+
+
+def names(tool: Tool) -> set[str]:
+    return {attached["pod"] for attached in tool.json("list")}
+
+
+@MODES
+def test_a_pod_that_nobody_knows_any_more_is_removed(tool: Tool, mode: str) -> None:
+    pods = {name: tool.attach(name, mode=mode) for name in ("gone", "lives")}
+    pods["lives"].start(["sleep", "60"])
+    assert tool("gc").stdout.startswith("nothing to do")
+    fd = forget(pods["gone"])
+    try:
+        assert names(tool) == {"gone", "lives"}  # the kernel still has it
+        dry = tool("gc", "--dry-run")
+        assert "default/gone" in dry.stdout
+        assert "default/lives" not in dry.stdout
+        assert names(tool) == {"gone", "lives"}
+        done = tool.json("gc")
+        assert [one["pod"] for one in done["attachments"]] == ["gone"]
+        assert done["removed"]
+        assert names(tool) == {"lives"}
+    finally:
+        os.close(fd)
+    assert tool("gc").stdout.startswith("nothing to do")
+
+
+def test_empty_takes_two_looks(tool: Tool) -> None:
+    """A pod whose first process starts between the looks stays."""
+    tool.attach("empty")
+    starting = tool.attach("starting")
+    argv = [*tool.node.lab.command, "gc", "--empty", "--grace", "2", "--root", str(tool.root)]
+    collecting = tool.node.start(argv)
+    starting.start(["sleep", "60"])
+    await_fact(lambda: not collecting.running, "gc to end")
+    assert "default/empty" in collecting.output()
+    assert names(tool) == {"starting"}
+
+
+def test_named_and_empty_stays_without_being_asked(tool: Tool) -> None:
+    tool.attach("web")
+    assert tool("gc").stdout.startswith("nothing to do")
+    assert "default/web" in tool("gc", "--empty", "--grace", "0", "--dry-run").stdout
+    assert names(tool) == {"web"}
+
+
+def test_what_a_killed_deletion_left_is_removed(tool: Tool) -> None:
+    tool.attach("web")
+    tool.node.configure(f"link set {tool.host_link('web')} group {0x70000123}")
+    assert "interrupted" in tool("gc").stdout
+    assert tool.json("list") == []
+    links = {link["ifname"] for link in tool.node.ip("link")}
+    assert [name for name in links if name.startswith("myc")] == ["mycelium"]
+
+
+def test_in_a_container_that_sees_no_processes_it_refuses(tool: Tool) -> None:
+    tool.attach("web")
+    argv = [*tool.node.lab.command, "gc", "--root", str(tool.root)]
+    done = tool.node.run(["unshare", "--pid", "--fork", "--mount-proc", *argv], check=False)
+    assert done.returncode == 1
+    assert "hostPID" in done.stderr
+    assert names(tool) == {"web"}

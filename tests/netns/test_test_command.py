@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""test: what it says of a node is so, and nothing of it stays."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tool import Tool, state
+
+from mycelium_ctl.lab import Node, await_fact
+
+MODES = pytest.mark.parametrize("mode", ["routed", "bridge"])
+
+
+def failed(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [trial for trial in trials if trial["state"] == "fail"]
+
+
+@MODES
+def test_all_answer_and_nothing_is_left(pair: tuple[Node, Node], root: Path, mode: str) -> None:
+    node, other = pair
+    tool = Tool(node, root)
+    tool("setup", "--mode", mode)
+    before = state(node)
+    for argv in ((), ("--peer", str(other.overlay_address))):
+        trials = tool.json("test", *argv)
+        assert failed(trials) == []
+        ways = {(trial["what"], trial["source"], trial["target"]) for trial in trials}
+        for size in ("packet", "1400 bytes"):
+            for way in (
+                ("pod a", "pod b"),
+                ("pod b", "pod a"),
+                ("pod a", "node"),
+                ("node", "pod a"),
+            ):
+                assert (size, *way) in ways
+        across = [trial for trial in trials if trial["target"].startswith(("peer", "node of"))]
+        assert across[0]["state"] == "ok"
+        assert across[0]["milliseconds"] > 0
+        large = [trial for trial in across if trial["what"] == "1400 bytes"]
+        assert large[0]["state"] == ("ok" if argv else "skip")
+        attacks = {trial["what"]: trial["note"] for trial in trials}
+        for what in ("own source", "from a peer"):
+            assert attacks[what] == "arrives"
+        for what in ("false source", "from off the overlay", "to off the overlay"):
+            assert attacks[what] == "stopped"
+        assert state(node) == before
+    assert tool("test").returncode == 0
+
+
+def test_without_a_peer_it_says_so(tool: Tool) -> None:
+    tool("setup")
+    trials = tool.json("test")
+    assert failed(trials) == []
+    skipped = [trial for trial in trials if trial["state"] == "skip"]
+    assert "--peer" in skipped[0]["note"]
+
+
+def test_what_does_not_pass_is_found(tool: Tool) -> None:
+    tool("setup")
+    tool("test")
+    chain = "type filter hook forward priority 0;\nmeta length > 1300 drop\n"
+    rules = f"table inet t {{\nchain c {{\n{chain}}}\n}}"
+    tool.node.run(["nft", "-f", "-"], input=rules)
+    trials = tool.json("test")
+    wrong = failed(trials)
+    assert [(trial["what"], trial["source"], trial["target"]) for trial in wrong] == [
+        ("1400 bytes", "pod a", "pod b"),
+        ("1400 bytes", "pod b", "pod a"),
+    ]
+    assert "no answer within 1 s" in wrong[0]["note"]
+    done = tool("test")
+    assert done.returncode == 1
+    assert "2 of" in done.stdout
+
+
+def test_a_guard_with_a_hole_is_found(tool: Tool) -> None:
+    tool("setup")
+    tool.attach("web")  # the pods' rules are loaded with the first
+    # What ADD does not look at: it would load a table anew that has lost its first rules.
+    tool.node.run(["nft", "flush chain inet mycelium-cni from-pods"])
+    wrong = failed(tool.json("test"))
+    assert "false source" in [trial["what"] for trial in wrong]
+
+
+def test_pods_of_a_closed_network_do_not_reach_each_other(tool: Tool) -> None:
+    conf = {"type": "mycelium-cni", "ingress": "closed", "netseed": str(tool.root / "netseed")}
+    tool.conf({"cniVersion": "1.0.0", "name": "mycelium", "plugins": [conf]})
+    tool("setup")
+    trials = tool.json("test")
+    assert failed(trials) == []
+    between = [t for t in trials if (t["source"], t["target"]) == ("pod a", "pod b")]
+    assert {trial["note"] for trial in between} == {"stopped: ingress is closed"}
+
+
+def test_an_unprepared_node_is_left_alone(tool: Tool) -> None:
+    before = state(tool.node)
+    done = tool("test")
+    assert done.returncode == 1
+    assert "mycelium-cni setup" in done.stderr
+    assert state(tool.node) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_nothing_is_left_when_it_is_stopped(tool: Tool, number: signal.Signals) -> None:
+    tool("setup")
+    tool("test")
+    before = state(tool.node)
+    # A peer that never answers keeps it busy.
+    argv = [*tool.node.lab.command, "test", "--peer", "4ee::1", "--root", str(tool.root)]
+    testing = tool.node.start(argv)
+    await_fact(lambda: len(tool.json("list")) == 2, "two pods")
+    testing.stop(number)
+    deadline = time.monotonic() + 5
+    while state(tool.node) != before and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert state(tool.node) == before
