@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pods attached as a runtime attaches them, and what can then be asked of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pytest
+
+from mycelium_ctl.lab import Node, PluginCall, Pod
+
+Mode = Literal["routed", "bridge"]
+MODES: tuple[Mode, ...] = ("routed", "bridge")
+both_modes = pytest.mark.parametrize("mode", MODES)
+
+BRIDGE = "mycelium-br"
+OVERLAY = "400::/7"
+PROTOCOL = "77"  # how `ip` shows the routes and neighbours of the plugin
+
+
+def network(mode: str = "routed", version: str = "1.1.0", **keys: Any) -> dict[str, Any]:
+    """A network configuration that leaves nothing to the state of the machine."""
+    # The machine's own /etc/netseed must not count in a test.
+    base = {"name": "overlay", "type": "mycelium-cni", "mode": mode, "netseed": "/nonexistent"}
+    return {"cniVersion": version, **base, **keys}
+
+
+@dataclass(frozen=True)
+class Attached:
+    """A pod on Mycelium, and the runtime's side of it."""
+
+    node: Node
+    pod: Pod
+    conf: dict[str, Any]
+    result: dict[str, Any]
+    ifname: str
+
+    @property
+    def place(self) -> int:
+        """Where the pod link stands among the interfaces of the result."""
+        index: int = self.result["ips"][-1]["interface"]
+        return index
+
+    @property
+    def address(self) -> str:
+        text: str = self.result["ips"][-1]["address"]
+        return text.partition("/")[0]
+
+    @property
+    def pod_link(self) -> str:
+        name: str = self.result["interfaces"][self.place]["name"]
+        return name
+
+    @property
+    def pod_mac(self) -> str:
+        mac: str = self.result["interfaces"][self.place]["mac"]
+        return mac
+
+    @property
+    def host_link(self) -> str:
+        name: str = self.result["interfaces"][self.place - 1]["name"]
+        return name
+
+    def check(self, **changes: Any) -> PluginCall:
+        """CHECK, with the result of ADD, or what `changes` makes of the configuration."""
+        conf = {**self.conf, "prevResult": self.result, **changes}
+        return self.node.plugin("CHECK", conf, self.pod, ifname=self.ifname)
+
+    def delete(self) -> PluginCall:
+        """DEL as a runtime calls it."""
+        conf = {**self.conf, "prevResult": self.result}
+        return self.node.plugin("DEL", conf, self.pod, ifname=self.ifname)
+
+
+def attach(
+    node: Node,
+    pod: Pod | str,
+    conf: dict[str, Any] | None = None,
+    *,
+    ifname: str = "eth0",
+    args: str = "",
+) -> Attached:
+    """ADD, which must succeed. A name makes a new pod."""
+    pod = node.pod(pod) if isinstance(pod, str) else pod
+    conf = network() if conf is None else conf
+    call = node.plugin("ADD", conf, pod, ifname=ifname, args=args)
+    assert call.code == 0, call
+    return Attached(node, pod, conf, call.result, ifname)
+
+
+def refused(call: PluginCall, *codes: int, says: str = "") -> dict[str, Any]:
+    """The one error object of a call that must fail, with one of these codes and that text."""
+    assert call.code == 1, call
+    error: dict[str, Any] = call.result
+    assert isinstance(error["code"], int), call
+    assert error["msg"], call
+    assert not codes or error["code"] in codes, error
+    assert says in f"{error['msg']} {error.get('details', '')}", error
+    assert "Traceback" not in call.stderr, call
+    return error
+
+
+def silent(call: PluginCall) -> None:
+    """What a call that has nothing to say must do."""
+    assert (call.code, call.stdout) == (0, ""), call

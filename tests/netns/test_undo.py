@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A failed ADD leaves node and pod exactly as they were, whichever step failed.
+
+Four kinds of failure: a system call that fails (from outside, by strace), a netlink message that
+the kernel refuses, the process killed, and a result that nobody can be told.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from attaching import Attached, Mode, attach, both_modes, network, refused, silent
+from observe import difference, picture, set_sysctl
+
+import mycelium_cni
+from mycelium_ctl.lab import UNDERLAY, Lab, PluginCall
+
+State = Literal["bare", "prepared"]  # of the node: no pod yet, or one that stays
+STATES: tuple[State, ...] = ("bare", "prepared")
+every_node = pytest.mark.parametrize("state", STATES)
+
+# System calls, and how they fail when a machine is in trouble.
+FAULTS = {
+    "sendto": "ENOBUFS",
+    "openat": "EACCES",
+    "read": "EIO",
+    "write": "EIO",
+    "setns": "EPERM",
+    "socket": "EMFILE",
+    "setsockopt": "ENOPROTOOPT",
+    "ioctl": "EPERM",
+}
+_CALL = re.compile(r"^(\w+)\(")
+_END_OF_STDIN = re.compile(r"^read\(0\b.*\) += 0$")
+
+
+class Stage:
+    """A node, and a pod that one failing ADD after the other tries to attach."""
+
+    def __init__(self, lab: Lab, mode: Mode, state: State, *, ipv6: bool = False) -> None:
+        """`ipv6`: whether the pod has it already. Docker switches it off, and the plugin then has
+        one more step to undo."""
+        self.lab = lab
+        self.node = lab.node("a")
+        lab.connect(self.node)
+        # The only address that would still change by itself: it is tentative for a second or two.
+        self.node.ip("addr", "flush", "dev", UNDERLAY, "scope", "link")
+        self.conf = network(mode, defaultRoute=True)
+        if state == "prepared":
+            attach(self.node, "earlier", self.conf)
+        self.pod = self.node.pod("pod")
+        for link in () if ipv6 else ("all", "default", "lo"):
+            set_sysctl(self.pod, f"ipv6/conf/{link}/disable_ipv6", "1")
+        self.before = picture(self.node, self.pod)
+        self._trace = lab.directory / "strace"
+
+    def run(self, argv: list[str]) -> PluginCall:
+        """ADD, by this command line."""
+        env = {
+            "CNI_COMMAND": "ADD",
+            "CNI_CONTAINERID": self.pod.container_id,
+            "CNI_NETNS": self.pod.path,
+            "CNI_IFNAME": "eth0",
+        }
+        done = self.node.run(argv, env=env, input=json.dumps(self.conf), check=False)
+        return PluginCall(done.returncode, done.stdout, done.stderr, 0)
+
+    def strace(self, *options: str) -> PluginCall:
+        """ADD under strace."""
+        strace = ["strace", "-qq", "-o", str(self._trace), *options]
+        return self.run([*strace, *self.lab.command])
+
+    def trace(self) -> list[str]:
+        """What strace saw."""
+        return self._trace.read_text().splitlines()
+
+    def changes(self) -> list[str]:
+        """What is not as it was before."""
+        return difference(self.before, picture(self.node, self.pod))
+
+
+@contextmanager
+def staged(command: list[str], mode: Mode, state: State, *, ipv6: bool = False) -> Iterator[Stage]:
+    with Lab(command) as lab:
+        yield Stage(lab, mode, state, ipv6=ipv6)
+
+
+@cache
+def calls_of_add(
+    command: tuple[str, ...], mode: Mode, state: State, *, ipv6: bool = False
+) -> list[tuple[str, int]]:
+    """The system calls of a successful ADD from the end of its standard input on: each with its
+    number among those of its name, counted from the start of the process."""
+    counts: Counter[str] = Counter()
+    calls = []
+    started = False
+    with staged([*command], mode, state) as stage:  # Python has compiled all of it after this
+        assert stage.run(stage.lab.command).code == 0
+    with staged([*command], mode, state, ipv6=ipv6) as stage:
+        assert stage.strace("-y", "-e", f"trace={','.join(FAULTS)},recvfrom").code == 0
+        for line in stage.trace():
+            match = _CALL.match(line)
+            if match:
+                counts[match[1]] += 1
+                # Python has other ways to a module than the file that it tries first.
+                if started and "/mycelium_cni/" not in line:
+                    calls.append((match[1], counts[match[1]]))
+                started = started or bool(_END_OF_STDIN.match(line))
+    assert len(calls) > 50, calls
+    return calls
+
+
+@pytest.mark.parametrize("name", FAULTS)
+@every_node
+@both_modes
+def test_whichever_system_call_fails_everything_is_undone(
+    command: list[str], mode: Mode, state: State, name: str
+) -> None:
+    def fault(number: int) -> str:
+        return f"inject={name}:error={FAULTS[name]}:when={number}"
+
+    fail_each(command, mode, state, name, fault)
+
+
+@both_modes
+def test_whichever_answer_of_the_kernel_is_lost_everything_is_undone(
+    command: list[str], mode: Mode
+) -> None:
+    """The request was carried out, and nobody can say so.
+
+    On a prepared node: what a lost answer leaves of the groundwork is what every ADD lays.
+    """
+
+    def fault(number: int) -> str:
+        return f"inject=recvfrom:error=EIO:when={number}"
+
+    fail_each(command, mode, "prepared", "recvfrom", fault)
+
+
+def fail_each(
+    command: list[str], mode: Mode, state: State, name: str, fault: Callable[[int], str]
+) -> None:
+    """ADD once for each call of this name, in which that call fails; nothing may be left of it."""
+    numbers = [number for call, number in calls_of_add(tuple(command), mode, state) if call == name]
+    assert numbers
+    failures = []
+    while numbers:
+        with staged(command, mode, state) as stage:  # a new one after each failure
+            while numbers:
+                call = stage.strace("-e", f"trace={name}", "-e", fault(numbers.pop(0)))
+                changes = stage.changes()
+                if changes or call.code != 1:
+                    trace = stage.trace()
+                    injected = [line for line in trace if "(INJECTED)" in line] or trace
+                    failures.append("\n".join([*injected, str(call), *changes]))
+                    break
+                refused(call)
+    assert not failures, "\n\n".join(failures)
+
+
+@both_modes
+def test_a_message_of_the_kernel_that_something_was_dropped_fails_nothing(
+    command: list[str], mode: Mode
+) -> None:
+    calls = calls_of_add(tuple(command), mode, "prepared")
+    with staged(command, mode, "prepared") as stage:
+        for name, number in calls:
+            if name == "recvfrom":
+                fault = f"inject=recvfrom:error=ENOBUFS:when={number}"
+                call = stage.strace("-e", "trace=recvfrom", "-e", fault)
+                assert call.code == 0, (number, call)
+                attached = Attached(stage.node, stage.pod, stage.conf, call.result, "eth0")
+                silent(attached.check())
+                silent(attached.delete())
+                set_sysctl(stage.pod, "ipv6/conf/lo/disable_ipv6", "1")
+                assert stage.changes() == [], number
+
+
+SOURCE = str(Path(mycelium_cni.__file__).parents[1])
+
+# The plugin itself, but for one thing: message number argv[1] of all that it sends is replaced by
+# one of a type that no kernel has. argv[2] is where it tells how many there were.
+SABOTEUR = """
+import struct, sys
+sys.path.insert(0, sys.argv[3])
+from mycelium_cni import netlink
+
+doomed, told, sent = int(sys.argv[1]), sys.argv[2], 0
+
+class Socket(netlink.socket):
+    def send(self, batch):
+        global sent
+        changed = b""
+        while batch:
+            length, kind, flags, sequence, port = struct.unpack_from("=IHHII", batch)
+            # Nobody refuses the end of an nf_tables batch (NFNL_MSG_BATCH_END).
+            counts = (self.proto, kind) != (12, 17)
+            if sent == doomed and counts:
+                kind = 0x0FFF
+            changed += struct.pack("=IHHII", length, kind, flags, sequence, port)
+            changed += batch[16 : length + 3 & ~3]
+            batch = batch[length + 3 & ~3 :]
+            sent += counts
+        return super().send(changed)
+
+netlink.socket = Socket
+from mycelium_cni.main import main
+status = main()
+open(told, "w").write(str(sent))
+sys.exit(status)
+"""
+
+
+@every_node
+@both_modes
+def test_whichever_message_the_kernel_refuses_everything_is_undone(
+    command: list[str], mode: Mode, state: State
+) -> None:
+    with staged(command, mode, state) as stage:
+        told = stage.lab.directory / "sent"
+
+        def add(doomed: int) -> PluginCall:
+            return stage.run([sys.executable, "-c", SABOTEUR, str(doomed), str(told), SOURCE])
+
+        doomed = 0
+        while (call := add(doomed)).code != 0:
+            refused(call)
+            assert stage.changes() == [], f"message {doomed}: {call}"
+            doomed += 1
+        # The first that succeeds is the one in which no message was refused.
+        assert doomed == int(told.read_text()), stage.changes()
+        assert doomed > 15
+
+
+@both_modes
+def test_del_removes_what_an_add_killed_at_any_moment_has_made(
+    command: list[str], mode: Mode
+) -> None:
+    points = calls_of_add(tuple(command), mode, "prepared", ipv6=True)
+    assert len(points) >= 40
+    failures = []
+    with staged(command, mode, "prepared", ipv6=True) as stage:
+        for name, number in points:
+            killed = stage.strace("-e", f"trace={name}", "-e", kill(name, number))
+            assert killed.code == -signal.SIGKILL, killed
+            deleted = stage.node.plugin("DEL", stage.conf, stage.pod)
+            changes = stage.changes()
+            if (deleted.code, deleted.stdout) != (0, "") or changes:
+                failures.append("\n".join([f"{name} {number}: {deleted}", *changes]))
+                break
+    assert not failures, "\n\n".join(failures)
+
+
+@both_modes
+def test_an_add_killed_at_any_moment_is_no_obstacle_to_the_next(
+    command: list[str], mode: Mode
+) -> None:
+    """On nodes that it was the first to prepare."""
+    for name, number in calls_of_add(tuple(command), mode, "bare", ipv6=True)[::8]:
+        with staged(command, mode, "bare", ipv6=True) as stage:
+            killed = stage.strace("-e", f"trace={name}", "-e", kill(name, number))
+            assert killed.code == -signal.SIGKILL, killed
+            silent(stage.node.plugin("DEL", stage.conf, stage.pod))
+            attached = attach(stage.node, stage.pod, stage.conf)
+            silent(attached.check())
+            assert stage.node.ping(attached.address) is not None, (name, number)
+            assert stage.pod.ping(str(stage.node.overlay_address)) is not None, (name, number)
+
+
+def kill(name: str, number: int) -> str:
+    return f"inject={name}:signal=KILL:when={number}"
+
+
+@pytest.mark.parametrize("outlet", [">&-", ">/dev/full", "| true"])
+@every_node
+@both_modes
+def test_a_result_that_nobody_can_be_told_is_undone(
+    command: list[str], mode: Mode, state: State, outlet: str
+) -> None:
+    # Behind the pipe stands a program that has ended when the result comes.
+    script = f'{{ sleep 0.2; "$@"; echo $? >&2; }} {outlet}'
+    with staged(command, mode, state) as stage:
+        call = stage.run(["sh", "-c", script, "sh", *command])
+        assert call.stderr.splitlines()[-1] == "1", call
+        assert stage.changes() == []
