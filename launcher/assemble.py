@@ -84,6 +84,7 @@ class Toolchain:
         # glibc warns that getaddrinfo() and its like look for name service modules on the host.
         # The plugin calls none of them; the tool asks for numbers and localhost only.
         options = "-static -Wl,--gc-sections,--build-id=none,-z,norelro,--no-warnings"
+        options += " -Wl,--wrap=PyModule_AddIntConstant,--wrap=PyUnicode_InternFromString"
         run(
             self._compiler,
             f"--sysroot={self._sysroot}",
@@ -196,13 +197,13 @@ def assemble(facts: dict[str, Any], output: Path) -> None:
     ours = [LAUNCHER / "main.c"]
     if facts["architecture"] == "amd64":
         ours.append(LAUNCHER / "start_x86_64.c")
-    generated = [objects / name for name in ("modules.c", "tables.c", "plugin.c", "tool.c")]
+    generated = [objects / name for name in ("tables.c", "plugin.c", "tool.c", "modules.c")]
     extensions = [source / path for name, path in facts["extensions"].items() if name in built_in]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         compiled = [
             *pool.map(lambda path: toolchain.compile(path, *OWN_FLAGS), ours),
-            *pool.map(toolchain.compile, generated),
             *pool.map(lambda path: toolchain.compile(path, "-DPy_BUILD_CORE_BUILTIN"), extensions),
+            *pool.map(toolchain.compile, generated),  # modules.c last: see main.c, prepare_pages()
         ]
     # With symbols, for the instruction budget and for debuggers; they are not shipped.
     linked = objects / "mycelium-cni"

@@ -7,15 +7,16 @@ exactly the CPython that is embedded, since the C data is that version's memory 
 """
 
 from __future__ import annotations
-import __future__
 
 import ast
 import importlib
+import io
 import math
+import re
 import sys
 from pathlib import Path
 from types import CodeType
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 
 class Module(NamedTuple):
@@ -64,6 +65,7 @@ def freeze(
     (output / "tables.c").write_text(
         '#include "Python.h"\n#include "internal/pycore_import.h"\n'
         + "".join(f"extern PyObject *get_{module.symbol}(void);\n" for module in everything)
+        + _names(_identifiers(ours))
         + _table("plugin_modules", for_plugin)
         + _table("tool_modules", for_tool)
         + NO_OTHERS
@@ -111,39 +113,99 @@ def _write_modules(deepfreeze: Any, path: Path, modules: list[Module]) -> None:
                     self.sets.append(f"&{name}._object.ob_item[{i}]")
             return expression
 
-    with path.open("w", encoding="utf-8") as file:
-        printer = Printer(file)
-        for module in modules:
-            printer.sets.clear()
-            printer.patchups.clear()
-            printer.generate(f"{module.symbol}_toplevel", _code(module))
-            printer.write(
-                GETTER.format(
-                    symbol=module.symbol,
-                    patches="\n        ".join(printer.patchups),
-                    sets=", ".join(printer.sets) or "NULL",
-                    set_count=len(printer.sets),
-                )
+    text = io.StringIO()
+    printer = Printer(text)
+    for module in modules:
+        printer.sets.clear()
+        printer.patchups.clear()
+        printer.generate(f"{module.symbol}_toplevel", _code(module))
+        printer.write(
+            GETTER.format(
+                symbol=module.symbol,
+                patches="\n        ".join(printer.patchups),
+                sets=", ".join(printer.sets) or "NULL",
+                set_count=len(printer.sets),
             )
+        )
+    first, *definitions = re.split("(?m)^static$", text.getvalue())
+    path.write_text(first + "".join(map(_placed, definitions)))
+
+
+def _placed(definition: str) -> str:
+    """A C definition without its first word, `static`, in a section with others of its kind.
+
+    Running Python code writes to objects, if only to count references, and each page first written
+    to costs a microsecond and a half. So what is written to at every start (names, functions) is
+    kept from what mostly rests (line tables, messages).
+    """
+    kind = re.findall(r"\.ob_type = &Py(\w+)_Type", definition)[0]
+    name = re.findall(r"(?m)^(\w+) = \{$", definition)[0]
+    if kind == "Unicode" and not name.startswith("const_str_"):  # no identifier
+        kind = "Text"
+    return f'static __attribute__((section(".data.frozen_{kind}")))\n{definition}'
 
 
 def _code(module: Module) -> CodeType:
-    """The module's code, in which `from __future__` is no import that would happen at run time."""
-    tree = ast.parse(module.file.read_bytes())
-    flags = 0
-    for node in list(tree.body):
-        if isinstance(node, ast.ImportFrom) and node.module == "__future__":
-            tree.body.remove(node)
-            for feature in node.names:
-                flags |= getattr(__future__, feature.name).compiler_flag
+    """The module's code, without what no run of it reads: docstrings and annotations."""
+    tree = _Stripper().visit(ast.parse(module.file.read_bytes()))
     name = f"<frozen {module.name}>"
-    return cast(CodeType, compile(tree, name, "exec", flags, dont_inherit=True, optimize=0))
+    return compile(tree, name, "exec", dont_inherit=True, optimize=0)
+
+
+class _Stripper(ast.NodeTransformer):
+    def visit(self, node: Any) -> Any:
+        self.generic_visit(node)
+        if isinstance(node, ast.ImportFrom) and node.module == "__future__":
+            return None  # annotations is all there is in 3.11
+        if isinstance(node, ast.AnnAssign):
+            if node.value is None:
+                return ast.copy_location(ast.Pass(), node)
+            return ast.copy_location(ast.Assign([node.target], node.value), node)
+        if isinstance(node, ast.arg):
+            node.annotation = None
+        if isinstance(node, ast.FunctionDef):
+            node.returns = None
+        has_body = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        if has_body and ast.get_docstring(node, clean=False) is not None:
+            node.body[0] = ast.copy_location(ast.Pass(), node.body[0])
+        return node
 
 
 def _has_frozenset(constant: object) -> bool:
     if isinstance(constant, tuple):
         return any(_has_frozenset(item) for item in constant)
     return isinstance(constant, frozenset)
+
+
+def _identifiers(modules: list[Module]) -> set[str]:
+    """Every name that the code of these modules can read from another module, and more."""
+    found: set[str] = set()
+    waiting = [_code(module) for module in modules]
+    while waiting:
+        code = waiting.pop()
+        found.update(code.co_names)
+        for constant in code.co_consts:
+            if isinstance(constant, CodeType):
+                waiting.append(constant)
+            elif isinstance(constant, str):  # for getattr(module, "NAME")
+                found.add(constant)
+    return {name for name in found if name.isidentifier() and name.isascii()}
+
+
+def _names(names: set[str]) -> str:
+    rows = "".join(f"    {value}u,\n" for value in sorted({_hash(name) for name in names}))
+    return (
+        f"const uint32_t plugin_names[] = {{\n{rows}}};\n"
+        "const size_t plugin_name_count = Py_ARRAY_LENGTH(plugin_names);\n"
+    )
+
+
+def _hash(text: str) -> int:
+    """FNV-1a, as in launcher/main.c."""
+    value = 2166136261
+    for byte in text.encode():
+        value = (value ^ byte) * 16777619 % 2**32
+    return value
 
 
 def _table(name: str, modules: dict[str, Module]) -> str:

@@ -16,11 +16,12 @@ import json
 import platform
 from typing import Any, Final
 
-from mycelium_cni.config import VERSIONS
 from mycelium_cni.errors import __version__
+from mycelium_cni.request import VERSIONS
 from mycelium_ctl.errors import ToolError
 
-_ARCHIVE: Final = getattr(__loader__, "archive", None)  # zipimport's: the path of the executable
+_LOADER: Final[Any] = globals()["__loader__"]
+_ARCHIVE: Final = getattr(_LOADER, "archive", None)  # zipimport's: the path of the executable
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -56,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def facts() -> dict[str, Any]:
     """What is known of this build; of the pip-installed command only what Python knows itself."""
-    known = {
+    known: dict[str, Any] = {
         "version": __version__,
         "form": "static executable" if _ARCHIVE else "Python package",
         "python": platform.python_version(),
@@ -76,5 +77,5 @@ def _member(name: str) -> str:
             "only the static executable carries this; of an installed package, ask pip: pip show"
             " --files mycelium-cni"
         )
-    content: bytes = __loader__.get_data(name)
+    content: bytes = _LOADER.get_data(name)
     return content.decode()
