@@ -33,7 +33,8 @@ def ensure_bridge(host: nl.Socket, name: str, node: Node, undo: Undo) -> int:
         flags = nl.NLM_F_CREATE | nl.NLM_F_EXCL
         kind: nl.Attribute = (nl.IFLA_LINKINFO, [(nl.IFLA_INFO_KIND, b"bridge")])
         named: nl.Attribute = (nl.IFLA_IFNAME, name)
-        create = nl.link(nl.RTM_NEWLINK, f"create bridge {name}", named, kind, flags=flags)
+        mac: nl.Attribute = (nl.IFLA_ADDRESS, bridge_mac(node.subnet))
+        create = nl.link(nl.RTM_NEWLINK, f"create bridge {name}", named, mac, kind, flags=flags)
         made = host.ensure(create)[0]
         if made:
             undo.push(_drop_bridge, host, name)
@@ -69,7 +70,7 @@ def ensure_bridge(host: nl.Socket, name: str, node: Node, undo: Undo) -> int:
     return index
 
 
-def _bridge_mac(subnet: bytes) -> bytes:
+def bridge_mac(subnet: bytes) -> bytes:
     """Always the same for a subnet, so pods know a bridge that was made anew."""
     return b"\x02\x04" + subnet[4:]
 

@@ -32,7 +32,7 @@ from typing import Final
 
 from mycelium_cni import groundwork, guard, subnet, sysctl
 from mycelium_cni import netlink as nl
-from mycelium_cni.attachment import MYCELIUM, format_address, format_prefix, on_mycelium
+from mycelium_cni.attachment import MYCELIUM, format_address, format_mac, format_prefix, on_mycelium
 from mycelium_cni.errors import TRY_AGAIN_LATER, CniError, Undo
 from mycelium_ctl import nodestate
 from mycelium_ctl.errors import ToolError
@@ -111,7 +111,8 @@ class Preparation:
         name, bridge = state.config.bridge_name, state.bridge
         gateway, own = format_address(node.gateway), format_address(node.address)
         if bridge is None:
-            yield Change("bridge", f"ip link add {name} type bridge")
+            mac = format_mac(groundwork.bridge_mac(node.subnet))
+            yield Change("bridge", f"ip link add {name} address {mac} type bridge")
             yield Change(
                 "bridge", f"ip link set {name} addrgenmode none alias '{groundwork.BRIDGE_ALIAS}'"
             )

@@ -86,6 +86,17 @@ def test_setup_after_add_has_nothing_to_do(tool: Tool) -> None:
     assert tool.json("setup")["changes"] == []
 
 
+def test_the_bridges_mac_stays_when_pods_come_and_go(tool: Tool) -> None:
+    tool("setup", "--mode", "bridge")
+    macs = set()
+    for name in ("a", "b", "c"):
+        tool.attach(name, mode="bridge")
+        macs.add(tool.node.ip("link", "show", "mycelium-br")[0]["address"])
+        tool.node.run(["ip", "link", "del", tool.host_link(name)])
+        macs.add(tool.node.ip("link", "show", "mycelium-br")[0]["address"])
+    assert len(macs) == 1
+
+
 def test_a_foreign_bridge_is_completed_and_stays(tool: Tool) -> None:
     """As the grid's network_setup.sh leaves it when it is faster than the daemon."""
     tool.node.configure("link add mycelium-br type bridge", "link set mycelium-br up")
