@@ -20,7 +20,7 @@ from mycelium_cni.errors import (
     CniError,
 )
 from mycelium_cni.jsontext import dump, parse
-from mycelium_cni.request import check_ifname, is_identifier
+from mycelium_cni.request import VERSIONS, check_ifname, is_identifier
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
     Document = dict[str, Json]
     T = TypeVar("T")
-
-VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 
 IPV6_MIN_MTU = 1280  # below it the kernel takes IPv6 off the link (RFC 8200, section 5)
 LOG_LEVELS = ("warning", "error", "info", "debug")

@@ -6,8 +6,6 @@ from __future__ import annotations
 import sys
 from posix import O_PATH, close, environ, open, read, write  # type: ignore[attr-defined,unused-ignore]
 
-from mycelium_cni import verbs
-from mycelium_cni.config import VERSIONS, Network
 from mycelium_cni.errors import (
     DECODING_FAILURE,
     INTERNAL,
@@ -19,14 +17,12 @@ from mycelium_cni.errors import (
     describe,
 )
 from mycelium_cni.jsontext import dump, parse
-from mycelium_cni.log import Log
-from mycelium_cni.request import Request
+from mycelium_cni.request import VERSIONS, Request
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from mycelium_cni.config import Document
+    from mycelium_cni.log import Log
 
 _STDIN_LIMIT = 16 << 20  # bytes
 _VERSION_PATIENCE_MS = 500
@@ -35,23 +31,36 @@ _VERSION_PATIENCE_MS = 500
 def main() -> int:
     """Serve one CNI call; the exit status is 1 exactly when the document is an error."""
     _occupy_standard_streams()
-    version = VERSIONS[-1]
-    log = None
     try:
         request = Request(environ)
-        if not request.command:
-            return _about()
         if request.command == "VERSION":
             _say({"cniVersion": _asked_version(), "supportedVersions": [*VERSIONS]})
             return 0
+    except CniError as error:
+        return _fail(VERSIONS[-1], None, error)
+    except OSError:
+        return 1  # VERSION, and nobody listens
+    return _serve(request) if request.command else _about()
+
+
+def _serve(request: Request) -> int:
+    # Here, because CRI-O asks for the VERSION of every plugin whenever it reads its configuration,
+    # and the answer needs none of these.
+    from mycelium_cni.config import Network  # noqa: PLC0415
+    from mycelium_cni.log import Log  # noqa: PLC0415
+    from mycelium_cni.verbs import VERBS  # noqa: PLC0415
+
+    version = VERSIONS[-1]
+    log = None
+    try:
         network = Network(_read_stdin())
         if network.cni_version in VERSIONS:
             version = network.cni_version
-        if request.command not in _VERBS:
+        if request.command not in VERBS:
             raise CniError(INVALID_ENVIRONMENT, f"unknown CNI_COMMAND: {request.command}")
         log = Log(f"{request.command} {request.container}".rstrip(), *network.log())
         network.require_version(request.command)
-        log.write("info", _VERBS[request.command](request, network))
+        log.write("info", VERBS[request.command](request, network, _say))
     except CniError as error:
         return _fail(version, log, error.with_notes_of(error))
     except OSError as error:
@@ -61,15 +70,6 @@ def main() -> int:
         bug = CniError(INTERNAL, f"bug in mycelium-cni: {type(error).__name__}: {error}")
         return _fail(version, log, bug.with_notes_of(error))
     return 0
-
-
-_VERBS: dict[str, Callable[[Request, Network], str]] = {
-    "ADD": lambda request, network: verbs.add(request, network, _say),
-    "DEL": verbs.delete,
-    "CHECK": verbs.check,
-    "GC": verbs.gc,
-    "STATUS": verbs.status,
-}
 
 
 def _occupy_standard_streams() -> None:

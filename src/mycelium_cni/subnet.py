@@ -10,7 +10,6 @@ from __future__ import annotations
 from errno import ENODEV, ENOENT
 from posix import O_CLOEXEC, O_RDONLY, close, open, read
 
-from mycelium_cni import identity
 from mycelium_cni import netlink as nl
 from mycelium_cni.attachment import format_address, on_mycelium
 from mycelium_cni.errors import NODE_MISCONFIGURED, TRY_AGAIN_LATER, CniError
@@ -145,6 +144,8 @@ def agree_with_key(config: Config, address: bytes) -> None:
     than the one with this address, or cannot be read."""
     private = read_key(config.netseed)
     if private:
+        from mycelium_cni import identity  # noqa: PLC0415 - where there is a key
+
         other = identity.address(identity.public_key(private))
         _agree(config, address, f"the key in {config.netseed}", other)
 
@@ -181,6 +182,8 @@ def read_key(path: str) -> bytes | None:
         raise CniError(
             NODE_MISCONFIGURED, f"cannot read netseed {path}: {error.strerror}"
         ) from None
+    from mycelium_cni import identity  # noqa: PLC0415 - where there is a key
+
     try:
         # The daemon reads 32 bytes and ignores what follows (mycelium, load_key_file).
         private = read(fd, identity.KEY_SIZE)

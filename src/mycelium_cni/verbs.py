@@ -7,7 +7,7 @@ what it did, in words for the log, and raises CniError or OSError.
 
 from __future__ import annotations
 
-from mycelium_cni import datapath, groundwork, guard, inspection, netns, subnet
+from mycelium_cni import datapath, groundwork, guard, netns, subnet
 from mycelium_cni import netlink as nl
 from mycelium_cni.attachment import (
     Attachment,
@@ -41,8 +41,10 @@ if TYPE_CHECKING:
     from mycelium_cni.config import Document
     from mycelium_cni.request import Request
 
+    Reply = Callable[[Document], None]
 
-def add(request: Request, network: Network, reply: Callable[[Document], None]) -> str:
+
+def add(request: Request, network: Network, reply: Reply) -> str:
     """Attach the pod to Mycelium and reply with what was made, or leave everything as it was."""
     config = Config(network)
     wishes = Wishes(network, request.args)
@@ -111,7 +113,7 @@ def add(request: Request, network: Network, reply: Callable[[Document], None]) -
     return f"address {format_address(address)} on {attachment.host_link}"
 
 
-def delete(request: Request, network: Network) -> str:
+def delete(request: Request, network: Network, _: Reply) -> str:
     """Remove an attachment. It is found by its name, so neither the pod's namespace nor a previous
     result, the daemon or the rest of the configuration is needed. What is gone is gone."""
     host = nl.Socket()
@@ -124,7 +126,7 @@ def delete(request: Request, network: Network) -> str:
     return f"{link.name} is gone"
 
 
-def check(request: Request, network: Network) -> str:
+def check(request: Request, network: Network, _: Reply) -> str:
     """Confirm that the attachment is what ADD made, as the chain's final result describes it."""
     config = Config(network)
     if not config.prev_result:
@@ -135,11 +137,13 @@ def check(request: Request, network: Network) -> str:
     with netns.inside(pod_netns, home=home):
         pod = nl.Socket()
     attachment = Attachment(network.name, request.container, request.ifname)
+    from mycelium_cni import inspection  # noqa: PLC0415 - no other verb needs it
+
     inspection.inspect(host, pod, config, attachment, result, request.netns)
     return "as ADD made it"
 
 
-def gc(_: Request, network: Network) -> str:
+def gc(_request: Request, network: Network, _: Reply) -> str:
     """Remove every attachment of this network that the runtime does not list as valid."""
     valid = {
         Attachment(network.name, container, ifname).host_link
@@ -155,7 +159,7 @@ def gc(_: Request, network: Network) -> str:
     return f"{len(stale)} stale: {' '.join([link.name for link in stale])}"
 
 
-def status(_: Request, network: Network) -> str:
+def status(_request: Request, network: Network, _: Reply) -> str:
     """Confirm that ADD can be served. Asks the kernel alone: a kubelet asks every five seconds."""
     config = Config(network)
     host = nl.Socket()
@@ -170,6 +174,9 @@ def status(_: Request, network: Network) -> str:
         code = LIMITED_CONNECTIVITY if error.code == TRY_AGAIN_LATER else PLUGIN_NOT_AVAILABLE
         raise CniError(code, error.msg, error.details) from None
     return "ready"
+
+
+VERBS = {"ADD": add, "DEL": delete, "CHECK": check, "GC": gc, "STATUS": status}
 
 
 def _pod_link(request: Request, config: Config, result: Result) -> str:

@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mycelium_cni.config import VERSIONS
+from mycelium_cni.request import VERSIONS
 from mycelium_ctl import conflist
 from mycelium_ctl.conflist import ConfFile
 from mycelium_ctl.errors import ToolError

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from mycelium_cni.config import VERSIONS, Config, Network
+from mycelium_cni.config import Config, Network
 from mycelium_cni.errors import CniError
-from mycelium_cni.request import is_identifier
+from mycelium_cni.request import VERSIONS, is_identifier
 
 TYPE: Final = "mycelium-cni"
 SUFFIXES: Final = (".conf", ".conflist", ".json")
