@@ -20,7 +20,7 @@ from mycelium_cni.subnet import Link
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Container, Iterable
     from typing import Final
 
     from mycelium_cni import nftables
@@ -151,7 +151,7 @@ def ensure(host: nl.Socket, wanted: Wanted, port: Port | None = None) -> int:
 
 
 def _ensure(host: nl.Socket, wanted: Wanted, port: Port | None, *, afresh: bool) -> int:
-    found = Found(nl.Socket(_NETLINK_NETFILTER), wanted)
+    found = Found(wanted)
     if found.all_well and not port:
         return _KEPT
 
@@ -179,11 +179,11 @@ def _ensure(host: nl.Socket, wanted: Wanted, port: Port | None, *, afresh: bool)
     if with_bridge:
         closed = wanted.policy.ingress == "closed"
         messages += ruleset.bridge_network(wanted.group, closed=closed, known=closed_now)
-    socket = nftables.Socket()
-    if afresh:
-        _delete_ports(socket, ports)
     messages += ruleset.add_ports(ports)
-    socket.commit(*messages)
+    with nftables.Socket() as socket:
+        if afresh:
+            _delete_ports(socket, ports)
+        socket.commit(*messages)
     return _CHANGED if found.table else _MADE
 
 
@@ -195,7 +195,7 @@ class Found:
         *("overlay_current", "overlay_known", "table", "wanted"),
     )
 
-    def __init__(self, socket: nl.Socket, wanted: Wanted) -> None:
+    def __init__(self, wanted: Wanted) -> None:
         self.wanted: Final = wanted
         group_key = _HOST32.pack(wanted.group)
         questions = [
@@ -209,7 +209,8 @@ class Found:
                 _question(_GETCHAIN, _BRIDGE, (1, TABLE_NAME), (3, "from-pods")),
                 _element(_BRIDGE, "closed", group_key),
             ]
-        chain, overlay, network, *bridge = socket.ask(*questions)
+        with nl.Socket(_NETLINK_NETFILTER) as socket:
+            chain, overlay, network, *bridge = socket.ask(*questions)
         self.table: Final = chain is not None
         self.base: Final = _uses(chain, _PREROUTING_USES)
         self.overlay_known: Final = overlay is not None
@@ -279,20 +280,25 @@ def release(*ports: Port) -> None:
     from mycelium_cni import nftables  # noqa: PLC0415 - bridge mode only
 
     try:
-        _delete_ports(nftables.Socket(), ports)
+        with nftables.Socket() as socket:
+            _delete_ports(socket, ports)
     except OSError:
         pass
 
 
-def _delete_ports(socket: nftables.Socket, ports: Iterable[Port]) -> None:
+def _delete_ports(
+    socket: nftables.Socket, ports: Iterable[Port], kept: Container[bytes] = ()
+) -> None:
+    """`kept`: addresses that have a new owner, and need their entries."""
     from mycelium_cni import ruleset  # noqa: PLC0415
 
+    messages = ruleset.delete_ports(ports, kept)
     try:
-        socket.commit(*ruleset.delete_ports(ports))
+        socket.commit(*messages)
     except nl.NetlinkError as error:
         if error.errno != ENOENT:
             raise
-        for message in ruleset.delete_ports(ports):
+        for message in messages:
             try:
                 socket.commit(message)
             except nl.NetlinkError as single:
@@ -305,17 +311,21 @@ def sweep(host: nl.Socket) -> int:
     link with it, but not these. Returns how many there were."""
     question = _question(_GETTABLE, _BRIDGE, (1, TABLE_NAME))
     try:
-        if nl.Socket(_NETLINK_NETFILTER).ask(question) == [None]:
-            return 0
+        with nl.Socket(_NETLINK_NETFILTER) as asking:
+            if asking.ask(question) == [None]:
+                return 0
     except OSError:
         return 0
     from mycelium_cni import nftables, ruleset  # noqa: PLC0415 - where bridge mode is in use
 
-    socket = nftables.Socket()
-    live = {port.index for port in map(port_of, _host_links(host)) if port}
-    stale = [port for port in ruleset.ports(socket) if port.index not in live]
-    if stale:
-        _delete_ports(socket, stale)
+    with nftables.Socket() as socket:
+        # Entries first: of a pod that is attached meanwhile, only the link may be news.
+        known = ruleset.ports(socket)
+        live = [port for port in map(port_of, _host_links(host)) if port]
+        indexes = {port.index for port in live}
+        stale = [port for port in known if port.index not in indexes]
+        if stale:
+            _delete_ports(socket, stale, {port.address for port in live})
     return len(stale)
 
 
@@ -323,15 +333,15 @@ def remove() -> bool:
     """Take the tables away, for `teardown`; whether there was one. Raises OSError."""
     from mycelium_cni import nftables, ruleset  # noqa: PLC0415
 
-    socket = nftables.Socket()
-    there = socket.ask(ruleset.INET.get(), ruleset.BRIDGE.get())
-    messages = [
-        table.delete()
-        for table, answer in zip((ruleset.INET, ruleset.BRIDGE), there, strict=True)
-        if answer is not None
-    ]
-    if messages:
-        socket.commit(*messages)
+    with nftables.Socket() as socket:
+        there = socket.ask(ruleset.INET.get(), ruleset.BRIDGE.get())
+        messages = [
+            table.delete()
+            for table, answer in zip((ruleset.INET, ruleset.BRIDGE), there, strict=True)
+            if answer is not None
+        ]
+        if messages:
+            socket.commit(*messages)
     return bool(messages)
 
 
@@ -350,7 +360,7 @@ def fault(host: nl.Socket, wanted: Wanted) -> str:
     """What is wrong with the guard, in a few words; '' if nothing is. A policy that differs from
     the configuration is not: the next ADD brings it, and `outdated` tells."""
     try:
-        found = Found(nl.Socket(_NETLINK_NETFILTER), wanted)
+        found = Found(wanted)
     except OSError as error:
         return f"the packet filter cannot be read ({error.strerror})"
     if not found.table:
@@ -370,4 +380,4 @@ def fault(host: nl.Socket, wanted: Wanted) -> str:
 
 def outdated(wanted: Wanted) -> bool:
     """Whether `setup` or the next ADD would change something. Raises OSError."""
-    return not Found(nl.Socket(_NETLINK_NETFILTER), wanted).all_well
+    return not Found(wanted).all_well

@@ -19,7 +19,7 @@ from posix import strerror
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-    from typing import Final
+    from typing import Final, Self
 
     Value = bytes | int | str | list["Attribute"]
     Attribute = tuple[int, Value]
@@ -283,6 +283,12 @@ class Socket:
 
     def close(self) -> None:
         self._socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def request(self, *messages: Message) -> list[bytes]:
         """Send messages as one batch; return the payloads of what the kernel answers.

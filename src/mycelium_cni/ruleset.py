@@ -15,7 +15,7 @@ from mycelium_cni.guard import BRIDGE_WORDS, TABLE_NAME, Port
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Container, Iterable
 
     from mycelium_cni.guard import Wanted
 
@@ -387,10 +387,12 @@ def add_ports(ports: Iterable[Port]) -> list[nl.Message]:
     return messages
 
 
-def delete_ports(ports: Iterable[Port]) -> list[nl.Message]:
+def delete_ports(ports: Iterable[Port], kept: Container[bytes] = ()) -> list[nl.Message]:
+    """Forget bridged pods; `kept` are addresses that another pod has by now."""
     messages = []
     for port in ports:
-        messages += _port_elements(nf.NFT_MSG_DELSETELEM, port)
+        elements = _port_elements(nf.NFT_MSG_DELSETELEM, port)
+        messages += elements[:1] if port.address in kept else elements
     return messages
 
 

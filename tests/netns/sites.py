@@ -76,14 +76,12 @@ class Site:
         self.tun = Tun(self.node, address)
 
 
-def answers(
-    there: Namespace, address: str, here: Namespace, *, port: int = 4242, bound: str = "::"
-) -> str:
-    """The source that a UDP server in `there` sees of a client in `here`; '' if it sees none, or
-    its answer does not come back."""
+def answers(there: Namespace, address: str, here: Namespace, *, port: int = 4242) -> str:
+    """The source that a UDP server in `there`, on port 4242, sees of a client in `here`; '' if it
+    sees none, or its answer does not come back."""
     with there.inside():
         server = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
-        server.bind((bound, port if there is not here else 4242))
+        server.bind(("::", 4242))
     with here.inside():
         client = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
     with server, client:

@@ -1,0 +1,365 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The guard over a node's life: loaded, lost, restored, changed, refused, taken away."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import crafting as c
+import pytest
+from crafting import Eyes
+from sites import LAN_HOST, NODE, REMOTE, STRANGER, SUBNET, Site, answers, conf, connects
+
+from mycelium_cni import guard, nftables, ruleset
+from mycelium_cni.config import Config, Network
+from mycelium_cni.subnet import Node
+from mycelium_ctl.lab import Lab, Pod
+
+both_modes = pytest.mark.parametrize("mode", ("routed", "bridge"))
+OTHERS = """
+table inet firewalld {
+    chain forward {
+        type filter hook forward priority 10; policy accept;
+        counter accept
+    }
+}
+table ip6 nat {
+    chain PREROUTING {
+        type nat hook prerouting priority -100; policy accept;
+    }
+}
+table ip6 mangle {
+    set s {
+        type ipv6_addr
+        elements = { ::1 }
+    }
+}
+"""
+IPV6_RECVERR = 25  # linux/in6.h: without it a UDP socket is told of hard errors only
+
+
+@pytest.fixture
+def site(lab: Lab) -> Site:
+    return Site(lab)
+
+
+def guarded(site: Site) -> bool:
+    """Whether the LAN host is safe from the overlay."""
+    return not site.delivers(site.lan, [c.udp(REMOTE, LAN_HOST, os.urandom(16))], "under0")
+
+
+def rules(site: Site) -> list[Any]:
+    """Everything in the packet filter but handles and counters."""
+    shown = json.loads(site.node.run(["nft", "-s", "-j", "list", "ruleset"]).stdout)["nftables"]
+    for entry in shown:
+        for value in entry.values():
+            value.pop("handle", None)
+    return [entry for entry in shown if "metainfo" not in entry]
+
+
+@both_modes
+def test_it_is_up_with_the_first_pod_and_gone_with_none(site: Site, mode: str) -> None:
+    assert site.status(conf(mode=mode)).code == 0, "nothing to guard yet"
+    site.attach(conf(mode=mode))
+    assert guarded(site)
+    assert site.status(conf(mode=mode)).code == 0
+
+
+@both_modes
+@pytest.mark.parametrize(
+    "flush",
+    [
+        ["flush", "ruleset"],
+        ["flush", "table", "inet", "mycelium-cni"],
+        ["delete", "table", "inet", "mycelium-cni"],
+    ],
+    ids=lambda words: "-".join(words[:2]),
+)
+def test_flushed_rules_are_noticed_and_restored(site: Site, mode: str, flush: list[str]) -> None:
+    closed = conf(mode=mode, ingress="closed")
+    pod, address = site.attach(closed)
+    site.node.run(["nft", *flush])
+    assert not guarded(site)
+    call = site.status(closed)
+    assert (call.code, call.result["code"]) == (1, 50)
+    assert "guard" in call.result["msg"]
+    assert "setup" in call.result["details"]
+    second, there = site.attach(closed)
+    assert guarded(site)
+    assert site.status(closed).code == 0
+    # Pods that lived through it may send, and are protected, as before.
+    assert pod.ping(NODE) is not None
+    assert second.ping(NODE) is not None
+    assert site.node.ping(address) is not None
+    for live, its in ((pod, address), (second, there)):
+        assert not site.reaches(live, its, REMOTE)
+
+
+def test_the_bridge_table_alone_is_noticed_and_restored(site: Site) -> None:
+    network = conf(mode="bridge")
+    pod, _ = site.attach(network)
+    site.node.run(["nft", "delete", "table", "bridge", "mycelium-cni"])
+    assert site.status(network).result["code"] == 50
+    other, there = site.attach(network)
+    assert site.status(network).code == 0
+    assert pod.ping(there) is not None
+    assert other.ping(NODE) is not None
+
+
+def test_check_says_that_it_is_gone(site: Site) -> None:
+    network = conf()
+    pod = site.node.pod("checked")
+    result = site.node.plugin("ADD", network, pod).succeeded()
+    assert site.node.plugin("CHECK", {**network, "prevResult": result}, pod).code == 0
+    site.node.run(["nft", "flush", "ruleset"])
+    call = site.node.plugin("CHECK", {**network, "prevResult": result}, pod)
+    assert (call.code, "guard" in call.result["msg"]) == (1, True)
+
+
+@both_modes
+def test_it_survives_a_restart_of_the_daemon(site: Site, mode: str) -> None:
+    pod, address = site.attach(conf(mode=mode))
+    for _ in range(3):
+        before = rules(site)
+        site.remake_tun(NODE)
+        assert rules(site) == before
+        assert guarded(site)
+        assert site.reaches(pod, address, REMOTE)
+
+
+def test_it_follows_a_changed_subnet(site: Site) -> None:
+    site.attach(conf())
+    site.remake_tun("5b2:2222:3333:4444:1:2:3:4")
+    site.node.configure(f"address del {NODE}/128 dev lo")
+    pod, address = site.attach(conf())
+    assert address.startswith("5b2:2222:3333:4444:")
+    assert site.reaches(pod, address, REMOTE)
+    assert guarded(site)
+    assert not site.reaches(pod, address, address), "the new subnet is the node's own"
+    assert SUBNET not in site.table()
+
+
+@both_modes
+def test_nobody_elses_rules_are_touched(site: Site, mode: str) -> None:
+    site.node.run(["nft", "-f", "-"], input=OTHERS)
+    before = rules(site)
+    network = conf(mode=mode, ingress="cluster", allowFrom=["4aa::/16"], ipMasq=True)
+    pod, _ = site.attach(network)
+    ours = [entry for entry in rules(site) if entry not in before]
+    assert [entry for entry in rules(site) if entry not in ours] == before
+    assert ours
+    site.node.plugin("DEL", network, pod)
+    with site.node.inside():
+        assert guard.remove()
+        assert not guard.remove()
+    assert rules(site) == before
+
+
+def test_it_needs_no_program(site: Site, lab: Lab) -> None:
+    empty = lab.directory / "bin"
+    empty.mkdir()
+    site.attach(conf(), PATH=str(empty))
+    assert guarded(site)
+
+
+def test_an_operator_can_read_it(site: Site) -> None:
+    site.attach(conf("front", ingress="cluster", allowFrom=["4aa:1::/32"], ipMasq=True))
+    site.attach(conf("back", mode="bridge", ingress="closed"))
+    inet, bridge = site.table(), site.table("bridge")
+    for words in (
+        f'"mycelium" comment "subnet {SUBNET}::/64, rules {guard.RULES}"',
+        'comment "front: ingress cluster, 1 prefixes allowed',
+        'comment "back: ingress closed, rules',
+        'fib saddr . iif oif missing counter drop comment "not the pod\'s address"',
+        f'ip6 daddr != {SUBNET}::/64 counter drop comment "not for this node\'s subnet"',
+        'ip6 saddr != 400::/7 counter drop comment "source is not on the overlay"',
+        'comment "ipMasq"',
+    ):
+        assert words in inet
+    assert "iif . ether saddr . ip6 saddr != @ports counter drop" in bridge
+    # What nft prints, it can read again.
+    site.node.run(["nft", "delete", "table", "inet", "mycelium-cni"])
+    site.node.run(["nft", "-f", "-"], input=inet)
+    assert site.table() == inet
+
+
+def test_networks_share_it_and_a_burst_of_them_loses_none(site: Site) -> None:
+    networks = [conf(f"net{n}", "routed", ingress="closed") for n in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        attached = list(pool.map(site.attach, networks))
+    assert all(site.status(network).code == 0 for network in networks)
+    for pod, address in attached:
+        assert not site.reaches(pod, address, REMOTE)
+    for n in range(8):
+        assert f"net{n}: ingress closed" in site.table()
+
+
+def test_nothing_of_a_bridged_pod_stays(site: Site) -> None:
+    network = conf(mode="bridge")
+    site.attach(network)
+    before = rules(site)
+    pod, _ = site.attach(network)
+    assert rules(site) != before
+    assert site.node.plugin("DEL", network, pod).code == 0
+    assert rules(site) == before
+    lost, _ = site.attach(network)
+    lost.remove()  # without DEL: the kernel takes the link, and GC the rest
+    c.time.sleep(0.2)
+    valid = {
+        "cni.dev/valid-attachments": [{"containerID": f"{site.lab.name}-a-pod1", "ifname": "eth0"}]
+    }
+    assert site.node.plugin("GC", {**network, **valid}).code == 0
+    assert rules(site) == before
+
+
+def test_an_address_that_is_used_again_keeps_its_policy(site: Site) -> None:
+    network, address = conf(mode="bridge", ingress="closed"), f"{SUBNET}:ff0f::7"
+    lost, _ = site.attach(network, address)
+    lost.remove()
+    c.time.sleep(0.2)
+    heir, _ = site.attach(network, address)
+    kept = {"containerID": heir.container_id, "ifname": "eth0"}
+    valid = {"cni.dev/valid-attachments": [kept]}
+    assert site.node.plugin("GC", {**network, **valid}).code == 0
+    assert heir.ping(NODE) is not None
+    assert not site.reaches(heir, address, REMOTE)
+
+
+@both_modes
+def test_a_requested_mac_is_the_one_that_may_be_used(site: Site, mode: str) -> None:
+    wish = {"runtimeConfig": {"mac": "c2:11:22:33:44:55"}, "capabilities": {"mac": True}}
+    pod, _ = site.attach(conf(mode=mode, **wish))
+    assert pod.ping(NODE) is not None
+    pod.configure("link set eth0 down", "link set eth0 address c2:11:22:33:44:56")
+    site.node.run(["nft", "flush", "ruleset"])
+    site.attach(conf(mode=mode))  # what is restored is what was given
+
+
+def test_real_flows(site: Site) -> None:
+    """Probes, node ports and path MTU discovery, with everything switched on."""
+    pod, address = site.attach(conf(ingress="cluster", ipMasq=True, defaultRoute=True))
+    other, there = site.attach(conf(ingress="cluster", ipMasq=True, defaultRoute=True))
+    assert connects(pod, address, site.node), "kubelet's probe"
+    assert pod.ping(there, size=1352) is not None
+    site.node.run(
+        ["nft", "-f", "-"],
+        input=f"""table ip6 services {{
+            chain prerouting {{
+                type nat hook prerouting priority -100;
+                ip6 daddr fd00:10:96::1 dnat to {there}
+                ip6 daddr {NODE} udp dport 30080 dnat to [{there}]:4242
+            }}
+        }}""",
+    )
+    assert answers(other, "fd00:10:96::1", pod) == address
+    assert answers(other, NODE, pod, port=30080) == address
+    # The LAN has a smaller MTU behind the node: the pod learns of it.
+    for end in (site.node, site.lan):
+        end.configure("link set under0 mtu 1300")
+    assert pod.ping(LAN_HOST, size=1300) is None
+    assert pod.run(["ip", "route", "get", LAN_HOST]).stdout.count("mtu 1300") == 1
+    assert pod.ping(LAN_HOST, size=1300) is not None, "in fragments"
+
+
+def test_an_unreachable_peer_is_an_error_and_no_timeout(site: Site) -> None:
+    pod, address = site.attach(conf())
+    with pod.inside():
+        client = c.socket.socket(c.socket.AF_INET6, c.socket.SOCK_DGRAM)
+    with client:
+        client.connect((STRANGER, 53))
+        client.settimeout(1)
+        client.setsockopt(c.socket.IPPROTO_IPV6, IPV6_RECVERR, 1)
+        client.send(b"question")
+        eyes = Eyes()
+        eyes.watch_tun("tun", site.tun)
+        eyes.look(0.1)
+        asked = next(p for p in eyes.seen["tun"] if b"question" in p)
+        eyes.close()
+        site.tun.write([c.error(address, address, 1, asked)])  # as the daemon writes it
+        with pytest.raises(OSError, match="unreachable"):
+            client.recv(100)
+
+
+# Where the guard cannot be loaded.
+
+
+def crippled(site: Site, network: dict[str, Any]) -> tuple[int, Any, Pod]:
+    """ADD on a fresh node with a kernel that refuses nf_tables: exit code, document, pod."""
+    first, second = site.node.pod("probe"), site.node.pod("unguarded")
+    _, trace = _traced(site, network, first)
+    sockets = [line for line in trace.splitlines() if "socket(" in line]
+    number = next(n for n, line in enumerate(sockets, 1) if "NETLINK_NETFILTER" in line)
+    site.node.plugin("DEL", network, first)
+    with site.node.inside():
+        guard.remove()
+    site.node.run(["sysctl", "-qw", "net.ipv6.conf.all.forwarding=0"])
+    fault = f"inject=socket:error=EPROTONOSUPPORT:when={number}"
+    done, trace = _traced(site, network, second, "-e", fault)
+    assert "NETLINK_NETFILTER) = -1" in trace
+    return done.returncode, json.loads(done.stdout), second
+
+
+def _traced(
+    site: Site, network: dict[str, Any], pod: Pod, *options: str
+) -> tuple[subprocess.CompletedProcess[str], str]:
+    env = {
+        "CNI_COMMAND": "ADD",
+        "CNI_CONTAINERID": pod.container_id,
+        "CNI_NETNS": pod.path,
+        "CNI_IFNAME": "eth0",
+    }
+    trace = site.lab.directory / "trace"
+    argv = ["strace", "-f", "-qq", "-o", str(trace), "-e", "trace=socket", *options]
+    done = site.node.run(
+        [*argv, *site.lab.command], env=env, input=json.dumps(network), check=False
+    )
+    return done, trace.read_text()
+
+
+def test_without_it_add_fails_and_changes_nothing(site: Site) -> None:
+    code, document, pod = crippled(site, conf())
+    assert (code, document["code"]) == (1, 100)
+    assert "guard" in document["msg"]
+    assert pod.link("eth0") is None
+    read = site.node.run(["sysctl", "-n", "net.ipv6.conf.all.forwarding"]).stdout
+    assert read.strip() == "0"
+
+
+def test_without_it_add_works_where_the_configuration_says_so(site: Site) -> None:
+    code, _, pod = crippled(site, conf(guard="optional"))
+    assert code == 0
+    assert pod.ping(NODE) is not None
+    assert site.status(conf(guard="optional")).code == 0
+    assert site.status(conf()).result["code"] == 50
+
+
+# What is loaded is what was reviewed.
+
+
+def test_the_rules_have_a_number(site: Site) -> None:
+    """Whoever changes a rule raises `guard.RULES`: nodes load them anew then, and only then."""
+    document = b'{"name": "net", "ingress": "cluster", "allowFrom": ["4aa::/16"], "ipMasq": true}'
+    wanted = guard.Wanted("net", Config(Network(document)), Node(c.packed(NODE), 1400, True, None))
+    port = guard.Port(7, bytes(6), c.packed(NODE), wanted.group)
+    messages = [
+        *ruleset.base(),
+        *ruleset.overlay(wanted, known=True),
+        *ruleset.network(wanted, known=True),
+        *ruleset.bridge_base(),
+        *ruleset.add_ports([port]),
+    ]
+    digest = hashlib.blake2b(digest_size=8)
+    for message in messages:
+        digest.update(bytes((message.kind & 0xFF,)) + message.body)
+    assert (guard.RULES, digest.hexdigest()) == (1, "1b7f0348744a93df")
+
+
+def test_prefixes_are_cut_at_the_right_bits() -> None:
+    every = nftables.prefixes([(bytes(16), 0)])
+    assert len(every) == 1, "there is no address behind the last"
+    assert len(nftables.prefixes([(c.packed("4aa::"), 16), (c.packed("ff00::"), 8)])) == 3
