@@ -16,9 +16,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from mycelium_cni import groundwork, netns, subnet, sysctl
 from mycelium_cni import guard as guards
 from mycelium_cni import netlink as nl
-from mycelium_cni import netns, subnet, sysctl
 from mycelium_cni.attachment import MYCELIUM, format_address, format_prefix, on_mycelium
 from mycelium_cni.errors import CniError, __version__
 from mycelium_ctl import conflist, nodestate, setup
@@ -462,8 +462,29 @@ def pod_links(state: State) -> Finding:
                 f"the node has lost its route to {one.who}: does systemd-networkd remove it?",
                 f"ip -6 route add {one.address}/128 dev {link.name} proto 77; "
                 "mycelium-cni setup --install-units",
+                partial(_restore_routes, state, routed),
             )
     return ok(f"{count(len(state.attachments), 'pod')}, all links, routes and names in place")
+
+
+def _restore_routes(state: State, there: set[tuple[tuple[bytes, int], int]]) -> None:
+    """Give the node back its routes to pods, as ADD made them (datapath.route_to_pod)."""
+    for one in state.attachments:
+        if one.link.master or (_host_route(one), one.link.index) in there:
+            continue
+        source: list[nl.Attribute] = []
+        if state.address and one.subnet == state.address[:8]:
+            source = [(nl.RTA_PREFSRC, state.address)]
+        state.host.ensure(
+            nl.route(
+                nl.RTM_NEWROUTE,
+                f"add route {one.address} dev {one.link.name}",
+                _host_route(one),
+                (nl.RTA_OIF, one.link.index),
+                *source,
+                protocol=groundwork.PROTOCOL,
+            )
+        )
 
 
 def _host_route(one: Attached) -> tuple[bytes, int]:

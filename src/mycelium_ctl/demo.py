@@ -9,6 +9,7 @@ machine's own network is not touched. The exit code is 0 only if everybody answe
     mycelium-cni demo
     mycelium-cni demo --keep                # leave it, and say how to enter and how to remove it
     mycelium-cni demo --remove myclab-abcd
+    mycelium-cni demo --picture nodes.svg
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 from mycelium_ctl.lab import Lab, LabError, Namespace, Node, Pod, await_fact
@@ -404,11 +406,36 @@ def _ways_in(lab: Lab, facts: Sequence[NodeFacts]) -> list[str]:
     ]
 
 
+def _draw(path: Path, facts: Sequence[NodeFacts]) -> None:
+    """Write the picture of the nodes. Raises LabError if the file cannot be written."""
+    from mycelium_ctl.picture import NodeShape, PodShape, draw
+
+    shapes = [
+        NodeShape(
+            name=node.name,
+            interface=node.interface,
+            address=node.address.partition("/")[0],
+            bridge=node.bridge or "",
+            gateway=node.gateway or "",
+            pods=[
+                PodShape(pod.name, pod.address.partition("/")[0], pod.host_link, pod.link)
+                for pod in node.pods
+            ],
+        )
+        for node in facts
+    ]
+    try:
+        path.write_text(draw(shapes))
+    except OSError as error:
+        raise LabError(f"cannot write {path}: {error.strerror}") from error
+
+
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("--keep", action="store_true", help="leave everything for exploring")
     parser.add_argument("--remove", metavar="NAME", help="remove what --keep left")
     parser.add_argument("--json", action="store_true", help="print one JSON document, at the end")
+    parser.add_argument("--picture", type=Path, metavar="FILE.svg", help="also draw both nodes")
     parser.add_argument("--serve", metavar="POD", help=argparse.SUPPRESS)
 
 
@@ -425,6 +452,8 @@ def run(arguments: argparse.Namespace) -> int:
     with Lab() as lab:
         with screen:
             facts, answers = _play(lab, screen, detach=not arguments.keep)
+            if arguments.picture:
+                _draw(arguments.picture, facts)
             missing = sum(not answer.ok for answer in answers)
             seconds = time.perf_counter() - start
             verdict = f"{missing} of {len(answers)} did not answer" if missing else "All answered"

@@ -29,15 +29,11 @@ LABEL: Final = 15  # columns: the longest name of a check
 
 
 def visible(text: str) -> str:
-    """The text with what is not printable spelled out: escape sequences never reach a terminal."""
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode() for c in _sane(text)
-    )
+    """The text with what is not printable spelled out: escape sequences never reach a terminal.
 
-
-def _sane(text: str) -> str:
-    # A file or link name may be any bytes; Python keeps odd ones as lone surrogates.
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    So are bytes of a link or file name that are no UTF-8, which Python keeps as lone surrogates.
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def worst(marks: Sequence[Mark]) -> Mark:

@@ -290,6 +290,12 @@ def test_pod_links(tool: Tool) -> None:
     command = found["mend"].partition(";")[0].split()
     tool.node.run(command)
     passes(tool, "pod-links")
+    before = tool.node.ip("-6", "route", "show", address)
+    tool.node.configure(f"route del {address}/128 dev {link}")
+    mends(tool, "pod-links")
+    after = tool.node.ip("-6", "route", "show", address)
+    assert [route["dev"] for route in after] == [route["dev"] for route in before]
+    assert after[0]["prefsrc"] == NODE
     tool.node.configure(f"link property del dev {link} altname {address}")
     fails(tool, "pod-links", "has lost its address")
     tool.node.configure(f"link set {link} down")
