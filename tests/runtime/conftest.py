@@ -70,13 +70,14 @@ def cluster(shared_cluster: Cluster) -> Iterator[Cluster]:
 
 
 def leftovers(node: Node) -> list[str]:
-    """What of attachments is on a node, in words. Links of other plugins go a moment later."""
+    """What of attachments is on a node, in words. Links of other plugins go when the kernel has
+    done away with the pod's namespace, which it does in its own time."""
     own = {"lo", "under0", "mycelium", "mycelium-br", "cni0"}
 
     def links() -> list[str]:
         return [link["ifname"] for link in node.ip("link") if link["ifname"] not in own]
 
-    await_fact(lambda: not links(), f"the end of {links()} on {node.name}", within_s=5)
+    await_fact(lambda: not links(), f"the end of {links()} on {node.name}", within_s=20)
     routes = [r["dst"] for r in node.ip("-6", "route", "show", "proto", "77") if r["dev"] != "lo"]
     neighbours = [n["dst"] for n in node.ip("-6", "neigh", "show", "proto", "77")]
     return routes + neighbours

@@ -96,6 +96,16 @@ class Containerd:
         await_fact(answers, "an answer of containerd", within_s=20)
         self._channel = grpc.insecure_channel(f"unix://{self.socket}")
         self.runtime = rpc.RuntimeServiceStub(self._channel)
+        await_fact(self._initialized, "containerd having read what it runs", within_s=20)
+
+    def _initialized(self) -> bool:
+        try:
+            self.sandboxes()
+        except grpc.RpcError as error:
+            if "not initialized yet" in error.details():
+                return False
+            raise
+        return True
 
     def stop(self, number: int = signal.SIGKILL) -> None:
         """End containerd, not the pods."""

@@ -15,7 +15,7 @@ import shlex
 import signal
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +48,13 @@ exec "$2"
 def owned_lab(command: Sequence[str], overlay: OverlayKind | None = None) -> Iterator[Lab]:
     """A lab that the next run of these tests takes away, should this process be killed."""
     remove_abandoned()
-    with Lab(command, overlay=overlay) as lab, (lab.directory / f".{OWNER}").open("w") as owner:
-        fcntl.flock(owner, fcntl.LOCK_EX)
-        Path(owner.name).rename(lab.directory / OWNER)
-        try:
+    with ExitStack() as until_the_lab_is_gone:
+        with Lab(command, overlay=overlay) as lab:
+            owner = until_the_lab_is_gone.enter_context((lab.directory / f".{OWNER}").open("w"))
+            fcntl.flock(owner, fcntl.LOCK_EX)
+            Path(owner.name).rename(lab.directory / OWNER)
             yield lab
-        finally:
-            _remove_cgroups(lab.name)
+        remove_cgroups(lab.name)
 
 
 def remove_abandoned() -> list[str]:
@@ -68,12 +68,13 @@ def remove_abandoned() -> list[str]:
                 continue  # its tests run
             with suppress(LabError):  # somebody else cleans up just now
                 Lab.remove(name)
-            _remove_cgroups(name)
+            remove_cgroups(name)
             removed.append(name)
     return removed
 
 
-def _remove_cgroups(prefix: str) -> None:
+def remove_cgroups(prefix: str) -> None:
+    """Remove the empty control groups whose name begins so."""
     folders = [folder for folder, _, _ in os.walk("/sys/fs/cgroup")]
     for folder in sorted(folders, key=len, reverse=True):
         if any(part.startswith(prefix) for part in Path(folder).parts):
@@ -272,7 +273,10 @@ class NamedPod(Inside):
         return self._processes[-1]
 
     def remove(self) -> None:
-        """End it as a runtime does: first its processes, then its name."""
+        """End its processes, its links and its name. (The kernel ends a namespace without a name,
+        and its links, when it finds the time.)"""
         for process in self._processes:
             process.stop()
+        links = [link["ifname"] for link in self.ip("link")]
+        self.configure(*(f"link delete {name}" for name in links if name != "lo"))
         self.machine.run("ip", "netns", "del", self.name)

@@ -154,6 +154,7 @@ def test_a_bandwidth_limit_holds(cluster: Cluster, direction: str) -> None:
             done = transfer(left.machine.node, pod, pod.address, size)
         else:
             done = transfer(pod, left.machine.node, cluster.address(left), size)
+        pod.end()  # containerd deletes with the configuration of the moment
         return done.megabits_per_second
 
     assert measure(limited, "limited", 3_000_000) < 21

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mycelium_ctl.lab import LabError, Node
+from mycelium_ctl.lab import LabError, Node, await_fact
 
 from .cnitool import CniTool, address, serve
 from .conftest import leftovers
@@ -188,9 +189,12 @@ def test_tuning_changes_mac_and_switches(site: Site, pod: NamedPod, order: str) 
     assert link["address"] == NEW_MAC
     for name, value in switches.items():
         assert pod.run(["sysctl", "-n", name]).stdout.strip() == value
-    assert pod.ping(node) is not None
-    for client in (site.node, site.elsewhere):
-        assert client.ping(ours) is not None
+    for source, target in ((pod, node), (site.node, ours), (site.elsewhere, ours)):
+        # tuning takes the link down for the new MAC; the kernel may need a moment to send again.
+        answer = partial(source.ping, target)
+        await_fact(
+            lambda a=answer: a() is not None, f"{target} answering {source.name}", within_s=3
+        )
     if order != "after ours":
         assert site.node.ping(address(result, 0)) is not None
     site.check(pod, excused=BRIDGE_CHECK[order])

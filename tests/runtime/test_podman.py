@@ -17,7 +17,7 @@ from mycelium_ctl.lab import LabError, await_fact
 
 from .conftest import leftovers
 from .images import BUSYBOX, PAUSE, Images, need
-from .machine import Inside, Machine, owned_lab
+from .machine import Inside, Machine, owned_lab, remove_cgroups
 from .traffic import page
 
 pytestmark = pytest.mark.xdist_group("podman")
@@ -112,6 +112,7 @@ def shared_podman(command: list[str], images: Images) -> Iterator[Podman]:
             yield Podman(machine, images)
         finally:
             machine.power_off()
+            remove_cgroups("libpod_parent")  # where podman puts its monitors, whatever is asked
 
 
 @pytest.fixture
