@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import time
 from pathlib import Path
@@ -62,20 +63,17 @@ def test_without_a_peer_it_says_so(tool: Tool) -> None:
 
 def test_what_does_not_pass_is_found(tool: Tool) -> None:
     tool("setup")
-    tool("test")
     chain = "type filter hook forward priority 0;\nmeta length > 1300 drop\n"
     rules = f"table inet t {{\nchain c {{\n{chain}}}\n}}"
     tool.node.run(["nft", "-f", "-"], input=rules)
-    trials = tool.json("test")
-    wrong = failed(trials)
+    done = tool("test", "--json")
+    assert done.returncode == 1
+    wrong = failed(json.loads(done.stdout))
     assert [(trial["what"], trial["source"], trial["target"]) for trial in wrong] == [
         ("1400 bytes", "pod a", "pod b"),
         ("1400 bytes", "pod b", "pod a"),
     ]
     assert "no answer within 1 s" in wrong[0]["note"]
-    done = tool("test")
-    assert done.returncode == 1
-    assert "2 of" in done.stdout
 
 
 def test_a_guard_with_a_hole_is_found(tool: Tool) -> None:
@@ -108,7 +106,6 @@ def test_an_unprepared_node_is_left_alone(tool: Tool) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_nothing_is_left_when_it_is_stopped(tool: Tool, number: signal.Signals) -> None:
     tool("setup")
-    tool("test")
     before = state(tool.node)
     # A peer that never answers keeps it busy.
     argv = [*tool.node.lab.command, "test", "--peer", "4ee::1", "--root", str(tool.root)]
