@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The last word on what the plugin loads: `sys.modules` after a call that really was served.
+
+Linters see imports that are written down; this sees those that happened. A module that should be
+allowed costs every pod its milliseconds: see docs/adr/0004.
+"""
+
+from __future__ import annotations
+
+import json
+import posix
+import sys
+
+import pytest
+
+import mycelium_cni
+from mycelium_ctl.lab import Node
+
+SOURCE = mycelium_cni.__path__[0].rpartition("/")[0]
+ALLOWED = ["_blake2", "_json", "_socket", "_struct", "errno", "fcntl", "posix", "time"]
+# Before 3.12 `posix` has no setns, and only a pip-installed plugin needs ctypes for it.
+SETNS = [] if hasattr(posix, "setns") else ["ctypes"]
+CONF = {"cniVersion": "1.1.0", "name": "mycelium", "type": "mycelium-cni"}
+REPORT = """
+import sys
+sys.path.insert(0, {source!r})
+from mycelium_door import main
+code = main()
+print(code, *sys.modules, file=sys.stderr)
+"""
+
+
+def loaded(node: Node, program: str, **environ: str) -> set[str]:
+    """The modules of a bare interpreter after `program`; its first word is the exit status."""
+    conf = "" if not environ else json.dumps(CONF)
+    argv = [sys.executable, "-ISc", program]
+    run = node.run(argv, env=environ, input=conf, check=False)
+    code, *modules = run.stderr.split()
+    assert code == "0", run
+    return set(modules)
+
+
+def packages(modules: set[str]) -> set[str]:
+    return {name.partition(".")[0] for name in modules}
+
+
+@pytest.fixture
+def bare(node: Node) -> set[str]:
+    """What the interpreter and the allowed modules load by themselves."""
+    imports = ", ".join([*ALLOWED, *SETNS])
+    return loaded(node, f"import sys, {imports}\nprint(0, *sys.modules, file=sys.stderr)")
+
+
+def test_a_served_add_has_loaded_the_plugin_and_what_is_allowed(node: Node, bare: set[str]) -> None:
+    pod = node.pod("p")
+    modules = loaded(
+        node,
+        REPORT.format(source=SOURCE),
+        CNI_COMMAND="ADD",
+        CNI_CONTAINERID=pod.container_id,
+        CNI_NETNS=str(pod.path),
+        CNI_IFNAME="eth0",
+    )
+    assert pod.ip("address", "show", "dev", "eth0"), "the ADD was real"
+    ours = {name for name in modules if name.startswith("mycelium_")}
+    assert packages(modules - bare) == {"mycelium_cni", "mycelium_door"}
+    assert "mycelium_cni.datapath" in ours
+    assert not {"mycelium_cni.inspection", "mycelium_cni.identity"} & ours
+
+
+def test_a_version_has_loaded_next_to_nothing(node: Node, bare: set[str]) -> None:
+    modules = loaded(node, REPORT.format(source=SOURCE), CNI_COMMAND="VERSION")
+    assert modules - bare - {"select"} == {
+        *("mycelium_door", "mycelium_cni", "mycelium_cni.main", "mycelium_cni.errors"),
+        *("mycelium_cni.jsontext", "mycelium_cni.request"),
+    }
