@@ -17,7 +17,17 @@ import mycelium_cni
 from mycelium_ctl.lab import Node
 
 SOURCE = mycelium_cni.__path__[0].rpartition("/")[0]
-ALLOWED = ["_blake2", "_json", "_socket", "_struct", "errno", "fcntl", "posix", "time"]
+ALLOWED = [
+    "__future__",
+    "_blake2",
+    "_json",
+    "_socket",
+    "_struct",
+    "errno",
+    "fcntl",
+    "posix",
+    "time",
+]
 # Before 3.12 `posix` has no setns, and only a pip-installed plugin needs ctypes for it.
 SETNS = [] if hasattr(posix, "setns") else ["ctypes"]
 CONF = {"cniVersion": "1.1.0", "name": "mycelium", "type": "mycelium-cni"}
