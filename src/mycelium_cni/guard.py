@@ -164,10 +164,11 @@ def _ensure(host: nl.Socket, wanted: Wanted, port: Port | None, *, afresh: bool)
         # Pods that live through this need their entries back.
         ports = [other for other in map(port_of, _host_links(host)) if other]
         with_bridge = with_bridge or bool(ports)
-    if port and all(port.index != other.index for other in ports):
-        ports.append(port)
     if not found.base:
         messages += ruleset.base()
+    messages += ruleset.network_chains({other.group for other in ports})
+    if port and all(port.index != other.index for other in ports):
+        ports.append(port)
     if not found.overlay_current:
         messages += ruleset.overlay(wanted, known=found.overlay_known)
     if not found.network_current:
@@ -266,24 +267,29 @@ def _host_links(host: nl.Socket) -> list[Link]:
     return [Link(p) for p in host.dump(nl.link(nl.RTM_GETLINK, "list links", veth))]
 
 
-def forget(*links: Link) -> None:
+def forget(*links: Link) -> nl.Socket | None:
     """Part of DEL and GC, before the links go: drop what the guard knows of bridged pods. It must
     not keep a pod from being deleted, and an entry that stays lets nobody do anything: no link will
-    have its index again."""
+    have its index again.
+
+    Returns a socket for `datapath.delete_links` to outlive: what was dropped is gone at once, but
+    whoever closes the socket waits until the last reader is done (nft_rcv_nl_event), 15 ms that the
+    child of `delete_links` has to wait anyway.
+    """
     ports = [port for port in map(port_of, links) if port]
-    if ports:
-        release(*ports)
+    return release(*ports) if ports else None
 
 
-def release(*ports: Port) -> None:
+def release(*ports: Port) -> nl.Socket | None:
     """Drop the entries of bridged pods. What is not there is dropped already."""
     from mycelium_cni import nftables  # noqa: PLC0415 - bridge mode only
 
     try:
-        with nftables.Socket() as socket:
-            _delete_ports(socket, ports)
+        socket = nftables.Socket()
+        _delete_ports(socket, ports)
     except OSError:
-        pass
+        return None
+    return socket
 
 
 def _delete_ports(

@@ -3,7 +3,7 @@
 
 Everything here may be sent again at any time and only replaces what is ours and of the same name.
 So two plugins that load at once, for two networks, do not undo each other. docs/security.md has the
-rules in nft's words and says what each is for; docs/adr/0005-guard.md says why so.
+rules in nft's words and says what each is for; docs/adr/0006-the-guard.md says why so.
 """
 
 from __future__ import annotations
@@ -378,13 +378,14 @@ def bridge_network(group: int, *, closed: bool, known: bool) -> list[nl.Message]
     return [BRIDGE.elements(kind, "closed", key)]
 
 
+def network_chains(groups: Iterable[int]) -> list[nl.Message]:
+    """The chains of networks of which only the pods are known: no policy, until their next ADD."""
+    return [message for number in groups for message in _network_chains(number)]
+
+
 def add_ports(ports: Iterable[Port]) -> list[nl.Message]:
-    """What bridged pods may send as, and which policy is theirs."""
-    messages = []
-    for port in ports:
-        messages += _network_chains(port.group)
-        messages += _port_elements(nf.NFT_MSG_NEWSETELEM, port)
-    return messages
+    """What bridged pods may send as, and which policy is theirs. Their networks have chains."""
+    return [m for port in ports for m in _port_elements(nf.NFT_MSG_NEWSETELEM, port)]
 
 
 def delete_ports(ports: Iterable[Port], kept: Container[bytes] = ()) -> list[nl.Message]:

@@ -121,8 +121,9 @@ def delete(request: Request, network: Network, _: Reply) -> str:
     link = find_link(host, attachment.host_link)
     if link is None:
         return "nothing was there"
-    guard.forget(link)
+    waiting = guard.forget(link)
     datapath.delete_links(host, [link.index])
+    del waiting
     return f"{link.name} is gone"
 
 
@@ -153,8 +154,9 @@ def gc(_request: Request, network: Network, _: Reply) -> str:
     links = datapath.attachments(host, network.name)
     stale = [link for link in links if link.name not in valid]
     if stale:
-        guard.forget(*stale)
+        waiting = guard.forget(*stale)
         datapath.delete_links(host, [link.index for link in stale])
+        del waiting
     guard.sweep(host)
     return f"{len(stale)} stale: {' '.join([link.name for link in stale])}"
 
