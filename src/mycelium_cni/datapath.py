@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from typing import Final, NoReturn
 
 _SETTLE_TIMEOUT_S = 1.0
+_POD_METRIC = 1024  # the kernel's own for routes without one
 
 
 class Wiring:
@@ -320,6 +321,10 @@ def configure_pod(pod: nl.Socket, pair: Pair, plan: Plan, address: bytes) -> Non
         )
     for route in wiring.routes:
         attributes, table, scope = route_attributes(route)
+        if "priority" not in route.metrics:
+            # Each of a pod's links has a metric of its own: a second one neither takes nor shares
+            # the routes of the first.
+            attributes.append((nl.RTA_PRIORITY, _POD_METRIC + pair.pod))
         batch.append(
             nl.route(
                 nl.RTM_NEWROUTE,
