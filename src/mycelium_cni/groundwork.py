@@ -43,6 +43,9 @@ def ensure_bridge(host: nl.Socket, name: str, node: Node, undo: Undo) -> int:
             raise CniError(TRY_AGAIN_LATER, f"bridge {name} vanished while a pod was attached")
         index = bridge.index
         if made:
+            # Whatever conf.default says to new links; and no pod behind it is a router.
+            for switch in ("disable_ipv6", "accept_ra"):
+                sysctl.put(sysctl.conf(name, switch), "0")
             # To ask for a pod's MAC on behalf of a remote sender the kernel needs a link-local
             # address that is not tentative; the one it would make itself is, for a second.
             host.request(
