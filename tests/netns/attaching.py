@@ -3,13 +3,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal
+from itertools import count
+from typing import Any, Literal, TypeVar
 
 import pytest
 
-from mycelium_ctl.lab import Node, PluginCall, Pod
+from mycelium_ctl.lab import Lab, Node, PluginCall, Pod
 
+T = TypeVar("T")
 Mode = Literal["routed", "bridge"]
 MODES: tuple[Mode, ...] = ("routed", "bridge")
 both_modes = pytest.mark.parametrize("mode", MODES)
@@ -58,6 +62,11 @@ class Attached:
         return mac
 
     @property
+    def gateway(self) -> str:
+        text: str = self.result["ips"][-1]["gateway"]
+        return text
+
+    @property
     def host_link(self) -> str:
         name: str = self.result["interfaces"][self.place - 1]["name"]
         return name
@@ -104,3 +113,35 @@ def refused(call: PluginCall, *codes: int, says: str = "") -> dict[str, Any]:
 def silent(call: PluginCall) -> None:
     """What a call that has nothing to say must do."""
     assert (call.code, call.stdout) == (0, ""), call
+
+
+class Homes:
+    """Two connected nodes for each mode, made when they are first asked for."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self._command = command
+        self._labs: dict[str, Lab] = {}
+        self._numbers = count(1)
+
+    def pair(self, mode: str) -> tuple[Node, Node]:
+        """The two nodes of this mode."""
+        if mode not in self._labs:
+            self._labs[mode] = Lab(self._command)
+            left, right = (self._labs[mode].node(name) for name in ("left", "right"))
+            self._labs[mode].connect(left, right)
+        left, right = self._labs[mode].nodes
+        return left, right
+
+    def fresh(self, node: Node, number: int = 1) -> list[Pod]:
+        """New pods, with names that no other has."""
+        return [node.pod(f"p{next(self._numbers)}") for _ in range(number)]
+
+    def close(self) -> None:
+        for lab in self._labs.values():
+            lab.close()
+
+
+def at_once(calls: Sequence[Callable[[], T]]) -> list[T]:
+    """What each of these returns, all of them running at the same time."""
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return [future.result() for future in [pool.submit(call) for call in calls]]

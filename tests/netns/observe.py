@@ -16,7 +16,7 @@ Picture = dict[str, Any]
 # What the kernel counts or ages by itself.
 _MOVING = {
     *("valid_life_time", "preferred_life_time", "expires", "age", "used", "handle", "tentative"),
-    *("qdisc", "operstate", "num_tx_queues", "num_rx_queues", "ifindex", "link_index"),
+    *("qdisc", "operstate", "num_tx_queues", "num_rx_queues", "ifindex", "link_index", "flags"),
 }
 _LINK = (
     *("ifname", "mtu", "group", "address", "ifalias", "altnames", "master", "link_netnsid"),

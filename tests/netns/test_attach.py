@@ -1,0 +1,637 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the kernel has after ADD and after DEL, and what a pod can do with it, in both modes."""
+
+from __future__ import annotations
+
+import ipaddress
+import time
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+from attaching import (
+    BRIDGE,
+    OVERLAY,
+    PROTOCOL,
+    Attached,
+    Homes,
+    Mode,
+    at_once,
+    attach,
+    both_modes,
+    network,
+    refused,
+    silent,
+)
+from observe import difference, picture, set_sysctl, sysctl
+
+from mycelium_ctl.lab import Lab, Namespace, Node, Pod, await_fact
+
+ROUNDS = 20  # of first packets
+CROWD = 50  # at once
+REPEATS = 200  # of DEL and ADD at once
+
+
+@pytest.fixture(scope="module")
+def homes(command: list[str]) -> Iterator[Homes]:
+    homes = Homes(command)
+    yield homes
+    homes.close()
+
+
+@pytest.fixture
+def node(homes: Homes, mode: Mode) -> Node:
+    """A node that other tests of the mode use as well."""
+    return homes.pair(mode)[0]
+
+
+@pytest.fixture
+def pod(homes: Homes, node: Node) -> Pod:
+    (pod,) = homes.fresh(node)
+    return pod
+
+
+def link(space: Namespace, name: str) -> dict[str, Any]:
+    found = space.link(name)
+    assert found is not None, f"no link {name}"
+    return found
+
+
+def routes(space: Namespace, *filters: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = space.ip("-6", "route", "show", *filters)
+    return found
+
+
+def subnet_of(node: Node) -> ipaddress.IPv6Network:
+    return ipaddress.IPv6Network(f"{node.overlay_address}/64", strict=False)
+
+
+# What is there
+
+
+@both_modes
+def test_both_links_are_what_the_result_says(node: Node, pod: Pod, mode: Mode) -> None:
+    attached = attach(node, pod, network(mode), args="K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-0")
+    host_side, pod_side = attached.result["interfaces"]
+    assert pod_side["name"] == "eth0"
+    assert pod_side["sandbox"] == pod.path
+    host_link, pod_link = link(node, host_side["name"]), link(pod, "eth0")
+    for told, shown in ((host_side, host_link), (pod_side, pod_link)):
+        assert told["mac"] == shown["address"]
+        assert told["mtu"] == shown["mtu"] == link(node, "mycelium")["mtu"]
+        assert shown["operstate"] == "UP"
+        assert shown["linkinfo"]["info_kind"] == "veth"
+    assert host_link["ifindex"] == pod_link["link_index"]
+    assert host_link["link_index"] == pod_link["ifindex"]
+    assert host_link.get("master") == (BRIDGE if mode == "bridge" else None)
+    attached.delete()
+
+
+@both_modes
+def test_the_host_link_says_whose_it_is(homes: Homes, node: Node, mode: Mode) -> None:
+    one, two, other = homes.fresh(node, 3)
+    named = "K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-0"
+    first = attach(node, one, network(mode), args=named)
+    second = attach(node, two, network(mode))
+    elsewhere = attach(node, other, network(mode, name="elsewhere"))
+    shown = [link(node, a.host_link) for a in (first, second, elsewhere)]
+    assert shown[0]["altnames"] == [first.address]
+    assert shown[0]["group"] == shown[1]["group"]
+    assert shown[0]["group"] not in ("default", shown[2]["group"])
+    for word in ("shop/web-0", first.address, one.container_id, "overlay", "eth0"):
+        assert word in shown[0]["ifalias"]
+    (found,) = node.ip("link", "show", "dev", first.address)
+    assert found["ifname"] == first.host_link
+    for attached in (first, second, elsewhere):
+        attached.delete()
+
+
+@both_modes
+def test_the_pod_has_one_address_that_was_never_tentative(node: Node, pod: Pod, mode: Mode) -> None:
+    attached = attach(node, pod, network(mode))
+    (entry,) = link(pod, "eth0")["addr_info"]
+    assert (entry["local"], entry["scope"]) == (attached.address, "global")
+    assert entry["prefixlen"] == (64 if mode == "bridge" else 128)
+    address = ipaddress.IPv6Address(entry["local"])
+    assert address in subnet_of(node)
+    assert address.packed[8:10] == b"\xff\x0f"
+    attached.delete()
+
+
+@both_modes
+def test_no_address_is_tentative_when_add_returns(command: list[str], mode: Mode) -> None:
+    """On a node where everything is new: also not those of the bridge, of lo, of the host link."""
+    with Lab(command) as lab:
+        node = lab.node("a")
+        lab.connect(node)
+        before = {entry["ifname"] for entry in node.ip("link")} - {"lo"}
+        attached = attach(node, "pod", network(mode))
+        spaces = (node, attached.pod)
+        shown = [entry for space in spaces for entry in space.ip("addr") if entry]
+    new = [entry for entry in shown if entry["ifname"] not in before]
+    assert len(new) > 3
+    for entry in new:
+        for address in entry["addr_info"]:
+            assert not address.keys() & {"tentative", "dadfailed"}, entry
+
+
+@both_modes
+def test_the_pod_routes_the_overlay_and_nothing_else(node: Node, pod: Pod, mode: Mode) -> None:
+    attached = attach(node, pod, network(mode))
+    ours = [r for r in routes(pod) if r["protocol"] == PROTOCOL]
+    expected = {OVERLAY} if mode == "routed" else {OVERLAY, str(node.overlay_address)}
+    assert {route["dst"] for route in ours} == expected
+    for route in ours:
+        assert (route["gateway"], route["dev"]) == (attached.gateway, "eth0")
+    gateway = "fe80::1" if mode == "routed" else str(subnet_of(node)[1])
+    assert attached.gateway == gateway
+    assert routes(pod, "default") == []
+    told = {route["dst"] for route in attached.result["routes"]}
+    assert told == {OVERLAY} | ({f"{node.overlay_address}/128"} if mode == "bridge" else set())
+    attached.delete()
+
+
+@pytest.mark.parametrize("mode", ["routed"])
+def test_the_node_routes_to_the_pod_and_knows_its_neighbour(node: Node, pod: Pod) -> None:
+    attached = attach(node, pod, network("routed"))
+    (route,) = routes(node, attached.address)
+    assert route["dev"] == attached.host_link
+    assert route["prefsrc"] == node.overlay_address
+    (there,) = node.ip("-6", "neigh", "show", "to", attached.address)
+    assert (there["lladdr"], there["dev"]) == (attached.pod_mac, attached.host_link)
+    (back,) = pod.ip("-6", "neigh", "show")
+    assert (back["dst"], back["state"]) == ("fe80::1", ["PERMANENT"])
+    assert back["lladdr"] == link(node, attached.host_link)["address"]
+    attached.delete()
+
+
+@pytest.mark.parametrize("mode", ["bridge"])
+def test_the_bridge_carries_the_gateway(node: Node, pod: Pod) -> None:
+    attached = attach(node, pod, network("bridge"))
+    bridge = link(node, BRIDGE)
+    carried = {entry["local"]: entry["prefixlen"] for entry in bridge["addr_info"]}
+    assert carried[attached.gateway] == 64
+    assert bridge["operstate"] == "UP"
+    attached.delete()
+
+
+@both_modes
+def test_the_mtu_of_both_ends_is_the_interfaces(command: list[str], mode: Mode) -> None:
+    with Lab(command) as lab:
+        node = lab.node("a")
+        lab.connect(node)
+        node.configure("link set mycelium mtu 1320")
+        attached = attach(node, "pod", network(mode))
+        assert link(attached.pod, "eth0")["mtu"] == 1320
+        assert link(node, attached.host_link)["mtu"] == 1320
+
+
+@both_modes
+def test_the_mtu_of_both_ends_can_be_set(node: Node, pod: Pod, mode: Mode) -> None:
+    attached = attach(node, pod, network(mode, mtu=1280))
+    assert link(pod, "eth0")["mtu"] == link(node, attached.host_link)["mtu"] == 1280
+    attached.delete()
+
+
+@both_modes
+def test_routes_have_the_words_of_the_configuration(node: Node, pod: Pod, mode: Mode) -> None:
+    wanted = [
+        {"dst": "400::/8", "mtu": 1380, "advmss": 1200, "priority": 50},
+        {"dst": "500::/8", "table": 1000},
+        {"dst": "2001:db8:5::/48"},
+    ]
+    attached = attach(node, pod, network(mode, routes=wanted, defaultRoute=True))
+    (eight,) = routes(pod, "400::/8")
+    assert eight["metric"] == 50
+    assert eight["metrics"] == [{"mtu": 1380, "advmss": 1200}]
+    (other,) = routes(pod, "table", "1000")
+    assert (other["dst"], other["gateway"]) == ("500::/8", attached.gateway)
+    for destination in ("2001:db8:5::/48", "default"):
+        (route,) = routes(pod, destination)
+        assert (route["gateway"], route["dev"]) == (attached.gateway, "eth0")
+    assert routes(pod, OVERLAY) == []
+    attached.delete()
+
+
+@both_modes
+@pytest.mark.parametrize("name", ["net1", "a.b-c_d@15bytes", "é"])
+def test_the_pod_link_is_named_as_the_runtime_says(
+    node: Node, pod: Pod, mode: Mode, name: str
+) -> None:
+    attached = attach(node, pod, network(mode), ifname=name)
+    assert attached.pod_link == name
+    assert node.ping(attached.address) is not None
+    silent(attached.check())
+    attached.delete()
+
+
+@both_modes
+@pytest.mark.parametrize("chosen", [{}, {"interfaceName": "overlay7"}], ids=["default", "chosen"])
+def test_a_pod_that_has_an_interface_gains_another(
+    node: Node, pod: Pod, mode: Mode, chosen: dict[str, str]
+) -> None:
+    name = chosen.get("interfaceName", "mycelium0")
+    pod.configure("link add eth0 type veth peer name other", "link set eth0 up")
+    before = link(pod, "eth0")
+    made = {"cniVersion": "1.1.0", "interfaces": [{"name": "eth0", "sandbox": pod.path}]}
+    attached = attach(node, pod, network(mode, prevResult=made, **chosen))
+    assert attached.pod_link == name
+    assert link(pod, "eth0") == before
+    assert node.ping(attached.address) is not None
+    silent(attached.check())
+    silent(attached.delete())
+    assert pod.link(name) is None
+    assert link(pod, "eth0") == before
+
+
+@both_modes
+@pytest.mark.parametrize("scope", ["all", "default"])
+def test_a_namespace_without_ipv6_gets_it(node: Node, pod: Pod, mode: Mode, scope: str) -> None:
+    for where in {scope, "default", "lo"}:
+        set_sysctl(pod, f"ipv6/conf/{where}/disable_ipv6", "1")
+    attached = attach(node, pod, network(mode))
+    assert node.ping(attached.address) is not None
+    assert pod.ping("::1") is not None
+    assert sysctl(pod, "ipv6/conf/default/disable_ipv6") == "1"
+    attached.delete()
+
+
+TRAPS = {
+    "disable_ipv6": "1",
+    "accept_ra": "2",
+    "autoconf": "1",
+    "accept_dad": "2",
+    "dad_transmits": "5",
+    "addr_gen_mode": "3",
+    "use_tempaddr": "2",
+    "forwarding": "0",
+    "proxy_ndp": "0",
+    "mtu": "1280",
+    "keep_addr_on_down": "-1",
+    "drop_unsolicited_na": "1",
+    "ignore_routes_with_linkdown": "1",
+    "seg6_enabled": "0",
+}
+
+
+@both_modes
+@pytest.mark.parametrize("where", ["node", "pod"])
+def test_defaults_for_new_links_do_not_matter(command: list[str], mode: Mode, where: str) -> None:
+    with Lab(command) as lab:
+        node = lab.node("a")
+        lab.connect(node)
+        pod = node.pod("pod")
+        for name, value in TRAPS.items():
+            set_sysctl(node if where == "node" else pod, f"ipv6/conf/default/{name}", value)
+        attached = attach(node, pod, network(mode))
+        assert node.ping(attached.address) is not None
+        assert pod.ping(str(node.overlay_address)) is not None
+        (entry,) = link(pod, "eth0")["addr_info"]
+        assert entry["local"] == attached.address
+        if mode == "routed":
+            assert sysctl(node, f"ipv6/conf/{attached.host_link}/accept_ra") == "0"
+        silent(attached.check())
+
+
+SEEDS = {
+    "grid": {"cniVersion": "0.4.0", "name": "mycelium", "type": "mycelium-cni"},
+    "multus": {"cniVersion": "0.1.0", "name": "mycelium-cni-network", "type": "mycelium-cni"},
+    "host-daemon": {
+        "cniVersion": "1.0.0",
+        "name": "mycelium-network",
+        "type": "mycelium-cni",
+        "myceliumInterface": "mycelium",
+    },
+}
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_configurations_of_the_seeds_work_unchanged(pair: tuple[Node, Node], seed: str) -> None:
+    here, there = pair
+    pods = [node.pod("pod") for node in pair]
+    results = [
+        node.plugin("ADD", SEEDS[seed], p).succeeded() for node, p in zip(pair, pods, strict=True)
+    ]
+    told = [r["ip6"]["ip"] if "ip6" in r else r["ips"][0]["address"] for r in results]
+    addresses = [text.partition("/")[0] for text in told]
+    assert here.ping(addresses[0]) is not None
+    assert pods[0].ping(addresses[1]) is not None
+    assert pods[1].ping(addresses[0]) is not None
+    assert pods[1].ping(str(here.overlay_address)) is not None
+    for node, p in zip(pair, pods, strict=True):
+        silent(node.plugin("DEL", SEEDS[seed], p))
+    assert there.link("mycelium") is not None
+
+
+# At once usable
+
+
+@both_modes
+def test_the_first_packet_is_answered_each_way(homes: Homes, mode: Mode) -> None:
+    left, right = homes.pair(mode)
+    conf = network(mode)
+    lost: list[str] = []
+
+    def first(way: str, source: Namespace, address: str | None) -> None:
+        if source.ping(str(address)) is None:
+            lost.append(way)
+
+    for _ in range(ROUNDS):
+        a, b, c, d, e = (attach(left, pod, conf) for pod in homes.fresh(left, 5))
+        first("node to pod", left, a.address)
+        first("pod to node", b.pod, left.overlay_address)
+        first("pod to pod", c.pod, d.address)
+        (f,) = (attach(right, pod, conf) for pod in homes.fresh(right))
+        first("pod to pod elsewhere", f.pod, e.address)
+        g, h = attach(right, homes.fresh(right)[0], conf), attach(left, homes.fresh(left)[0], conf)
+        first("pod to pod elsewhere, back", h.pod, g.address)
+        for attached in (a, b, c, d, e, f, g, h):
+            silent(attached.delete())
+            attached.pod.remove()
+    assert lost == []
+
+
+# Addresses
+
+
+@both_modes
+def test_a_pod_keeps_its_stable_address(homes: Homes, node: Node, mode: Mode) -> None:
+    conf = network(mode, addressing="stable")
+    first, second, third = homes.fresh(node, 3)
+    web = "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-0"
+    attached = attach(node, first, conf, args=web)
+    other = attach(node, second, conf, args=web.replace("web-0", "web-1"))
+    assert other.address != attached.address
+    taken = node.plugin("ADD", conf, third, args=web)
+    refused(taken, 101, says=first.container_id)
+    silent(attached.delete())
+    again = attach(node, third, conf, args=web)
+    assert again.address == attached.address
+    assert node.ping(again.address) is not None
+    silent(again.delete())
+    silent(other.delete())
+
+
+@both_modes
+def test_a_requested_address_and_mac_are_the_pods(node: Node, pod: Pod, mode: Mode) -> None:
+    wanted = str(subnet_of(node)[0xFFFF_0000_0000_0007])
+    attached = attach(node, pod, network(mode), args=f"IP={wanted};MAC=c2:00:00:00:00:07")
+    shown = link(pod, "eth0")
+    assert [entry["local"] for entry in shown["addr_info"]] == [wanted]
+    assert shown["address"] == "c2:00:00:00:00:07"
+    assert node.ping(wanted) is not None
+    attached.delete()
+
+
+@both_modes
+@pytest.mark.parametrize("whose", ["node", "first", "zero"])
+def test_addresses_that_are_not_for_pods_are_refused(
+    node: Node, pod: Pod, mode: Mode, whose: str
+) -> None:
+    subnet = subnet_of(node)
+    address = {"node": node.overlay_address, "first": subnet[1], "zero": subnet[0]}[whose]
+    before = picture(node, pod)
+    refused(node.plugin("ADD", network(mode), pod, args=f"IP={address}"), 101, says=str(address))
+    assert difference(before, picture(node, pod)) == []
+
+
+@both_modes
+def test_of_many_that_want_one_address_exactly_one_gets_it(command: list[str], mode: Mode) -> None:
+    """On a node that nobody has prepared: they also compete in making the bridge."""
+    with Lab(command) as lab:
+        node = lab.node("a")
+        lab.connect(node)
+        wanted = str(subnet_of(node)[0xFF0F << 48 | 7])
+        pods = [node.pod(f"p{number}") for number in range(CROWD)]
+
+        def add(pod: Pod) -> Any:
+            name = f"K8S_POD_NAMESPACE=shop;K8S_POD_NAME={pod.pod_name}"
+            return node.plugin("ADD", network(mode), pod, args=f"{name};IP={wanted}")
+
+        outcomes = at_once([partial(add, pod) for pod in pods])
+        winners = [pod for pod, call in zip(pods, outcomes, strict=True) if call.code == 0]
+        assert len(winners) == 1
+        for call in outcomes:
+            if call.code != 0:
+                refused(call, 101, says=f"shop/{winners[0].pod_name}")
+                refused(call, 101, says=winners[0].container_id)
+        assert node.ping(wanted) is not None
+        assert winners[0].ping(str(node.overlay_address)) is not None
+        ours = [entry for entry in node.ip("link") if wanted in entry.get("altnames", [])]
+        assert len(ours) == 1
+        for pod in pods:
+            assert (pod.link("eth0") is not None) == (pod in winners)
+
+
+@both_modes
+def test_many_at_once_all_work_and_leave_nothing(command: list[str], mode: Mode) -> None:
+    with Lab(command) as lab:
+        node = lab.node("a")
+        lab.connect(node)
+        conf = network(mode)
+        attach(node, "first", conf)
+        node.ip("addr", "flush", "dev", "under0", "scope", "link")
+        pods = [node.pod(f"p{number}") for number in range(CROWD)]
+        before = picture(node, *pods)
+        made = at_once([partial(attach, node, pod, conf) for pod in pods])
+        assert len({attached.address for attached in made}) == CROWD
+        assert len({attached.host_link for attached in made}) == CROWD
+        assert [a.pod.pod_name for a in made if node.ping(a.address) is None] == []
+        for call in at_once([attached.delete for attached in made]):
+            silent(call)
+        assert difference(before, picture(node, *pods)) == []
+
+
+# More than one, and again
+
+
+@both_modes
+def test_a_container_may_have_two_interfaces(node: Node, pod: Pod, mode: Mode) -> None:
+    """Without a word about routes in the configuration: those of the first stay in force."""
+    one = attach(node, pod, network(mode), ifname="eth0")
+    before = [route for route in routes(pod) if route["dev"] == "eth0"]
+    two = attach(node, pod, network(mode), ifname="net1")
+    assert one.address != two.address
+    assert one.host_link != two.host_link
+    assert [route for route in routes(pod) if route["dev"] == "eth0"] == before
+    assert pod.ip("-6", "route", "get", "400::1")[0]["dev"] == "eth0"
+    assert node.ping(one.address) is not None
+    for attached in (one, two):
+        silent(attached.check())
+    silent(two.delete())
+    silent(one.check())
+    assert pod.link("net1") is None
+    assert node.ping(one.address) is not None
+    silent(one.delete())
+
+
+@both_modes
+def test_a_second_add_is_refused_and_the_first_stays(node: Node, pod: Pod, mode: Mode) -> None:
+    attached = attach(node, pod, network(mode))
+    before = picture(node, pod)
+    refused(node.plugin("ADD", network(mode), pod), 102, says=attached.host_link)
+    assert difference(before, picture(node, pod)) == []
+    silent(attached.check())
+    assert node.ping(attached.address) is not None
+    silent(attached.delete())
+
+
+@both_modes
+@pytest.mark.parametrize("netns", ["alive", "empty", "missing", "plain file", "the node's own"])
+def test_del_leaves_nothing_and_may_be_repeated(
+    homes: Homes, node: Node, mode: Mode, netns: str
+) -> None:
+    attach(node, homes.fresh(node)[0], network(mode))  # the node is prepared
+    (pod,) = homes.fresh(node)
+    plain = node.lab.directory / "plain"
+    plain.touch()
+    before = picture(node, pod)
+    attach(node, pod, network(mode))
+    path = {
+        "alive": pod.path,
+        "empty": "",
+        "missing": "/run/netns/nowhere",
+        "plain file": str(plain),
+        "the node's own": node.path,
+    }[netns]
+    for _ in range(2):
+        silent(node.plugin("DEL", network(mode), pod, CNI_NETNS=path))
+        assert difference(before, picture(node, pod)) == []
+
+
+@both_modes
+def test_del_finds_an_attachment_whose_namespace_is_unmounted_but_alive(
+    homes: Homes, node: Node, mode: Mode
+) -> None:
+    (pod,) = homes.fresh(node)
+    attached = attach(node, pod, network(mode))
+    keeper = pod.start(["sh", "-c", "echo inside; exec sleep 1000"])
+    await_fact(keeper.output, "a process in the pod")
+    pod.remove()
+    silent(attached.delete())
+    assert node.link(attached.host_link) is None
+    assert keeper.running
+    keeper.stop()
+
+
+@both_modes
+def test_a_pod_that_ends_without_del_takes_everything_with_it(
+    homes: Homes, node: Node, mode: Mode
+) -> None:
+    (pod,) = homes.fresh(node)
+    before = picture(node)["left"]
+    attached = attach(node, pod, network(mode))
+    pod.remove()
+    await_fact(lambda: node.link(attached.host_link) is None, "the kernel's tidying")
+    after = picture(node)["left"]
+    kept = {key: [before[key], after[key]] for key in before if before[key] != after[key]}
+    assert kept.keys() <= {"nft"}, kept  # bridge mode: an entry for a link that is no more
+    silent(attached.delete())
+    (heir,) = homes.fresh(node)
+    again = attach(node, heir, network(mode), args=f"IP={attached.address}")
+    assert node.ping(again.address) is not None
+    silent(again.delete())
+
+
+@both_modes
+def test_add_works_at_once_after_del(node: Node, pod: Pod, mode: Mode) -> None:
+    """With the same names and address in the same namespace, over and over."""
+    conf = network(mode)
+    attached = attach(node, pod, conf)
+    slowest = 0.0
+    for _ in range(REPEATS):
+        silent(attached.delete())
+        began = time.perf_counter()
+        attached = attach(node, pod, conf, args=f"IP={attached.address}")
+        slowest = max(slowest, time.perf_counter() - began)
+    assert node.ping(attached.address) is not None
+    assert slowest < 1
+    silent(attached.delete())
+
+
+# Later
+
+
+def assert_talk(attached: Attached, *, within_s: float = 5) -> None:
+    """Node and pod answer each other, soon."""
+    node, pod = attached.node, attached.pod
+    for source, address in ((node, attached.address), (pod, str(node.overlay_address))):
+        what = f"an answer of {address} to {source.name}"
+        await_fact(partial(_answered, source, address), what, within_s=within_s)
+
+
+def _answered(source: Namespace, address: str) -> bool:
+    return source.ping(address, wait_s=0.5) is not None
+
+
+@pytest.mark.parametrize("mode", ["routed"])
+def test_a_pod_whose_mac_is_changed_later_stays_reachable(
+    homes: Homes, node: Node, pod: Pod, mode: Mode
+) -> None:
+    """As the reference plugin `tuning` does it. On a bridge the MAC is part of what a pod may send,
+    and there the capability `mac` is the way to choose one."""
+    attached = attach(node, pod, network(mode))
+    assert_talk(attached)
+    pod.configure("link set eth0 address c2:00:00:00:00:09")
+    assert_talk(attached)
+    far = homes.pair(mode)[1]
+    await_fact(lambda: far.ping(attached.address) is not None, "an answer to the other node")
+    attached.delete()
+
+
+@both_modes
+def test_a_pod_that_lost_its_neighbours_finds_them_again(node: Node, pod: Pod, mode: Mode) -> None:
+    attached = attach(node, pod, network(mode))
+    assert_talk(attached)
+    for entry in pod.ip("-6", "neigh", "show", "nud", "all"):
+        pod.configure(f"neigh del {entry['dst']} dev {entry['dev']}")
+    assert_talk(attached)
+    attached.delete()
+
+
+@both_modes
+def test_a_node_that_lost_its_neighbours_finds_them_again(node: Node, pod: Pod, mode: Mode) -> None:
+    attached = attach(node, pod, network(mode))
+    assert_talk(attached)
+    device = BRIDGE if mode == "bridge" else attached.host_link
+    node.run(["ip", "-6", "neigh", "flush", "dev", device, "nud", "all"])
+    assert_talk(attached)
+    attached.delete()
+
+
+@both_modes
+def test_a_pod_in_use_is_reachable_after_its_neighbour_entry_has_aged(
+    homes: Homes, node: Node, pod: Pod, mode: Mode
+) -> None:
+    """From the overlay, so that nothing on the node confirms the entry. The kernel would let it age
+    for half a minute and then check it; here both take milliseconds."""
+    far = homes.pair(mode)[1]
+    attached = attach(node, pod, network(mode))
+    device = BRIDGE if mode == "bridge" else attached.host_link
+    assert far.ping(attached.address) is not None
+    times = {"base_reachable_time_ms": "50", "delay_first_probe_time": "0", "retrans_time_ms": "20"}
+    for name, value in times.items():
+        set_sysctl(node, f"ipv6/neigh/{device}/{name}", value)
+    (entry,) = node.ip("-6", "neigh", "show", "to", attached.address)
+    if "PERMANENT" not in entry["state"]:
+        state = "extern_learn" if "extern_learn" in entry else ""
+        line = f"{attached.address} lladdr {entry['lladdr']} dev {device} nud stale {state}"
+        node.configure(f"neigh replace {line}")
+    for _ in range(20):
+        assert far.ping(attached.address) is not None
+    attached.delete()
+
+
+@both_modes
+def test_a_pod_whose_link_was_down_for_a_moment_stays_reachable(
+    node: Node, pod: Pod, mode: Mode
+) -> None:
+    """The kernel drops a link's routes when it goes down, whoever made them: the pod must make its
+    own again, but nothing is missing on the node."""
+    attached = attach(node, pod, network(mode))
+    lost = [r["dst"] for r in routes(pod) if r["protocol"] == PROTOCOL]
+    again = [f"route add {dst} via {attached.gateway} dev eth0" for dst in lost]
+    pod.configure("link set eth0 down", "link set eth0 up", *again)
+    assert_talk(attached)
+    attached.delete()
