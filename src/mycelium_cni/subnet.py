@@ -8,7 +8,7 @@ has changed its identity, and pods given addresses from the old subnet would be 
 from __future__ import annotations
 
 from errno import ENODEV, ENOENT
-from posix import O_CLOEXEC, O_RDONLY, close, open, read
+from posix import O_CLOEXEC, O_RDONLY, close, open, read, stat
 
 from mycelium_cni import netlink as nl
 from mycelium_cni.attachment import format_address, on_mycelium
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mycelium_cni.config import Config
 
 _MYCELIUM_PREFIXLEN = 7
+_FIRST_PERSON, _FIRST_DYNAMIC = 1000, 61184  # user IDs: people's, systemd's DynamicUser
 
 
 class Link:
@@ -168,6 +169,19 @@ def _subnet(address: bytes) -> str:
     return format_address(address[:8] + bytes(8)) + "/64"
 
 
+def key_exposure(path: str) -> str:
+    """Who but root and the daemon can get at the key file, in words; '' for nobody. The daemon
+    makes it with mode 0640. Raises OSError."""
+    status = stat(path)
+    if status.st_mode & 0o022:
+        return f"others than its owner may write it (mode {status.st_mode & 0o7777:04o})"
+    if status.st_mode & 0o004:
+        return f"everybody may read it (mode {status.st_mode & 0o7777:04o})"
+    if status.st_uid >= _FIRST_PERSON and status.st_uid < _FIRST_DYNAMIC:
+        return f"it belongs to user {status.st_uid}"
+    return ""
+
+
 def read_key(path: str) -> bytes | None:
     """The private key in the daemon's key file, or None where there is no such file. It is a
     secret: callers compute from it what is public, and forget it.
@@ -182,8 +196,13 @@ def read_key(path: str) -> bytes | None:
         raise CniError(
             NODE_MISCONFIGURED, f"cannot read netseed {path}: {error.strerror}"
         ) from None
-    from mycelium_cni import identity  # noqa: PLC0415 - where there is a key
+    from resource import RLIMIT_CORE, setrlimit  # noqa: PLC0415 - where there is a key
 
+    from mycelium_cni import identity  # noqa: PLC0415
+
+    # From here on the process leaves no core file: 1 is less than any, and switches off handlers
+    # too, for which 0 means "no limit" (fs/coredump.c).
+    setrlimit(RLIMIT_CORE, (1, 1))
     try:
         # The daemon reads 32 bytes and ignores what follows (mycelium, load_key_file).
         private = read(fd, identity.KEY_SIZE)

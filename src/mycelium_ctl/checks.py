@@ -185,6 +185,12 @@ def identity(state: State) -> Finding:
             )
     if not Path(config.netseed).exists():
         return ok(f"bridge and interface agree; there is no {config.netseed}")
+    if exposed := subnet.key_exposure(config.netseed):
+        return Finding(
+            "warn",
+            f"{config.netseed} is the node's secret, and {exposed}",
+            f"chmod 0600 {config.netseed}; chown root {config.netseed}",
+        )
     return ok(f"key, bridge and interface are of {nodestate.show_subnet(state.address[:8])}")
 
 

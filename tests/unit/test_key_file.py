@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The key file: who may get at it, and what becomes of the key."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mycelium_cni import subnet
+
+
+@pytest.mark.parametrize(
+    ("mode", "owner", "words"),
+    [
+        (0o600, 0, ""),
+        (0o640, 0, ""),
+        (0o400, 61999, ""),
+        (0o644, 0, "everybody may read it (mode 0644)"),
+        (0o660, 0, "others than its owner may write it (mode 0660)"),
+        (0o602, 0, "others than its owner may write it (mode 0602)"),
+        (0o600, 1000, "it belongs to user 1000"),
+    ],
+)
+def test_who_can_get_at_it(tmp_path: Path, mode: int, owner: int, words: str) -> None:
+    key = tmp_path / "key"
+    key.write_bytes(bytes(32))
+    os.chown(key, owner, 0)
+    key.chmod(mode)
+    assert subnet.key_exposure(str(key)) == words
+
+
+def test_a_process_that_has_read_it_leaves_no_core(tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_bytes(b"\1" * 32)
+    script = (
+        "import resource, sys; from mycelium_cni import subnet;"
+        "resource.setrlimit(resource.RLIMIT_CORE, (-1, -1));"
+        "assert subnet.read_key(sys.argv[1]);"
+        "print(resource.getrlimit(resource.RLIMIT_CORE))"
+    )
+    argv = [sys.executable, "-c", script, str(key)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    assert done.stdout == "(1, 1)\n"
