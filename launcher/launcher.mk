@@ -9,7 +9,7 @@ EMBEDDED := $(wildcard launcher/*.c launcher/*.py launcher/*.txt) LICENSE \
 	$(shell find src -type f -not -name '*.pyc')
 EMULATED_arm64 := /usr/bin/qemu-aarch64-static
 
-.PHONY: dist dist-check build install release test-dist test-arm64
+.PHONY: dist dist-check build install release test-dist test-arm64 budget
 
 dist: $(EXECUTABLE) ## build the static executable (ARCH=arm64: for arm64)
 
@@ -36,6 +36,9 @@ test: test-dist
 
 test-dist: venv test-packages dist/mycelium-cni-linux-amd64 ## the executable itself, its budget
 	$(PYTEST) tests/dist tests/fence
+
+budget: venv test-packages dist/mycelium-cni-linux-amd64 ## record what a call costs now
+	MYCELIUM_CNI_RECORD_BUDGET=1 $(VENV)/bin/pytest -q tests/fence/test_budget.py
 
 test-arm64: venv test-packages dist/mycelium-cni-linux-arm64 ## protocol tests under qemu
 	MYCELIUM_CNI_COMMAND='$(EMULATED_arm64) $(CURDIR)/dist/mycelium-cni-linux-arm64' \

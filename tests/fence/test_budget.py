@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a call of the static executable may cost: instructions, and modules loaded.
+
+Milliseconds depend on the machine and its mood, instructions hardly: the executable uses the same
+string functions on every amd64. The budget is what the last deliberate change cost; a call may cost
+a little more, for the hash seed and the kernel's answers vary. `make budget` records a new one, and
+its diff says in review what a change costs every pod.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from protocol.hosts import NODE, Host
+
+ROOT = Path(__file__).resolve().parents[2]
+UNSTRIPPED = ROOT / "build/launcher/objects-amd64/mycelium-cni"
+BUDGET = Path(__file__).with_name("budget.json")
+TOLERANCE = 1.03
+CONF = json.dumps({"cniVersion": "1.1.0", "name": "overlay", "type": "mycelium-cni"})
+
+
+class Cost(NamedTuple):
+    """What one call took."""
+
+    instructions: int
+    modules: list[str]
+
+
+@pytest.fixture
+def host() -> Iterator[Host]:
+    """A node of this test's own, so that the kernel's answers have the same length every time."""
+    host = Host()
+    host.give_tun("mycelium", f"{NODE}/7")
+    yield host
+    host.stop()
+
+
+def call(host: Host, verb: str, folder: Path) -> Cost:
+    """Call the plugin under callgrind, on that node and for a new pod of it."""
+    if not UNSTRIPPED.is_file():
+        pytest.fail(f"{UNSTRIPPED} is not there: make dist")
+    pod = host.pod()
+    profile = folder / "callgrind.out"
+    valgrind = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={profile}"]
+    done = subprocess.run(
+        host.argv(*valgrind, str(UNSTRIPPED)),
+        env={
+            "PATH": os.environ["PATH"],
+            "CNI_COMMAND": verb,
+            "CNI_CONTAINERID": pod.container,
+            "CNI_NETNS": pod.path,
+            "CNI_IFNAME": "eth0",
+        },
+        input=CONF,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    pod.remove()
+    assert done.returncode == 0, done.stdout + done.stderr
+    text = profile.read_text()
+    total = re.findall(r"(?m)^summary: (\d+)$", text)[0]
+    functions = set(re.findall(r"(?m)^c?fn=\(\d+\) (\w+)", text))
+    # What starts a module written in C, and what returns the code of one written in Python.
+    starts = [re.fullmatch(r"PyInit_(\w+?)(?:_with_backports)?", name) for name in functions]
+    codes = [re.fullmatch(r"get_(mycelium_cni\w*)", name) for name in functions]
+    return Cost(int(total), sorted({found[1] for found in [*starts, *codes] if found}))
+
+
+@pytest.mark.parametrize("verb", ["VERSION", "ADD"])
+def test_a_call_stays_within_its_budget(host: Host, tmp_path: Path, verb: str) -> None:
+    cost = call(host, verb, tmp_path)
+    budget = json.loads(BUDGET.read_text()) if BUDGET.exists() else {}
+    if os.environ.get("MYCELIUM_CNI_RECORD_BUDGET"):
+        budget[verb] = cost._asdict()
+        BUDGET.write_text(json.dumps(budget, indent=2, sort_keys=True) + "\n")
+        return
+    more = sorted(set(cost.modules) - set(budget[verb]["modules"]))
+    assert not more, f"{verb} loads {', '.join(more)}; if every pod needs that: make budget"
+    allowed = budget[verb]["instructions"] * TOLERANCE
+    assert cost.instructions <= allowed, (
+        f"{verb} takes {cost.instructions:,} instructions,"
+        f" {cost.instructions / budget[verb]['instructions'] - 1:+.1%} of what it took;"
+        " if every pod needs that: make budget"
+    )
