@@ -5,6 +5,7 @@
     lab       an empty lab; everything made in it goes when the test ends
     node      a node of that lab with a connected overlay
     pair      two nodes of that lab, connected by the overlay
+    reference_plugins  a folder with cnitool and the reference plugins
     left_of   what is left of a lab, by its name
 
 A test that needs root or a TUN fails without it, with a line that says what is missing. It is
@@ -21,6 +22,7 @@ from pathlib import Path
 
 import pytest
 
+import tools
 from mycelium_ctl.lab import Lab, Node, find_daemon
 
 
@@ -80,3 +82,9 @@ def pair(lab: Lab) -> tuple[Node, Node]:
     left, right = lab.node("left"), lab.node("right")
     lab.connect(left, right)
     return left, right
+
+
+@pytest.fixture(scope="session")
+def reference_plugins() -> Path:
+    """A folder with cnitool and the CNI project's own plugins, of their current release."""
+    return tools.reference_plugins()
