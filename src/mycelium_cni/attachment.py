@@ -46,8 +46,9 @@ class Attachment:
         self.host_mac: Final = _local_mac(digest[6:12])
         self.pod_mac: Final = _local_mac(digest[12:18])
 
-    def alias(self, address: str, pod: str) -> str:
+    def alias(self, address: str, pod: str, table: int = 0) -> str:
         """Who the host link belongs to, for people and for `mycelium-cni list`: KEY=VALUE words.
+        `table` is the routing table that the pod has for this link alone, if it needs one.
 
         Pod and network name come from strangers: only visible ASCII gets through, and the alias
         never outgrows what the kernel takes. The container ID stands last, where cutting hurts
@@ -56,11 +57,21 @@ class Attachment:
         words = [ALIAS_PREFIX, f"address={address}", f"ifname={_visible(self.ifname, 15)}"]
         if pod:
             words.insert(1, f"pod={_visible(pod, 100)}")
+        if table:
+            words.append(f"table={table}")
         words += [f"network={_visible(self.network, 40)}", f"container={self.container}"]
         return " ".join(words)[: _IFALIASZ - 1]
 
     def __str__(self) -> str:
         return f"{self.ifname} of container {self.container} on network {self.network}"
+
+
+def table_of(alias: str) -> int:
+    """The table that an alias names, or 0."""
+    for word in alias.split(" "):
+        if word.startswith("table="):
+            return int(word[6:])
+    return 0
 
 
 def group(network: str) -> int:

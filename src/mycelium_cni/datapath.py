@@ -10,7 +10,7 @@ The two differ in data (`Wiring`), not in code.
 
 from __future__ import annotations
 
-from errno import EEXIST, ENODEV, EXFULL
+from errno import EEXIST, ENODEV, ENOENT, EXFULL
 from posix import (
     WNOHANG,
     _exit,
@@ -34,6 +34,7 @@ from mycelium_cni.attachment import (
     format_prefix,
     group,
     link_local,
+    table_of,
 )
 from mycelium_cni.config import Route
 from mycelium_cni.errors import (
@@ -46,7 +47,7 @@ from mycelium_cni.errors import (
 )
 from mycelium_cni.groundwork import LINK_LOCAL_GATEWAY, PROTOCOL
 from mycelium_cni.guard import Port, counterpart
-from mycelium_cni.netns import enter, inside, netns_of
+from mycelium_cni.netns import enter, inside, netns_of, open_netns
 from mycelium_cni.subnet import Link, Node, find_link
 
 TYPE_CHECKING = False
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 
 _SETTLE_TIMEOUT_S = 1.0
 _POD_METRIC = 1024  # the kernel's own for routes without one
+_SOURCE_TABLE = 77_000_000  # and the pod link's index; RT_TABLE_* and people use small numbers
 
 
 class Wiring:
@@ -188,6 +190,12 @@ def _already_attached(host: nl.Socket, attachment: Attachment, pod_link: str) ->
     return CniError(ALREADY_ATTACHED, f"the pod already has an interface {pod_link}")
 
 
+def rename_alias(host: nl.Socket, pair: Pair, alias: str) -> None:
+    """Say something else of the host link than `reserve` could know."""
+    words: nl.Attribute = (nl.IFLA_IFALIAS, alias.encode())
+    host.request(nl.link(nl.RTM_NEWLINK, "set alias of host link", words, index=pair.host))
+
+
 def reserve(host: nl.Socket, pair: Pair, address: bytes, alias: str) -> None:
     """Make the address the host link's alternative name. The kernel keeps names unique in a network
     namespace and frees them with the link, so of any number of callers one wins, and nothing leaks.
@@ -293,8 +301,11 @@ def _switch_back(pod_netns: int, home: int, switch: str) -> None:
         sysctl.put(switch, "1")
 
 
-def configure_pod(pod: nl.Socket, pair: Pair, plan: Plan, address: bytes) -> None:
-    """Pod side: no link-local address, up, address, the gateway's neighbour, routes."""
+def configure_pod(pod: nl.Socket, pair: Pair, plan: Plan, address: bytes, undo: Undo) -> int:
+    """Pod side: no link-local address, up, address, the gateway's neighbour, routes.
+
+    Returns the number of the link's own table, 0 if it needs none (see `_route_by_source`).
+    """
     pod_link, wiring = plan.pod_link, plan.wiring
     gateway = format_address(wiring.gateway)
     batch = [
@@ -319,26 +330,71 @@ def configure_pod(pod: nl.Socket, pair: Pair, plan: Plan, address: bytes) -> Non
                 permanent=True,
             )
         )
-    for route in wiring.routes:
-        attributes, table, scope = route_attributes(route)
-        if "priority" not in route.metrics:
-            # Each of a pod's links has a metric of its own: a second one neither takes nor shares
-            # the routes of the first.
-            attributes.append((nl.RTA_PRIORITY, _POD_METRIC + pair.pod))
-        batch.append(
-            nl.route(
-                nl.RTM_NEWROUTE,
-                f"add route {format_prefix(route.destination)} via {gateway} dev {pod_link}",
-                route.destination,
-                (nl.RTA_OIF, pair.pod),
-                (nl.RTA_GATEWAY, wiring.gateway),
-                *attributes,
-                protocol=PROTOCOL,
-                table=table,
-                scope=scope,
-            )
-        )
-    pod.request(*batch)
+    first_route = len(batch)
+    batch += [_pod_route(route, pair, plan) for route in wiring.routes]
+    made = pod.ensure(*batch)[first_route:]
+    shadowed = [route for route, new in zip(wiring.routes, made, strict=True) if not new]
+    return _route_by_source(pod, pair, plan, address, shadowed, undo) if shadowed else 0
+
+
+def _pod_route(
+    route: Route, pair: Pair, plan: Plan, *, metric: int = 0, own_table: int = 0
+) -> nl.Message:
+    gateway = plan.wiring.gateway
+    what = f"add route {format_prefix(route.destination)} via {format_address(gateway)}"
+    attributes, table, scope = route_attributes(route)
+    if metric and "priority" not in route.metrics:
+        attributes.append((nl.RTA_PRIORITY, metric))
+    return nl.route(
+        nl.RTM_NEWROUTE,
+        f"{what} dev {plan.pod_link}",
+        route.destination,
+        (nl.RTA_OIF, pair.pod),
+        (nl.RTA_GATEWAY, gateway),
+        *attributes,
+        protocol=PROTOCOL,
+        table=own_table or table,
+        scope=scope,
+    )
+
+
+def _route_by_source(
+    pod: nl.Socket, pair: Pair, plan: Plan, address: bytes, shadowed: list[Route], undo: Undo
+) -> int:
+    """Another of the pod's links has routes to the same prefixes, and keeps them. What is sent from
+    this link's address must take this link all the same, for the node drops it on any other: a rule
+    sends it to a table with this link's routes. If the other link goes, ours serve everybody."""
+    table = _SOURCE_TABLE + pair.pod
+    undo.push(_drop_rule, pod, table)
+    pod.request(
+        *[_pod_route(route, pair, plan, metric=_POD_METRIC + pair.pod) for route in shadowed],
+        *[_pod_route(route, pair, plan, own_table=table) for route in shadowed],
+        nl.rule(nl.RTM_NEWRULE, "add rule from the pod's address", table, PROTOCOL, address),
+    )
+    return table
+
+
+def forget_rule(host: nl.Socket, link: Link, path: str) -> None:
+    """Part of DEL: drop the rule of `_route_by_source`, the one thing of an attachment that does
+    not go with its link. Where no network namespace is at `path`, it goes with the pod."""
+    table = table_of(nl.text(link.attributes.get(nl.IFLA_IFALIAS, b"")))
+    if not table:
+        return
+    try:
+        pod_netns = open_netns(path)
+        with inside(pod_netns, home=netns_of(host.fileno())):
+            pod = nl.Socket()
+        _drop_rule(pod, table)
+    except (OSError, ValueError):
+        return
+
+
+def _drop_rule(pod: nl.Socket, table: int) -> None:
+    try:
+        pod.request(nl.rule(nl.RTM_DELRULE, "delete rule", table, PROTOCOL))
+    except nl.NetlinkError as error:
+        if error.errno != ENOENT:
+            raise
 
 
 def route_attributes(route: Route) -> tuple[list[nl.Attribute], int, int]:

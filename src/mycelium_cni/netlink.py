@@ -40,6 +40,7 @@ RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_NEWNEIGH = 28
+RTM_NEWRULE, RTM_DELRULE = 32, 33
 RTM_NEWLINKPROP = 108
 
 AF_UNSPEC, AF_BRIDGE, AF_INET6 = 0, 7, 10
@@ -64,6 +65,9 @@ RTPROT_RA = 9
 RT_SCOPE_UNIVERSE = 0
 RTN_UNSPEC, RTN_UNICAST, RTN_UNREACHABLE = 0, 1, 7
 
+FRA_SRC, FRA_TABLE, FRA_PROTOCOL = 2, 15, 21
+FR_ACT_TO_TBL = 1
+
 NDA_DST, NDA_LLADDR, NDA_PROTOCOL = 1, 2, 12
 NUD_REACHABLE, NUD_NOARP, NUD_PERMANENT = 0x02, 0x40, 0x80
 NTF_MASTER, NTF_PROXY, NTF_EXT_LEARNED, NTF_STICKY = 0x04, 0x08, 0x10, 0x40
@@ -74,6 +78,7 @@ _U32 = Struct("=I")
 IFINFOMSG = Struct("=BxHiII")  # family, type, index, flags, change
 IFADDRMSG = Struct("=BBBBI")  # family, prefixlen, flags, scope, index
 RTMSG = Struct("=BBBBBBBBI")  # family, dst_len, src_len, tos, table, protocol, scope, type, flags
+FIB_RULE_HDR = Struct("=BBBBBBBBI")  # family, dst_len, src_len, tos, table, 0, 0, action, flags
 NDMSG = Struct("=BxxxiHBB")  # family, ifindex, state, flags, type
 _RECEIVE_SIZE = 32768  # the largest datagram the kernel builds for a dump (netlink_dump)
 
@@ -262,6 +267,17 @@ NO_LINK_LOCAL: Attribute = (
     IFLA_AF_SPEC,
     [(AF_INET6, [(IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE)])],
 )
+
+
+def rule(kind: int, what: str, table: int, protocol: int, source: bytes = b"") -> Message:
+    """RTM_{NEW,DEL}RULE: packets from `source` are routed by `table`. DEL takes any such rule."""
+    flags = NLM_F_CREATE | NLM_F_EXCL if kind == RTM_NEWRULE else 0
+    action = FR_ACT_TO_TBL if kind == RTM_NEWRULE else 0
+    header = FIB_RULE_HDR.pack(AF_INET6, 0, 8 * len(source), 0, 0, 0, 0, action, 0)
+    attributes: list[Attribute] = [(FRA_TABLE, table), (FRA_PROTOCOL, bytes((protocol,)))]
+    if source:
+        attributes.append((FRA_SRC, source))
+    return Message(kind, flags, header + encode(attributes), what)
 
 
 class Socket:

@@ -74,7 +74,10 @@ def add(request: Request, network: Network, reply: Reply) -> str:
             guard.protect(host, wanted, undo, plan.port(pair, address))
             datapath.raise_host_link(host, pair, plan)
             pod, monitor = datapath.enter_pod(pod_netns, home, pod_link, undo)
-            datapath.configure_pod(pod, pair, plan, address)
+            table = datapath.configure_pod(pod, pair, plan, address, undo)
+            if table:
+                alias = attachment.alias(format_address(address), _pod_name(request), table)
+                datapath.rename_alias(host, pair, alias)
             datapath.await_carrier(host, pod, pair, plan)
             if not bridge:
                 datapath.route_to_pod(host, pair, plan, address)
@@ -121,6 +124,7 @@ def delete(request: Request, network: Network, _: Reply) -> str:
     link = find_link(host, attachment.host_link)
     if link is None:
         return "nothing was there"
+    datapath.forget_rule(host, link, request.netns)
     waiting = guard.forget(link)
     datapath.delete_links(host, [link.index])
     del waiting
@@ -250,8 +254,7 @@ def _reserve(
     candidates: list[bytes],
 ) -> bytes:
     """The first candidate that is free; raises CniError (ADDRESS_TAKEN) if none is."""
-    name = request.args.get("K8S_POD_NAME", "")
-    pod = f"{request.args.get('K8S_POD_NAMESPACE', '')}/{name}" if name else ""
+    pod = _pod_name(request)
     for address in candidates:
         try:
             datapath.reserve(host, pair, address, attachment.alias(format_address(address), pod))
@@ -261,3 +264,9 @@ def _reserve(
         else:
             return address
     raise AssertionError("no candidates")
+
+
+def _pod_name(request: Request) -> str:
+    """Namespace and name as Kubernetes has them, '' where no runtime said."""
+    name = request.args.get("K8S_POD_NAME", "")
+    return f"{request.args.get('K8S_POD_NAMESPACE', '')}/{name}" if name else ""

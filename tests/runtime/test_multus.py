@@ -133,9 +133,6 @@ def test_the_pods_name_is_on_its_host_link(tool: CniTool, pod: NamedPod) -> None
     assert [alias for alias in aliases if "pod=default/web" in alias and "ifname=net1" in alias]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the second attachment of a pod fails: its route to 400::/7 exists already"
-)
 def test_a_pod_has_several_attachments(tool: CniTool, pod: NamedPod, elsewhere: Node) -> None:
     """Two of one network and one of another: three addresses, and DEL takes just the one meant."""
     one = {**GRID, "cniVersion": "1.0.0", "mode": "routed"}
@@ -241,17 +238,19 @@ def test_the_primary_networks_default_route_stays_the_only_one(
     tool("del", pod)
 
 
-def test_a_second_default_route_is_not_made(tool: CniTool) -> None:
+def test_a_second_default_route_serves_what_is_sent_from_our_address(tool: CniTool) -> None:
     """Two default routes of one metric would be one with two ways, and lose every other flow."""
     second = {"type": "mycelium-cni", "mode": "routed", "defaultRoute": True}
     tool.configure(listed(primary(V4_RANGE, V6_RANGE), second))
     pod = tool.machine.pod(f"pod-{next(_numbers)}")
-    said = tool.refusal("add", pod)
-    assert "::/0" in said
-    (default,) = pod.ip("-6", "route", "show", "default")
-    assert default["dev"] == "eth0"
-    assert pod.link("mycelium0") is None
+    result = tool("add", pod)
+    outside = "2001:db8:ffff::1"
+    (chosen,) = pod.ip("-6", "route", "get", outside)
+    assert (chosen["dev"], chosen["prefsrc"]) == ("eth0", address(result, 1))
+    (ours,) = pod.ip("-6", "route", "get", outside, "from", address(result, 2))
+    assert ours["dev"] == "mycelium0"
     tool("del", pod)
+    assert [rule["table"] for rule in pod.ip("-6", "rule")] == ["local", "main"]
 
 
 def test_our_default_route_serves_a_pod_that_has_none(tool: CniTool) -> None:
