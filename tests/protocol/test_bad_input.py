@@ -330,7 +330,9 @@ KEYS: Rows = {
     **key("defaultRoute", NOT_BOOLEAN, 7),
     **key("ipMasq", NOT_BOOLEAN, 7),
     **key("ingress", {**NOT_A_STRING, "word": "half-open", "capital": "Open"}, 7),
-    **key("allowFrom", {"without-ingress": ["400::/7"], "junk": ["junk"], "address": ["400::1"]}, 7),
+    **key(
+        "allowFrom", {"without-ingress": ["400::/7"], "junk": ["junk"], "address": ["400::1"]}, 7
+    ),
     **key("allowFrom", {"string": "400::/7", "object": {"a": 1}, "number": 5, "true": True}, 7),
     **key("allowFrom", {"too-many": [f"400:{n:x}::/32" for n in range(1025)]}, 7),
     **key("guard", {**NOT_A_STRING, "word": "off", "false": False}, 7),
