@@ -186,13 +186,19 @@ def _ensure_forwarding(host: nl.Socket, undo: Undo) -> None:
 
 
 def links_with_ra_routes(host: nl.Socket) -> list[str]:
-    """The links over which router advertisements gave the node routes."""
+    """The links over which router advertisements gave the node routes, or addresses, which end
+    unless the next one renews them."""
     header = nl.RTMSG.pack(nl.AF_INET6, 0, 0, 0, 0, nl.RTPROT_RA, 0, 0, 0)
     indexes = set()
     for payload in host.dump(nl.Message(nl.RTM_GETROUTE, 0, header, "read routes")):
         output = nl.decode(payload, nl.RTMSG.size).get(nl.RTA_OIF)
         if output:
             indexes.add(nl.u32(output))
+    header = nl.IFADDRMSG.pack(nl.AF_INET6, 0, 0, 0, 0)
+    for payload in host.dump(nl.Message(nl.RTM_GETADDR, 0, header, "read addresses")):
+        attributes = nl.decode(payload, nl.IFADDRMSG.size)
+        if nl.u32(attributes[nl.IFA_FLAGS]) & nl.IFA_F_MANAGETEMPADDR:
+            indexes.add(nl.IFADDRMSG.unpack_from(payload)[4])
     names = []
     for index in sorted(indexes):
         link = Link(host.request(nl.link(nl.RTM_GETLINK, "read link", index=index))[0])
