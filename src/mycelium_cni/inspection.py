@@ -52,6 +52,11 @@ def inspect(
     node = subnet.find(host, config)
     if node.bridged and not node.bridge:
         raise _broken(f"bridge {config.bridge_name} is missing")
+    if node.bridge and not node.bridge.up:
+        raise _broken(f"bridge {config.bridge_name} is down")
+    if node.bridge and not subnet.carries(host, node.bridge, node.gateway):
+        gateway = format_address(node.gateway)
+        raise _broken(f"bridge {config.bridge_name} has lost the pods' gateway {gateway}")
     wiring = Wiring(node, node.bridge.index if node.bridge else 0, config.routes)
     addresses = [_address(ip) for ip in result.ips if ip.get("interface") == place]
     _check_addresses(pod, pod_link, addresses, node)
