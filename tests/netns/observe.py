@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from mycelium_ctl.lab import Namespace
+from mycelium_ctl.lab import UNDERLAY, Namespace
 
 Picture = dict[str, Any]
 
@@ -47,13 +47,15 @@ def _one(space: Namespace, settings: str) -> Picture:
         shown = {key: link[key] for key in _LINK if key in link}
         shown["up"] = "UP" in link["flags"]
         shown["kind"] = link.get("linkinfo", {}).get("info_kind")
-        shown["addresses"] = _still(link["addr_info"])
+        shown["addresses"] = _still([a for a in link["addr_info"] if not _lab(link["ifname"], a)])
         links[link["ifname"]] = shown
     # What somebody set; other neighbours come and go with the packets.
     lasting = [n for n in neighbours if "protocol" in n or "PERMANENT" in n.get("state", [])]
     return {
         "links": links,
-        "routes": sorted(_lines(routes)),
+        "routes": sorted(
+            _lines([route for route in routes if not _lab(route.get("dev", ""), route)])
+        ),
         "rules": _lines(rules),
         "neighbours": sorted(_lines(lasting)),
         "proxies": sorted(_lines(proxies)),
@@ -62,6 +64,11 @@ def _one(space: Namespace, settings: str) -> Picture:
         "nft": _lines([entry for entry in nft["nftables"] if "metainfo" not in entry]),
         "sysctls": sysctls(space, settings),
     }
+
+
+def _lab(link: str, entry: dict[str, Any]) -> bool:
+    """Whether it is of the link-local address of the lab's own link: tentative at first."""
+    return link == UNDERLAY and str(entry.get("local") or entry.get("dst")).startswith("fe80:")
 
 
 def difference(before: Picture, after: Picture, path: str = "") -> list[str]:

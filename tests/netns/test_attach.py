@@ -430,7 +430,6 @@ def test_many_at_once_all_work_and_leave_nothing(command: list[str], mode: Mode)
         lab.connect(node)
         conf = network(mode)
         attach(node, "first", conf)
-        node.ip("addr", "flush", "dev", "under0", "scope", "link")
         pods = [node.pod(f"p{number}") for number in range(CROWD)]
         before = picture(node, *pods)
         made = at_once([partial(attach, node, pod, conf) for pod in pods])

@@ -43,7 +43,6 @@ def test_nothing_of_the_node_changes_but_what_is_documented(command: list[str], 
     with Lab(command) as lab:
         node = lab.node("a")
         lab.connect(node)
-        node.ip("addr", "flush", "dev", UNDERLAY, "scope", "link")
         pod = node.pod("pod")
         before = picture(node, settings=".")["a"]
         attached = attach(node, pod, network(mode))
@@ -86,7 +85,6 @@ def test_nothing_of_the_node_changes_but_what_is_documented(command: list[str], 
 @both_modes
 def test_the_second_add_changes_nothing_but_its_own(node: Node, mode: Mode) -> None:
     attach(node, "first", network(mode))
-    node.ip("addr", "flush", "dev", UNDERLAY, "scope", "link")
     pod = node.pod("second")
     before = picture(node, pod, settings=".")
     attached = attach(node, pod, network(mode))
@@ -339,7 +337,6 @@ def test_a_pod_is_served_from_the_new_subnet_when_the_daemon_has_a_new_key(
 @both_modes
 def test_del_needs_no_daemon(node: Node, mode: Mode) -> None:
     attach(node, "first", network(mode))
-    node.ip("addr", "flush", "dev", UNDERLAY, "scope", "link")
     pod = node.pod("pod")
     attached = attach(node, pod, network(mode))
     node.stop_overlay()

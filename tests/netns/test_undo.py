@@ -23,7 +23,7 @@ from attaching import Attached, Mode, attach, both_modes, network, refused, sile
 from observe import difference, picture, set_sysctl
 
 import mycelium_cni
-from mycelium_ctl.lab import UNDERLAY, Lab, PluginCall
+from mycelium_ctl.lab import Lab, PluginCall
 
 State = Literal["bare", "prepared"]  # of the node: no pod yet, or one that stays
 STATES: tuple[State, ...] = ("bare", "prepared")
@@ -53,8 +53,6 @@ class Stage:
         self.lab = lab
         self.node = lab.node("a")
         lab.connect(self.node)
-        # The only address that would still change by itself: it is tentative for a second or two.
-        self.node.ip("addr", "flush", "dev", UNDERLAY, "scope", "link")
         self.conf = network(mode, defaultRoute=True)
         if state == "prepared":
             attach(self.node, "earlier", self.conf)

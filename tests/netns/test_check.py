@@ -1,0 +1,415 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CHECK: nothing to say about what ADD made, one clear sentence about each thing that is broken.
+
+Everything here is broken with `ip` on a real kernel, and CHECK may repair none of it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from attaching import (
+    BRIDGE,
+    OVERLAY,
+    Attached,
+    Homes,
+    Mode,
+    attach,
+    both_modes,
+    network,
+    refused,
+    silent,
+)
+from observe import difference, picture, set_sysctl
+
+from mycelium_ctl.lab import Node, Pod
+
+ELSEWHERE = "2001:db8:5::/48"
+ROUTES = {"routes": [{"dst": OVERLAY}, {"dst": ELSEWHERE}]}
+
+Break = Callable[[Attached], str]  # returns what the error must name
+
+
+@pytest.fixture(scope="module")
+def homes(command: list[str]) -> Iterator[Homes]:
+    homes = Homes(command)
+    yield homes
+    homes.close()
+
+
+@pytest.fixture
+def attached(homes: Homes, mode: Mode) -> Attached:
+    node = homes.pair(mode)[0]
+    (pod,) = homes.fresh(node)
+    return attach(node, pod, network(mode, **ROUTES))
+
+
+def fresh(node: Node, mode: Mode) -> Attached:
+    """A pod on a node of the test's own."""
+    return attach(node, "pod", network(mode, **ROUTES))
+
+
+def assert_noticed(attached: Attached, says: str, *codes: int) -> None:
+    """CHECK fails, names the thing, and leaves it as it is."""
+    spaces = (attached.node, attached.pod)
+    before = picture(*spaces)
+    refused(attached.check(), *(codes or (103,)), says=says)
+    assert difference(before, picture(*spaces)) == []
+
+
+# All is well
+
+
+@both_modes
+@pytest.mark.parametrize("version", ["0.4.0", "1.0.0", "1.1.0"])
+def test_what_add_made_passes_again_and_again(homes: Homes, mode: Mode, version: str) -> None:
+    node = homes.pair(mode)[0]
+    (pod,) = homes.fresh(node)
+    attached = attach(node, pod, network(mode, version, **ROUTES))
+    before = picture(node, pod)
+    for _ in range(3):
+        silent(attached.check())
+    assert difference(before, picture(node, pod)) == []
+
+
+@both_modes
+def test_what_others_add_is_fine(attached: Attached) -> None:
+    attached.pod.configure(
+        "link add other type bridge",
+        "link set other up",
+        "address add 2001:db8:9::1/64 dev other nodad",
+        "address add 2001:db8:8::1/64 dev eth0 nodad",
+        "address add 10.1.1.1/24 dev eth0",
+        "route add 2001:db8:7::/64 dev eth0",
+        "route add default via 10.1.1.2",
+    )
+    attached.node.configure(f"link property add dev {attached.host_link} altname another-name")
+    silent(attached.check())
+
+
+@both_modes
+def test_a_route_that_the_result_no_longer_lists_may_be_gone(attached: Attached) -> None:
+    """As Multus cuts a default route from the result that it took away."""
+    attached.pod.ip("-6", "route", "del", ELSEWHERE)
+    result = copy.deepcopy(attached.result)
+    result["routes"] = [route for route in result["routes"] if route["dst"] != ELSEWHERE]
+    silent(attached.check(prevResult=result))
+
+
+@both_modes
+def test_a_route_may_have_moved_to_another_table(attached: Attached) -> None:
+    """As `sbr` moves them."""
+    attached.pod.ip("-6", "route", "del", ELSEWHERE)
+    via = ["via", attached.gateway, "dev", "eth0", "table", "100"]
+    attached.pod.ip("-6", "route", "add", ELSEWHERE, *via)
+    silent(attached.check())
+
+
+@pytest.mark.parametrize("mode", ["routed"])
+def test_a_mac_that_a_later_plugin_set_is_that_of_its_result(attached: Attached) -> None:
+    attached.pod.configure("link set eth0 address c2:00:00:00:00:0a")
+    result = copy.deepcopy(attached.result)
+    result["interfaces"][attached.place]["mac"] = "C2:00:00:00:00:0A"
+    silent(attached.check(prevResult=result))
+    refused(attached.check(), 103, says="c2:00:00:00:00:0a")
+
+
+# What may be broken of one attachment
+
+
+def host_link_deleted(it: Attached) -> str:
+    it.node.ip("link", "del", it.host_link)
+    return it.host_link
+
+
+def host_link_down(it: Attached) -> str:
+    it.node.ip("link", "set", it.host_link, "down")
+    return it.host_link
+
+
+def pod_link_deleted(it: Attached) -> str:
+    it.pod.ip("link", "del", "eth0")
+    return it.host_link
+
+
+def pod_link_down(it: Attached) -> str:
+    it.pod.ip("link", "set", "eth0", "down")
+    return "eth0"
+
+
+def pod_link_replaced(it: Attached) -> str:
+    """By one of another kind, with the same name, address and routes."""
+    it.pod.configure(
+        "link del eth0",
+        "link add eth0 type bridge",
+        f"link set eth0 up address {it.pod_mac}",
+        f"address add {it.address}/64 dev eth0 nodad",
+    )
+    return it.host_link
+
+
+def pod_link_renamed(it: Attached) -> str:
+    it.pod.configure("link set eth0 down", "link set eth0 name eth9", "link set eth9 up")
+    return "eth9"
+
+
+def pod_link_elsewhere(it: Attached) -> str:
+    """In another pod, where it has the same index as in this one, if by chance."""
+    other = it.node.pod(f"{it.pod.pod_name}-other")
+    it.pod.ip("link", "set", "eth0", "netns", other.netns)
+    other.ip("link", "set", "eth0", "up")
+    return it.host_link
+
+
+def pod_mac_changed(it: Attached) -> str:
+    it.pod.configure("link set eth0 address c2:00:00:00:00:0b")
+    return "c2:00:00:00:00:0b"
+
+
+def address_deleted(it: Attached) -> str:
+    bits = it.result["ips"][-1]["address"].partition("/")[2]
+    it.pod.ip("addr", "del", f"{it.address}/{bits}", "dev", "eth0")
+    return it.address
+
+
+def address_tentative(it: Attached) -> str:
+    """As one whose detection of duplicates has not come to an end, or to a bad one."""
+    bits = it.result["ips"][-1]["address"].partition("/")[2]
+    lost = [r["dst"] for r in it.pod.ip("-6", "route", "show") if "gateway" in r]
+    set_sysctl(it.pod, "ipv6/conf/eth0/dad_transmits", "100")
+    it.pod.configure(
+        f"address del {it.address}/{bits} dev eth0",
+        f"address add {it.address}/{bits} dev eth0",
+        *(f"route replace {dst} via {it.gateway} dev eth0" for dst in lost),
+    )
+    return it.address
+
+
+def pod_route_deleted(it: Attached) -> str:
+    it.pod.ip("-6", "route", "del", OVERLAY)
+    return OVERLAY
+
+
+def other_pod_route_deleted(it: Attached) -> str:
+    it.pod.ip("-6", "route", "del", ELSEWHERE)
+    return ELSEWHERE
+
+
+def pod_route_via_another(it: Attached) -> str:
+    it.pod.ip("-6", "route", "del", OVERLAY)
+    it.pod.ip("-6", "route", "add", OVERLAY, "via", "fe80::2", "dev", "eth0")
+    return OVERLAY
+
+
+def pod_route_over_another_link(it: Attached) -> str:
+    it.pod.configure("link add other type bridge", "link set other up")
+    it.pod.ip("-6", "route", "del", OVERLAY)
+    it.pod.ip("-6", "route", "add", OVERLAY, "dev", "other")
+    return OVERLAY
+
+
+def name_given_up(it: Attached) -> str:
+    it.node.configure(f"link property del dev {it.host_link} altname {it.address}")
+    return it.address
+
+
+def name_taken_by_another(it: Attached) -> str:
+    other = f"x{it.host_link[4:]}"
+    it.node.configure(
+        f"link property del dev {it.host_link} altname {it.address}",
+        f"link add {other} type bridge",
+        f"link property add dev {other} altname {it.address}",
+    )
+    return it.address
+
+
+EITHER: list[Break] = [
+    *(host_link_deleted, host_link_down, pod_link_deleted, pod_link_down, pod_link_replaced),
+    *(pod_link_renamed, pod_link_elsewhere, pod_mac_changed, address_deleted, address_tentative),
+    *(pod_route_deleted, other_pod_route_deleted, pod_route_via_another),
+    *(pod_route_over_another_link, name_given_up, name_taken_by_another),
+]
+
+
+@pytest.mark.parametrize("broken", EITHER, ids=lambda broken: broken.__name__)
+@both_modes
+def test_it_is_noticed(attached: Attached, broken: Break) -> None:
+    assert_noticed(attached, broken(attached))
+
+
+def node_route_deleted(it: Attached) -> str:
+    it.node.ip("-6", "route", "del", it.address)
+    return it.address
+
+
+def node_route_over_another_link(it: Attached) -> str:
+    it.node.ip("-6", "route", "replace", it.address, "dev", "mycelium")
+    return it.host_link
+
+
+@pytest.mark.parametrize("mode", ["routed"])
+@pytest.mark.parametrize(
+    "broken", [node_route_deleted, node_route_over_another_link], ids=lambda b: b.__name__
+)
+def test_it_is_noticed_in_routed_mode(attached: Attached, broken: Break) -> None:
+    assert_noticed(attached, broken(attached))
+
+
+def port_taken_out(it: Attached) -> str:
+    it.node.ip("link", "set", it.host_link, "nomaster")
+    return it.host_link
+
+
+def port_of_another_bridge(it: Attached) -> str:
+    it.node.configure("link add br-other type bridge", f"link set {it.host_link} master br-other")
+    return it.host_link
+
+
+def route_to_the_node_deleted(it: Attached) -> str:
+    it.pod.ip("-6", "route", "del", str(it.node.overlay_address))
+    return str(it.node.overlay_address)
+
+
+@pytest.mark.parametrize("mode", ["bridge"])
+@pytest.mark.parametrize(
+    "broken",
+    [port_taken_out, port_of_another_bridge, route_to_the_node_deleted],
+    ids=lambda b: b.__name__,
+)
+def test_it_is_noticed_in_bridge_mode(attached: Attached, broken: Break) -> None:
+    assert_noticed(attached, broken(attached))
+
+
+# What may be wrong with the result
+
+
+def wrong_sandbox(result: dict[str, Any], _: Attached) -> str:
+    result["interfaces"][1]["sandbox"] = "/run/netns/elsewhere"
+    return "/run/netns/elsewhere"
+
+
+def no_interface(result: dict[str, Any], _: Attached) -> str:
+    result["interfaces"][1]["name"] = "eth7"
+    return "eth0"
+
+
+def another_mac(result: dict[str, Any], _: Attached) -> str:
+    result["interfaces"][1]["mac"] = "02:00:00:00:00:01"
+    return "02:00:00:00:00:01"
+
+
+def another_address(result: dict[str, Any], it: Attached) -> str:
+    result["ips"][0]["address"] = f"{it.address.rpartition(':')[0]}:1/128"
+    return it.address.rpartition(":")[0] + ":1"
+
+
+def no_address(result: dict[str, Any], _: Attached) -> str:
+    result["ips"] = []
+    return "no address of eth0"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [wrong_sandbox, no_interface, another_mac, another_address, no_address],
+    ids=lambda wrong: wrong.__name__,
+)
+@both_modes
+def test_a_result_that_tells_something_else_is_noticed(
+    attached: Attached, wrong: Callable[[dict[str, Any], Attached], str]
+) -> None:
+    result = copy.deepcopy(attached.result)
+    says = wrong(result, attached)
+    refused(attached.check(prevResult=result), 103, says=says)
+
+
+@both_modes
+def test_another_container_has_no_attachment(homes: Homes, attached: Attached) -> None:
+    conf = {**attached.conf, "prevResult": attached.result}
+    call = attached.node.plugin("CHECK", conf, attached.pod, container_id="somebody-else")
+    refused(call, 103, says="somebody-else")
+
+
+@both_modes
+def test_a_namespace_that_is_gone_is_said(attached: Attached) -> None:
+    conf = {**attached.conf, "prevResult": attached.result}
+    where = attached.pod.path
+    attached.pod.remove()
+    call = attached.node.plugin("CHECK", conf, attached.pod)
+    refused(call, 8, says=where)
+
+
+# What may be broken of the node
+
+
+@both_modes
+def test_forwarding_switched_off_is_noticed(node: Node, mode: Mode) -> None:
+    attached = fresh(node, mode)
+    set_sysctl(node, "ipv6/conf/all/forwarding", "0")
+    assert_noticed(attached, "forwarding")
+
+
+def interface_down(node: Node) -> str:
+    node.ip("link", "set", "mycelium", "down")
+    return "mycelium is down"
+
+
+def interface_without_address(node: Node) -> str:
+    node.ip("addr", "del", f"{node.overlay_address}/7", "dev", "mycelium")
+    return "no global IPv6 address found"
+
+
+def no_interface_at_all(node: Node) -> str:
+    node.stop_overlay()
+    return "failed to find interface mycelium"
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [interface_down, interface_without_address, no_interface_at_all],
+    ids=lambda broken: broken.__name__,
+)
+@both_modes
+def test_an_overlay_that_is_away_is_said(
+    node: Node, mode: Mode, broken: Callable[[Node], str]
+) -> None:
+    attached = fresh(node, mode)
+    assert_noticed(attached, broken(node), 11)
+
+
+def bridge_deleted(node: Node, _: Attached) -> str:
+    node.ip("link", "del", BRIDGE)
+    return BRIDGE
+
+
+def bridge_down(node: Node, _: Attached) -> str:
+    node.ip("link", "set", BRIDGE, "down")
+    return BRIDGE
+
+
+def gateway_gone(node: Node, it: Attached) -> str:
+    node.ip("addr", "del", f"{it.gateway}/64", "dev", BRIDGE)
+    return it.gateway
+
+
+@pytest.mark.parametrize(
+    "broken", [bridge_deleted, bridge_down, gateway_gone], ids=lambda b: b.__name__
+)
+def test_a_broken_bridge_is_noticed(node: Node, broken: Callable[[Node, Attached], str]) -> None:
+    attached = fresh(node, "bridge")
+    assert_noticed(attached, broken(node, attached))
+
+
+@both_modes
+def test_the_next_add_does_not_mend_what_check_says_is_broken(node: Node, mode: Mode) -> None:
+    """It is the runtime that decides: it deletes the pod and makes another."""
+    attached = fresh(node, mode)
+    pod: Pod = attached.pod
+    pod.ip("link", "set", "eth0", "down")
+    refused(attached.check(), 103, says="eth0")
+    refused(node.plugin("ADD", attached.conf, pod), 102)
+    silent(attached.delete())
+    again = attach(node, pod, attached.conf)
+    silent(again.check())
