@@ -1,111 +1,199 @@
 # SPDX-License-Identifier: Apache-2.0
-"""status: its exit code says whether ADD would work, its last lines what to do."""
+"""STATUS: silent where ADD can be served, else what is missing: 51 if live pods suffer too, 50 if
+only new ones do. It changes nothing, and it is quick: a kubelet asks every few seconds."""
 
 from __future__ import annotations
 
-import os
-import re
-import time
+import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from test_list import on_terminal
-from tool import SUBNET, Tool
+from attaching import BRIDGE, Mode, attach, both_modes, network, refused, silent
+from observe import difference, picture, set_sysctl
 
-from mycelium_ctl.lab import Node
+from mycelium_ctl.lab import Lab, Node, PluginCall
 
-
-def test_ready_with_everything(node: Node, root: Path) -> None:
-    tool = Tool(node, root)
-    tool("setup")
-    tool.attach("web")
-    found = tool.json("status")
-    assert found["ready"]
-    assert found["daemon"]["address"] == node.overlay_address
-    assert found["daemon"]["apiReachable"]
-    assert found["daemon"]["peers"] == 0
-    assert found["node"] == {
-        "mode": "routed",
-        "forwarding": True,
-        "guard": True,
-        "bridge": None,
-        "mtu": 1400,
-    }
-    assert found["attachments"] == {"total": 1, "gone": 0, "oldSubnet": 0}
-    assert found["configuration"] == str(root / "etc/cni/net.d/10-mycelium.conflist")
-    # A node alone is no overlay: that is not well, and yet ADD works.
-    assert found["state"] == "warn"
-    assert "--peers" in found["nextStep"]
-    assert tool("status").returncode == 0
+Broken = tuple[dict[str, Any], str]  # what the configuration adds, and what the error must name
 
 
-def break_interface(tool: Tool) -> None:
-    tool.node.configure("link set mycelium down")
+def status(node: Node, mode: Mode, **keys: Any) -> PluginCall:
+    return node.plugin("STATUS", network(mode, **keys))
 
 
-def break_conf(tool: Tool) -> None:
-    tool.conf("{")
+def quietly(node: Node, call: Callable[[], PluginCall]) -> PluginCall:
+    """A call that changes nothing."""
+    before = picture(node)
+    outcome = call()
+    assert difference(before, picture(node)) == []
+    return outcome
 
 
-def break_plugin(tool: Tool) -> None:
-    (tool.root / "opt/cni/bin/mycelium-cni").unlink()
+@both_modes
+def test_a_node_that_can_serve_has_nothing_to_say(node: Node, mode: Mode) -> None:
+    """Before its first pod, and afterwards."""
+    silent(quietly(node, lambda: status(node, mode)))
+    attached = attach(node, "pod", network(mode))
+    silent(quietly(node, lambda: status(node, mode)))
+    silent(attached.delete())
+    silent(quietly(node, lambda: status(node, mode)))
 
 
-def break_bridge(tool: Tool) -> None:
-    tool.node.configure(
-        "link add mycelium-br type bridge", "address add 4aa:1:2:3::1/64 dev mycelium-br"
-    )
+def no_daemon(node: Node) -> Broken:
+    node.stop_overlay()
+    return {}, "failed to find interface mycelium"
 
 
-def nothing(tool: Tool) -> None:
-    pass
+def another_name(node: Node) -> Broken:
+    return {"myceliumInterface": "myc7"}, "failed to find interface myc7"
 
 
-@pytest.mark.parametrize(
-    "breaking", [nothing, break_interface, break_conf, break_plugin, break_bridge]
-)
-def test_the_exit_code_is_what_add_would_do(tool: Tool, breaking: Any) -> None:
-    breaking(tool)
-    done = tool("status")
-    assert (done.returncode == 0) == (breaking is nothing)
-    lines = done.stdout.splitlines()
-    assert "# Next step" in lines
-    assert lines[lines.index("# Next step") + 1].split(": ", 1)[1]
-    if breaking in (break_interface, break_bridge):
-        conf = {"cniVersion": "1.1.0", "name": "n", "type": "mycelium-cni"}
-        assert tool.node.plugin("ADD", conf, tool.node.pod("p")).code != 0
+def no_address(node: Node) -> Broken:
+    node.ip("addr", "del", f"{node.overlay_address}/7", "dev", "mycelium")
+    return {}, "no global IPv6 address found"
 
 
-def test_without_api_it_works_from_the_kernel_and_at_once(tool: Tool) -> None:
-    start = time.monotonic()
-    found = tool.json("status")
-    assert time.monotonic() - start < 3
-    assert found["ready"]
-    assert found["daemon"]["subnet"] == f"{SUBNET}::/64"
-    assert not found["daemon"]["apiReachable"]
-    assert found["daemon"]["apiTrouble"]
-    assert found["daemon"]["peers"] is None
+def interface_down(node: Node) -> Broken:
+    node.ip("link", "set", "mycelium", "down")
+    return {}, "ip link set mycelium up"
 
 
-@pytest.mark.parametrize("columns", [60, 120])
-def test_on_a_terminal_no_line_is_too_long(tool: Tool, columns: int) -> None:
-    shown = on_terminal(tool, "status", columns=columns)
-    assert "\x1b[" in shown
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", shown)
-    assert max(len(line.rstrip()) for line in plain.splitlines()) <= columns
-    assert "persistent TUN" in plain
+def not_on_the_overlay(node: Node) -> Broken:
+    node.ip("addr", "del", f"{node.overlay_address}/7", "dev", "mycelium")
+    node.ip("addr", "add", "2001:db8:3::1/64", "dev", "mycelium")
+    return {}, "no global IPv6 address found"
 
 
-def test_no_color_in_a_pipe(tool: Tool) -> None:
-    argv = [*tool.node.lab.command, "status", "--root", str(tool.root)]
-    env = {"PATH": os.environ["PATH"], "TERM": "dumb"}
-    printed = tool.node.run(argv, check=False, env=env).stdout
-    assert "\x1b" not in printed
+AWAY = [no_daemon, another_name, no_address, interface_down, not_on_the_overlay]
 
 
-def test_json_and_words_agree(tool: Tool) -> None:
-    found = tool.json("status")
-    printed = tool("status").stdout
-    for name, state in found["checks"].items():
-        assert f"{state:4}  {name}" in printed or state in ("ok", "skip")
+@pytest.mark.parametrize("broken", AWAY, ids=lambda broken: broken.__name__)
+@both_modes
+def test_without_the_overlay_live_pods_suffer_too(
+    node: Node, mode: Mode, broken: Callable[[Node], Broken]
+) -> None:
+    attach(node, "live", network(mode))
+    keys, says = broken(node)
+    refused(quietly(node, lambda: status(node, mode, **keys)), 51, says=says)
+    # And ADD says the same, for the runtime to try again.
+    pod = node.pod("new")
+    refused(node.plugin("ADD", network(mode, **keys), pod), 11, says=says)
+
+
+def two_addresses(node: Node) -> Broken:
+    node.ip("addr", "add", "4aa:1:2:3::9/7", "dev", "mycelium")
+    return {}, "4aa:1:2:3::9"
+
+
+def loopback_down(node: Node) -> Broken:
+    node.ip("link", "set", "lo", "down")
+    return {}, "ip link set lo up"
+
+
+def no_ipv6_on_loopback(node: Node) -> Broken:
+    set_sysctl(node, "ipv6/conf/lo/disable_ipv6", "1")
+    return {}, "lo"
+
+
+EITHER = [two_addresses, loopback_down, no_ipv6_on_loopback]
+
+
+@pytest.mark.parametrize("broken", EITHER, ids=lambda broken: broken.__name__)
+@both_modes
+def test_a_node_that_must_be_mended_serves_no_new_pods(
+    node: Node, mode: Mode, broken: Callable[[Node], Broken]
+) -> None:
+    keys, says = broken(node)
+    refused(quietly(node, lambda: status(node, mode, **keys)), 50, says=says)
+    pod = node.pod("new")
+    before = picture(node, pod)
+    refused(node.plugin("ADD", network(mode, **keys), pod), 100, says=says)
+    assert difference(before, picture(node, pod)) == []
+
+
+def key_of_another(node: Node) -> Broken:
+    path = node.lab.directory / "netseed"
+    path.write_bytes(b"\x01" * 32)
+    return {"netseed": str(path)}, "414:efbc:51e5:8f3f::/64"
+
+
+def short_key(node: Node) -> Broken:
+    path = node.lab.directory / "netseed"
+    path.write_bytes(b"too short")
+    return {"netseed": str(path)}, "9 bytes"
+
+
+def key_that_is_a_folder(node: Node) -> Broken:
+    return {"netseed": str(node.lab.directory)}, str(node.lab.directory)
+
+
+def bridge_of_another_subnet(node: Node) -> Broken:
+    node.configure(f"link add {BRIDGE} type bridge", f"link set {BRIDGE} up")
+    node.ip("addr", "add", "4aa:1:2:3::1/64", "dev", BRIDGE)
+    return {}, "4aa:1:2:3::/64"
+
+
+BRIDGED = [key_of_another, short_key, key_that_is_a_folder, bridge_of_another_subnet]
+
+
+@pytest.mark.parametrize("broken", BRIDGED, ids=lambda broken: broken.__name__)
+def test_sources_of_the_subnet_that_disagree_are_shown(
+    node: Node, broken: Callable[[Node], Broken]
+) -> None:
+    keys, says = broken(node)
+    refused(quietly(node, lambda: status(node, "bridge", **keys)), 50, says=says)
+    pod = node.pod("new")
+    before = picture(node, pod)
+    refused(node.plugin("ADD", network("bridge", **keys), pod), 100, says=says)
+    assert difference(before, picture(node, pod)) == []
+
+
+def test_a_key_that_is_the_daemons_is_accepted_with_whatever_follows_it(node: Node) -> None:
+    path = node.lab.directory / "netseed"
+    path.write_bytes(node.key_file.read_bytes()[:32] + b"\nand more\n")
+    silent(status(node, "bridge", netseed=str(path)))
+    attached = attach(node, "pod", network("bridge", netseed=str(path)))
+    assert node.ping(attached.address) is not None
+
+
+def test_the_key_is_never_told(node: Node) -> None:
+    """Neither in an error, nor in the log."""
+    secret = b"\x01" * 31 + b"Z"
+    path: Path = node.lab.directory / "netseed"
+    path.write_bytes(secret)
+    log = node.lab.directory / "log"
+    for verb in ("ADD", "STATUS"):
+        conf = network("bridge", netseed=str(path), logLevel="debug", logFile=str(log))
+        call = node.plugin(verb, conf, node.pod(verb.lower()))
+        told = call.stdout + call.stderr + (log.read_text() if log.exists() else "")
+        for form in (secret.hex(), repr(secret)[2:-1], "\\u0001\\u0001"):
+            assert form not in told
+
+
+@both_modes
+def test_a_bridge_or_forwarding_yet_to_be_made_is_no_fault(node: Node, mode: Mode) -> None:
+    """ADD makes them."""
+    set_sysctl(node, "ipv6/conf/all/forwarding", "0")
+    silent(status(node, mode))
+
+
+@both_modes
+def test_a_configuration_that_add_would_refuse_is_refused(node: Node, mode: Mode) -> None:
+    refused(status(node, mode, mtu=1000), 7, says="mtu")
+
+
+def test_status_is_quick_on_a_node_with_many_pods(command: list[str]) -> None:
+    """No slower than VERSION, which asks the kernel nothing, by more than a few milliseconds."""
+    with Lab(command) as lab:
+        node = lab.node("a")
+        lab.connect(node)
+        for number in range(30):
+            attach(node, f"p{number}", network())
+
+        def median(verb: str) -> float:
+            calls = [node.plugin(verb, network()) for _ in range(15)]
+            assert {call.code for call in calls} == {0}
+            return statistics.median(call.seconds for call in calls)
+
+        assert median("STATUS") < median("VERSION") + 0.05

@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""GC: what the runtime does not list goes, all of it, and nothing else is touched."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+from attaching import Attached, Homes, Mode, at_once, attach, both_modes, network, refused, silent
+from observe import difference, picture
+
+from mycelium_ctl.lab import Lab, Node, PluginCall, await_fact
+
+VALID, OLDER = "cni.dev/valid-attachments", "cni.dev/attachments"
+CROWD = 100
+
+
+@pytest.fixture(scope="module")
+def homes(command: list[str]) -> Iterator[Homes]:
+    homes = Homes(command)
+    yield homes
+    homes.close()
+
+
+@pytest.fixture
+def node(homes: Homes, mode: Mode) -> Node:
+    return homes.pair(mode)[0]
+
+
+def entry(attached: Attached) -> dict[str, str]:
+    """How a runtime lists an attachment."""
+    return {"containerID": attached.pod.container_id, "ifname": attached.ifname}
+
+
+def collect(node: Node, mode: Mode, valid: Any, *, key: str = VALID, **keys: Any) -> PluginCall:
+    return node.plugin("GC", network(mode, **keys, **{key: valid}))
+
+
+def prepare(homes: Homes, node: Node, mode: Mode) -> None:
+    """Let the node have had a pod of the network, and have one of another."""
+    for name in ("another", "overlay"):
+        attach(node, homes.fresh(node)[0], network(mode, name=name))
+    silent(collect(node, mode, []))
+
+
+@both_modes
+@pytest.mark.parametrize("key", [VALID, OLDER])
+def test_what_is_listed_stays_and_talks_on(homes: Homes, node: Node, mode: Mode, key: str) -> None:
+    kept, stale = (attach(node, pod, network(mode)) for pod in homes.fresh(node, 2))
+    pinging = kept.pod.start(["ping", "-n", "-i", "0.01", "-c", "60", str(node.overlay_address)])
+    before = picture(kept.pod)
+    silent(collect(node, mode, [entry(kept)], key=key))
+    assert pinging.running
+    assert node.link(stale.host_link) is None
+    assert stale.pod.link("eth0") is None
+    silent(kept.check())
+    assert difference(before, picture(kept.pod)) == []
+    await_fact(lambda: not pinging.running, "the end of 60 pings")
+    assert "60 packets transmitted, 60 received" in pinging.output()
+    silent(kept.delete())
+
+
+@both_modes
+@pytest.mark.parametrize("nothing", [[], None], ids=["empty", "null"])
+def test_where_nothing_is_listed_everything_goes(
+    homes: Homes, node: Node, mode: Mode, nothing: list[Any] | None
+) -> None:
+    prepare(homes, node, mode)
+    pods = homes.fresh(node, 3)
+    before = picture(node, *pods)
+    made = [attach(node, pod, network(mode)) for pod in pods]
+    silent(collect(node, mode, nothing))
+    assert difference(before, picture(node, *pods)) == []
+    for attached in made:
+        silent(attached.delete())
+    silent(collect(node, mode, nothing, name="another"))
+
+
+@both_modes
+def test_without_a_list_nothing_goes(homes: Homes, node: Node, mode: Mode) -> None:
+    """The runtime must say what it uses; deleting everything would be a guess."""
+    (pod,) = homes.fresh(node)
+    attached = attach(node, pod, network(mode))
+    before = picture(node, pod)
+    refused(node.plugin("GC", network(mode)), 7, says=VALID)
+    assert difference(before, picture(node, pod)) == []
+    silent(attached.delete())
+
+
+@both_modes
+def test_other_networks_and_other_peoples_links_stay(homes: Homes, node: Node, mode: Mode) -> None:
+    """Whatever they are called, and though one of theirs is listed as stale as can be."""
+    names = ("overlay2", "overla", "Overlay")
+    theirs = [
+        attach(node, pod, network(mode, name=name))
+        for name, pod in zip(names, homes.fresh(node, 3), strict=True)
+    ]
+    ours = attach(node, homes.fresh(node)[0], network(mode))
+    node.configure(
+        "link add myc000000000000 type veth peer name myc000000000001",
+        "link add veth7 type veth peer name veth8",
+        "link set veth7 group 1772923172",
+        "link set veth7 group default",
+    )
+    silent(collect(node, mode, [{"containerID": "somebody", "ifname": "eth0"}]))
+    assert node.link(ours.host_link) is None
+    for attached in theirs:
+        silent(attached.check())
+        assert node.ping(attached.address) is not None
+    for name in ("myc000000000000", "myc000000000001", "veth7", "veth8"):
+        assert node.link(name) is not None
+    node.configure("link del myc000000000000", "link del veth7")
+    for attached in theirs:
+        silent(attached.delete())
+
+
+@both_modes
+def test_container_and_interface_must_both_be_listed(homes: Homes, node: Node, mode: Mode) -> None:
+    first, second = homes.fresh(node, 2)
+    one = attach(node, first, network(mode), ifname="eth0")
+    two = attach(node, first, network(mode), ifname="net1")
+    other = attach(node, second, network(mode), ifname="net1")
+    mixed = {"containerID": second.container_id, "ifname": "eth0"}
+    silent(collect(node, mode, [entry(one), mixed]))
+    assert node.link(one.host_link) is not None
+    assert node.link(two.host_link) is None
+    assert node.link(other.host_link) is None
+    assert node.ping(one.address) is not None
+    silent(one.delete())
+
+
+@both_modes
+def test_a_hundred_stale_ones_go_in_one_go(command: list[str], mode: Mode) -> None:
+    """And in the time of a few: the kernel is asked once for all of them."""
+    with Lab(command) as lab:
+        node = lab.node("a")
+        lab.connect(node)
+        conf = network(mode)
+        pods = [node.pod(f"p{number}") for number in range(CROWD)]
+        kept = attach(node, "kept", conf)
+        elsewhere = attach(node, "elsewhere", network(mode, name="another"))
+        before = picture(node, *pods[:5])
+        at_once([partial(attach, node, pod, conf) for pod in pods])
+        began = time.perf_counter()
+        silent(collect(node, mode, [entry(kept)]))
+        took = time.perf_counter() - began
+        assert difference(before, picture(node, *pods[:5])) == []
+        assert [pod.pod_name for pod in pods if pod.link("eth0")] == []
+        for attached in (kept, elsewhere):
+            silent(attached.check())
+            assert node.ping(attached.address) is not None
+        assert took < 5
+        # The names and addresses are free.
+        for attached in at_once([partial(attach, node, pod, conf) for pod in pods[:10]]):
+            assert node.ping(attached.address) is not None
+
+
+@both_modes
+def test_gc_of_a_node_that_pods_have_left_on_their_own(
+    homes: Homes, node: Node, mode: Mode
+) -> None:
+    """A pod that ends without DEL takes its links with it; what else there was goes with GC."""
+    prepare(homes, node, mode)
+    before = picture(node)
+    pods = homes.fresh(node, 3)
+    made = [attach(node, pod, network(mode)) for pod in pods]
+    for pod in pods:
+        pod.remove()
+    for attached in made:
+        await_fact(lambda link=attached.host_link: node.link(link) is None, "the kernel's tidying")
+    silent(collect(node, mode, []))
+    assert difference(before, picture(node)) == []
+    silent(collect(node, mode, [], name="another"))
+
+
+@both_modes
+def test_gc_while_pods_come_and_go_harms_none_that_are_listed(
+    command: list[str], mode: Mode
+) -> None:
+    with Lab(command) as lab:
+        node = lab.node("a")
+        lab.connect(node)
+        conf = network(mode)
+        kept = [attach(node, f"kept{number}", conf) for number in range(4)]
+        listed = [entry(attached) for attached in kept]
+        stale = [attach(node, f"stale{number}", conf) for number in range(10)]
+        calls = [partial(collect, node, mode, listed) for _ in range(4)]
+        calls += [attached.delete for attached in stale]
+        for call in at_once(calls):
+            silent(call)
+        for attached in kept:
+            silent(attached.check())
+            assert node.ping(attached.address) is not None
+        assert [a for a in stale if node.link(a.host_link)] == []
