@@ -24,7 +24,7 @@ $(VENV)/.complete: pyproject.toml scripts/run-packages.txt
 demo: venv ## two nodes, an overlay between them, pods pinging across it
 	$(VENV)/bin/mycelium-cni demo
 
-test: lint test-pip test-static ## run everything
+test: lint dist test-pip test-static ## run everything
 
 lint: venv ## format, lint, types, and who may import whom
 	$(VENV)/bin/ruff format --check --quiet
@@ -38,11 +38,12 @@ test-packages: tests/apt-packages.txt
 
 lint test-pip test-static: test-packages
 
-test-pip: venv ## all tests, against the pip-installed command
+test-pip: venv dist ## all tests; what is black-box is against the pip-installed command
 	$(PYTEST) tests
 
-test-static: venv dist ## the black-box tests, against the static executable
-	MYCELIUM_CNI_COMMAND=$(CURDIR)/dist/mycelium-cni-linux-amd64 $(PYTEST) tests/protocol tests/netns
+test-static: venv dist ## the black-box tests again, against the static executable
+	MYCELIUM_CNI_COMMAND=$(CURDIR)/dist/mycelium-cni-linux-amd64 \
+		$(PYTEST) tests/protocol tests/netns --ignore tests/netns/test_bench.py
 
 clean: ## remove what was built; the test tools' cache (.tools) stays
 	rm -rf $(VENV) build dist
