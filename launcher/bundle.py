@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from archive import BuildError
 
-# Imported by name at run time, so no import statement shows them.
+# Imported by name at run time, so no import statement shows them; for the tool.
 ALWAYS = """
     encodings.aliases encodings.ascii encodings.cp437 encodings.idna encodings.latin_1
     encodings.utf_8 _strptime warnings
@@ -50,7 +50,7 @@ def collect(
     `roots` are the folders modules are looked for in; those of the first one are ours, and are
     taken at their word: what they import anywhere is required.
     """
-    waiting = [_Import(name, True) for name in [*wanted, *ALWAYS.split()]]
+    waiting = [_Import(name, True) for name in wanted]
     modules: dict[str, Path] = {}
     built_in: set[str] = set()
     seen: dict[str, bool] = {}
@@ -75,7 +75,8 @@ def collect(
         elif required and name != "os.path":  # not a submodule: os puts it into sys.modules
             missing.add(name)
     if missing:
-        raise BuildError(f"the tool imports what cannot be embedded: {', '.join(sorted(missing))}")
+        names = ", ".join(sorted(missing))
+        raise BuildError(f"{wanted[0].partition('.')[0]} imports what is not embedded: {names}")
     return Bundle(modules, frozenset(built_in))
 
 

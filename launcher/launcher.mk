@@ -32,7 +32,7 @@ install: dist ## copy the executable, then the conflist (DESTDIR, CNI_BIN_DIR, C
 release: dist/mycelium-cni-linux-amd64 dist/mycelium-cni-linux-arm64 ## all that is published
 	$(VENV)/bin/python launcher/package.py
 
-test: test-dist
+test-pip: dist/mycelium-cni-linux-amd64 # all tests: those of the executable are among them
 
 test-dist: venv test-packages dist/mycelium-cni-linux-amd64 ## the executable itself, its budget
 	$(PYTEST) tests/dist tests/fence

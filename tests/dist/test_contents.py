@@ -86,7 +86,7 @@ def launcher_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The launcher's modules are scripts in a folder, not a package."""
     monkeypatch.syspath_prepend(str(ROOT / "launcher"))
     yield
-    for name in ("archive", "drift", "sbom"):
+    for name in ("archive", "bundle", "drift", "sbom"):
         sys.modules.pop(name, None)
 
 
@@ -134,3 +134,29 @@ def test_an_earlier_source_is_used_only_for_what_cannot_have_changed(
         f"python3.11 (3.11.2-6+deb12u9)\n  * {changelog}\n\npython3.11 (3.11.2-6+deb12u8)\n  * x\n"
     )
     assert untouched_since(tmp_path, "3.11.2-6+deb12u8", log, "Modules/_json.c") is usable
+
+
+@pytest.mark.usefixtures("launcher_path")
+@pytest.mark.parametrize(
+    ("statement", "refused"),
+    [
+        ("from errno import ENOENT", False),
+        ("import json", True),
+        ("def late():\n    import subprocess", True),
+        ("if TYPE_CHECKING:\n    from typing import Final", False),
+        ("try:\n    import ctypes\nexcept ImportError:\n    pass", False),
+    ],
+)
+def test_a_plugin_that_imports_what_is_not_in_c_is_not_built(
+    tmp_path: Path, statement: str, refused: bool
+) -> None:
+    from archive import BuildError
+    from bundle import collect
+
+    (tmp_path / "plugin.py").write_text(statement)
+    c_modules = frozenset(["errno", "posix"])
+    if refused:
+        with pytest.raises(BuildError, match="plugin imports what is not embedded"):
+            collect([tmp_path], ["plugin"], frozenset(), c_modules)
+    else:
+        assert collect([tmp_path], ["plugin"], frozenset(), c_modules).built_in <= c_modules

@@ -12,6 +12,9 @@ import pytest
 
 from .conftest import ROOT
 
+# One at a time: they share the bare Debian.
+pytestmark = pytest.mark.xdist_group("debootstrap")
+
 BOOTSTRAPPED = ROOT / "build/debootstrap"
 
 

@@ -14,6 +14,9 @@ import pytest
 
 from .conftest import ROOT
 
+# One at a time: they share the checkout.
+pytestmark = pytest.mark.xdist_group("make")
+
 
 def install(root: Path, *wrapper: str) -> str:
     """Run `make install` as a packager would; what it prints."""
