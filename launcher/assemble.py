@@ -191,9 +191,15 @@ def assemble(facts: dict[str, Any], output: Path) -> None:
     available = embeddable(facts)
     # Looked for in our own folder only: of the standard library the plugin may use what is in C.
     needed = bundle.collect([SOURCE], plugin, frozenset(["__future__"]), available)
+    rich = Path(facts["rich"]["folder"])
     tool = bundle.collect(
-        [SOURCE, Path(facts["rich"]["folder"]), library],
-        ["mycelium_door", *bundle.names_below(SOURCE, "mycelium_ctl"), *bundle.ALWAYS.split()],
+        [SOURCE, rich, library],
+        [
+            *("mycelium_door", *bundle.names_below(SOURCE, "mycelium_ctl")),
+            # How wide a character is, by the Unicode version of the terminal; loaded by name.
+            *bundle.names_below(rich, "rich/_unicode_data"),
+            *bundle.ALWAYS.split(),
+        ],
         frozenset(frozen),
         available,
     )

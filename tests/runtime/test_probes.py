@@ -25,7 +25,12 @@ pytestmark = pytest.mark.xdist_group("containerd")
 
 TIMEOUT_S = 1  # a probe's timeoutSeconds
 # What a pod's network may say of who may open connections. The node always may.
-POLICIES: dict[str, dict[str, Any]] = {"nothing said": {}, "open": {"ingress": "open"}}
+POLICIES: dict[str, dict[str, Any]] = {
+    "nothing said": {},
+    "open": {"ingress": "open"},
+    "cluster": {"ingress": "cluster"},
+    "closed": {"ingress": "closed"},
+}
 PRIMARY = {
     "type": "bridge",
     "bridge": "cni0",
