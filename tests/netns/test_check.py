@@ -117,6 +117,15 @@ def test_a_mac_that_a_later_plugin_set_is_that_of_its_result(attached: Attached)
     refused(attached.check(), 103, says="c2:00:00:00:00:0a")
 
 
+@pytest.mark.parametrize("mode", ["bridge"])
+def test_a_mac_that_a_later_plugin_set_cuts_a_bridged_pod_off(attached: Attached) -> None:
+    """On a bridge the MAC is part of what the pod may send: CHECK tells how to choose one."""
+    attached.pod.configure("link set eth0 address c2:00:00:00:00:0c")
+    result = copy.deepcopy(attached.result)
+    result["interfaces"][attached.place]["mac"] = "c2:00:00:00:00:0c"
+    refused(attached.check(prevResult=result), 103, says='capability "mac"')
+
+
 # What may be broken of one attachment
 
 
