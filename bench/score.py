@@ -137,8 +137,9 @@ class _Reader:
         self._host_link = recorded.words()[2]
         self._ends = {_HOST_END: 0, _POD_END: 0}
 
-    def steps(self, pid: int) -> Iterator[Step]:
-        ours: dict[int, int] = {}  # descriptor → the end of the pair that lies in its namespace
+    def steps(self, pid: int, inherited: dict[int, int] | None = None) -> Iterator[Step]:
+        # descriptor → the end of the pair that lies in its namespace
+        ours = dict(inherited or {})
         here = _HOST_END
         child = 0
         for call in _calls(self._folder / f"strace.{pid}"):
@@ -153,13 +154,13 @@ class _Reader:
             elif call.name == "openat":
                 path = call.arguments[1].strip('"')
                 if path.startswith(_SYSCTL) or path == self._recorded.netns:
-                    ours[call.result] = here
+                    ours[call.result] = _POD_END if path == self._recorded.netns else here
                     flags = _number(call.arguments[2])
                     yield Step("P", call.result, flags, path.encode() + b"\0")
             elif call.name in ("stat", "newfstatat") and self._recorded.netns in call.arguments[-3]:
                 yield Step("T", data=self._recorded.netns.encode() + b"\0")
             elif call.name in _CLONES and call.result > 0:
-                part = list(self.steps(call.result))
+                part = list(self.steps(call.result, ours))
                 part.append(Step("E"))
                 yield Step("K", argument=sum(len(step.encode()) for step in part))
                 yield from part
@@ -194,7 +195,7 @@ class _Reader:
                     ours[call.result] = _HOST_END
                 yield Step("I", fd, request)
             elif call.name == "setns":
-                here = _POD_END if here == _HOST_END else _HOST_END
+                here = ours[fd]
                 yield Step("N", fd, _number(call.arguments[1]))
             elif call.name in ("fstat", "newfstatat"):
                 yield Step("F", fd)
