@@ -12,8 +12,8 @@ import re
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from itertools import chain, count
 from pathlib import Path
@@ -124,16 +124,12 @@ def calls_of_add(
     return calls
 
 
-@pytest.mark.parametrize("name", FAULTS)
 @every_state
 @both_modes
 def test_whichever_system_call_fails_everything_is_undone(
-    command: list[str], mode: Mode, state: State, name: str
+    command: list[str], mode: Mode, state: State
 ) -> None:
-    def fault(number: int) -> str:
-        return f"inject={name}:error={FAULTS[name]}:when={number}"
-
-    fail_each(command, mode, state, name, fault)
+    fail_each(command, mode, state, FAULTS)
 
 
 @both_modes
@@ -144,41 +140,38 @@ def test_whichever_answer_of_the_kernel_is_lost_everything_is_undone(
 
     On a prepared node: what a lost answer leaves of the groundwork is what every ADD lays.
     """
-
-    def fault(number: int) -> str:
-        return f"inject=recvfrom:error=EIO:when={number}"
-
-    fail_each(command, mode, "prepared", "recvfrom", fault)
+    fail_each(command, mode, "prepared", {"recvfrom": "EIO"})
 
 
-def fail_each(
-    command: list[str], mode: Mode, state: State, name: str, fault: Callable[[int], str]
-) -> None:
-    """ADD once for each call of this name, in which that call fails; nothing may be left of it.
+def fail_each(command: list[str], mode: Mode, state: State, faults: Mapping[str, str]) -> None:
+    """ADD once for each call of these names, in which that call fails; nothing may be left of it.
 
-    It ends with the first ADD that makes so few calls of the name that none fails.
+    Each name ends with the first ADD that makes so few calls of it that none fails.
     """
-    known = [number for call, number in calls_of_add(tuple(command), mode, state) if call == name]
-    assert known
-    numbers = chain(known, count(known[-1] + 1))
+    known = calls_of_add(tuple(command), mode, state)
     failures: list[str] = []
-    injected = [""]
-    while injected:
-        with staged(command, mode, state) as stage:  # a new one after each failure
-            clean = True
-            while injected and clean:
-                number = next(numbers)
-                call = stage.strace("-e", f"trace={name}", "-e", fault(number))
+    with ExitStack() as stack:
+        stage = stack.enter_context(staged(command, mode, state))
+        for name, error in faults.items():
+            counted = [number for call, number in known if call == name]
+            assert counted, name
+            for number in chain(counted, count(counted[-1] + 1)):
+                fault = f"inject={name}:error={error}:when={number}"
+                call = stage.strace("-e", f"trace={name}", "-e", fault)
                 injected = [line for line in stage.trace() if "(INJECTED)" in line]
-                if not injected:
-                    assert call.code == 0, call
-                    continue
-                changes = stage.changes()
-                clean = call.code == 1 and not changes
-                if clean:
-                    refused(call)
-                else:
+                if injected:
+                    changes = stage.changes()
+                    if call.code == 1 and not changes:
+                        refused(call)
+                        continue
                     failures.append("\n".join([*injected, str(call), *changes]))
+                else:
+                    assert call.code == 0, call
+                # Something stands now, be it by mistake or not: the next one needs a new stage.
+                stack.close()
+                stage = stack.enter_context(staged(command, mode, state))
+                if not injected:
+                    break
     assert not failures, "\n\n".join(failures)
 
 
@@ -280,10 +273,10 @@ def test_an_add_killed_at_any_moment_is_no_obstacle_to_the_next(
     command: list[str], mode: Mode
 ) -> None:
     """On nodes that it was the first to prepare."""
-    for name, number in calls_of_add(tuple(command), mode, "bare", ipv6=True)[::8]:
+    for name, number in calls_of_add(tuple(command), mode, "bare", ipv6=True)[::12]:
         with staged(command, mode, "bare", ipv6=True) as stage:
             killed = stage.strace("-e", f"trace={name}", "-e", kill(name, number))
-            assert killed.code == -signal.SIGKILL, killed
+            assert killed.code in (-signal.SIGKILL, 0), killed  # 0: it made fewer calls this time
             silent(stage.node.plugin("DEL", stage.conf, stage.pod))
             attached = attach(stage.node, stage.pod, stage.conf)
             silent(attached.check())
@@ -295,15 +288,15 @@ def kill(name: str, number: int) -> str:
     return f"inject={name}:signal=KILL:when={number}"
 
 
-@pytest.mark.parametrize("outlet", [">&-", ">/dev/full", "| true"])
 @every_state
 @both_modes
 def test_a_result_that_nobody_can_be_told_is_undone(
-    command: list[str], mode: Mode, state: State, outlet: str
+    command: list[str], mode: Mode, state: State
 ) -> None:
-    # Behind the pipe stands a program that has ended when the result comes.
-    script = f'{{ sleep 0.2; "$@"; echo $? >&2; }} {outlet}'
     with staged(command, mode, state) as stage:
-        call = stage.run(["sh", "-c", script, "sh", *command])
-        assert call.stderr.splitlines()[-1] == "1", call
-        assert stage.changes() == []
+        # Closed; full; and a pipe behind which the program has ended when the result comes.
+        for outlet in (">&-", ">/dev/full", "| true"):
+            script = f'{{ sleep 0.2; "$@"; echo $? >&2; }} {outlet}'
+            call = stage.run(["sh", "-c", script, "sh", *command])
+            assert call.stderr.splitlines()[-1] == "1", (outlet, call)
+            assert stage.changes() == [], outlet
