@@ -280,7 +280,7 @@ _LOAD: Final = """
 import sys
 before = set(sys.modules)
 sys.path.append(sys.argv[1])
-import mycelium_cni.main
+import mycelium_cni.main, mycelium_cni.verbs
 for name, module in sys.modules.items():
     if name not in before:
         origin = module.__spec__.origin
