@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import ipaddress
+import json
+import time
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -531,6 +533,28 @@ def test_a_pod_that_ends_without_del_takes_everything_with_it(
     again = attach(node, heir, network(mode), args=f"IP={attached.address}")
     assert node.ping(again.address) is not None
     silent(again.delete())
+
+
+@both_modes
+def test_del_does_not_return_before_everything_is_gone(node: Node, pod: Pod, mode: Mode) -> None:
+    """A child of it does the waiting for the kernel; here it is slow to begin."""
+    attached = attach(node, pod, network(mode))
+    slowly = ["-e", "trace=setsid", "-e", "inject=setsid:delay_enter=300000"]
+    strace = ["strace", "-D", "-f", "-qq", "-o", str(node.lab.directory / "slow"), *slowly]
+    env = {
+        "CNI_COMMAND": "DEL",
+        "CNI_CONTAINERID": pod.container_id,
+        "CNI_NETNS": pod.path,
+        "CNI_IFNAME": "eth0",
+    }
+    # Without pipes, which strace would hold open: the end of DEL is what counts.
+    quiet = ["sh", "-c", 'exec "$@" >/dev/null 2>&1', "sh"]
+    began = time.monotonic()
+    node.run([*quiet, *strace, *node.lab.command], env=env, input=json.dumps(attached.conf))
+    assert node.link(attached.host_link) is None
+    assert time.monotonic() - began > 0.3
+    assert pod.link("eth0") is None
+    assert node.ip("-6", "route", "show", attached.address) == []
 
 
 @both_modes
