@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,10 @@ META: dict[str, Plugin] = {
 }
 
 
+def _answered(client: Node, address: str) -> bool:
+    return client.ping(address) is not None
+
+
 @pytest.mark.parametrize("meta", META)
 @pytest.mark.parametrize("version", ["0.4.0", "1.0.0"])
 @both_modes
@@ -202,8 +207,9 @@ def test_before_a_meta_plugin(
     chain = Chain(plugins, pod, node, reference_plugins, version)
     chain.add()
     address = address_of(chain, "eth0")
-    assert node.ping(address) is not None
-    await_fact(lambda: far.ping(address) is not None, "an answer to the other node", within_s=3)
+    for client in (node, far):
+        what = f"an answer of {meta}'s pod to {client.name}"
+        await_fact(partial(_answered, client, address), what, within_s=3)
     assert pod.ping(str(far.overlay_address)) is not None
     chain.check()
     chain.delete()
