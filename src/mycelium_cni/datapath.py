@@ -438,6 +438,11 @@ def await_carrier(host: nl.Socket, pod: nl.Socket, pair: Pair, plan: Plan) -> No
                     TRY_AGAIN_LATER, f"{plan.attachment.host_link} has no carrier after 1 s"
                 )
             sleep(0.0005)
+    if plan.wiring.bridge:
+        # A bridge loses its carrier with its last port, and forgets its neighbours when that is
+        # noticed, which may be after the next pod has come. Asked once, for a bridge with spanning
+        # tree waits half a minute for its carrier.
+        host.request(nl.link(nl.RTM_GETLINK, "read the bridge", index=plan.wiring.bridge))
 
 
 def attachments(host: nl.Socket, network: str) -> list[Link]:
