@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 
 import pytest
 
-from mycelium_ctl.lab import Lab, Node, PluginCall, Pod
+from mycelium_ctl.lab import Lab, Namespace, Node, PluginCall, Pod
 
 T = TypeVar("T")
 Mode = Literal["routed", "bridge"]
@@ -113,6 +113,15 @@ def refused(call: PluginCall, *codes: int, says: str = "") -> dict[str, Any]:
 def silent(call: PluginCall) -> None:
     """What a call that has nothing to say must do."""
     assert (call.code, call.stdout) == (0, ""), call
+
+
+def reaches(source: Namespace, address: str | None, source_address: str | None = None) -> bool:
+    """Whether `address` answers one of three echo requests.
+
+    One alone proves less than it seems: the kernel answers through one socket per CPU, which all
+    network namespaces share, and drops an answer when others have filled it.
+    """
+    return any(source.ping(str(address), source=source_address) is not None for _ in range(3))
 
 
 class Homes:

@@ -71,7 +71,7 @@ def _lab(link: str, entry: dict[str, Any]) -> bool:
     return link == UNDERLAY and str(entry.get("local") or entry.get("dst")).startswith("fe80:")
 
 
-def difference(before: Picture, after: Picture, path: str = "") -> list[str]:
+def difference(before: Any, after: Any, path: str = "") -> list[str]:
     """What is different, one line each, for people."""
     if isinstance(before, dict) and isinstance(after, dict):
         lines = []

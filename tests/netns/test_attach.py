@@ -22,6 +22,7 @@ from attaching import (
     attach,
     both_modes,
     network,
+    reaches,
     refused,
     silent,
 )
@@ -222,7 +223,7 @@ def test_the_pod_link_is_named_as_the_runtime_says(
 ) -> None:
     attached = attach(node, pod, network(mode), ifname=name)
     assert attached.pod_link == name
-    assert node.ping(attached.address) is not None
+    assert reaches(node, attached.address)
     silent(attached.check())
     attached.delete()
 
@@ -239,7 +240,7 @@ def test_a_pod_that_has_an_interface_gains_another(
     attached = attach(node, pod, network(mode, prevResult=made, **chosen))
     assert attached.pod_link == name
     assert link(pod, "eth0") == before
-    assert node.ping(attached.address) is not None
+    assert reaches(node, attached.address)
     silent(attached.check())
     silent(attached.delete())
     assert pod.link(name) is None
@@ -252,8 +253,8 @@ def test_a_namespace_without_ipv6_gets_it(node: Node, pod: Pod, mode: Mode, scop
     for where in {scope, "default", "lo"}:
         set_sysctl(pod, f"ipv6/conf/{where}/disable_ipv6", "1")
     attached = attach(node, pod, network(mode))
-    assert node.ping(attached.address) is not None
-    assert pod.ping("::1") is not None
+    assert reaches(node, attached.address)
+    assert reaches(pod, "::1")
     assert sysctl(pod, "ipv6/conf/default/disable_ipv6") == "1"
     attached.delete()
 
@@ -286,8 +287,8 @@ def test_defaults_for_new_links_do_not_matter(command: list[str], mode: Mode, wh
         for name, value in TRAPS.items():
             set_sysctl(node if where == "node" else pod, f"ipv6/conf/default/{name}", value)
         attached = attach(node, pod, network(mode))
-        assert node.ping(attached.address) is not None
-        assert pod.ping(str(node.overlay_address)) is not None
+        assert reaches(node, attached.address)
+        assert reaches(pod, str(node.overlay_address))
         (entry,) = link(pod, "eth0")["addr_info"]
         assert entry["local"] == attached.address
         if mode == "routed":
@@ -316,10 +317,10 @@ def test_the_configurations_of_the_seeds_work_unchanged(pair: tuple[Node, Node],
     ]
     told = [r["ip6"]["ip"] if "ip6" in r else r["ips"][0]["address"] for r in results]
     addresses = [text.partition("/")[0] for text in told]
-    assert here.ping(addresses[0]) is not None
-    assert pods[0].ping(addresses[1]) is not None
-    assert pods[1].ping(addresses[0]) is not None
-    assert pods[1].ping(str(here.overlay_address)) is not None
+    assert reaches(here, addresses[0])
+    assert reaches(pods[0], addresses[1])
+    assert reaches(pods[1], addresses[0])
+    assert reaches(pods[1], str(here.overlay_address))
     for node, p in zip(pair, pods, strict=True):
         silent(node.plugin("DEL", SEEDS[seed], p))
     assert there.link("mycelium") is not None
@@ -328,24 +329,33 @@ def test_the_configurations_of_the_seeds_work_unchanged(pair: tuple[Node, Node],
 # At once usable
 
 
+def dropped(space: Namespace) -> int:
+    """How many answers the kernel had no room for, though the question had come: its ICMP sockets
+    serve all namespaces of the machine, and others may have filled them."""
+    counters = space.run(["cat", "/proc/net/snmp6"]).stdout
+    (line,) = (line for line in counters.splitlines() if line.startswith("Ip6OutDiscards"))
+    return int(line.split()[1])
+
+
 @both_modes
 def test_the_first_packet_is_answered_each_way(homes: Homes, mode: Mode) -> None:
     left, right = homes.pair(mode)
     conf = network(mode)
     lost: list[str] = []
 
-    def first(way: str, source: Namespace, address: str | None) -> None:
-        if source.ping(str(address)) is None:
+    def first(way: str, source: Namespace, there: Namespace, address: str | None) -> None:
+        before = dropped(there)
+        if source.ping(str(address)) is None and dropped(there) == before:
             lost.append(way)
 
     for number in range(ROUNDS):
         a, b, c, d = (attach(left, pod, conf) for pod in homes.fresh(left, 4))
-        first("node to pod", left, a.address)
-        first("pod to node", b.pod, left.overlay_address)
-        first("pod to pod", c.pod, d.address)
+        first("node to pod", left, a.pod, a.address)
+        first("pod to node", b.pod, left, left.overlay_address)
+        first("pod to pod", c.pod, d.pod, d.address)
         ends = [attach(node, homes.fresh(node)[0], conf) for node in (left, right)]
         near, far = ends if number % 2 else reversed(ends)
-        first("pod to pod elsewhere", near.pod, far.address)
+        first("pod to pod elsewhere", near.pod, far.pod, far.address)
         for attached in (a, b, c, d, *ends):
             attached.pod.remove()
     assert lost == []
@@ -367,7 +377,7 @@ def test_a_pod_keeps_its_stable_address(homes: Homes, node: Node, mode: Mode) ->
     silent(attached.delete())
     again = attach(node, third, conf, args=web)
     assert again.address == attached.address
-    assert node.ping(again.address) is not None
+    assert reaches(node, again.address)
     silent(again.delete())
     silent(other.delete())
 
@@ -379,7 +389,7 @@ def test_a_requested_address_and_mac_are_the_pods(node: Node, pod: Pod, mode: Mo
     shown = link(pod, "eth0")
     assert [entry["local"] for entry in shown["addr_info"]] == [wanted]
     assert shown["address"] == "c2:00:00:00:00:07"
-    assert node.ping(wanted) is not None
+    assert reaches(node, wanted)
     attached.delete()
 
 
@@ -415,8 +425,8 @@ def test_of_many_that_want_one_address_exactly_one_gets_it(command: list[str], m
             if call.code != 0:
                 refused(call, 101, says=f"shop/{winners[0].pod_name}")
                 refused(call, 101, says=winners[0].container_id)
-        assert node.ping(wanted) is not None
-        assert winners[0].ping(str(node.overlay_address)) is not None
+        assert reaches(node, wanted)
+        assert reaches(winners[0], str(node.overlay_address))
         ours = [entry for entry in node.ip("link") if wanted in entry.get("altnames", [])]
         assert len(ours) == 1
         for pod in pods:
@@ -435,7 +445,7 @@ def test_many_at_once_all_work_and_leave_nothing(command: list[str], mode: Mode)
         made = at_once([partial(attach, node, pod, conf) for pod in pods])
         assert len({attached.address for attached in made}) == CROWD
         assert len({attached.host_link for attached in made}) == CROWD
-        assert [a.pod.pod_name for a in made if node.ping(a.address) is None] == []
+        assert [a.pod.pod_name for a in made if not reaches(node, a.address)] == []
         for call in at_once([attached.delete for attached in made]):
             silent(call)
         assert difference(before, picture(node, *pods)) == []
@@ -458,12 +468,12 @@ def test_a_container_may_have_two_interfaces(homes: Homes, pod: Pod, mode: Mode)
     for attached in (one, two):
         silent(attached.check())
         for client in (node, far):
-            assert client.ping(attached.address) is not None
-        assert pod.ping(str(far.overlay_address), source=attached.address) is not None
+            assert reaches(client, attached.address)
+        assert reaches(pod, str(far.overlay_address), source_address=attached.address)
     silent(two.delete())
     assert difference(before, picture(pod)) == []
     silent(one.check())
-    assert node.ping(one.address) is not None
+    assert reaches(node, one.address)
     silent(one.delete())
 
 
@@ -474,7 +484,7 @@ def test_a_second_add_is_refused_and_the_first_stays(node: Node, pod: Pod, mode:
     refused(node.plugin("ADD", network(mode), pod), 102, says=attached.host_link)
     assert difference(before, picture(node, pod)) == []
     silent(attached.check())
-    assert node.ping(attached.address) is not None
+    assert reaches(node, attached.address)
     silent(attached.delete())
 
 
@@ -520,7 +530,8 @@ def test_del_finds_an_attachment_whose_namespace_is_unmounted_but_alive(
 def test_a_pod_that_ends_without_del_takes_everything_with_it(
     homes: Homes, node: Node, mode: Mode
 ) -> None:
-    (pod,) = homes.fresh(node)
+    earlier, pod = homes.fresh(node, 2)
+    attach(node, earlier, network(mode))  # the node is prepared
     before = picture(node)["left"]
     attached = attach(node, pod, network(mode))
     pod.remove()
@@ -531,7 +542,7 @@ def test_a_pod_that_ends_without_del_takes_everything_with_it(
     silent(attached.delete())
     (heir,) = homes.fresh(node)
     again = attach(node, heir, network(mode), args=f"IP={attached.address}")
-    assert node.ping(again.address) is not None
+    assert reaches(node, again.address)
     silent(again.delete())
 
 
@@ -565,7 +576,7 @@ def test_add_works_at_once_after_del(node: Node, pod: Pod, mode: Mode) -> None:
     for _ in range(REPEATS):
         silent(attached.delete())
         attached = attach(node, pod, conf, args=f"IP={attached.address}")
-    assert node.ping(attached.address) is not None
+    assert reaches(node, attached.address)
     silent(attached.delete())
 
 
@@ -595,7 +606,7 @@ def test_a_pod_whose_mac_is_changed_later_stays_reachable(
     pod.configure("link set eth0 address c2:00:00:00:00:09")
     assert_talk(attached)
     far = homes.pair(mode)[1]
-    await_fact(lambda: far.ping(attached.address) is not None, "an answer to the other node")
+    await_fact(lambda: reaches(far, attached.address), "an answer to the other node")
     attached.delete()
 
 
@@ -628,7 +639,7 @@ def test_a_pod_in_use_is_reachable_after_its_neighbour_entry_has_aged(
     far = homes.pair(mode)[1]
     attached = attach(node, pod, network(mode))
     device = BRIDGE if mode == "bridge" else attached.host_link
-    assert far.ping(attached.address) is not None
+    assert reaches(far, attached.address)
     times = {"base_reachable_time_ms": "50", "delay_first_probe_time": "0", "retrans_time_ms": "20"}
     for name, value in times.items():
         set_sysctl(node, f"ipv6/neigh/{device}/{name}", value)
@@ -638,7 +649,7 @@ def test_a_pod_in_use_is_reachable_after_its_neighbour_entry_has_aged(
         line = f"{attached.address} lladdr {entry['lladdr']} dev {device} nud stale {state}"
         node.configure(f"neigh replace {line}")
     for _ in range(20):
-        assert far.ping(attached.address) is not None
+        assert reaches(far, attached.address)
     attached.delete()
 
 

@@ -10,15 +10,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from attaching import Homes, Mode, both_modes
+from attaching import Homes, Mode, both_modes, reaches
 from observe import difference, picture
 
-from mycelium_ctl.lab import Lab, Node, Pod, await_fact
+from mycelium_ctl.lab import Lab, Node, Pod
 
 Plugin = dict[str, Any]
 
@@ -124,8 +123,8 @@ def test_after_loopback(
     chain = Chain([LOOPBACK, ours(mode)], pod, node, reference_plugins, version)
     chain.add()
     assert [i["name"] for i in chain.result["interfaces"] if i.get("sandbox")] == ["lo", "eth0"]
-    assert node.ping(address_of(chain, "eth0")) is not None
-    assert pod.ping("::1") is not None
+    assert reaches(node, address_of(chain, "eth0"))
+    assert reaches(pod, "::1")
     chain.check()
     chain.delete()
     assert pod.link("eth0") is None
@@ -150,9 +149,9 @@ def test_after_a_primary_plugin_the_pod_gains_an_interface(
     here, there = chains
     four = [str(chain.result["ips"][0]["address"]).partition("/")[0] for chain in chains]
     for one, other, address in ((here, there, four[1]), (there, here, four[0])):
-        assert one.pod.ping(address) is not None, "IPv4 between pods"
-        assert one.pod.ping(address_of(other, "mycelium0")) is not None
-        assert node.ping(address_of(one, "mycelium0")) is not None
+        assert reaches(one.pod, address), "IPv4 between pods"
+        assert reaches(one.pod, address_of(other, "mycelium0"))
+        assert reaches(node, address_of(one, "mycelium0"))
         (route,) = one.pod.ip("-4", "route", "show", "default")
         assert route["dev"] == "eth0"
         # Theirs fails by itself behind any plugin that adds an address to another interface: it
@@ -186,10 +185,6 @@ META: dict[str, Plugin] = {
 }
 
 
-def _answered(client: Node, address: str) -> bool:
-    return client.ping(address) is not None
-
-
 @pytest.mark.parametrize("meta", META)
 @pytest.mark.parametrize("version", ["0.4.0", "1.0.0"])
 @both_modes
@@ -208,9 +203,8 @@ def test_before_a_meta_plugin(
     chain.add()
     address = address_of(chain, "eth0")
     for client in (node, far):
-        what = f"an answer of {meta}'s pod to {client.name}"
-        await_fact(partial(_answered, client, address), what, within_s=3)
-    assert pod.ping(str(far.overlay_address)) is not None
+        assert reaches(client, address)
+    assert reaches(pod, str(far.overlay_address))
     chain.check()
     chain.delete()
     chain.delete()

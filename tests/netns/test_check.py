@@ -28,7 +28,7 @@ from observe import difference, picture, set_sysctl
 from mycelium_ctl.lab import Node, Pod
 
 ELSEWHERE = "2001:db8:5::/48"
-ROUTES = {"routes": [{"dst": OVERLAY}, {"dst": ELSEWHERE}]}
+ROUTES: dict[str, Any] = {"routes": [{"dst": OVERLAY}, {"dst": ELSEWHERE}]}
 
 Break = Callable[[Attached], str]  # returns what the error must name
 

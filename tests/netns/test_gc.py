@@ -4,12 +4,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import pytest
-from attaching import Attached, Homes, Mode, at_once, attach, both_modes, network, refused, silent
+from attaching import (
+    Attached,
+    Homes,
+    Mode,
+    at_once,
+    attach,
+    both_modes,
+    network,
+    reaches,
+    refused,
+    silent,
+)
 from observe import difference, picture
 
 from mycelium_ctl.lab import Lab, Node, PluginCall, await_fact
@@ -37,6 +48,10 @@ def entry(attached: Attached) -> dict[str, str]:
 
 def collect(node: Node, mode: Mode, valid: Any, *, key: str = VALID, **keys: Any) -> PluginCall:
     return node.plugin("GC", network(mode, **keys, **{key: valid}))
+
+
+def _gone(node: Node, name: str) -> bool:
+    return node.link(name) is None
 
 
 def prepare(homes: Homes, node: Node, mode: Mode) -> None:
@@ -109,7 +124,7 @@ def test_other_networks_and_other_peoples_links_stay(homes: Homes, node: Node, m
     assert node.link(ours.host_link) is None
     for attached in theirs:
         silent(attached.check())
-        assert node.ping(attached.address) is not None
+        assert reaches(node, attached.address)
     for name in ("myc000000000000", "myc000000000001", "veth7", "veth8"):
         assert node.link(name) is not None
     node.configure("link del myc000000000000", "link del veth7")
@@ -128,7 +143,7 @@ def test_container_and_interface_must_both_be_listed(homes: Homes, node: Node, m
     assert node.link(one.host_link) is not None
     assert node.link(two.host_link) is None
     assert node.link(other.host_link) is None
-    assert node.ping(one.address) is not None
+    assert reaches(node, one.address)
     silent(one.delete())
 
 
@@ -151,11 +166,11 @@ def test_a_hundred_stale_ones_go_in_one_go(command: list[str], mode: Mode) -> No
         assert [pod.pod_name for pod in pods if pod.link("eth0")] == []
         for attached in (kept, elsewhere):
             silent(attached.check())
-            assert node.ping(attached.address) is not None
+            assert reaches(node, attached.address)
         assert took < 5
         # The names and addresses are free.
         for attached in at_once([partial(attach, node, pod, conf) for pod in pods[:10]]):
-            assert node.ping(attached.address) is not None
+            assert reaches(node, attached.address)
 
 
 @both_modes
@@ -170,7 +185,7 @@ def test_gc_of_a_node_that_pods_have_left_on_their_own(
     for pod in pods:
         pod.remove()
     for attached in made:
-        await_fact(lambda link=attached.host_link: node.link(link) is None, "the kernel's tidying")
+        await_fact(partial(_gone, node, attached.host_link), "the kernel's tidying")
     silent(collect(node, mode, []))
     assert difference(before, picture(node)) == []
     silent(collect(node, mode, [], name="another"))
@@ -187,11 +202,13 @@ def test_gc_while_pods_come_and_go_harms_none_that_are_listed(
         kept = [attach(node, f"kept{number}", conf) for number in range(4)]
         listed = [entry(attached) for attached in kept]
         stale = [attach(node, f"stale{number}", conf) for number in range(10)]
-        calls = [partial(collect, node, mode, listed) for _ in range(4)]
+        calls: list[Callable[[], PluginCall]] = [
+            partial(collect, node, mode, listed) for _ in range(4)
+        ]
         calls += [attached.delete for attached in stale]
         for call in at_once(calls):
             silent(call)
         for attached in kept:
             silent(attached.check())
-            assert node.ping(attached.address) is not None
+            assert reaches(node, attached.address)
         assert [a for a in stale if node.link(a.host_link)] == []

@@ -20,6 +20,7 @@ from attaching import (
     attach,
     both_modes,
     network,
+    reaches,
     refused,
     silent,
 )
@@ -99,7 +100,7 @@ def test_forwarding_that_is_on_is_left_alone(node: Node, mode: Mode) -> None:
     set_sysctl(node, f"ipv6/conf/{UNDERLAY}/forwarding", "0")
     attached = attach(node, "pod", network(mode))
     assert sysctl(node, f"ipv6/conf/{UNDERLAY}/forwarding") == "0"
-    assert node.ping(attached.address) is not None
+    assert reaches(node, attached.address)
 
 
 # Router advertisements
@@ -137,7 +138,7 @@ class Router:
 
 
 def _checksum(octets: bytes) -> int:
-    total = sum(struct.unpack(f"!{len(octets) // 2}H", octets))
+    total: int = sum(struct.unpack(f"!{len(octets) // 2}H", octets))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF
@@ -222,8 +223,8 @@ def test_a_pod_that_poses_as_a_router_is_not_believed(
         for _ in range(3):
             pretender.advertise(prefix="2001:db8:66::")
     # What was sent behind it has been received: so has the advertisement.
-    assert rogue.pod.ping(victim.address) is not None
-    assert rogue.pod.ping(str(node.overlay_address)) is not None
+    assert reaches(rogue.pod, victim.address)
+    assert reaches(rogue.pod, str(node.overlay_address))
     for space in (node, other):
         assert default_routes(space) == []
         shown = [a["local"] for entry in space.ip("addr") if entry for a in entry["addr_info"]]
@@ -258,7 +259,7 @@ def with_way_out(lab: Lab) -> tuple[Node, Node]:
 
 
 def ping_out(attached: Attached, address: str) -> str:
-    argv = ["ping", "-n", "-c", "1", "-W", "1", address]
+    argv = ["ping", "-n", "-c", "3", "-i", "0.1", "-W", "1", address]
     return attached.pod.run(argv, check=False).stdout
 
 
@@ -284,9 +285,9 @@ def test_no_packet_for_the_overlay_leaves_another_way_while_the_daemon_is_away(
     leaked = [line for line in seen.output().splitlines() if " > 4" in line or " > 5" in line]
     assert leaked == []
     # Pods and their node still talk: probes go on.
-    assert node.ping(attached.address) is not None
-    assert attached.pod.ping(other.address) is not None
-    assert attached.pod.ping(own_address(node)) is not None
+    assert reaches(node, attached.address)
+    assert reaches(attached.pod, other.address)
+    assert reaches(attached.pod, own_address(node))
 
 
 def own_address(node: Node) -> str:
@@ -304,13 +305,13 @@ def test_live_pods_work_again_when_the_daemon_is_back(pair: tuple[Node, Node], m
     far = attach(there, "pod", network(mode))
     before = picture(here, attached.pod)
     here.stop_overlay()
-    assert here.ping(attached.address) is not None
+    assert reaches(here, attached.address)
     refused(here.plugin("STATUS", attached.conf), 51, says="failed to find interface mycelium")
     refused(attached.check(), 11, says="failed to find interface mycelium")
     here.start_overlay()
     what = "an answer through the overlay"
-    await_fact(lambda: attached.pod.ping(far.address) is not None, what, within_s=15)
-    await_fact(lambda: far.pod.ping(attached.address) is not None, what, within_s=15)
+    await_fact(lambda: reaches(attached.pod, far.address), what, within_s=15)
+    await_fact(lambda: reaches(far.pod, attached.address), what, within_s=15)
     silent(attached.check())
     silent(here.plugin("STATUS", attached.conf))
     gone = [line for line in difference(before, picture(here, attached.pod)) if "gone" in line]
@@ -329,7 +330,7 @@ def test_a_pod_is_served_from_the_new_subnet_when_the_daemon_has_a_new_key(
     refused(attached.check(), says="subnet")
     if mode == "routed":
         heir = attach(node, "new", network(mode))
-        assert node.ping(heir.address) is not None
+        assert reaches(node, heir.address)
     else:
         refused(node.plugin("ADD", network(mode), node.pod("new")), 100, says="bridge mycelium-br")
 

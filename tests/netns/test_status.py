@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attaching import BRIDGE, Mode, attach, both_modes, network, refused, silent
+from attaching import BRIDGE, Mode, attach, both_modes, network, reaches, refused, silent
 from observe import difference, picture, set_sysctl
 
 from mycelium_ctl.lab import Lab, Node, PluginCall
@@ -154,7 +154,7 @@ def test_a_key_that_is_the_daemons_is_accepted_with_whatever_follows_it(node: No
     path.write_bytes(node.key_file.read_bytes()[:32] + b"\nand more\n")
     silent(status(node, "bridge", netseed=str(path)))
     attached = attach(node, "pod", network("bridge", netseed=str(path)))
-    assert node.ping(attached.address) is not None
+    assert reaches(node, attached.address)
 
 
 def test_the_key_is_never_told(node: Node) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from attaching import Attached, Mode, attach, both_modes, network, refused, silent
+from attaching import Attached, Mode, attach, both_modes, network, reaches, refused, silent
 from observe import difference, picture, set_sysctl
 
 import mycelium_cni
@@ -283,8 +283,8 @@ def test_an_add_killed_at_any_moment_is_no_obstacle_to_the_next(
             silent(stage.node.plugin("DEL", stage.conf, stage.pod))
             attached = attach(stage.node, stage.pod, stage.conf)
             silent(attached.check())
-            assert stage.node.ping(attached.address) is not None, (name, number)
-            assert stage.pod.ping(str(stage.node.overlay_address)) is not None, (name, number)
+            assert reaches(stage.node, attached.address), (name, number)
+            assert reaches(stage.pod, str(stage.node.overlay_address)), (name, number)
 
 
 def kill(name: str, number: int) -> str:

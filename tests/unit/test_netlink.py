@@ -31,7 +31,10 @@ def golden(text: str) -> str:
 
 def test_a_link_is_configured_by_its_index() -> None:
     """As `ip link set dev X addrgenmode none`."""
-    none = (nl.IFLA_AF_SPEC, [(nl.AF_INET6, [(nl.IFLA_INET6_ADDR_GEN_MODE, b"\x01")])])
+    none: nl.Attribute = (
+        nl.IFLA_AF_SPEC,
+        [(nl.AF_INET6, [(nl.IFLA_INET6_ADDR_GEN_MODE, b"\x01")])],
+    )
     message = nl.link(nl.RTM_NEWLINK, "configure", none, index=7)
     assert (message.kind, message.flags) == (16, 0)
     assert message.body.hex() == golden("""
@@ -207,7 +210,14 @@ def test_an_unreachable_route_has_no_link() -> None:
 
 
 def test_attributes_survive_encoding_and_decoding() -> None:
-    values = [(1, b""), (2, b"x"), (3, b"four"), (4, b"fives"), (5, 0xFFFFFFFF), (6, "name")]
+    values: list[nl.Attribute] = [
+        (1, b""),
+        (2, b"x"),
+        (3, b"four"),
+        (4, b"fives"),
+        (5, 0xFFFFFFFF),
+        (6, "name"),
+    ]
     encoded = nl.encode(values)
     assert len(encoded) % 4 == 0
     expected = {1: b"", 2: b"x", 3: b"four", 4: b"fives", 5: b"\xff" * 4, 6: b"name\0"}
@@ -312,9 +322,9 @@ def test_a_batch_is_one_datagram_of_which_the_last_message_asks_for_an_answer(
     ]
 
 
-@pytest.mark.parametrize("join", [lambda parts: parts, lambda parts: [b"".join(parts)]])
+@pytest.mark.parametrize("join", [list, lambda parts: [b"".join(parts)]])
 def test_what_the_kernel_made_is_returned_in_order(
-    kernel: Kernel, join: Callable[[list[bytes]], list[bytes]]
+    kernel: Kernel, join: Callable[[list[bytes]], list[bytes | OSError]]
 ) -> None:
     socket = nl.Socket()
     kernel.answers = join([answer(16, 0, b"link"), answer(16, 1, b"peer"), ack(1)])
