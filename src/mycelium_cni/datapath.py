@@ -22,7 +22,6 @@ from posix import (
     waitpid,
     waitstatus_to_exitcode,
 )
-from time import monotonic, sleep
 
 from mycelium_cni import netlink as nl
 from mycelium_cni import sysctl
@@ -43,7 +42,6 @@ from mycelium_cni.errors import (
     NODE_MISCONFIGURED,
     TRY_AGAIN_LATER,
     CniError,
-    Undo,
 )
 from mycelium_cni.groundwork import LINK_LOCAL_GATEWAY, PROTOCOL
 from mycelium_cni.guard import Port, counterpart
@@ -54,7 +52,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final, NoReturn
 
+    from mycelium_cni.undo import Undo
+
 _SETTLE_TIMEOUT_S = 1.0
+_CARRIER_ATTEMPTS = 2000
 _POD_METRIC = 1024  # the kernel's own for routes without one
 _SOURCE_TABLE = 77_000_000  # and the pod link's index; RT_TABLE_* and people use small numbers
 
@@ -427,17 +428,17 @@ def await_carrier(host: nl.Socket, pod: nl.Socket, pair: Pair, plan: Plan) -> No
     """Return when packets pass: both ends are up, but until the kernel's link watch has run, it
     drops what they send, and a bridge port does not forward. From Linux 6.8 on the question itself
     makes it run (net/core/rtnetlink.c, linkwatch_sync_dev), so one round is enough."""
-    deadline = monotonic() + _SETTLE_TIMEOUT_S
     for socket, index in ((pod, pair.pod), (host, pair.host)):
-        while True:
+        for attempt in range(_CARRIER_ATTEMPTS):
+            if attempt > 0:
+                from time import sleep  # noqa: PLC0415 - before Linux 6.8 only; see log.py
+
+                sleep(_SETTLE_TIMEOUT_S / _CARRIER_ATTEMPTS)
             link = Link(socket.request(nl.link(nl.RTM_GETLINK, "read link", index=index))[0])
             if link.attributes[nl.IFLA_OPERSTATE][0] == nl.IF_OPER_UP:
                 break
-            if monotonic() > deadline:
-                raise CniError(
-                    TRY_AGAIN_LATER, f"{plan.attachment.host_link} has no carrier after 1 s"
-                )
-            sleep(0.0005)
+        else:
+            raise CniError(TRY_AGAIN_LATER, f"{plan.attachment.host_link} has no carrier after 1 s")
     if plan.wiring.bridge:
         # A bridge loses its carrier with its last port, and forgets its neighbours when that is
         # noticed, which may be after the next pod has come. Asked once, for a bridge with spanning

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import Final
 
 __version__ = "0.1.0"
@@ -53,32 +52,3 @@ def describe(error: OSError) -> str:
     """What the kernel refused and why, with the file it was asked of, if it was one."""
     reason = error.strerror or str(error)
     return f"{error.filename}: {reason}" if error.filename else reason
-
-
-class Undo:
-    """The steps taken so far, each beside its undo; on an exception they are undone, newest first.
-
-    An undo that fails does not stop the older ones: its reason becomes a note on the first error
-    (PEP 678), which `mycelium_cni.main` adds to the details.
-    """
-
-    __slots__ = ("_steps",)
-
-    def __init__(self) -> None:
-        self._steps: list[tuple[Callable[..., object], tuple[object, ...]]] = []
-
-    def push(self, step: Callable[..., object], *arguments: object) -> None:
-        self._steps.append((step, arguments))
-
-    def __enter__(self) -> Undo:
-        return self
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if error is None:
-            return
-        while self._steps:
-            step, arguments = self._steps.pop()
-            try:
-                step(*arguments)
-            except OSError as failure:
-                error.add_note(f"not undone: {describe(failure)}")

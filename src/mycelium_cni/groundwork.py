@@ -10,8 +10,12 @@ from __future__ import annotations
 from mycelium_cni import netlink as nl
 from mycelium_cni import sysctl
 from mycelium_cni.attachment import MYCELIUM, format_address, format_prefix
-from mycelium_cni.errors import NODE_MISCONFIGURED, TRY_AGAIN_LATER, CniError, Undo
+from mycelium_cni.errors import NODE_MISCONFIGURED, TRY_AGAIN_LATER, CniError
 from mycelium_cni.subnet import Link, Node, find_link
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from mycelium_cni.undo import Undo
 
 # Who made a route, a neighbour or an address of the node (`ip route show proto 77`); rt_protos
 # leaves the number free. `mycelium-cni teardown` takes back what carries it.

@@ -15,7 +15,7 @@ from errno import EBUSY, EEXIST, ENOENT
 
 from mycelium_cni import netlink as nl
 from mycelium_cni.attachment import GROUP, GROUP_MASK, format_prefix, group, parse_address
-from mycelium_cni.errors import NODE_MISCONFIGURED, CniError, Undo
+from mycelium_cni.errors import NODE_MISCONFIGURED, CniError
 from mycelium_cni.subnet import Link
 
 TYPE_CHECKING = False
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mycelium_cni import nftables
     from mycelium_cni.config import Config, Policy
     from mycelium_cni.subnet import Node
+    from mycelium_cni.undo import Undo
 
 TABLE_NAME = "mycelium-cni"
 # Of the rules that do not depend on the node: another number makes every ADD load them anew.

@@ -6,13 +6,17 @@
 
 from __future__ import annotations
 
+import sys
 from _json import encode_basestring_ascii, make_scanner
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from types import SimpleNamespace
     from typing import NoReturn
 
     Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
+else:
+    SimpleNamespace = type(sys.implementation)  # as types.py says, without types.py
 
 
 _INFINITY = 1e400
@@ -35,18 +39,16 @@ def _decimal(digits: str) -> float:
     return number
 
 
-class _Context:
-    """What the C scanner asks of json.JSONDecoder."""
-
-    strict = True
-    object_hook = object_pairs_hook = None
-    parse_float = staticmethod(_decimal)
-    parse_int = staticmethod(_integer)
-    parse_constant = staticmethod(_refuse)
-    memo: dict[str, str] = {}  # noqa: RUF012 - the scanner's cache of keys
-
-
-_scan = make_scanner(_Context())  # type: ignore[arg-type] # typeshed wants json's own class
+# What the C scanner asks of a json.JSONDecoder.
+_context = SimpleNamespace(
+    strict=True,
+    object_hook=None,
+    object_pairs_hook=None,
+    parse_float=_decimal,
+    parse_int=_integer,
+    parse_constant=_refuse,
+)
+_scan = make_scanner(_context)  # type: ignore[arg-type] # typeshed wants json's own class
 _WHITE = " \t\n\r"
 
 

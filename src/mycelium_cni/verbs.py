@@ -28,11 +28,11 @@ from mycelium_cni.errors import (
     PLUGIN_NOT_AVAILABLE,
     TRY_AGAIN_LATER,
     CniError,
-    Undo,
     describe,
 )
 from mycelium_cni.result import Result
 from mycelium_cni.subnet import Link, find_link
+from mycelium_cni.undo import Undo
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from typing import Final, NamedTuple
 from mycelium_cni import guard
 from mycelium_cni import netlink as nl
 from mycelium_cni.attachment import parse_address
-from mycelium_cni.errors import Undo
 from mycelium_cni.subnet import find_link
+from mycelium_cni.undo import Undo
 from mycelium_ctl.overlay import open_tun
 
 ICMPV6, ECHO_REQUEST = 58, 128

@@ -33,7 +33,8 @@ from typing import Final
 from mycelium_cni import groundwork, guard, subnet, sysctl
 from mycelium_cni import netlink as nl
 from mycelium_cni.attachment import MYCELIUM, format_address, format_mac, format_prefix, on_mycelium
-from mycelium_cni.errors import TRY_AGAIN_LATER, CniError, Undo
+from mycelium_cni.errors import TRY_AGAIN_LATER, CniError
+from mycelium_cni.undo import Undo
 from mycelium_ctl import nodestate
 from mycelium_ctl.errors import ToolError
 from mycelium_ctl.nodestate import State

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from mycelium_cni.errors import CniError, Undo
+from mycelium_cni.errors import CniError
+from mycelium_cni.undo import Undo
 
 
 def test_a_success_undoes_nothing() -> None:

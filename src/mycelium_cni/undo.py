@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All or nothing: what was done so far, and how to take it back."""
+
+from __future__ import annotations
+
+from mycelium_cni.errors import describe
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Undo:
+    """The steps taken so far, each beside its undo; on an exception they are undone, newest first.
+
+    An undo that fails does not stop the older ones: its reason becomes a note on the first error
+    (PEP 678), which `mycelium_cni.main` adds to the details.
+    """
+
+    __slots__ = ("_steps",)
+
+    def __init__(self) -> None:
+        self._steps: list[tuple[Callable[..., object], tuple[object, ...]]] = []
+
+    def push(self, step: Callable[..., object], *arguments: object) -> None:
+        self._steps.append((step, arguments))
+
+    def __enter__(self) -> Undo:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if error is None:
+            return
+        while self._steps:
+            step, arguments = self._steps.pop()
+            try:
+                step(*arguments)
+            except OSError as failure:
+                error.add_note(f"not undone: {describe(failure)}")
