@@ -46,6 +46,18 @@ ALWAYS_BUILT_IN = """
 OWN_FLAGS = ["-Wall", "-Wextra", "-Werror", "-fno-stack-protector"]
 
 
+# Functions of libpython and libc that main.c stands before, for the plugin's sake.
+WRAPPED = [
+    "PyDict_New",
+    "PyErr_NewException",
+    "PyModule_AddIntConstant",
+    "PyStructSequence_NewType",
+    "PyUnicode_FromString",
+    "PyUnicode_InternFromString",
+    "qsort",
+]
+
+
 class Toolchain:
     """The compiler, pointed at the unpacked packages instead of the machine's own."""
 
@@ -84,7 +96,7 @@ class Toolchain:
             "-static",
             "-Wl,--gc-sections,--build-id=none,-z,norelro",
             "-Wl,-z,noseparate-code",  # two segments to map instead of four: 0.04 ms
-            "-Wl,--wrap=PyModule_AddIntConstant,--wrap=PyUnicode_InternFromString",  # main.c
+            *[f"-Wl,--wrap={function}" for function in WRAPPED],
             # glibc warns that getaddrinfo() and its like look for name service modules on the
             # host. The plugin calls none of them; the tool asks for numbers and localhost only.
             "-Wl,--no-warnings",

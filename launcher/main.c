@@ -16,6 +16,7 @@
 #include <internal/pycore_runtime.h>
 
 #include <errno.h>
+#include <malloc.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -49,23 +50,15 @@ hash_text(const char *text)
 }
 
 // posix, _socket and others define a thousand constants and functions at every start, and the plugin
-// reads few of them. These are the hashes of all identifiers in its code, ascending; a name that
-// only shares one with them is a constant too many and does no harm.
-extern const uint32_t plugin_names[];
-extern const size_t plugin_name_count;
-
-static int
-compare_hashes(const void *one, const void *other)
-{
-    uint32_t a = *(const uint32_t *)one, b = *(const uint32_t *)other;
-    return (a > b) - (a < b);
-}
+// reads few of them. Here is a bit for the hash of each identifier in its code; a name that only
+// shares one with them is a constant too many and does no harm.
+extern const uint64_t plugin_names[1024];
 
 static int
 is_asked_for(const char *name)
 {
-    uint32_t hash = hash_text(name);
-    return bsearch(&hash, plugin_names, plugin_name_count, sizeof hash, compare_hashes) != NULL;
+    uint32_t hash = hash_text(name) % 65536;
+    return (plugin_names[hash / 64] >> hash % 64 & 1) != 0;
 }
 
 int
@@ -76,6 +69,24 @@ __wrap_PyModule_AddIntConstant(PyObject *module, const char *name, long value)
     if (is_plugin() && !is_asked_for(name))
         return 0;
     return __real_PyModule_AddIntConstant(module, name, value);
+}
+
+// Most of the 3,000 strings made at a start are ASCII, which need not be decoded.
+PyObject *
+__wrap_PyUnicode_FromString(const char *text)
+{
+    extern PyObject *__real_PyUnicode_FromString(const char *);
+
+    size_t length = strlen(text);
+    unsigned char all = 0;
+    for (size_t i = 0; i < length; i++)
+        all |= (unsigned char)text[i];
+    if (!is_plugin() || length < 2 || all >= 0x80) // one character is an object of its own
+        return __real_PyUnicode_FromString(text);
+    PyObject *string = PyUnicode_New((Py_ssize_t)length, 0x7f);
+    if (string != NULL)
+        memcpy(PyUnicode_DATA(string), text, length);
+    return string;
 }
 
 // CPython's start asks 2,400 times for one of 900 strings, "__add__" and the like, and each time
@@ -89,17 +100,72 @@ __wrap_PyUnicode_InternFromString(const char *text)
 
     if (!is_plugin())
         return __real_PyUnicode_InternFromString(text);
-    size_t place = hash_text(text) % Py_ARRAY_LENGTH(known);
+    // Both ends of the text: a hash of every letter would take longer than the rest of this.
+    size_t length = strlen(text), end = length < 8 ? length : 8;
+    uint64_t head = 0, tail = 0;
+    memcpy(&head, text, end);
+    memcpy(&tail, text + length - end, end);
+    uint64_t hash = (head * 31 + tail + length) * 0x9e3779b97f4a7c15; // Fibonacci hashing
+    size_t place = hash >> 53;
     for (; known[place] != NULL; place = (place + 1) % Py_ARRAY_LENGTH(known))
-        if (strcmp(PyUnicode_DATA(known[place]), text) == 0)
+        if ((size_t)PyUnicode_GET_LENGTH(known[place]) == length
+            && memcmp(PyUnicode_DATA(known[place]), text, length) == 0)
             return Py_NewRef(known[place]);
-    PyObject *string = __real_PyUnicode_InternFromString(text);
+    PyObject *string = PyUnicode_FromString(text);
+    if (string != NULL)
+        PyUnicode_InternInPlace(&string);
     // Half full at most, so that the search above is short; and only ASCII is its own UTF-8.
     if (string != NULL && count < Py_ARRAY_LENGTH(known) / 2 && PyUnicode_IS_ASCII(string)) {
         known[place] = Py_NewRef(string);
         count++;
     }
     return string;
+}
+
+// Exactly one dict grows to thousands of entries in a short process, and it is the first: CPython's
+// table of interned strings. With room for them from the start it need not be copied nine times.
+PyObject *
+__wrap_PyDict_New(void)
+{
+    extern PyObject *__real_PyDict_New(void);
+    static int any;
+
+    if (!is_plugin() || any++ != 0)
+        return __real_PyDict_New();
+    return _PyDict_NewPresized(2700); // 2/3 of a power of two
+}
+
+// posix sorts the names that sysconf() and its like take, and makes types for what seven functions
+// return. The plugin calls stat() alone of all these; and gmtime(), of another module.
+void
+__wrap_qsort(void *base, size_t count, size_t size, int (*compare)(const void *, const void *))
+{
+    extern void __real_qsort(void *, size_t, size_t, int (*)(const void *, const void *));
+
+    if (!is_plugin())
+        __real_qsort(base, count, size, compare);
+}
+
+PyTypeObject *
+__wrap_PyStructSequence_NewType(PyStructSequence_Desc *description)
+{
+    extern PyTypeObject *__real_PyStructSequence_NewType(PyStructSequence_Desc *);
+
+    if (!is_plugin() || strcmp(description->name, "os.stat_result") == 0
+        || strcmp(description->name, "time.struct_time") == 0)
+        return __real_PyStructSequence_NewType(description);
+    return (PyTypeObject *)Py_NewRef(&PyTuple_Type);
+}
+
+// An exception that the plugin does not catch by its name may as well be the one it derives from.
+PyObject *
+__wrap_PyErr_NewException(const char *name, PyObject *base, PyObject *attributes)
+{
+    extern PyObject *__real_PyErr_NewException(const char *, PyObject *, PyObject *);
+
+    if (is_plugin() && base != NULL && !is_asked_for(strrchr(name, '.') + 1))
+        return Py_NewRef(base);
+    return __real_PyErr_NewException(name, base, attributes);
 }
 
 // ---- What CPython 3.11 lacks -----------------------------------------------------------------
@@ -168,17 +234,51 @@ PyInit_posix_with_backports(void)
 
 // ---- The plugin ------------------------------------------------------------------------------
 
-// The data that libpython's start writes to is a hundred pages in a row, and all of them are used:
-// having them copied in one go costs 0.08 ms less than a page fault for each. Where a kernel cannot
-// (before 5.14) they fault. The module table is the last thing before them (assemble.py).
+// The plugin's start writes to some two hundred pages in two places: having them made in one go takes
+// 0.1 ms less than a page fault for each. Where a kernel cannot (before 5.14) they fault.
+static void
+populate(uintptr_t from, uintptr_t to)
+{
+    from &= ~((uintptr_t)sysconf(_SC_PAGESIZE) - 1);
+    if (from < to)
+        madvise((void *)from, to - from, MADV_POPULATE_WRITE);
+}
+
+enum {
+    START_HEAP = 384 << 10,  // bytes by which malloc() grows its heap, which is then once
+    START_ARENA = 480 << 10, // bytes that every call takes of Python's own allocator
+};
+
+// Python's allocator asks for an arena of 1 MiB at a time; few calls need a second one.
+static void *
+make_arena(void *state, size_t size)
+{
+    int *made = state;
+    void *arena = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (arena == MAP_FAILED)
+        return NULL;
+    if ((*made)++ == 0)
+        populate((uintptr_t)arena, (uintptr_t)arena + START_ARENA);
+    return arena;
+}
+
+static void
+drop_arena(void *state, void *arena, size_t size)
+{
+    (void)state;
+    munmap(arena, size);
+}
+
 static void
 prepare_pages(void)
 {
-    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
-    uintptr_t from = (uintptr_t)_PyImport_Inittab & ~(page - 1);
-    uintptr_t to = (uintptr_t)(&_PyRuntime + 1);
-    if (from < to)
-        madvise((void *)from, to - from, MADV_POPULATE_WRITE);
+    static int arenas_made;
+
+    // libpython's data; the module table is the last thing before it (assemble.py).
+    populate((uintptr_t)_PyImport_Inittab, (uintptr_t)(&_PyRuntime + 1));
+
+    mallopt(M_TOP_PAD, START_HEAP);
+    PyObject_SetArenaAllocator(&(PyObjectArenaAllocator){&arenas_made, make_arena, drop_arena});
 }
 
 // The core of an interpreter: no files to import from, no streams, no signal handlers, no codecs
