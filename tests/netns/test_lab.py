@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,12 @@ with Lab(sys.argv[1:], overlay="stand-in") as lab:
 """
 
 
+def _busy(namespace: str) -> bool:
+    """Whether `sleep` runs in it."""
+    pids = subprocess.check_output(["ip", "netns", "pids", namespace], text=True).split()
+    return any(Path(f"/proc/{pid}/comm").read_text() == "sleep\n" for pid in pids)
+
+
 @pytest.mark.parametrize(
     ("number", "code"),
     [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 143), (signal.SIGHUP, 129)],
@@ -95,6 +102,8 @@ def test_a_signal_ends_a_lab_cleanly(
         assert program.stdout is not None
         name = program.stdout.readline().strip()
         assert name in Lab.names()
+        # Earlier, a signal may find Python between fork and exec of what it starts.
+        await_fact(partial(_busy, f"{name}-a"), "the program's own program")
         program.send_signal(number)
         program.communicate(timeout=20)
         assert program.returncode == code
