@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 TABLE_NAME = "mycelium-cni"
 # Of the rules that do not depend on the node: another number makes every ADD load them anew.
 # tests/netns/test_guard.py knows which rules belong to which number.
-RULES = 1
+RULES = 2
 BRIDGE_WORDS = f"mycelium-cni: who may send what from which port; rules {RULES}"
 _PREROUTING_USES = 2
-_BRIDGE_USES = 6 + 1  # rules, and who goes there
+_BRIDGE_USES = 7 + 1  # rules, and who goes there
 
 # What of nf_tables the question takes; `nftables`, with the rest, is not imported for it.
 _NETLINK_NETFILTER = 12
@@ -165,13 +165,12 @@ def _ensure(host: nl.Socket, wanted: Wanted, port: Port | None, *, afresh: bool)
         # Pods that live through this need their entries back.
         ports = [other for other in map(port_of, _host_links(host)) if other]
         with_bridge = with_bridge or bool(ports)
-    if not found.base:
+    if not found.overlay_current:
         messages += ruleset.base()
+        messages += ruleset.overlay(wanted, known=found.overlay_known)
     messages += ruleset.network_chains({other.group for other in ports})
     if port and all(port.index != other.index for other in ports):
         ports.append(port)
-    if not found.overlay_current:
-        messages += ruleset.overlay(wanted, known=found.overlay_known)
     if not found.network_current:
         messages += ruleset.network(wanted, known=found.network_known)
     closed_now = found.closed

@@ -38,14 +38,14 @@ NFTA_HOOK_HOOKNUM, NFTA_HOOK_PRIORITY = 1, 2
 NFTA_RULE_TABLE, NFTA_RULE_CHAIN, NFTA_RULE_EXPRESSIONS, NFTA_RULE_USERDATA = 1, 2, 4, 7
 NFTA_SET_TABLE, NFTA_SET_NAME, NFTA_SET_FLAGS = 1, 2, 3
 NFTA_SET_KEY_TYPE, NFTA_SET_KEY_LEN, NFTA_SET_DATA_TYPE, NFTA_SET_DATA_LEN = 4, 5, 6, 7
-NFTA_SET_ID, NFTA_SET_USERDATA = 10, 13
+NFTA_SET_DESC, NFTA_SET_ID, NFTA_SET_TIMEOUT, NFTA_SET_USERDATA = 9, 10, 11, 13
 NFTA_SET_ELEM_LIST_TABLE, NFTA_SET_ELEM_LIST_SET, NFTA_SET_ELEM_LIST_ELEMENTS = 1, 2, 3
 NFTA_SET_ELEM_KEY, NFTA_SET_ELEM_DATA, NFTA_SET_ELEM_FLAGS, NFTA_SET_ELEM_USERDATA = 1, 2, 3, 6
 NFTA_DATA_VALUE, NFTA_DATA_VERDICT = 1, 2
 NFTA_VERDICT_CODE, NFTA_VERDICT_CHAIN = 1, 2
 NFTA_EXPR_NAME, NFTA_EXPR_DATA = 1, 2
 
-NFT_SET_INTERVAL, NFT_SET_MAP = 0x4, 0x8
+NFT_SET_INTERVAL, NFT_SET_MAP, NFT_SET_TIMEOUT, NFT_SET_EVAL = 0x4, 0x8, 0x10, 0x20
 NFT_SET_ELEM_INTERVAL_END = 1
 NFT_DATA_VERDICT = 0xFFFFFF00
 NFT_REG_VERDICT, NFT_REG_1, NFT_REG32_00 = 0, 1, 8
@@ -58,7 +58,7 @@ NFT_META_PROTOCOL, NFT_META_IIF, NFT_META_IIFNAME, NFT_META_L4PROTO = 1, 4, 6, 1
 NFT_META_NFPROTO, NFT_META_IIFGROUP, NFT_META_OIFGROUP = 15, 21, 22
 NFT_CMP_EQ, NFT_CMP_NEQ, NFT_CMP_LTE, NFT_CMP_GTE = 0, 1, 3, 5
 NFT_PAYLOAD_LL_HEADER, NFT_PAYLOAD_NETWORK_HEADER, NFT_PAYLOAD_TRANSPORT_HEADER = 0, 1, 2
-NFT_LOOKUP_F_INV = 1
+NFT_LOOKUP_F_INV, NFT_DYNSET_OP_ADD = 1, 0
 NFT_CT_STATE = 0
 CT_INVALID, CT_ESTABLISHED, CT_RELATED = 1, 2, 4
 NFT_FIB_RESULT_OIF = 1
@@ -155,7 +155,8 @@ class Table:
         return message(NFT_MSG_NEWRULE, self.family, what, *attributes, flags=flags)
 
     def set(self, name: str, key: Key, flags: int = 0) -> nl.Message:
-        """NFT_MSG_NEWSET; with NFT_SET_MAP a map to verdicts."""
+        """NFT_MSG_NEWSET; with NFT_SET_MAP a map to verdicts, with NFT_SET_EVAL one that rules
+        fill, and forget after a minute."""
         attributes: list[nl.Attribute] = [
             (NFTA_SET_TABLE, self.name),
             (NFTA_SET_NAME, name),
@@ -167,6 +168,11 @@ class Table:
             attributes += [
                 (NFTA_SET_DATA_TYPE, be32(NFT_DATA_VERDICT)),
                 (NFTA_SET_DATA_LEN, be32(0)),
+            ]
+        if flags & NFT_SET_EVAL:
+            attributes += [
+                (NFTA_SET_DESC, [(1, be32(_LEARNED_SIZE))]),  # NFTA_SET_DESC_SIZE
+                (NFTA_SET_TIMEOUT, _LEARNED_MS.to_bytes(8, "big")),
             ]
         attributes += [
             (NFTA_SET_ID, be32(1)),
@@ -194,6 +200,7 @@ class Table:
 
 
 NLM_F_APPEND = 0x800
+_LEARNED_SIZE, _LEARNED_MS = 65535, 60_000
 
 
 class Key:
@@ -211,7 +218,9 @@ class Key:
 IFNAME = Key(41, 16, _HOST_ORDER)
 DEVGROUP = Key(35, 4, _HOST_ORDER)
 IPV6_ADDR = Key(8, 16, _NETWORK_ORDER)
-# iface_index . ether_addr . ipv6_addr; each part fills up whole registers of 4 bytes.
+# iface_index . ipv6_addr, iface_index . ether_addr . ipv6_addr: each part fills up whole registers
+# of 4 bytes.
+SENDER = Key(20 << 6 | 8, 4 + 16, _NETWORK_ORDER)
 PORT = Key(20 << 12 | 9 << 6 | 8, 4 + 8 + 16, _NETWORK_ORDER)
 
 
@@ -307,6 +316,11 @@ def lookup(name: str, *, inverted: bool = False) -> nl.Attribute:
     if inverted:
         sought.append((5, be32(NFT_LOOKUP_F_INV)))
     return _expression("lookup", *sought)
+
+
+def learn(name: str) -> nl.Attribute:
+    """NFTA_DYNSET_SET_NAME 1, _OP 3, _SREG_KEY 4: add to a set what the register holds."""
+    return _expression("dynset", (1, name), (3, be32(NFT_DYNSET_OP_ADD)), (4, be32(NFT_REG_1)))
 
 
 def vmap(name: str) -> nl.Attribute:

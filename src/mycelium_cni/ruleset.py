@@ -32,6 +32,7 @@ _BRIDGED_IPV6 = (nf.meta(nf.NFT_META_PROTOCOL), nf.compare(_EQ, nf.ETH_P_IPV6))
 _SADDR = nf.payload(nf.NFT_PAYLOAD_NETWORK_HEADER, 8, 16)
 _DADDR = nf.payload(nf.NFT_PAYLOAD_NETWORK_HEADER, 24, 16)
 _ICMPV6 = (nf.meta(nf.NFT_META_L4PROTO), nf.compare(_EQ, bytes((nf.IPPROTO_ICMPV6,))))
+_NO_ICMPV6 = (_ICMPV6[0], nf.compare(_NEQ, bytes((nf.IPPROTO_ICMPV6,))))
 _ICMPV6_TYPE = (*_ICMPV6, nf.payload(nf.NFT_PAYLOAD_TRANSPORT_HEADER, 0, 1))
 _TCP = (nf.meta(nf.NFT_META_L4PROTO), nf.compare(_EQ, bytes((nf.IPPROTO_TCP,))))
 _OURS = (
@@ -75,6 +76,10 @@ def overlay_chain(interface: str) -> str:
 def base() -> list[nl.Message]:
     """The table, its maps, and the chains that do not depend on a node or a network."""
     table, filtering = INET, "filter"
+    sender = (
+        nf.meta(nf.NFT_META_IIF),
+        nf.payload(nf.NFT_PAYLOAD_NETWORK_HEADER, 8, 16, nf.NFT_REG32_00 + 1),
+    )
     return [
         table.add("mycelium-cni: what pods and the overlay may send; docs/security.md"),
         table.set("overlays", nf.IFNAME, nf.NFT_SET_MAP),
@@ -82,8 +87,15 @@ def base() -> list[nl.Message]:
         table.set("to-address", nf.IPV6_ADDR, nf.NFT_SET_MAP),
         table.set("from-network", nf.DEVGROUP, nf.NFT_SET_MAP),
         table.set("from-address", nf.IPV6_ADDR, nf.NFT_SET_MAP),
+        # To look up a route for a rule, the kernel allocates one and frees it after a grace period,
+        # which takes a third of TCP's throughput. So the answer is remembered for a minute. Only an
+        # address that is the pod's gets in; and a link's index is not used again.
+        table.set("own-address", nf.SENDER, nf.NFT_SET_EVAL | nf.NFT_SET_TIMEOUT),
         table.chain("from-pods"),
         table.flush_chain("from-pods"),
+        table.rule(
+            "from-pods", "", *_IPV6, *_NO_ICMPV6, *sender, nf.lookup("own-address"), _ACCEPT
+        ),
         table.rule(
             "from-pods",
             "not IPv6",
@@ -100,10 +112,11 @@ def base() -> list[nl.Message]:
             nf.compare(_EQ, nf.host32(0)),
             *_DROP,
         ),
+        table.rule("from-pods", "", *_IPV6, *_NO_ICMPV6, *sender, nf.learn("own-address")),
         table.chain("prerouting", *nf.base(filtering, nf.NF_INET_PRE_ROUTING, _RAW)),
         table.flush_chain("prerouting"),
-        table.rule("prerouting", "", nf.meta(nf.NFT_META_IIFNAME), nf.vmap("overlays")),
         table.rule("prerouting", "", *_FROM_OURS, nf.verdict(nf.NFT_GOTO, "from-pods")),
+        table.rule("prerouting", "", nf.meta(nf.NFT_META_IIFNAME), nf.vmap("overlays")),
         table.chain("forward", *nf.base(filtering, nf.NF_INET_FORWARD, _FILTER)),
         table.flush_chain("forward"),
         table.rule("forward", "", nf.meta(nf.NFT_META_OIFGROUP), nf.vmap("to-network")),
@@ -297,6 +310,13 @@ def bridge_base() -> list[nl.Message]:
         table.rule("unspecified", "", *v6, *_type(_MLD_REPORT), _ACCEPT),
         table.rule("unspecified", "no source", *_DROP),
         table.chain("from-pods"),
+        # Most packets are of TCP or UDP, and done with after this.
+        table.rule(
+            "from-pods",
+            "",
+            *(*v6, *_NO_ICMPV6, _SADDR, nf.compare(_NEQ, bytes(16))),
+            *(*port, source, nf.lookup("ports"), _ACCEPT),
+        ),
         table.rule(
             "from-pods",
             "not IPv6",
@@ -344,6 +364,13 @@ def bridge_base() -> list[nl.Message]:
         table.chain("to-closed"),
         table.rule(
             "to-closed",
+            "opens no connection",
+            *(*v6, *_TCP, nf.payload(nf.NFT_PAYLOAD_TRANSPORT_HEADER, 13, 1)),
+            *(nf.mask(b"\x12"), nf.compare(_NEQ, b"\x02")),
+            _ACCEPT,
+        ),
+        table.rule(
+            "to-closed",
             "",
             *v6,
             *_types(_NEIGHBOUR_SOLICITATION, _NEIGHBOUR_ADVERTISEMENT),
@@ -351,13 +378,6 @@ def bridge_base() -> list[nl.Message]:
         ),
         table.rule("to-closed", "", *v6, *_types(*_ERRORS), _ACCEPT),
         table.rule("to-closed", "", *v6, *_type(_ECHO_REPLY), _ACCEPT),
-        table.rule(
-            "to-closed",
-            "opens no connection",
-            *(*v6, *_TCP, nf.payload(nf.NFT_PAYLOAD_TRANSPORT_HEADER, 13, 1)),
-            *(nf.mask(b"\x12"), nf.compare(_NEQ, b"\x02")),
-            _ACCEPT,
-        ),
         table.rule("to-closed", "ingress: closed", *_DROP),
         table.chain("forward", *nf.base("filter", nf.NF_BR_FORWARD, _BRIDGE_FILTER)),
         table.rule(

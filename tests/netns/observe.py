@@ -61,9 +61,15 @@ def _one(space: Namespace, settings: str) -> Picture:
         "proxies": sorted(_lines(proxies)),
         "ipv4 routes": sorted(_lines(routes4)),
         "ipv4 rules": _lines(rules4),
-        "nft": _lines([entry for entry in nft["nftables"] if "metainfo" not in entry]),
+        "nft": _lines([_lasting(entry) for entry in nft["nftables"] if "metainfo" not in entry]),
         "sysctls": sysctls(space, settings),
     }
+
+
+def _lasting(entry: dict[str, Any]) -> dict[str, Any]:
+    """A part of the packet filter, without the elements that rules add and forget by themselves."""
+    learned = "timeout" in entry.get("set", {})
+    return {"set": {**entry["set"], "elem": []}} if learned else entry
 
 
 def _lab(link: str, entry: dict[str, Any]) -> bool:

@@ -54,11 +54,13 @@ def guarded(site: Site) -> bool:
 
 
 def rules(site: Site) -> list[Any]:
-    """Everything in the packet filter but handles and counters."""
+    """Everything in the packet filter but handles, counters, and what passes by itself."""
     shown = json.loads(site.node.run(["nft", "-s", "-j", "list", "ruleset"]).stdout)["nftables"]
     for entry in shown:
         for value in entry.values():
             value.pop("handle", None)
+            if "timeout" in value:
+                value.pop("elem", None)
     return [entry for entry in shown if "metainfo" not in entry]
 
 
@@ -182,10 +184,59 @@ def test_an_operator_can_read_it(site: Site) -> None:
     ):
         assert words in inet
     assert "iif . ether saddr . ip6 saddr != @ports counter drop" in bridge
-    # What nft prints, it can read again.
+    # What nft prints, it can read again; what rules have learned it prints with the time left.
+    site.node.run(["nft", "flush", "set", "inet", "mycelium-cni", "own-address"])
+    inet = site.table()
     site.node.run(["nft", "delete", "table", "inet", "mycelium-cni"])
     site.node.run(["nft", "-f", "-"], input=inet)
     assert site.table() == inet
+
+
+def learned(site: Site) -> set[tuple[str, str]]:
+    """Links, and the sources that the rules have found to be theirs."""
+    listed = ["nft", "-j", "list", "set", "inet", "mycelium-cni", "own-address"]
+    shown = json.loads(site.node.run(listed).stdout)["nftables"]
+    (found,) = (entry["set"] for entry in shown if "set" in entry)
+    return {tuple(each["elem"]["val"]["concat"]) for each in found.get("elem", [])}
+
+
+def test_what_it_remembers_of_a_pod_helps_no_other(site: Site) -> None:
+    (rogue, own), (other_pod, other) = (site.attach(conf()) for _ in range(2))
+    assert answers(site.node, NODE, rogue)
+    assert answers(site.node, NODE, other_pod)
+    links = {entry["altnames"][0]: entry for entry in site.node.ip("link") if "altnames" in entry}
+    theirs = {(links[address]["ifname"], address) for address in (own, other)}
+    assert {pair for pair in learned(site) if pair[1] in (own, other)} == theirs
+    eyes = Eyes()
+    eyes.watch_sockets("node", site.node)
+    wire = c.Wire(rogue, "eth0")
+    for source, arrives in ((other, False), (NODE, False), (own, True)):
+        token = os.urandom(16)
+        wire.send([c.udp(source, NODE, token)], c.mac(links[own]["address"]))
+        assert eyes.find(token) is arrives, source
+    eyes.close()
+    wire.socket.close()
+    assert {pair for pair in learned(site) if pair[1] in (own, other, NODE)} == theirs
+
+
+def test_the_rules_of_an_older_edition_are_replaced(site: Site) -> None:
+    site.attach(conf())
+    current = rules(site)
+    older = f"subnet {SUBNET}::/64, rules {guard.RULES - 1}"
+    site.node.run(
+        ["nft", "-f", "-"],
+        input=f"""
+        flush chain inet mycelium-cni from-pods
+        add rule inet mycelium-cni from-pods drop comment "as it was then"
+        delete element inet mycelium-cni overlays {{ "mycelium" }}
+        add element inet mycelium-cni overlays {{
+            "mycelium" comment "{older}" : goto from-mycelium
+        }}
+    """,
+    )
+    pod, _ = site.attach(conf())
+    assert rules(site) == current
+    assert pod.ping(NODE) is not None
 
 
 def test_networks_share_it_and_a_burst_of_them_loses_none(site: Site) -> None:
@@ -356,7 +407,7 @@ def test_the_rules_have_a_number(site: Site) -> None:
     digest = hashlib.blake2b(digest_size=8)
     for message in messages:
         digest.update(bytes((message.kind & 0xFF,)) + message.body)
-    assert (guard.RULES, digest.hexdigest()) == (1, "73f30533bb6df3af")
+    assert (guard.RULES, digest.hexdigest()) == (2, "f6d492cb904927df")
 
 
 def test_prefixes_are_cut_at_the_right_bits() -> None:
