@@ -32,7 +32,7 @@ def main() -> int:
     options = parser.parse_args()
 
     # A pipe has no width of its own; the table needs this much.
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 112)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     progress = Console(stderr=True, highlight=False)
     size = QUICK if options.quick else FULL
     try:

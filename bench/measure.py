@@ -4,6 +4,7 @@ falls on all of them."""
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import socket
@@ -13,10 +14,13 @@ from dataclasses import dataclass
 from statistics import median, quantiles
 from typing import Any, Final
 
+from bench import traffic
 from bench.arena import NODE_ADDRESS, Arena, BenchError
 from bench.candidates import Candidate, Executables, Pod, floor, ours, reference
+from mycelium_cni import guard, subnet
 from mycelium_cni import netlink as nl
 from mycelium_cni import netns as namespaces
+from mycelium_cni.config import Config, Network
 
 STATIC: Final = "mycelium-cni, static"
 PIP: Final = "mycelium-cni, pip"
@@ -26,7 +30,12 @@ BRIDGE: Final = "bridge + host-local"
 PTP: Final = "ptp + host-local"
 LOOPBACK: Final = "loopback"
 KERNEL: Final = "the kernel alone"
-_ORDER: Final = (STATIC, BRIDGE_MODE, PIP, FLOOR, KERNEL, LOOPBACK, BRIDGE, PTP)
+UNGUARDED: Final = "without the guard"
+GUARDED: Final = "with the guard"
+_ORDER: Final = (
+    *(STATIC, BRIDGE_MODE, PIP, FLOOR, KERNEL, LOOPBACK, BRIDGE, PTP),
+    *(UNGUARDED, GUARDED),
+)
 
 _SETTLE_S: Final = 0.06  # the kernel goes on working for 30 ms after a DEL
 _PING_WAIT_S: Final = 0.002
@@ -46,6 +55,9 @@ class Size:
     level_rounds: int = 20
     stale: int = 100
     gc_rounds: int = 5
+    traffic_rounds: int = 12
+    traffic_megabytes: int = 1500
+    traffic_packets: int = 200_000
     stage_s: float = 50.0  # a stage that has taken this long starts no further round
 
 
@@ -61,6 +73,9 @@ QUICK: Final = Size(
     level_rounds=3,
     stale=12,
     gc_rounds=2,
+    traffic_rounds=1,
+    traffic_megabytes=50,
+    traffic_packets=10_000,
     stage_s=8,
 )
 
@@ -89,7 +104,7 @@ class Sample:
         return quantiles(self.values, n=10, method="inclusive")[index]
 
 
-# measure → candidate → sample; all in milliseconds but the memory, in MiB
+# measure → candidate → sample; `report.unit` says in what
 Figures = dict[str, dict[str, Sample]]
 
 
@@ -102,6 +117,7 @@ class Bench:
         self.arena: Final = arena
         self.size: Final = size
         self._say: Final = say
+        self._programs: Final = programs
         self._raw: Final[dict[str, dict[str, list[float]]]] = {}
         self._numbers = 0
         self._random: Final = random.Random(4)  # the same order of turns in every run
@@ -141,6 +157,7 @@ class Bench:
             self.bursts,
             self.stale,
             self.growth,
+            self.traffic,
         ):
             start = time.monotonic()
             stage()
@@ -268,6 +285,24 @@ class Bench:
                     time.sleep(_SETTLE_S)
                     self.arena.remove([pod.netns])
 
+    def traffic(self) -> None:
+        """TCP and small packets between two pods, with the guard and without; and what an ADD
+        asks the kernel about the guard when all is there."""
+        for candidate in self.attaching:
+            if candidate.name in (STATIC, BRIDGE_MODE):
+                for took_ms in self._asked_of_guard(candidate):
+                    self._note("the guard's part of an ADD", candidate, took_ms)
+        pods = self._pods("traffic", 4 * len(traffic.SETUPS))
+        with traffic.roads(self.arena, self._programs, pods) as roads:
+            for turn in self._turns(self.size.traffic_rounds):
+                for setup, (guarded, unguarded) in roads.items():
+                    sides = [(GUARDED, guarded), (UNGUARDED, unguarded)]
+                    for name, road in sides if turn % 2 else reversed(sides):
+                        gbits = road.gbits(self.arena, self.size.traffic_megabytes)
+                        self._note(f"TCP, {setup}", name, gbits)
+                        packet = road.packet_us(self.arena, self.size.traffic_packets)
+                        self._note(f"packet, {setup}", name, packet)
+
     # What they are made of
 
     def _turns(self, most: int) -> Iterator[int]:
@@ -309,6 +344,21 @@ class Bench:
         self.arena.run(calls, parallel=8)
         time.sleep(3 * _SETTLE_S)
         self.arena.remove([pod.netns for pod in pods])
+
+    def _asked_of_guard(self, candidate: Candidate) -> list[float]:
+        name = self.nodes[candidate.name].rpartition("/")[2]
+        document = json.dumps({"name": name, **candidate.configuration})
+        config = Config(Network(document.encode()))
+        took = []
+        with self.arena.inside(self.nodes[candidate.name]), nl.Socket() as host:
+            wanted = guard.Wanted(name, config, subnet.find(host, config))
+            for _ in range(self.size.start_rounds):
+                start = time.perf_counter()
+                changed = guard.ensure(host, wanted)
+                took.append((time.perf_counter() - start) * 1000)
+                if changed:
+                    raise BenchError("the guard had to be loaded where it should have been")
+        return took
 
     def _links_left(self, node: str) -> int:
         with self.arena.inside(node):

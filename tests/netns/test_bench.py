@@ -43,6 +43,15 @@ FIGURES = {
     "DEL of pod 4": {OURS},
     "ADD of pod 12": {OURS, BRIDGE},
     "DEL of pod 12": {OURS, BRIDGE},
+    **{
+        f"{what}, {setup}": {"with the guard", "without the guard"}
+        for what in ("TCP", "packet")
+        for setup in (
+            *("routed", "routed, cluster + ipMasq"),
+            *("bridge", "bridge, cluster + ipMasq"),
+        )
+    },
+    "the guard's part of an ADD": {OURS, BRIDGE_MODE},
 }
 
 pytestmark = [
@@ -70,7 +79,7 @@ def test_the_bench_yields_every_figure(tmp_path: Path) -> None:
         assert measure in done.stdout
         for figure in by_candidate.values():
             assert 0 < figure["p10"] <= figure["median"] <= figure["p90"]
-    assert len(report["targets"]) == 9
+    assert len(report["targets"]) == 10
     assert all(report["machine"].values())
     assert all(report["versions"].values())
     assert "mycelium_cni.verbs" in [each["name"] for each in report["imports"]]
