@@ -58,7 +58,7 @@ class Road:
 def roads(
     arena: Arena, programs: Executables, pods: Sequence[Pod]
 ) -> Iterator[dict[str, tuple[Road, Road]]]:
-    """For each setup a road with the guard and one without it, on nodes that differ in nothing else.
+    """For each setup a road with the guard and one without, on nodes otherwise alike.
     Takes four pods a setup."""
     remaining = iter(pods)
     with ExitStack() as stack:
