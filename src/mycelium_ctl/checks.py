@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
@@ -677,18 +678,25 @@ def plugin(state: State) -> Finding:
         path = nodestate.find_executable(conflist.TYPE, directory.dirs)
         folder = directory.dirs.bins[0]
         if path is None:
-            return Finding("fail", f"there is no {folder}/{conflist.TYPE}", "mycelium-cni install")
+            return Finding("fail", f"there is no {folder}/{conflist.TYPE}", _copy_to(folder))
         if not os.access(path, os.X_OK):
             return Finding("fail", f"{path} is not executable", f"chmod 755 {path}")
         problem = _broken(path)
         if problem:
-            return Finding("fail", f"{path} {problem}", "mycelium-cni install")
+            return Finding("fail", f"{path} {problem}", _copy_to(path.parent))
         version = _tool_version(path)
         if version != __version__:
             what = f"is of version {version}" if version else "is not this program"
-            return Finding("warn", f"{path} {what}, this is {__version__}", "mycelium-cni install")
+            return Finding("warn", f"{path} {what}, this is {__version__}", _copy_to(path.parent))
         seen.append(str(path))
     return ok(f"{', '.join(dict.fromkeys(seen))} is of version {__version__}")
+
+
+def _copy_to(folder: Path) -> str:
+    """The command that puts this program there; `install` does not write over a file that runs."""
+    from mycelium_ctl.lab import own_executable
+
+    return shlex.join(["install", "-m", "755", own_executable(), str(folder / conflist.TYPE)])
 
 
 def _used(state: State) -> list[ConfDir]:

@@ -412,7 +412,7 @@ def test_plugin(tool: Tool) -> None:
     path.write_text(
         good.replace("exec", '[ "$1" = --version ] && echo mycelium-cni 0.0.1 && exit\nexec')
     )
-    fails(tool, "plugin", "0.0.1", "mycelium-cni install", mark="warn")
+    fails(tool, "plugin", "0.0.1", "install -m 755 ", mark="warn")
     path.write_bytes(Path("/bin/true").read_bytes()[:1000])
     fails(tool, "plugin", "is it complete?")
     path.write_text("#!/bin/sh\n")
