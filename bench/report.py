@@ -218,8 +218,8 @@ _METHOD: Final = (
     "- Everything is in one run and takes turns: in each round every candidate attaches and"
     " detaches a pod of its own, in an order that changes. What else the machine did fell on all.",
     "- Every pod is a new, empty network namespace. Every candidate has a node of its own: a"
-    " namespace with `lo` and the Mycelium interface. First pods, which make a bridge or switch on"
-    " forwarding, are not measured.",
+    " namespace with `lo` and the Mycelium interface. Its first pod, which makes a bridge, switches"
+    " on forwarding and loads the guard, is measured apart.",
     "- A small C program starts the processes, with nothing but the CNI variables in their"
     " environment. Peak memory is what the kernel counted for the process and those that it waited"
     " for (`ru_maxrss`).",

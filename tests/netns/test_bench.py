@@ -51,6 +51,7 @@ FIGURES = {
             *("bridge", "bridge, cluster + ipMasq"),
         )
     },
+    "the node's first ADD": ALL - {FLOOR},
     "the guard's part of an ADD": {OURS, BRIDGE_MODE},
 }
 
