@@ -160,3 +160,13 @@ def test_a_plugin_that_imports_what_is_not_in_c_is_not_built(
             collect([tmp_path], ["plugin"], frozenset(), c_modules)
     else:
         assert collect([tmp_path], ["plugin"], frozenset(), c_modules).built_in <= c_modules
+
+
+def test_the_executable_is_hardened_where_it_costs_nothing(executable: Path) -> None:
+    listed = subprocess.check_output(["readelf", "-lW", executable], text=True)
+    rows = [line.split() for line in listed.splitlines()]
+    segments = [(row[0], " ".join(row[6:-1])) for row in rows if row and row[0].isupper()]
+    flags = dict(segments)
+    assert flags["GNU_STACK"] == "RW"
+    assert flags["GNU_RELRO"] == "R"
+    assert not [kind for kind, allowed in segments if "W" in allowed and "E" in allowed]
