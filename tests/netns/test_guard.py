@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import crafting as c
@@ -18,7 +19,7 @@ from sites import LAN_HOST, NODE, REMOTE, STRANGER, SUBNET, Site, answers, conf,
 from mycelium_cni import guard, nftables, ruleset
 from mycelium_cni.config import Config, Network
 from mycelium_cni.subnet import Node
-from mycelium_ctl.lab import Lab, Pod
+from mycelium_ctl.lab import Lab, Pod, await_fact
 
 both_modes = pytest.mark.parametrize("mode", ("routed", "bridge"))
 OTHERS = """
@@ -250,6 +251,16 @@ def test_networks_share_it_and_a_burst_of_them_loses_none(site: Site) -> None:
         assert f"net{n}: ingress closed" in site.table()
 
 
+def lose(site: Site, pod: Pod, address: str) -> None:
+    """A pod that ends without DEL."""
+    pod.remove()
+    links = partial(site.node.ip, "link")
+    await_fact(
+        lambda: all(address not in entry.get("altnames", []) for entry in links()),
+        "the kernel's tidying",
+    )
+
+
 def test_nothing_of_a_bridged_pod_stays(site: Site) -> None:
     network = conf(mode="bridge")
     site.attach(network)
@@ -258,9 +269,8 @@ def test_nothing_of_a_bridged_pod_stays(site: Site) -> None:
     assert rules(site) != before
     assert site.node.plugin("DEL", network, pod).code == 0
     assert rules(site) == before
-    lost, _ = site.attach(network)
-    lost.remove()  # without DEL: the kernel takes the link, and GC the rest
-    c.time.sleep(0.2)
+    lost, address = site.attach(network)
+    lose(site, lost, address)  # the kernel takes the link, and GC the rest
     valid = {
         "cni.dev/valid-attachments": [{"containerID": f"{site.lab.name}-a-pod1", "ifname": "eth0"}]
     }
@@ -271,8 +281,7 @@ def test_nothing_of_a_bridged_pod_stays(site: Site) -> None:
 def test_an_address_that_is_used_again_keeps_its_policy(site: Site) -> None:
     network, address = conf(mode="bridge", ingress="closed"), f"{SUBNET}:ff0f::7"
     lost, _ = site.attach(network, address)
-    lost.remove()
-    c.time.sleep(0.2)
+    lose(site, lost, address)
     heir, _ = site.attach(network, address)
     kept = {"containerID": heir.container_id, "ifname": "eth0"}
     valid = {"cni.dev/valid-attachments": [kept]}
