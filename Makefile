@@ -47,7 +47,7 @@ test-pip: venv dist ## all tests; what is black-box is against the pip-installed
 
 test-static: venv dist ## the black-box tests again, against the static executable
 	MYCELIUM_CNI_COMMAND=$(CURDIR)/dist/mycelium-cni-linux-amd64 \
-		$(PYTEST) tests/protocol tests/netns --ignore tests/netns/test_bench.py || \
+		$(PYTEST) tests/protocol tests/netns tests/runtime --ignore tests/netns/test_bench.py || \
 	MYCELIUM_CNI_COMMAND=$(CURDIR)/dist/mycelium-cni-linux-amd64 $(AGAIN)
 
 clean: ## remove what was built; the test tools' cache (.tools) stays
