@@ -232,6 +232,17 @@ PyInit_posix_with_backports(void)
     return (PyObject *)posix;
 }
 
+// What both interpreters begin with: UTF-8 whatever the locale, and their frozen modules.
+static PyStatus
+preinitialize(const struct _frozen *modules)
+{
+    _PyImport_FrozenBootstrap = modules;
+    PyPreConfig config;
+    PyPreConfig_InitIsolatedConfig(&config);
+    config.utf8_mode = 1;
+    return Py_PreInitialize(&config);
+}
+
 // ---- The plugin ------------------------------------------------------------------------------
 
 // The plugin's start writes to some two hundred pages in two places: having them made in one go takes
@@ -286,14 +297,10 @@ prepare_pages(void)
 static PyStatus
 start_plugin_interpreter(void)
 {
-    PyPreConfig before;
-    PyPreConfig_InitIsolatedConfig(&before);
-    before.utf8_mode = 1;
-    PyStatus status = Py_PreInitialize(&before);
+    PyStatus status = preinitialize(plugin_modules);
     if (PyStatus_Exception(status))
         return status;
 
-    _PyImport_FrozenBootstrap = plugin_modules;
     // The process is over before there would be a cycle worth finding. PyGC_Disable() would come
     // after some collections of the start-up's own objects.
     _PyRuntime._main_interpreter.gc.enabled = 0;
@@ -356,14 +363,10 @@ own_path(void)
 static PyStatus
 start_tool_interpreter(int argc, char **argv)
 {
-    PyPreConfig before;
-    PyPreConfig_InitIsolatedConfig(&before);
-    before.utf8_mode = 1;
-    PyStatus status = Py_PreInitialize(&before);
+    PyStatus status = preinitialize(tool_modules);
     if (PyStatus_Exception(status))
         return status;
 
-    _PyImport_FrozenBootstrap = tool_modules;
     PyConfig config;
     PyConfig_InitIsolatedConfig(&config);
     config.install_signal_handlers = 1;

@@ -54,8 +54,10 @@ if TYPE_CHECKING:
 
     from mycelium_cni.undo import Undo
 
-_SETTLE_TIMEOUT_S = 1.0
-_CARRIER_ATTEMPTS = 2000
+# What is awaited takes the kernel microseconds, and seconds where a hundred ADDs want its one lock.
+# Every runtime waits longer than this.
+_SETTLE_TIMEOUT_S = 10
+_CARRIER_POLL_S = 0.0005
 _POD_METRIC = 1024  # the kernel's own for routes without one
 _SOURCE_TABLE = 77_000_000  # and the pod link's index; RT_TABLE_* and people use small numbers
 
@@ -421,7 +423,10 @@ def await_address(monitor: nl.Socket, address: bytes) -> None:
             local = nl.u32(attributes[nl.RTA_TABLE]) == nl.RT_TABLE_LOCAL
             if local and attributes.get(nl.RTA_DST) == address:
                 return
-    raise CniError(TRY_AGAIN_LATER, f"{format_address(address)} is not usable in the pod after 1 s")
+    raise CniError(
+        TRY_AGAIN_LATER,
+        f"{format_address(address)} is not usable in the pod after {_SETTLE_TIMEOUT_S} s",
+    )
 
 
 def await_carrier(host: nl.Socket, pod: nl.Socket, pair: Pair, plan: Plan) -> None:
@@ -429,16 +434,19 @@ def await_carrier(host: nl.Socket, pod: nl.Socket, pair: Pair, plan: Plan) -> No
     drops what they send, and a bridge port does not forward. From Linux 6.8 on the question itself
     makes it run (net/core/rtnetlink.c, linkwatch_sync_dev), so one round is enough."""
     for socket, index in ((pod, pair.pod), (host, pair.host)):
-        for attempt in range(_CARRIER_ATTEMPTS):
+        for attempt in range(int(_SETTLE_TIMEOUT_S / _CARRIER_POLL_S)):
             if attempt > 0:
                 from time import sleep  # noqa: PLC0415 - before Linux 6.8 only; see log.py
 
-                sleep(_SETTLE_TIMEOUT_S / _CARRIER_ATTEMPTS)
+                sleep(_CARRIER_POLL_S)
             link = Link(socket.request(nl.link(nl.RTM_GETLINK, "read link", index=index))[0])
             if link.attributes[nl.IFLA_OPERSTATE][0] == nl.IF_OPER_UP:
                 break
         else:
-            raise CniError(TRY_AGAIN_LATER, f"{plan.attachment.host_link} has no carrier after 1 s")
+            raise CniError(
+                TRY_AGAIN_LATER,
+                f"{plan.attachment.host_link} has no carrier after {_SETTLE_TIMEOUT_S} s",
+            )
     if plan.wiring.bridge:
         # A bridge loses its carrier with its last port, and forgets its neighbours when that is
         # noticed, which may be after the next pod has come. Asked once, for a bridge with spanning

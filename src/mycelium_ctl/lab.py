@@ -25,7 +25,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -254,17 +254,9 @@ class Namespace:
         _, found, rest = answer.partition(" time=")
         return float(rest.split()[0]) if found else None
 
-    @contextmanager
-    def inside(self) -> Iterator[None]:
+    def inside(self) -> AbstractContextManager[None]:
         """Let this thread be in the namespace: sockets that it opens stay there."""
-        home = netns.open_netns("/proc/thread-self/ns/net")
-        there = netns.open_netns(self.path)
-        try:
-            with netns.inside(there, home=home):
-                yield
-        finally:
-            os.close(there)
-            os.close(home)
+        return visit(self.path)
 
     def get(self, host: str, port: int, path: str = "/", *, timeout_s: float = 5.0) -> bytes:
         """The body of an HTTP answer, asked for from in here. OSError or HTTPException."""
@@ -575,6 +567,19 @@ def _undisturbed() -> Iterator[None]:
 
 def _exit_by_signal(number: int, _frame: FrameType | None) -> NoReturn:
     raise SystemExit(128 + number)
+
+
+@contextmanager
+def visit(path: str) -> Iterator[None]:
+    """Let this thread be in a network namespace for a while. OSError if there is none."""
+    home = netns.open_netns("/proc/thread-self/ns/net")
+    there = netns.open_netns(path)
+    try:
+        with netns.inside(there, home=home):
+            yield
+    finally:
+        os.close(there)
+        os.close(home)
 
 
 def own_executable() -> str:

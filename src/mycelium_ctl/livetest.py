@@ -26,17 +26,17 @@ import struct
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, NoReturn
 
-from mycelium_cni import guard, netns
+from mycelium_cni import guard
 from mycelium_cni.attachment import Attachment, format_address
 from mycelium_cni.errors import CniError
 from mycelium_cni.subnet import find_link
 from mycelium_ctl import intruder, nodestate
 from mycelium_ctl.errors import ToolError
-from mycelium_ctl.lab import own_executable
+from mycelium_ctl.lab import own_executable, visit
 from mycelium_ctl.nodestate import State, show_subnet
 from mycelium_ctl.setup import Preparation, refused
 from mycelium_ctl.view import Mark, Page, count, worst
@@ -121,17 +121,9 @@ class TestPod:
                 pipe.close()
         self._process.wait()
 
-    @contextmanager
-    def inside(self) -> Iterator[None]:
+    def inside(self) -> AbstractContextManager[None]:
         """Let this thread be in the namespace: sockets that it opens stay there."""
-        home = netns.open_netns("/proc/thread-self/ns/net")
-        there = netns.open_netns(self.path)
-        try:
-            with netns.inside(there, home=home):
-                yield
-        finally:
-            os.close(there)
-            os.close(home)
+        return visit(self.path)
 
 
 class Pinger:

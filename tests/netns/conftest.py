@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the tests of the operator's commands share.
 
+homes     two connected nodes for each mode, shared by the tests of a module
 root      a directory tree with the files that a command looks for on a good node
 bare      a node with an interface as the daemon makes it, and no daemon
 tool      the operator's command on that node, with that tree
@@ -10,12 +11,21 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from attaching import Homes
 from tool import NODE, Tool
 
 from mycelium_ctl.lab import Lab, Node
+
+
+@pytest.fixture(scope="module")
+def homes(command: list[str]) -> Iterator[Homes]:
+    homes = Homes(command)
+    yield homes
+    homes.close()
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ from __future__ import annotations
 import ipaddress
 import json
 import time
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -33,13 +32,6 @@ from mycelium_ctl.lab import Lab, Namespace, Node, Pod, await_fact
 ROUNDS = 20  # of first packets
 CROWD = 50  # at once
 REPEATS = 250  # of DEL and ADD at once: in two modes, by two front doors, 1,000
-
-
-@pytest.fixture(scope="module")
-def homes(command: list[str]) -> Iterator[Homes]:
-    homes = Homes(command)
-    yield homes
-    homes.close()
 
 
 @pytest.fixture

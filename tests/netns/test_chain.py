@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,6 @@ Plugin = dict[str, Any]
 
 LOOPBACK: Plugin = {"type": "loopback"}
 IPAM = {"type": "host-local", "subnet": "10.88.0.0/16", "routes": [{"dst": "0.0.0.0/0"}]}
-
-
-@pytest.fixture(scope="module")
-def homes(command: list[str]) -> Iterator[Homes]:
-    homes = Homes(command)
-    yield homes
-    homes.close()
 
 
 @pytest.fixture

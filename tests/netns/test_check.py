@@ -7,7 +7,7 @@ Everything here is broken with `ip` on a real kernel, and CHECK may repair none 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -31,13 +31,6 @@ ELSEWHERE = "2001:db8:5::/48"
 ROUTES: dict[str, Any] = {"routes": [{"dst": OVERLAY}, {"dst": ELSEWHERE}]}
 
 Break = Callable[[Attached], str]  # returns what the error must name
-
-
-@pytest.fixture(scope="module")
-def homes(command: list[str]) -> Iterator[Homes]:
-    homes = Homes(command)
-    yield homes
-    homes.close()
 
 
 @pytest.fixture

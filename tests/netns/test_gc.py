@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -27,13 +27,6 @@ from mycelium_ctl.lab import Lab, Node, PluginCall, await_fact
 
 VALID, OLDER = "cni.dev/valid-attachments", "cni.dev/attachments"
 CROWD = 100
-
-
-@pytest.fixture(scope="module")
-def homes(command: list[str]) -> Iterator[Homes]:
-    homes = Homes(command)
-    yield homes
-    homes.close()
 
 
 @pytest.fixture
