@@ -34,6 +34,7 @@ lint: venv ## format, lint, types, and who may import whom
 	$(VENV)/bin/ruff format --check --quiet
 	$(VENV)/bin/ruff check --quiet
 	$(VENV)/bin/mypy
+	for each in unit netns protocol; do $(VENV)/bin/mypy tests/$$each || exit 1; done
 	$(VENV)/bin/lint-imports --config pyproject.toml --no-cache
 	shellcheck scripts/apt-ensure .ci/run
 

@@ -230,6 +230,6 @@ class Eyes:
 
     def close(self) -> None:
         for key in list(self._selector.get_map().values()):
-            if not isinstance(key.fileobj, int):
-                key.fileobj.close()  # type: ignore[union-attr]
+            if isinstance(key.fileobj, socket.socket):
+                key.fileobj.close()
         self._selector.close()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from contextlib import suppress
 from typing import Any
@@ -59,7 +60,7 @@ class Site:
 
     def reaches(self, pod: Pod, address: str, source: str) -> bool:
         """Whether a UDP packet that the daemon delivers arrives in the pod."""
-        return self.delivers(pod, [c.udp(source, address, c.os.urandom(16))])
+        return self.delivers(pod, [c.udp(source, address, os.urandom(16))])
 
     def delivers(self, pod: Namespace, packets: list[bytes], link: str = "eth0") -> bool:
         token = packets[0][-16:]

@@ -134,6 +134,10 @@ class Stage:
         """From the hostile pod to a multicast group."""
         self.a.send(packets, c.multicast_mac(address))
 
+    def in_turn(self, *steps: Callable[[], None]) -> None:
+        for step in steps:
+            step()
+
     # What then is looked at
 
     def run(self, cases: dict[str, Case]) -> None:
@@ -373,10 +377,10 @@ ATTACKS |= {
     ),
     "overlay-reply-of-lan-host": Case(
         "pod-a",
-        lambda s, t: (
-            s.pod(c.udp(POD_A, LAN_HOST, b"a question", sport=777, dport=778)),
-            s.overlay(c.udp(LAN_HOST, POD_A, t, sport=778, dport=777)),
-        )[0],
+        lambda s, t: s.in_turn(
+            lambda: s.pod(c.udp(POD_A, LAN_HOST, b"a question", sport=777, dport=778)),
+            lambda: s.overlay(c.udp(LAN_HOST, POD_A, t, sport=778, dport=777)),
+        ),
     ),
 }
 
@@ -568,151 +572,149 @@ def first_fragment(src: str, dst: str, kind: int, body: bytes, *, cut: int, t: b
     return c.ipv6(src, dst, c.DSTOPTS, c.marked_option(FRAGMENT, t) + head, hops=255)
 
 
-ATTACKS |= {
-    name: Case(place, send, BRIDGE)
-    for name, place, send in (
-        ("bridge-as-node", "pod-b", lambda s, t: s.neighbour(c.udp(NODE, POD_B, t))),
-        ("bridge-as-gateway", "pod-b", lambda s, t: s.neighbour(c.udp(GATEWAY, POD_B, t))),
-        ("bridge-as-overlay", "pod-b", lambda s, t: s.neighbour(c.udp(REMOTE, POD_B, t))),
-        ("bridge-as-itself", "pod-b", lambda s, t: s.neighbour(c.udp(POD_B, POD_B, t))),
-        ("bridge-as-link-local", "pod-b", lambda s, t: s.neighbour(c.udp("fe80::1", POD_B, t))),
-        ("bridge-mac-of-other-pod", "fdb", from_mac(lambda s: s.b.mac, dst=NODE)),
-        ("bridge-mac-of-gateway", "pod-b", from_mac(lambda s: s.gateway_mac)),
-        ("bridge-mac-of-nobody", "pod-b", from_mac(lambda s: b"\x02\0\0\0\0\x42")),
-        (
-            "bridge-mac-and-address-of-nobody",
-            "pod-b",
-            from_mac(lambda s: b"\x02\0\0\0\0\x43", src=FREE),
+BRIDGED: tuple[tuple[str, Place, Sender], ...] = (
+    ("bridge-as-node", "pod-b", lambda s, t: s.neighbour(c.udp(NODE, POD_B, t))),
+    ("bridge-as-gateway", "pod-b", lambda s, t: s.neighbour(c.udp(GATEWAY, POD_B, t))),
+    ("bridge-as-overlay", "pod-b", lambda s, t: s.neighbour(c.udp(REMOTE, POD_B, t))),
+    ("bridge-as-itself", "pod-b", lambda s, t: s.neighbour(c.udp(POD_B, POD_B, t))),
+    ("bridge-as-link-local", "pod-b", lambda s, t: s.neighbour(c.udp("fe80::1", POD_B, t))),
+    ("bridge-mac-of-other-pod", "fdb", from_mac(lambda s: s.b.mac, dst=NODE)),
+    ("bridge-mac-of-gateway", "pod-b", from_mac(lambda s: s.gateway_mac)),
+    ("bridge-mac-of-nobody", "pod-b", from_mac(lambda s: b"\x02\0\0\0\0\x42")),
+    (
+        "bridge-mac-and-address-of-nobody",
+        "pod-b",
+        from_mac(lambda s: b"\x02\0\0\0\0\x43", src=FREE),
+    ),
+    (
+        "bridge-mac-theft-by-listener-report",
+        "fdb",
+        lambda s, t: s.neighbour(
+            c.icmpv6("::", "ff02::16", 143, bytes(4) + t, hops=1),
+            to=c.multicast_mac("ff02::16"),
+            source=s.b.mac,
         ),
+    ),
+    *(
         (
-            "bridge-mac-theft-by-listener-report",
+            f"bridge-mac-theft-by-reserved-multicast-{last:x}",
             "fdb",
-            lambda s, t: s.neighbour(
-                c.icmpv6("::", "ff02::16", 143, bytes(4) + t, hops=1),
-                to=c.multicast_mac("ff02::16"),
+            lambda s, t, last=last: s.neighbour(
+                t * 4,
+                to=b"\x01\x80\xc2\0\0" + bytes((last,)),
                 source=s.b.mac,
+                kind=c.ETH_P_LLDP,
             ),
+        )
+        for last in (0x2, 0x3, 0xE)
+    ),
+    (
+        "bridge-arp",
+        "pod-b",
+        lambda s, t: s.neighbour(t * 3, to=b"\xff" * 6, kind=c.ETH_P_ARP),
+    ),
+    (
+        "bridge-ipv4",
+        "pod-b",
+        lambda s, t: s.neighbour(c.ipv4_udp("10.0.0.1", "10.0.0.2", t), kind=c.ETH_P_IP),
+    ),
+    ("bridge-unknown-protocol", "pod-b", lambda s, t: s.neighbour(t * 3, kind=0x9999)),
+    (
+        "bridge-spoofed-in-a-vlan",
+        "pod-b",
+        lambda s, t: s.neighbour(b"\0\x05\x86\xdd" + c.udp(NODE, POD_B, t), kind=0x8100),
+    ),
+    (
+        "bridge-rogue-router",
+        "pod-b",
+        to_group(ALL_NODES, "fe80::99", 134, router_advertisement),
+    ),
+    (
+        "bridge-rogue-router-with-own-address",
+        "pod-b",
+        to_group(ALL_NODES, POD_A, 134, router_advertisement),
+    ),
+    (
+        "bridge-rogue-router-in-fragments",
+        "pod-b",
+        lambda s, t: s.everyone(
+            first_fragment(POD_A, ALL_NODES, 134, router_advertisement(t), cut=16, t=t)
         ),
-        *(
-            (
-                f"bridge-mac-theft-by-reserved-multicast-{last:x}",
-                "fdb",
-                lambda s, t, last=last: s.neighbour(
-                    t * 4,
-                    to=b"\x01\x80\xc2\0\0" + bytes((last,)),
-                    source=s.b.mac,
-                    kind=c.ETH_P_LLDP,
-                ),
+    ),
+    (
+        "bridge-redirect",
+        "pod-b",
+        lambda s, t: s.neighbour(nd(POD_A, POD_B, 137, redirect(POD_A, OTHER, t))),
+    ),
+    (
+        "bridge-redirect-as-gateway",
+        "pod-b",
+        lambda s, t: s.neighbour(nd(GATEWAY, POD_B, 137, redirect(POD_A, OTHER, t))),
+    ),
+    *(
+        (
+            f"bridge-advertises-{name}",
+            "pod-b",
+            lambda s, t, target=target: s.neighbour(
+                nd(POD_A, POD_B, 136, advertisement(target, t, s.a.mac))
+            ),
+        )
+        for name, target in (
+            ("gateway", GATEWAY),
+            ("node", NODE),
+            ("receiver", POD_B),
+            ("free-address", FREE),
+            ("overlay", REMOTE),
+        )
+    ),
+    (
+        "bridge-advertises-gateway-to-all",
+        "pod-b",
+        to_group(ALL_NODES, POD_A, 136, lambda t: advertisement(GATEWAY, t)),
+    ),
+    (
+        "bridge-advertises-gateway-behind-options",
+        "pod-b",
+        lambda s, t: s.neighbour(
+            c.ipv6(
+                POD_A,
+                POD_B,
+                c.DSTOPTS,
+                c.option(ICMPV6)
+                + c.icmpv6_message(POD_A, POD_B, 136, 0, advertisement(GATEWAY, t)),
+                hops=255,
             )
-            for last in (0x2, 0x3, 0xE)
         ),
-        (
-            "bridge-arp",
-            "pod-b",
-            lambda s, t: s.neighbour(t * 3, to=b"\xff" * 6, kind=c.ETH_P_ARP),
+    ),
+    (
+        "bridge-advertises-gateway-in-tiny-fragments",
+        "pod-b",
+        lambda s, t: s.neighbour(
+            first_fragment(POD_A, POD_B, 136, advertisement(GATEWAY, t), cut=8, t=t)
         ),
-        (
-            "bridge-ipv4",
-            "pod-b",
-            lambda s, t: s.neighbour(c.ipv4_udp("10.0.0.1", "10.0.0.2", t), kind=c.ETH_P_IP),
-        ),
-        ("bridge-unknown-protocol", "pod-b", lambda s, t: s.neighbour(t * 3, kind=0x9999)),
-        (
-            "bridge-spoofed-in-a-vlan",
-            "pod-b",
-            lambda s, t: s.neighbour(b"\0\x05\x86\xdd" + c.udp(NODE, POD_B, t), kind=0x8100),
-        ),
-        (
-            "bridge-rogue-router",
-            "pod-b",
-            to_group(ALL_NODES, "fe80::99", 134, router_advertisement),
-        ),
-        (
-            "bridge-rogue-router-with-own-address",
-            "pod-b",
-            to_group(ALL_NODES, POD_A, 134, router_advertisement),
-        ),
-        (
-            "bridge-rogue-router-in-fragments",
-            "pod-b",
-            lambda s, t: s.everyone(
-                first_fragment(POD_A, ALL_NODES, 134, router_advertisement(t), cut=16, t=t)
-            ),
-        ),
-        (
-            "bridge-redirect",
-            "pod-b",
-            lambda s, t: s.neighbour(nd(POD_A, POD_B, 137, redirect(POD_A, OTHER, t))),
-        ),
-        (
-            "bridge-redirect-as-gateway",
-            "pod-b",
-            lambda s, t: s.neighbour(nd(GATEWAY, POD_B, 137, redirect(POD_A, OTHER, t))),
-        ),
-        *(
-            (
-                f"bridge-advertises-{name}",
-                "pod-b",
-                lambda s, t, target=target: s.neighbour(
-                    nd(POD_A, POD_B, 136, advertisement(target, t, s.a.mac))
-                ),
-            )
-            for name, target in (
-                ("gateway", GATEWAY),
-                ("node", NODE),
-                ("receiver", POD_B),
-                ("free-address", FREE),
-                ("overlay", REMOTE),
-            )
-        ),
-        (
-            "bridge-advertises-gateway-to-all",
-            "pod-b",
-            to_group(ALL_NODES, POD_A, 136, lambda t: advertisement(GATEWAY, t)),
-        ),
-        (
-            "bridge-advertises-gateway-behind-options",
-            "pod-b",
-            lambda s, t: s.neighbour(
-                c.ipv6(
-                    POD_A,
-                    POD_B,
-                    c.DSTOPTS,
-                    c.option(ICMPV6)
-                    + c.icmpv6_message(POD_A, POD_B, 136, 0, advertisement(GATEWAY, t)),
-                    hops=255,
-                )
-            ),
-        ),
-        (
-            "bridge-advertises-gateway-in-tiny-fragments",
-            "pod-b",
-            lambda s, t: s.neighbour(
-                first_fragment(POD_A, POD_B, 136, advertisement(GATEWAY, t), cut=8, t=t)
-            ),
-        ),
-        (
-            "bridge-denies-address-by-advertisement",
-            "pod-b",
-            to_group(ALL_NODES, POD_B, 136, lambda t: advertisement(POD_B, t)),
-        ),
-        (
-            "bridge-denies-address-by-solicitation",
-            "pod-b",
-            to_group("ff02::1:ff00:b", "::", 135, lambda t: solicitation(POD_B, t)),
-        ),
-        (
-            "bridge-solicits-as-other",
-            "pod-b",
-            lambda s, t: s.neighbour(nd(GATEWAY, POD_B, 135, solicitation(POD_B, t))),
-        ),
-        (
-            "bridge-listener-query",
-            "pod-b",
-            lambda s, t: s.everyone(c.icmpv6("fe80::99", ALL_NODES, 130, bytes(20) + t, hops=1)),
-        ),
-    )
-}
+    ),
+    (
+        "bridge-denies-address-by-advertisement",
+        "pod-b",
+        to_group(ALL_NODES, POD_B, 136, lambda t: advertisement(POD_B, t)),
+    ),
+    (
+        "bridge-denies-address-by-solicitation",
+        "pod-b",
+        to_group("ff02::1:ff00:b", "::", 135, lambda t: solicitation(POD_B, t)),
+    ),
+    (
+        "bridge-solicits-as-other",
+        "pod-b",
+        lambda s, t: s.neighbour(nd(GATEWAY, POD_B, 135, solicitation(POD_B, t))),
+    ),
+    (
+        "bridge-listener-query",
+        "pod-b",
+        lambda s, t: s.everyone(c.icmpv6("fe80::99", ALL_NODES, 130, bytes(20) + t, hops=1)),
+    ),
+)
+ATTACKS |= {name: Case(place, send, BRIDGE) for name, place, send in BRIDGED}
 
 # What must pass.
 

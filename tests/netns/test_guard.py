@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import socket
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -292,7 +293,10 @@ def test_an_address_that_is_used_again_keeps_its_policy(site: Site) -> None:
 
 @both_modes
 def test_a_requested_mac_is_the_one_that_may_be_used(site: Site, mode: str) -> None:
-    wish = {"runtimeConfig": {"mac": "c2:11:22:33:44:55"}, "capabilities": {"mac": True}}
+    wish: dict[str, Any] = {
+        "runtimeConfig": {"mac": "c2:11:22:33:44:55"},
+        "capabilities": {"mac": True},
+    }
     pod, _ = site.attach(conf(mode=mode, **wish))
     assert pod.ping(NODE) is not None
     pod.configure("link set eth0 down", "link set eth0 address c2:11:22:33:44:56")
@@ -329,11 +333,11 @@ def test_real_flows(site: Site) -> None:
 def test_an_unreachable_peer_is_an_error_and_no_timeout(site: Site) -> None:
     pod, address = site.attach(conf())
     with pod.inside():
-        client = c.socket.socket(c.socket.AF_INET6, c.socket.SOCK_DGRAM)
+        client = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
     with client:
         client.connect((STRANGER, 53))
         client.settimeout(1)
-        client.setsockopt(c.socket.IPPROTO_IPV6, IPV6_RECVERR, 1)
+        client.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVERR, 1)
         client.send(b"question")
         eyes = Eyes()
         eyes.watch_tun("tun", site.tun)

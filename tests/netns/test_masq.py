@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import crafting as c
 import pytest
 from sites import LAN_HOST, LAN_NODE, NODE, REMOTE, SUBNET, Site, answers, conf
@@ -27,7 +29,7 @@ def test_only_what_leaves_the_overlay_is_masqueraded(site: Site, mode: str) -> N
     assert answers(site.node, NODE, pod) == address
     eyes = c.Eyes()
     eyes.watch_tun("tun", site.tun)
-    with pod.inside(), c.socket.socket(c.socket.AF_INET6, c.socket.SOCK_DGRAM) as client:
+    with pod.inside(), socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as client:
         client.sendto(b"to the overlay", (REMOTE, 53))
     eyes.look()
     assert [d[8:24] for d in eyes.seen["tun"] if b"to the overlay" in d] == [c.packed(address)]

@@ -195,6 +195,7 @@ def test_tcp_carries_a_big_answer_in_segments_of_the_mtu(line: Line) -> None:
             return None
 
     body = await_fact(fetch, "the answer of the HTTP server on c", within_s=40)
+    assert body is not None
     assert len(body) == size
     await_fact(lambda: capture.output().count("mss 1340") >= 2, "SYNs with MSS 1340 both ways")
     server.stop()

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from typing import Literal
 
 import crafting as c
@@ -63,7 +65,7 @@ def test_what_a_pod_asks_for_is_answered(site: Site, mode: str, ingress: Ingress
     assert pod.ping(NODE) is not None
     # An answer from the overlay, to a question that left by the TUN.
     with pod.inside():
-        asking = c.socket.socket(c.socket.AF_INET6, c.socket.SOCK_DGRAM)
+        asking = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
     asking.sendto(b"question", (STRANGER, 53))
     own = asking.getsockname()[1]
     asking.close()
@@ -138,7 +140,7 @@ def test_forwarded_ports_are_judged_by_their_real_source(site: Site, mode: str) 
         }}""",
     )
     for source, passes in ((REMOTE, True), (STRANGER, False)):
-        token = c.os.urandom(16)
+        token = os.urandom(16)
         assert site.delivers(pod, [c.udp(source, NODE, token, dport=30080)]) == passes
     assert not answers(pod, "2001:db8::1", site.lan, port=30080)
 

@@ -90,14 +90,14 @@ def test_how_a_command_ends(
     code: int,
     said: str,
 ) -> None:
-    monkeypatch.setitem(sys.modules, "broken", Broken(error))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "broken", Broken(error))
     monkeypatch.setitem(cli.COMMANDS, "broken", ("broken", "breaks"))
     assert cli.main(["broken"]) == code
     assert capsys.readouterr().err.strip().removeprefix("mycelium-cni broken: ") == said
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "broken", Broken(ZeroDivisionError()))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "broken", Broken(ZeroDivisionError()))
     monkeypatch.setitem(cli.COMMANDS, "broken", ("broken", "breaks"))
     with pytest.raises(ZeroDivisionError):
         cli.main(["broken"])
