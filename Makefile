@@ -15,7 +15,7 @@ AGAIN := $(VENV)/bin/pytest --last-failed --last-failed-no-failures none tests
 .PHONY: help venv demo test lint test-pip test-static test-packages clean
 
 help: ## show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 19
 
 venv: $(VENV)/.complete ## build .venv, whose bin/mycelium-cni is the executable
 

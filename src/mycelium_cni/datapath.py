@@ -153,11 +153,11 @@ def create_pair(host: nl.Socket, pod_netns: int, plan: Plan, undo: Undo) -> Pair
     ]
     if plan.wiring.bridge:
         attributes.append((nl.IFLA_MASTER, plan.wiring.bridge))
-    # ECHO makes the kernel say what it made: no look-up needs to follow.
+    # ECHO makes the kernel say what it made, so that no look-up needs to follow.
     flags = nl.NLM_F_CREATE | nl.NLM_F_EXCL | nl.NLM_F_ECHO
     what = f"create veth {host_link} and {pod_link}"
     try:
-        made = Link(host.request(nl.link(nl.RTM_NEWLINK, what, *attributes, flags=flags))[0])
+        told = host.request(nl.link(nl.RTM_NEWLINK, what, *attributes, flags=flags))
     except nl.NetlinkError as error:
         if error.errno == EEXIST:
             raise _already_attached(host, attachment, pod_link) from None
@@ -171,6 +171,10 @@ def create_pair(host: nl.Socket, pod_netns: int, plan: Plan, undo: Undo) -> Pair
         # The answer was lost. What was asked for may be there; then it has no alias yet.
         undo.push(_delete_nameless, host, host_link)
         raise
+    if not told:  # before Linux 6.2, which does not heed ECHO here
+        undo.push(_delete_nameless, host, host_link)
+        told = host.request(nl.get_link(host_link))
+    made = Link(told[0])
     undo.push(delete_links, host, [made.index])
     return Pair(made.index, nl.u32(made.attributes[nl.IFLA_LINK]))
 
