@@ -7,9 +7,10 @@ CNI_CONF_DIR ?= /etc/cni/net.d
 EXECUTABLE := dist/mycelium-cni-linux-$(ARCH)
 EMBEDDED := $(wildcard launcher/*.c launcher/*.py launcher/*.txt) LICENSE \
 	$(shell find src -type f -not -name '*.pyc')
+EMBEDDED := $(filter-out launcher/arm64vm.py launcher/apt-arm64vm.txt,$(EMBEDDED))
 EMULATED_arm64 := /usr/bin/qemu-aarch64-static
 
-.PHONY: dist dist-check build install release test-dist test-arm64 budget
+.PHONY: dist dist-check build install release test-dist test-arm64 test-arm64-kernel budget
 
 dist: $(EXECUTABLE) ## build the static executable (ARCH=arm64: for arm64)
 
@@ -41,7 +42,12 @@ budget: venv test-packages dist/mycelium-cni-linux-amd64 ## record what a call c
 	MYCELIUM_CNI_RECORD_BUDGET=1 $(VENV)/bin/pytest -q tests/fence/test_budget.py
 
 # qemu-user passes on neither the question whether a descriptor is a network namespace nor the
-# message that gives a link its second name: what needs a pod is left to the tests on amd64.
-test-arm64: venv test-packages dist/mycelium-cni-linux-arm64 ## protocol tests under qemu
+# message that gives a link its second name, and knows no netfilter: what needs a pod is left to
+# the next target.
+test-arm64: venv test-packages dist/mycelium-cni-linux-arm64 ## protocol tests under qemu-user
 	MYCELIUM_CNI_COMMAND='$(EMULATED_arm64) $(CURDIR)/dist/mycelium-cni-linux-arm64' \
 		$(PYTEST) @tests/dist/emulator-cannot.txt tests/protocol
+
+test-arm64-kernel: venv dist/mycelium-cni-linux-arm64 ## the rest of them, on Debian's arm64 kernel
+	scripts/apt-ensure launcher/apt-arm64vm.txt
+	$(VENV)/bin/python launcher/arm64vm.py
