@@ -221,9 +221,8 @@ _METHOD: Final = (
     " namespace with `lo` and the Mycelium interface. Its first pod, which makes a bridge, switches"
     " on forwarding and loads the guard, is measured apart.",
     "- Executables are copied at the start of the run, each written in one go: how the page cache"
-    " holds a file makes a tenth and more of a short process's time. Ours, three times as large as"
-    " loopback, suffers more from a cache in small pieces: VERSION then takes up to 1.2 times as"
-    " long as loopback, which it equals here.",
+    " holds a file makes a tenth and more of a short process's time, and of ours, which is three"
+    " times as large as a Go plugin, more.",
     "- A small C program starts the processes, with nothing but the CNI variables in their"
     " environment. Peak memory is what the kernel counted for the process and those that it waited"
     " for (`ru_maxrss`).",
