@@ -51,10 +51,9 @@ test-pip: venv dist ## the tests; what is black-box is against the pip-installed
 
 # Container runtimes call the file that is shipped; that a pip-installed plugin answers the same is
 # what the other black-box tests hold.
+test-static: export MYCELIUM_CNI_COMMAND = $(CURDIR)/dist/mycelium-cni-linux-amd64
 test-static: venv dist ## the black-box tests again, and the runtimes', against the static executable
-	MYCELIUM_CNI_COMMAND=$(CURDIR)/dist/mycelium-cni-linux-amd64 \
-		$(PYTEST) tests/protocol tests/netns tests/runtime --ignore tests/netns/test_bench.py || \
-	MYCELIUM_CNI_COMMAND=$(CURDIR)/dist/mycelium-cni-linux-amd64 $(AGAIN)
+	$(PYTEST) tests/protocol tests/netns tests/runtime --ignore tests/netns/test_bench.py || $(AGAIN)
 
 clean: ## remove what was built; the test tools' cache (.tools) stays
 	rm -rf $(VENV) build dist

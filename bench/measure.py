@@ -4,7 +4,6 @@ falls on all of them."""
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import socket
@@ -104,7 +103,7 @@ class Sample:
         return quantiles(self.values, n=10, method="inclusive")[index]
 
 
-# measure → candidate → sample; `report.unit` says in what
+# measure → candidate → sample; `bench.report` says in what
 Figures = dict[str, dict[str, Sample]]
 
 
@@ -347,12 +346,12 @@ class Bench:
         self.arena.remove([pod.netns for pod in pods])
 
     def _asked_of_guard(self, candidate: Candidate) -> list[float]:
-        name = self.nodes[candidate.name].rpartition("/")[2]
-        document = json.dumps({"name": name, **candidate.configuration})
-        config = Config(Network(document.encode()))
+        node = self.nodes[candidate.name]
+        network = Network(candidate.call(self.arena, "ADD", node).stdin.read_bytes())
+        config = Config(network)
         took = []
-        with self.arena.inside(self.nodes[candidate.name]), nl.Socket() as host:
-            wanted = guard.Wanted(name, config, subnet.find(host, config))
+        with self.arena.inside(node), nl.Socket() as host:
+            wanted = guard.Wanted(network.name, config, subnet.find(host, config))
             for _ in range(self.size.start_rounds):
                 start = time.perf_counter()
                 changed = guard.ensure(host, wanted)

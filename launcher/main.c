@@ -77,11 +77,13 @@ __wrap_PyUnicode_FromString(const char *text)
 {
     extern PyObject *__real_PyUnicode_FromString(const char *);
 
+    if (!is_plugin())
+        return __real_PyUnicode_FromString(text);
     size_t length = strlen(text);
     unsigned char all = 0;
     for (size_t i = 0; i < length; i++)
         all |= (unsigned char)text[i];
-    if (!is_plugin() || length < 2 || all >= 0x80) // one character is an object of its own
+    if (length < 2 || all >= 0x80) // one character is an object of its own
         return __real_PyUnicode_FromString(text);
     PyObject *string = PyUnicode_New((Py_ssize_t)length, 0x7f);
     if (string != NULL)
@@ -256,7 +258,7 @@ populate(uintptr_t from, uintptr_t to)
 }
 
 enum {
-    START_HEAP = 384 << 10,  // bytes by which malloc() grows its heap, which is then once
+    START_HEAP = 384 << 10,  // bytes by which malloc() grows its heap, so that it does so once
     START_ARENA = 480 << 10, // bytes that every call takes of Python's own allocator
 };
 

@@ -154,9 +154,13 @@ class Table:
         what = f"add rule ({words or chain}) to chain {chain}"
         return message(NFT_MSG_NEWRULE, self.family, what, *attributes, flags=flags)
 
-    def set(self, name: str, key: Key, flags: int = 0) -> nl.Message:
-        """NFT_MSG_NEWSET; with NFT_SET_MAP a map to verdicts, with NFT_SET_EVAL one that rules
-        fill, and forget after a minute."""
+    def set(
+        self, name: str, key: Key, flags: int = 0, *, size: int = 0, timeout_ms: int = 0
+    ) -> nl.Message:
+        """NFT_MSG_NEWSET; with NFT_SET_MAP a map to verdicts. With a timeout it is one that rules
+        fill with up to `size` elements, each forgotten when its time is up."""
+        if timeout_ms:
+            flags |= NFT_SET_EVAL | NFT_SET_TIMEOUT
         attributes: list[nl.Attribute] = [
             (NFTA_SET_TABLE, self.name),
             (NFTA_SET_NAME, name),
@@ -169,10 +173,10 @@ class Table:
                 (NFTA_SET_DATA_TYPE, be32(NFT_DATA_VERDICT)),
                 (NFTA_SET_DATA_LEN, be32(0)),
             ]
-        if flags & NFT_SET_EVAL:
+        if timeout_ms:
             attributes += [
-                (NFTA_SET_DESC, [(1, be32(_LEARNED_SIZE))]),  # NFTA_SET_DESC_SIZE
-                (NFTA_SET_TIMEOUT, _LEARNED_MS.to_bytes(8, "big")),
+                (NFTA_SET_DESC, [(1, be32(size))]),  # NFTA_SET_DESC_SIZE
+                (NFTA_SET_TIMEOUT, timeout_ms.to_bytes(8, "big")),
             ]
         attributes += [
             (NFTA_SET_ID, be32(1)),
@@ -200,7 +204,6 @@ class Table:
 
 
 NLM_F_APPEND = 0x800
-_LEARNED_SIZE, _LEARNED_MS = 65535, 60_000
 
 
 class Key:

@@ -90,7 +90,7 @@ def base() -> list[nl.Message]:
         # To look up a route for a rule, the kernel allocates one and frees it after a grace period,
         # which takes a third of TCP's throughput. So the answer is remembered for a minute. Only an
         # address that is the pod's gets in; and a link's index is not used again.
-        table.set("own-address", nf.SENDER, nf.NFT_SET_EVAL | nf.NFT_SET_TIMEOUT),
+        table.set("own-address", nf.SENDER, size=65535, timeout_ms=60_000),
         table.chain("from-pods"),
         table.flush_chain("from-pods"),
         table.rule(

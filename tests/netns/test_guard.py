@@ -9,7 +9,6 @@ import os
 import socket
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any
 
 import crafting as c
@@ -255,9 +254,8 @@ def test_networks_share_it_and_a_burst_of_them_loses_none(site: Site) -> None:
 def lose(site: Site, pod: Pod, address: str) -> None:
     """A pod that ends without DEL."""
     pod.remove()
-    links = partial(site.node.ip, "link")
     await_fact(
-        lambda: all(address not in entry.get("altnames", []) for entry in links()),
+        lambda: all(address not in entry.get("altnames", []) for entry in site.node.ip("link")),
         "the kernel's tidying",
     )
 
