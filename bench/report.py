@@ -201,10 +201,9 @@ class Report:
             "",
             "## What ADD imports",
             "",
-            "The start of an interpreter is most of a short program. ADD loads these modules and no"
-            " other; a test holds the list. Times are each module's own, in the pip-installed"
-            " command (`python -X importtime`), which loads them from files; the static executable"
-            " has them frozen in.",
+            "In the pip-installed command the start of the interpreter is most of a call; these are"
+            " all the modules that ADD loads, and each one's own time (`python -X importtime`). The"
+            " static executable loads none: they were imported when it was built.",
             "",
             "| module | from | ms |",
             "| --- | --- | ---: |",

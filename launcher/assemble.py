@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -46,16 +47,12 @@ ALWAYS_BUILT_IN = """
 OWN_FLAGS = ["-Wall", "-Wextra", "-Werror", "-fno-stack-protector"]
 
 
-# Functions of libpython and libc that main.c stands before, for the plugin's sake.
-WRAPPED = [
-    "PyDict_New",
-    "PyErr_NewException",
-    "PyModule_AddIntConstant",
-    "PyStructSequence_NewType",
-    "PyUnicode_FromString",
-    "PyUnicode_InternFromString",
-    "qsort",
-]
+# Functions of libc that snapshot.c puts its own before.
+WRAPPED = ["malloc", "calloc", "realloc", "free", "pthread_self"]
+
+
+# How this machine executes what it builds, where not by itself.
+EMULATORS = {"x86_64-linux-gnu": [], "aarch64-linux-gnu": ["qemu-aarch64-static"]}
 
 
 class Toolchain:
@@ -97,6 +94,7 @@ class Toolchain:
             "-Wl,--gc-sections,--build-id=none,-z,relro,-z,now",
             "-Wl,-z,noseparate-code",  # two segments to map instead of four: 0.04 ms
             *[f"-Wl,--wrap={function}" for function in WRAPPED],
+            f"-Wl,-T,{LAUNCHER / 'snapshot.ld'}",
             # glibc warns that getaddrinfo() and its like look for name service modules on the
             # host. The plugin calls none of them; the tool asks for numbers and localhost only.
             "-Wl,--no-warnings",
@@ -113,6 +111,27 @@ class Toolchain:
             "-o",
             output,
         )
+
+    def take_snapshot(self, linked: Path, output: Path) -> None:
+        """The executable with an interpreter asleep in it; see snapshot.c."""
+        state, pristine = linked.with_suffix(".state"), linked.with_suffix(".pristine")
+        sections = [f".state={state}", f".pristine={pristine}"]
+        self._objcopy(linked, output, *[f"--dump-section={each}" for each in sections])
+        pristine.write_bytes(state.read_bytes()[: pristine.stat().st_size])
+        # Nothing of this machine's environment gets in, nor its time zone.
+        started = subprocess.run(
+            [*EMULATORS[self._triplet], linked],
+            env={"TZ": "UTC0"},
+            stdout=subprocess.PIPE,
+            check=False,
+        )
+        if started.returncode != 0:
+            raise BuildError(f"{linked} did not start its interpreter ({started.returncode})")
+        state.write_bytes(started.stdout)
+        self._objcopy(linked, output, *[f"--update-section={each}" for each in sections])
+
+    def _objcopy(self, source: Path, output: Path, *options: str) -> None:
+        run(f"{self._triplet}-objcopy", *options, source, output)
 
     def strip(self, linked: Path, output: Path) -> None:
         """The executable without its symbols."""
@@ -193,16 +212,11 @@ def assemble(facts: dict[str, Any], output: Path) -> None:
     library = Path(facts["sysroot"], "usr/lib/python3.11")
 
     plugin = bundle.names_below(SOURCE, "mycelium_cni")
-    frozen = freeze.freeze(
-        scripts=source / "Tools/scripts",
-        library=library,
-        bootstrap=LAUNCHER / "bootstrap.py",
-        plugin={name: _file_of(name) for name in plugin},
-        output=objects,
-    )
     available = embeddable(facts)
     # Looked for in our own folder only: of the standard library the plugin may use what is in C.
     needed = bundle.collect([SOURCE], plugin, frozenset(["__future__"]), available)
+    files = {name: _file_of(name) for name in plugin}
+    frozen = freeze.freeze(library, files, needed.built_in, objects / "tables.c")
     rich = Path(facts["rich"]["folder"])
     tool = bundle.collect(
         [SOURCE, rich, library],
@@ -219,23 +233,24 @@ def assemble(facts: dict[str, Any], output: Path) -> None:
     (objects / "modules.c").write_text(module_table(built_in))
 
     toolchain = Toolchain(facts, objects)
-    ours = [LAUNCHER / "main.c"]
+    ours = [LAUNCHER / "main.c", LAUNCHER / "snapshot.c"]
     if facts["architecture"] == "amd64":
         ours.append(LAUNCHER / "start_x86_64.c")
-    generated = [objects / name for name in ("tables.c", "plugin.c", "tool.c", "modules.c")]
+    generated = [objects / name for name in ("tables.c", "modules.c")]
     extensions = [source / path for name, path in facts["extensions"].items() if name in built_in]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         compiled = [
             *pool.map(lambda path: toolchain.compile(path, *OWN_FLAGS), ours),
             *pool.map(lambda path: toolchain.compile(path, "-DPy_BUILD_CORE_BUILTIN"), extensions),
-            *pool.map(toolchain.compile, generated),  # modules.c last: see main.c, prepare_pages()
+            *pool.map(toolchain.compile, generated),
         ]
     # With symbols, for the instruction budget and for debuggers; they are not shipped.
-    linked = objects / "mycelium-cni"
+    linked, whole = objects / "linked", objects / "mycelium-cni"
     toolchain.link(compiled, linked)
+    toolchain.take_snapshot(linked, whole)
     part = output.with_name(f".{output.name}.part")
     output.parent.mkdir(parents=True, exist_ok=True)
-    toolchain.strip(linked, part)
+    toolchain.strip(whole, part)
 
     documents = papers(facts, toolchain.version, product_version())
     data = {

@@ -5,7 +5,7 @@ CNI_BIN_DIR ?= /opt/cni/bin
 CNI_CONF_DIR ?= /etc/cni/net.d
 
 EXECUTABLE := dist/mycelium-cni-linux-$(ARCH)
-EMBEDDED := $(wildcard launcher/*.c launcher/*.py launcher/*.txt) LICENSE \
+EMBEDDED := $(wildcard launcher/*.[ch] launcher/*.ld launcher/*.py launcher/*.txt) LICENSE \
 	$(shell find src -type f -not -name '*.pyc')
 EMBEDDED := $(filter-out launcher/arm64vm.py launcher/apt-arm64vm.txt,$(EMBEDDED))
 EMULATED_arm64 := /usr/bin/qemu-aarch64-static

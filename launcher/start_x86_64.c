@@ -8,7 +8,8 @@
 // of two milliseconds never earns that back. This one asks nothing. glibc then finds no processor
 // features in its table and takes the functions every amd64 has (SSE2).
 //
-// It does, in the same order, what csu/libc-start.c does for a static executable; names with a
+// It does, in the same order, what csu/libc-start.c does for a static executable, but that it reads
+// no GLIBC_TUNABLES, which the environment of a program that runs as root need not set; names with a
 // leading underscore are glibc's, hidden in its shared library but not in libc.a. launcher/build.py
 // refuses any other glibc version. Nothing here may be compiled with a stack protector: its guard
 // is not set yet.
@@ -37,7 +38,6 @@ extern void *__libc_stack_end;
 extern const unsigned char *_dl_random; // 16 bytes from the kernel
 extern int __libc_enable_secure;
 extern void _dl_aux_init(ElfW(auxv_t) *);
-extern void __tunables_init(char **);
 extern void __libc_setup_tls(void);
 extern void __libc_early_init(_Bool);
 extern void __libc_init_first(int, char **, char **);
@@ -75,7 +75,6 @@ __libc_start_main(int (*main)(int, char **, char **), int argc, char **argv, voi
     while (*after_environment++ != NULL)
         ;
     _dl_aux_init((ElfW(auxv_t) *)after_environment);
-    __tunables_init(environ);
 
     // The string functions are chosen here; before, none may be called.
     for (const ElfW(Rela) *choice = __rela_iplt_start; choice < __rela_iplt_end; choice++)

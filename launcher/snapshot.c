@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Everything CPython keeps between two instructions is at a fixed address in this file: its own
+// variables and ours, in the section .state (snapshot.ld), and what it allocates before it falls
+// asleep, in a heap behind them. Writing that section into the executable is all a snapshot takes,
+// and mapping the executable is all it takes to have the interpreter back.
+//
+// The C library is left out. It starts anew in each process, with that process's stack, threads
+// and random numbers, and nothing of it is remembered in what is kept.
+
+#include "snapshot.h"
+
+#include <pthread.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+// Borders that snapshot.ld sets.
+extern char state_start[], state_end[], heap_start[], heap_end[], pristine_start[];
+
+// Not in .state, so that it is false whenever a process starts.
+static bool filling;
+
+enum { ALIGNMENT = 16 };
+
+// Each block has its size before it. How much is used stands at the heap's beginning.
+static size_t *const used = (size_t *)heap_start;
+
+bool
+snapshot_is_taken(void)
+{
+    return *used != 0;
+}
+
+void
+snapshot_begin(void)
+{
+    *used = ALIGNMENT;
+    filling = true;
+}
+
+static bool
+is_kept(const void *block)
+{
+    return (uintptr_t)block - (uintptr_t)heap_start < (uintptr_t)(heap_end - heap_start);
+}
+
+static void *
+keep(size_t size, size_t alignment)
+{
+    uintptr_t block = (uintptr_t)heap_start + *used + sizeof size;
+    block = (block + alignment - 1) & ~(uintptr_t)(alignment - 1);
+    if (block > (uintptr_t)heap_end || size > (uintptr_t)heap_end - block) {
+        dprintf(STDERR_FILENO, "launcher: the snapshot's heap in snapshot.ld is too small\n");
+        abort();
+    }
+    *used = block + size - (uintptr_t)heap_start;
+    ((size_t *)block)[-1] = size;
+    return (void *)block;
+}
+
+// The linker puts these in the place of libc's (--wrap). Where nothing is being kept they are libc's,
+// but that a block of the snapshot can be given back: it stays where it is.
+
+void *
+__wrap_malloc(size_t size)
+{
+    extern void *__real_malloc(size_t);
+
+    return filling ? keep(size, ALIGNMENT) : __real_malloc(size);
+}
+
+void *
+__wrap_calloc(size_t count, size_t size)
+{
+    extern void *__real_calloc(size_t, size_t);
+
+    return filling ? keep(count * size, ALIGNMENT) : __real_calloc(count, size); // zeros, as linked
+}
+
+void *
+__wrap_realloc(void *block, size_t size)
+{
+    extern void *__real_realloc(void *, size_t);
+
+    if (!filling && !is_kept(block))
+        return __real_realloc(block, size);
+    void *grown = __wrap_malloc(size);
+    if (grown != NULL && block != NULL) {
+        size_t had = ((size_t *)block)[-1];
+        memcpy(grown, block, had < size ? had : size);
+    }
+    return grown;
+}
+
+void
+__wrap_free(void *block)
+{
+    extern void __real_free(void *);
+
+    if (!is_kept(block))
+        __real_free(block);
+}
+
+// By which CPython knows a thread: the address of libc's record of it, different in each process.
+pthread_t
+__wrap_pthread_self(void)
+{
+    extern pthread_t __real_pthread_self(void);
+
+    return filling ? 0 : __real_pthread_self();
+}
+
+void *
+snapshot_arena(void *unused, size_t size)
+{
+    (void)unused;
+    if (filling)
+        return keep(size, 1 << 14); // POOL_SIZE of Objects/obmalloc.c
+    void *arena = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    return arena == MAP_FAILED ? NULL : arena;
+}
+
+void
+snapshot_drop_arena(void *unused, void *arena, size_t size)
+{
+    (void)unused;
+    if (!is_kept(arena))
+        munmap(arena, size);
+}
+
+bool
+snapshot_write(int fd)
+{
+    for (const char *from = state_start; from < heap_end;) {
+        ssize_t written = write(fd, from, (size_t)(heap_end - from));
+        if (written < 0)
+            return false;
+        from += written;
+    }
+    return true;
+}
+
+void
+snapshot_forget(void)
+{
+    memcpy(state_start, pristine_start, (size_t)(state_end - state_start));
+}
