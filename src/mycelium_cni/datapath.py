@@ -176,14 +176,14 @@ def create_pair(host: nl.Socket, pod_netns: int, plan: Plan, undo: Undo) -> Pair
         told = host.request(nl.get_link(host_link))
     made = Link(told[0])
     undo.push(delete_links, host, [made.index])
-    return Pair(made.index, nl.u32(made.attributes[nl.IFLA_LINK]))
+    return Pair(made.index, nl.u32(made.attribute(nl.IFLA_LINK)))
 
 
 def _delete_nameless(host: nl.Socket, host_link: str) -> None:
     """Undo of making a pair of which nobody knows whether it was made: what `reserve` has named
     belongs to a live attachment."""
     link = find_link(host, host_link)
-    if link and nl.IFLA_IFALIAS not in link.attributes:
+    if link and not link.alias:
         delete_links(host, [link.index])
 
 
@@ -221,7 +221,7 @@ def reserve(host: nl.Socket, pair: Pair, address: bytes, alias: str) -> None:
         if error.errno != EEXIST:
             raise
         holder = find_link(host, text)
-        owner = nl.text(holder.attributes.get(nl.IFLA_IFALIAS, b"")) if holder else ""
+        owner = holder.alias if holder else ""
         name = f"link {holder.name}" if holder else "an attachment that has just ended"
         raise CniError(ADDRESS_TAKEN, f"address {text} is taken by {name} ({owner})") from None
 
@@ -384,7 +384,7 @@ def _route_by_source(
 def forget_rule(host: nl.Socket, link: Link, path: str) -> None:
     """Part of DEL: drop the rule of `_route_by_source`, the one thing of an attachment that does
     not go with its link. Where no network namespace is at `path`, it goes with the pod."""
-    table = table_of(nl.text(link.attributes.get(nl.IFLA_IFALIAS, b"")))
+    table = table_of(link.alias)
     if not table:
         return
     try:
@@ -444,7 +444,7 @@ def await_carrier(host: nl.Socket, pod: nl.Socket, pair: Pair, plan: Plan) -> No
 
                 sleep(_CARRIER_POLL_S)
             link = Link(socket.request(nl.link(nl.RTM_GETLINK, "read link", index=index))[0])
-            if link.attributes[nl.IFLA_OPERSTATE][0] == nl.IF_OPER_UP:
+            if link.attribute(nl.IFLA_OPERSTATE)[0] == nl.IF_OPER_UP:
                 break
         else:
             raise CniError(
@@ -462,7 +462,7 @@ def attachments(host: nl.Socket, network: str) -> list[Link]:
     """The host links of all attachments of a network."""
     veth: nl.Attribute = (nl.IFLA_LINKINFO, [(nl.IFLA_INFO_KIND, b"veth")])
     links = [Link(p) for p in host.dump(nl.link(nl.RTM_GETLINK, "list links", veth))]
-    return [link for link in links if nl.u32(link.attributes[nl.IFLA_GROUP]) == group(network)]
+    return [link for link in links if link.group == group(network)]
 
 
 def delete_links(host: nl.Socket, indexes: list[int]) -> None:

@@ -206,5 +206,5 @@ def links_with_ra_routes(host: nl.Socket) -> list[str]:
     names = []
     for index in sorted(indexes):
         link = Link(host.request(nl.link(nl.RTM_GETLINK, "read link", index=index))[0])
-        names.append(nl.text(link.attributes[nl.IFLA_IFNAME]))
+        names.append(link.name)
     return names

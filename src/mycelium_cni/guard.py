@@ -91,15 +91,14 @@ def counterpart(mac: bytes) -> bytes:
 
 def port_of(link: Link) -> Port | None:
     """The bridged pod behind a host link; None if the link is another thing, or not finished."""
-    if not _ours(link) or nl.IFLA_MASTER not in link.attributes:
+    if not _ours(link) or not link.attribute(nl.IFLA_MASTER):
         return None
-    number = nl.u32(link.attributes[nl.IFLA_GROUP])
-    for name in nl.names(link.attributes.get(nl.IFLA_PROP_LIST, b"")):
+    for name in link.other_names:
         try:
             address = parse_address(name)
         except ValueError:
             continue
-        return Port(link.index, counterpart(link.mac), address, number)
+        return Port(link.index, counterpart(link.mac), address, link.group)
     return None
 
 
@@ -259,7 +258,7 @@ def _uses(answer: bytes | None, number: int) -> bool:
 
 
 def _ours(link: Link) -> bool:
-    return nl.u32(link.attributes.get(nl.IFLA_GROUP, bytes(4))) & GROUP_MASK == GROUP
+    return link.group & GROUP_MASK == GROUP
 
 
 def _host_links(host: nl.Socket) -> list[Link]:
@@ -377,9 +376,7 @@ def fault(host: nl.Socket, wanted: Wanted) -> str:
         return f"table inet {TABLE_NAME} does not guard {wanted.interface}"
     if wanted.bridged and not found.bridge:
         return f"table bridge {TABLE_NAME} is missing"
-    if not found.network_known and any(
-        nl.u32(link.attributes[nl.IFLA_GROUP]) == wanted.group for link in _host_links(host)
-    ):
+    if not found.network_known and any(link.group == wanted.group for link in _host_links(host)):
         return f"table inet {TABLE_NAME} does not have network {wanted.network}"
     return ""
 

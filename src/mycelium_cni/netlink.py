@@ -123,29 +123,20 @@ def encode(attributes: Iterable[Attribute]) -> bytes:
     return encoded
 
 
-def decode(payload: bytes, offset: int) -> dict[int, bytes]:
-    """The attributes of `payload` from `offset` on; of a repeated one the last."""
-    attributes = {}
-    while offset + 4 <= len(payload):
+def attributes(payload: bytes, offset: int) -> Iterator[tuple[int, bytes]]:
+    """Kind and value of each attribute of `payload` from `offset` on."""
+    end = len(payload)
+    while offset + 4 <= end:
         length, kind = _ATTRIBUTE.unpack_from(payload, offset)
         if length < 4:
-            break
-        attributes[kind & NLA_TYPE_MASK] = payload[offset + 4 : offset + length]
+            return
+        yield kind & NLA_TYPE_MASK, payload[offset + 4 : offset + length]
         offset += length + 3 & ~3
-    return attributes
 
 
-def names(properties: bytes) -> list[str]:
-    """The alternative names in an IFLA_PROP_LIST."""
-    found, offset = [], 0
-    while offset + 4 <= len(properties):
-        length, kind = _ATTRIBUTE.unpack_from(properties, offset)
-        if length < 4:
-            break
-        if kind & NLA_TYPE_MASK == IFLA_ALT_IFNAME:
-            found.append(text(properties[offset + 4 : offset + length]))
-        offset += length + 3 & ~3
-    return found
+def decode(payload: bytes, offset: int) -> dict[int, bytes]:
+    """The same at once; of a repeated attribute the last."""
+    return dict(attributes(payload, offset))
 
 
 def u32(value: bytes) -> int:

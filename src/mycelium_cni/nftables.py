@@ -244,13 +244,8 @@ def element(
 def keys(payload: bytes) -> list[bytes]:
     """The keys of the elements in one NFT_MSG_NEWSETELEM of a dump."""
     listed = nl.decode(payload, _NFGENMSG.size).get(NFTA_SET_ELEM_LIST_ELEMENTS, b"")
-    found, offset = [], 0
-    while offset + 4 <= len(listed):
-        length = int.from_bytes(listed[offset : offset + 2], "little")
-        entry = nl.decode(listed[offset + 4 : offset + length], 0)
-        found.append(nl.decode(entry[NFTA_SET_ELEM_KEY], 0)[NFTA_DATA_VALUE])
-        offset += length + 3 & ~3
-    return found
+    elements = [nl.decode(element, 0) for _, element in nl.attributes(listed, 0)]
+    return [nl.decode(each[NFTA_SET_ELEM_KEY], 0)[NFTA_DATA_VALUE] for each in elements]
 
 
 def prefixes(listed: Iterable[tuple[bytes, int]]) -> list[list[nl.Attribute]]:

@@ -27,25 +27,46 @@ _FIRST_PERSON, _FIRST_DYNAMIC = 1000, 61184  # user IDs: people's, systemd's Dyn
 class Link:
     """A link of the node as RTM_GETLINK shows it."""
 
-    __slots__ = ("attributes", "index", "up")
+    __slots__ = ("_payload", "index", "up")
 
     def __init__(self, payload: bytes) -> None:
         _, _, index, flags, _ = nl.IFINFOMSG.unpack_from(payload)
+        self._payload: Final = payload
         self.index: Final[int] = index
         self.up: Final = bool(flags & nl.IFF_UP)
-        self.attributes: Final = nl.decode(payload, nl.IFINFOMSG.size)
+
+    def attribute(self, kind: int, default: bytes = b"") -> bytes:
+        """One of its IFLA_* attributes. It has fifty, of which a caller wants one or two."""
+        for each, value in nl.attributes(self._payload, nl.IFINFOMSG.size):
+            if each == kind:
+                return value
+        return default
 
     @property
     def name(self) -> str:
-        return nl.text(self.attributes[nl.IFLA_IFNAME])
+        return nl.text(self.attribute(nl.IFLA_IFNAME))
 
     @property
     def mtu(self) -> int:
-        return nl.u32(self.attributes[nl.IFLA_MTU])
+        return nl.u32(self.attribute(nl.IFLA_MTU))
 
     @property
     def mac(self) -> bytes:
-        return self.attributes.get(nl.IFLA_ADDRESS, b"")
+        return self.attribute(nl.IFLA_ADDRESS)
+
+    @property
+    def alias(self) -> str:
+        return nl.text(self.attribute(nl.IFLA_IFALIAS))
+
+    @property
+    def group(self) -> int:
+        return nl.u32(self.attribute(nl.IFLA_GROUP))
+
+    @property
+    def other_names(self) -> list[str]:
+        """Its alternative names."""
+        listed = nl.attributes(self.attribute(nl.IFLA_PROP_LIST), 0)
+        return [nl.text(name) for kind, name in listed if kind == nl.IFLA_ALT_IFNAME]
 
 
 def find_link(host: nl.Socket, name: str) -> Link | None:

@@ -183,7 +183,7 @@ def read_links(host: nl.Socket) -> list[LinkFacts]:
 
 def _link(payload: bytes) -> LinkFacts:
     link = subnet.Link(payload)
-    found = link.attributes
+    found = nl.decode(payload, nl.IFINFOMSG.size)
     info = nl.decode(found.get(nl.IFLA_LINKINFO, b""), 0)
     kind = nl.text(info.get(nl.IFLA_INFO_KIND, b""))
     data = nl.decode(info.get(nl.IFLA_INFO_DATA, b""), 0) if kind == "tun" else {}
@@ -197,9 +197,9 @@ def _link(payload: bytes) -> LinkFacts:
         mtu=link.mtu,
         mac=format_mac(link.mac),
         master=nl.u32(found.get(nl.IFLA_MASTER, bytes(4))),
-        group=nl.u32(found.get(nl.IFLA_GROUP, bytes(4))),
-        alias=nl.text(found.get(nl.IFLA_IFALIAS, b"")),
-        altnames=tuple(_altnames(found.get(nl.IFLA_PROP_LIST, b""))),
+        group=link.group,
+        alias=link.alias,
+        altnames=tuple(link.other_names),
         peer=nl.u32(found.get(nl.IFLA_LINK, bytes(4))),
         nsid=None if nsid is None else int.from_bytes(nsid, "little", signed=True),
         persistent=bool(data.get(IFLA_TUN_PERSIST, b"\0")[0]),
@@ -208,16 +208,6 @@ def _link(payload: bytes) -> LinkFacts:
         received_bytes=int.from_bytes(counters[16:24], "little"),
         sent_bytes=int.from_bytes(counters[24:32], "little"),
     )
-
-
-def _altnames(properties: bytes) -> Iterator[str]:
-    offset = 0
-    while offset + 4 <= len(properties):
-        length = int.from_bytes(properties[offset : offset + 2], "little")
-        if length < 4:
-            return
-        yield nl.text(properties[offset + 4 : offset + length])
-        offset += length + 3 & ~3
 
 
 def read_attachments(host: nl.Socket, links: Sequence[LinkFacts]) -> list[Attached]:
