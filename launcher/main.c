@@ -133,6 +133,18 @@ import_attribute(const char *module_name, const char *name)
     return attribute;
 }
 
+// Import a module, and make its types ready, which some modules in C leave to whoever uses them.
+static void
+import_whole(const char *name)
+{
+    PyObject *module = PyImport_ImportModule(name), *value;
+    Py_ssize_t position = 0;
+    while (module != NULL && PyDict_Next(PyModule_GetDict(module), &position, NULL, &value))
+        if (PyType_Check(value) && PyType_Ready((PyTypeObject *)value) != 0)
+            break;
+    Py_XDECREF(module);
+}
+
 // Start the interpreter, have it import everything, and write it to standard output, asleep.
 static int
 fall_asleep(void)
@@ -145,7 +157,7 @@ fall_asleep(void)
         Py_ExitStatusException(status);
 
     for (const char *const *name = plugin_imports; *name != NULL && !PyErr_Occurred(); name++)
-        Py_XDECREF(PyImport_ImportModule(*name));
+        import_whole(*name);
     plugin_main = import_attribute("mycelium_cni.main", "main");
     environment = import_attribute("posix", "environ");
     if (PyErr_Occurred()) {

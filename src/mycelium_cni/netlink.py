@@ -403,7 +403,7 @@ class Socket:
         except TimeoutError:
             return
 
-    def _receive(self, flags: int = MSG_DONTWAIT) -> Iterator[tuple[int, int, int, bytes]]:
+    def _receive(self, flags: int = MSG_DONTWAIT) -> list[tuple[int, int, int, bytes]]:
         """The messages of one datagram. Nothing is waited for by default: the kernel answers while
         it is asked. An answer that it had no room for (ENOBUFS) does not hide the others."""
         try:
@@ -412,11 +412,13 @@ class Socket:
             if error.errno != ENOBUFS:
                 raise
             datagram = b""
+        messages = []
         offset = 0
         while offset < len(datagram):
             length, kind, flags, sequence, _ = _HEADER.unpack_from(datagram, offset)
-            yield kind, flags, sequence, datagram[offset + 16 : offset + length]
+            messages.append((kind, flags, sequence, datagram[offset + 16 : offset + length]))
             offset += length + 3 & ~3
+        return messages
 
 
 def _reason(flags: int, payload: bytes) -> str:
