@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -114,10 +115,11 @@ class Toolchain:
 
     def take_snapshot(self, linked: Path, output: Path) -> None:
         """The executable with an interpreter asleep in it; see snapshot.c."""
-        state, pristine = linked.with_suffix(".state"), linked.with_suffix(".pristine")
-        sections = [f".state={state}", f".pristine={pristine}"]
+        names = (".state", ".heap", ".pristine")
+        files = {name: linked.with_suffix(name) for name in names}
+        sections = [f"{name}={path}" for name, path in files.items()]
         self._objcopy(linked, output, *[f"--dump-section={each}" for each in sections])
-        pristine.write_bytes(state.read_bytes()[: pristine.stat().st_size])
+        state, _, room = (path.read_bytes() for path in files.values())
         # Nothing of this machine's environment gets in, nor its time zone.
         started = subprocess.run(
             [*EMULATORS[self._triplet], linked],
@@ -127,7 +129,12 @@ class Toolchain:
         )
         if started.returncode != 0:
             raise BuildError(f"{linked} did not start its interpreter ({started.returncode})")
-        state.write_bytes(started.stdout)
+        pristine = zlib.compress(state, 9)
+        if len(pristine) > len(room):
+            raise BuildError(f"snapshot.c: `pristine` needs {len(pristine)} bytes")
+        files[".state"].write_bytes(started.stdout[: len(state)])
+        files[".heap"].write_bytes(started.stdout[len(state) :])
+        files[".pristine"].write_bytes(pristine.ljust(len(room), b"\0"))
         self._objcopy(linked, output, *[f"--update-section={each}" for each in sections])
 
     def _objcopy(self, source: Path, output: Path, *options: str) -> None:

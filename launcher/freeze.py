@@ -50,7 +50,8 @@ def freeze(
 
 
 def _code(name: str, file: Path) -> str:
-    code = compile(file.read_bytes(), f"<frozen {name}>", "exec", dont_inherit=True, optimize=0)
+    # Without docstrings; there are no assertions.
+    code = compile(file.read_bytes(), f"<frozen {name}>", "exec", dont_inherit=True, optimize=2)
     numbers = ",".join(map(str, marshal.dumps(code)))
     return f"static const unsigned char {_symbol(name)}[] = {{{numbers}}};\n"
 

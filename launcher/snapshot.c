@@ -17,9 +17,13 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
+#include <zlib.h>
 
 // Borders that snapshot.ld sets.
-extern char state_start[], state_end[], heap_start[], heap_end[], pristine_start[];
+extern char state_start[], state_end[], heap_start[], heap_end[];
+
+// The variables as the linker made them, compressed; launcher/assemble.py puts them here.
+__attribute__((section(".pristine"))) const unsigned char pristine[64 << 10];
 
 // Not in .state, so that it is false whenever a process starts.
 static bool filling;
@@ -147,5 +151,6 @@ snapshot_write(int fd)
 void
 snapshot_forget(void)
 {
-    memcpy(state_start, pristine_start, (size_t)(state_end - state_start));
+    uLongf size = (uLongf)(state_end - state_start);
+    uncompress((Bytef *)state_start, &size, (const Bytef *)pristine, sizeof pristine);
 }
