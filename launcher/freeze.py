@@ -23,24 +23,23 @@ def freeze(
 ) -> list[str]:
     """Write the tables of modules, as C; the names in the one for the tool.
 
-    `built_in` are the modules in C that the plugin imports.
-
     The plugin's interpreter has nothing but these modules. The tool's finds everything else in the
-    archive behind the executable.
+    archive behind the executable. `built_in` are the modules in C that the plugin imports.
     """
-    system = {name: library / file for name, file in _IMPORT_SYSTEM.items()}
-    codecs = output.with_name("encodings.py")
-    codecs.write_text(_CODECS)
+    ours = {name: file.read_bytes() for name, file in plugin.items()}
+    system = {name: (library / file).read_bytes() for name, file in _IMPORT_SYSTEM.items()}
+    for_tool = system | ours
     for_plugin = {
         "_frozen_importlib": system["_frozen_importlib"],
-        "__future__": library / "__future__.py",
-        "encodings": codecs,
-        **plugin,
+        "__future__": (library / "__future__.py").read_bytes(),
+        # To decode what is not UTF-8, CPython looks up how to report that, and imports this first.
+        # The reports and the codecs that the plugin uses are all in C: nothing has to be in it.
+        "encodings": b"",
+        **ours,
     }
-    for_tool = system | plugin
     output.write_text(
         '#include "Python.h"\n#include "internal/pycore_import.h"\n'
-        + "".join(_code(name, file) for name, file in sorted((for_plugin | for_tool).items()))
+        + "".join(_code(name, source) for name, source in (for_plugin | for_tool).items())
         + _table("plugin_modules", for_plugin)
         + _table("tool_modules", for_tool)
         + _names("plugin_imports", [*sorted(built_in), *for_plugin])
@@ -49,18 +48,18 @@ def freeze(
     return list(for_tool)
 
 
-def _code(name: str, file: Path) -> str:
-    # Without docstrings; there are no assertions.
-    code = compile(file.read_bytes(), f"<frozen {name}>", "exec", dont_inherit=True, optimize=2)
+def _code(name: str, source: bytes) -> str:
+    # Without docstrings, which nobody reads here; there are no assertions.
+    code = compile(source, f"<frozen {name}>", "exec", dont_inherit=True, optimize=2)
     numbers = ",".join(map(str, marshal.dumps(code)))
     return f"static const unsigned char {_symbol(name)}[] = {{{numbers}}};\n"
 
 
-def _table(name: str, modules: dict[str, Path]) -> str:
+def _table(name: str, modules: Iterable[str]) -> str:
     rows = [
         f'    {{"{module}", {_symbol(module)}, sizeof {_symbol(module)},'
-        f" {int(file.name == '__init__.py')}, NULL}},\n"
-        for module, file in sorted(modules.items())
+        f" {int(any(each.startswith(f'{module}.') for each in modules))}, NULL}},\n"
+        for module in modules
     ]
     return f"const struct _frozen {name}[] = {{\n{''.join(rows)}    {{0}},\n}};\n"
 
@@ -73,10 +72,6 @@ def _names(name: str, modules: Iterable[str]) -> str:
 def _symbol(name: str) -> str:
     return "code_of_" + name.replace(".", "_")
 
-
-# To decode what is not UTF-8, CPython looks up how to report that, and imports this first. The
-# reports and the codecs that the plugin uses are all in C: nothing has to be in it.
-_CODECS = ""
 
 # In the place of libpython's own tables, whose modules would be linked in, used or not.
 _NO_OTHERS = """

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Everything CPython keeps between two instructions is at a fixed address in this file: its own
-// variables and ours, in the section .state (snapshot.ld), and what it allocates before it falls
-// asleep, in a heap behind them. Writing that section into the executable is all a snapshot takes,
-// and mapping the executable is all it takes to have the interpreter back.
+// All that CPython keeps is at fixed addresses in this file: its variables and ours in the section
+// .state, and what it allocates before it falls asleep in .heap (snapshot.ld). To write the two into
+// the executable is all that a snapshot takes, and to map the executable is all that it takes to
+// have the interpreter back.
 //
-// The C library is left out. It starts anew in each process, with that process's stack, threads
-// and random numbers, and nothing of it is remembered in what is kept.
+// The C library is left out: it starts anew in each process, with that process's stack, threads and
+// random numbers. Of it only fixed addresses are in what is kept.
 
 #include "snapshot.h"
 
@@ -66,8 +66,8 @@ keep(size_t size, size_t alignment)
     return (void *)block;
 }
 
-// The linker puts these in the place of libc's (--wrap). Where nothing is being kept they are libc's,
-// but that a block of the snapshot can be given back: it stays where it is.
+// The linker puts these in the place of libc's (--wrap). In a process that was woken they are libc's,
+// but that a block of the snapshot may be given back to them. It stays where it is.
 
 void *
 __wrap_malloc(size_t size)
