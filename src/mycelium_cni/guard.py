@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 TABLE_NAME = "mycelium-cni"
 # Of the rules that do not depend on the node: another number makes every ADD load them anew.
 # tests/netns/test_guard.py knows which rules belong to which number.
-RULES = 2
+RULES = 3
 BRIDGE_WORDS = f"mycelium-cni: who may send what from which port; rules {RULES}"
 _PREROUTING_USES = 2
 _BRIDGE_USES = 7 + 1  # rules, and who goes there

@@ -75,7 +75,7 @@ def overlay_chain(interface: str) -> str:
 
 def base() -> list[nl.Message]:
     """The table, its maps, and the chains that do not depend on a node or a network."""
-    table, filtering = INET, "filter"
+    table = INET
     sender = (
         nf.meta(nf.NFT_META_IIF),
         nf.payload(nf.NFT_PAYLOAD_NETWORK_HEADER, 8, 16, nf.NFT_REG32_00 + 1),
@@ -113,14 +113,10 @@ def base() -> list[nl.Message]:
             *_DROP,
         ),
         table.rule("from-pods", "", *_IPV6, *_NO_ICMPV6, *sender, nf.learn("own-address")),
-        table.chain("prerouting", *nf.base(filtering, nf.NF_INET_PRE_ROUTING, _RAW)),
+        table.chain("prerouting", *nf.base("filter", nf.NF_INET_PRE_ROUTING, _RAW)),
         table.flush_chain("prerouting"),
         table.rule("prerouting", "", *_FROM_OURS, nf.verdict(nf.NFT_GOTO, "from-pods")),
         table.rule("prerouting", "", nf.meta(nf.NFT_META_IIFNAME), nf.vmap("overlays")),
-        table.chain("forward", *nf.base(filtering, nf.NF_INET_FORWARD, _FILTER)),
-        table.flush_chain("forward"),
-        table.rule("forward", "", nf.meta(nf.NFT_META_OIFGROUP), nf.vmap("to-network")),
-        table.rule("forward", "", *_IPV6, _DADDR, nf.vmap("to-address")),
     ]
 
 
@@ -203,7 +199,13 @@ def network(wanted: Wanted, *, known: bool) -> list[nl.Message]:
         invalid = nf.host32(nf.CT_INVALID)
         never = nf.compare(_NEQ, bytes(4))
         messages += [
-            table.rule(to, "", state, nf.mask(live), never, _ACCEPT),
+            # A chain at a hook costs every packet of the node, so it comes with the first network
+            # that needs it. In front, what most packets are: no map is asked about them.
+            table.chain("forward", *nf.base("filter", nf.NF_INET_FORWARD, _FILTER)),
+            table.flush_chain("forward"),
+            table.rule("forward", "", state, nf.mask(live), never, _ACCEPT),
+            table.rule("forward", "", nf.meta(nf.NFT_META_OIFGROUP), nf.vmap("to-network")),
+            table.rule("forward", "", *_IPV6, _DADDR, nf.vmap("to-address")),
             table.rule(to, "no connection's", state, nf.mask(invalid), never, *_DROP),
         ]
     if policy.ingress == "cluster":
@@ -360,8 +362,25 @@ def bridge_base() -> list[nl.Message]:
             nf.compare(_EQ, b"\x01\x80\xc2\0\0\0"),
             *_DROP,
         ),
-        # From port to port there is no connection tracking: what can open nothing passes.
+    ]
+
+
+def bridge_network(group: int, *, closed: bool, known: bool) -> list[nl.Message]:
+    """Whether other ports may open connections to those of a network. `known`: they may not now."""
+    key = [nf.element(nf.host32(group))]
+    if closed == known:
+        return []
+    if not closed:
+        return [BRIDGE.elements(nf.NFT_MSG_DELSETELEM, "closed", key)]
+    return [*_bridge_closed(), BRIDGE.elements(nf.NFT_MSG_NEWSETELEM, "closed", key)]
+
+
+def _bridge_closed() -> list[nl.Message]:
+    """From port to port there is no connection tracking: what can open nothing passes."""
+    table, v6 = BRIDGE, _BRIDGED_IPV6
+    return [
         table.chain("to-closed"),
+        table.flush_chain("to-closed"),
         table.rule(
             "to-closed",
             "opens no connection",
@@ -380,6 +399,7 @@ def bridge_base() -> list[nl.Message]:
         table.rule("to-closed", "", *v6, *_type(_ECHO_REPLY), _ACCEPT),
         table.rule("to-closed", "ingress: closed", *_DROP),
         table.chain("forward", *nf.base("filter", nf.NF_BR_FORWARD, _BRIDGE_FILTER)),
+        table.flush_chain("forward"),
         table.rule(
             "forward",
             "",
@@ -387,15 +407,6 @@ def bridge_base() -> list[nl.Message]:
             nf.verdict(nf.NFT_GOTO, "to-closed"),
         ),
     ]
-
-
-def bridge_network(group: int, *, closed: bool, known: bool) -> list[nl.Message]:
-    """Whether other ports may open connections to those of a network. `known`: they may not now."""
-    key = [nf.element(nf.host32(group))]
-    if closed == known:
-        return []
-    kind = nf.NFT_MSG_NEWSETELEM if closed else nf.NFT_MSG_DELSETELEM
-    return [BRIDGE.elements(kind, "closed", key)]
 
 
 def network_chains(groups: Iterable[int]) -> list[nl.Message]:

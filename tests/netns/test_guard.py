@@ -170,6 +170,18 @@ def test_it_needs_no_program(site: Site, lab: Lab) -> None:
     assert guarded(site)
 
 
+def test_a_packet_passes_no_hook_that_no_network_asks_for(site: Site) -> None:
+    hooked = "type filter hook forward"
+    site.attach(conf("routed"))
+    site.attach(conf("bridged", mode="bridge"))
+    assert hooked not in site.table() + site.table("bridge")
+    site.attach(conf("tracked", mode="bridge", ingress="cluster"))
+    assert f"{hooked} priority filter; policy accept;\n\t\tct state established" in site.table()
+    assert hooked not in site.table("bridge")
+    site.attach(conf("strict", mode="bridge", ingress="closed"))
+    assert hooked in site.table("bridge")
+
+
 def test_an_operator_can_read_it(site: Site) -> None:
     site.attach(conf("front", ingress="cluster", allowFrom=["4aa:1::/32"], ipMasq=True))
     site.attach(conf("back", mode="bridge", ingress="closed"))
@@ -413,12 +425,13 @@ def test_the_rules_have_a_number(site: Site) -> None:
         *ruleset.overlay(wanted, known=True),
         *ruleset.network(wanted, known=True),
         *ruleset.bridge_base(),
+        *ruleset.bridge_network(wanted.group, closed=True, known=False),
         *ruleset.add_ports([port]),
     ]
     digest = hashlib.blake2b(digest_size=8)
     for message in messages:
         digest.update(bytes((message.kind & 0xFF,)) + message.body)
-    assert (guard.RULES, digest.hexdigest()) == (2, "f6d492cb904927df")
+    assert (guard.RULES, digest.hexdigest()) == (3, "6d9a510185d00f90")
 
 
 def test_prefixes_are_cut_at_the_right_bits() -> None:
