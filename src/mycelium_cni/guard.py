@@ -11,7 +11,7 @@ ADD asks for these by name; only if an answer is not what it should be, `ruleset
 from __future__ import annotations
 
 from _struct import Struct
-from errno import EBUSY, EEXIST, ENOENT
+from errno import EBUSY, EEXIST, ENOENT, ERESTART
 
 from mycelium_cni import netlink as nl
 from mycelium_cni.attachment import GROUP, GROUP_MASK, format_prefix, group, parse_address
@@ -38,8 +38,8 @@ _BRIDGE_USES = 7 + 1  # rules, and who goes there
 
 # What of nf_tables the question takes; `nftables`, with the rest, is not imported for it.
 _NETLINK_NETFILTER = 12
-_GETTABLE, _GETCHAIN, _GETSETELEM = 0xA01, 0xA04, 0xA0D
-_INET, _BRIDGE = 1, 7
+_GETTABLE, _GETCHAIN, _GETSETELEM, _GETGEN = 0xA01, 0xA04, 0xA0D, 0xA10
+_UNSPEC, _INET, _BRIDGE = 0, 1, 7
 _NFGENMSG = Struct("=BBH")
 _HOST32 = Struct("=I")
 _ATTEMPTS = 4
@@ -144,7 +144,7 @@ def ensure(host: nl.Socket, wanted: Wanted, port: Port | None = None) -> int:
             return _ensure(host, wanted, port, afresh=bool(attempt))
         except nl.NetlinkError as error:
             # Somebody else changed the table after we had asked; or the address has a stale entry.
-            if error.errno not in (ENOENT, EEXIST, EBUSY):
+            if error.errno not in (ENOENT, EEXIST, EBUSY, ERESTART):
                 raise
             failure = error
     raise failure or AssertionError("no attempt")
@@ -159,8 +159,14 @@ def _ensure(host: nl.Socket, wanted: Wanted, port: Port | None, *, afresh: bool)
 
     messages: list[nl.Message] = []
     ports = []
+    generation = bytes(4)
     with_bridge = wanted.bridged
-    if not found.table or (wanted.bridged and not found.bridge):
+    if found.table and not found.base:
+        # `nft flush table` takes the rules of every network and leaves the maps, by which all of
+        # them would seem well. Somebody may have mended this meanwhile, and is not to be undone.
+        messages.append(ruleset.INET.delete())
+        generation = found.generation
+    if not found.base or (wanted.bridged and not found.bridge):
         # Pods that live through this need their entries back.
         ports = [other for other in map(port_of, _host_links(host)) if other]
         with_bridge = with_bridge or bool(ports)
@@ -181,9 +187,9 @@ def _ensure(host: nl.Socket, wanted: Wanted, port: Port | None, *, afresh: bool)
         messages += ruleset.bridge_network(wanted.group, closed=closed, known=closed_now)
     messages += ruleset.add_ports(ports)
     with nftables.Socket() as socket:
-        if afresh:
+        if afresh and found.base:
             _delete_ports(socket, ports)
-        socket.commit(*messages)
+        socket.commit(*messages, generation=generation)
     return _CHANGED if found.table else _MADE
 
 
@@ -191,7 +197,7 @@ class Found:
     """What the kernel has of what is wanted: one question, one answer for each part."""
 
     __slots__ = (
-        *("base", "bridge", "closed", "network_current", "network_known"),
+        *("base", "bridge", "closed", "generation", "network_current", "network_known"),
         *("overlay_current", "overlay_known", "table", "wanted"),
     )
 
@@ -199,6 +205,7 @@ class Found:
         self.wanted: Final = wanted
         group_key = _HOST32.pack(wanted.group)
         questions = [
+            _question(_GETGEN, _UNSPEC),
             _question(_GETCHAIN, _INET, (1, TABLE_NAME), (3, "prerouting")),
             _element(_INET, "overlays", wanted.interface_key),
             _element(_INET, "to-network", group_key),
@@ -210,12 +217,14 @@ class Found:
                 _element(_BRIDGE, "closed", group_key),
             ]
         with nl.Socket(_NETLINK_NETFILTER) as socket:
-            chain, overlay, network, *bridge = socket.ask(*questions)
+            generation, chain, overlay, network, *bridge = socket.ask(*questions)
+        self.generation: Final = nl.decode(generation or b"", _NFGENMSG.size)[1]  # NFTA_GEN_ID
         self.table: Final = chain is not None
         self.base: Final = _uses(chain, _PREROUTING_USES)
-        self.overlay_known: Final = overlay is not None
+        # Without its rules what a table holds means nothing.
+        self.overlay_known: Final = self.base and overlay is not None
         self.overlay_current: Final = self.base and _says(overlay, wanted.overlay_words)
-        self.network_known: Final = network is not None
+        self.network_known: Final = self.base and network is not None
         self.network_current: Final = self.base and _says(network, wanted.network_words)
         self.bridge = self.closed = False
         if bridge:

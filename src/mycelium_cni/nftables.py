@@ -29,6 +29,7 @@ NFT_MSG_NEWCHAIN, NFT_MSG_GETCHAIN, NFT_MSG_DELCHAIN = 3, 4, 5
 NFT_MSG_NEWRULE, NFT_MSG_GETRULE, NFT_MSG_DELRULE = 6, 7, 8
 NFT_MSG_NEWSET, NFT_MSG_DELSET = 9, 11
 NFT_MSG_NEWSETELEM, NFT_MSG_GETSETELEM, NFT_MSG_DELSETELEM = 12, 13, 14
+NFNL_BATCH_GENID = 1
 
 NFTA_LIST_ELEM = 1
 NFTA_TABLE_NAME, NFTA_TABLE_FLAGS, NFTA_TABLE_USERDATA = 1, 2, 6
@@ -374,14 +375,17 @@ class Socket(nl.Socket):
     def __init__(self) -> None:
         super().__init__(NETLINK_NETFILTER)
 
-    def commit(self, *messages: nl.Message) -> None:
-        """Carry out all messages in one transaction, or none.
+    def commit(self, *messages: nl.Message, generation: bytes = bytes(4)) -> None:
+        """Carry out all messages in one transaction, or none. Every transaction makes a new
+        generation (NFT_MSG_GETGEN) of what the packet filter holds: with one, none are carried out
+        if it has passed (ERESTART).
 
         Raises NetlinkError for the first message that was refused.
         """
         resource = int.from_bytes(NFNL_SUBSYS_NFTABLES.to_bytes(2, "big"), "little")
         frame = _NFGENMSG.pack(0, 0, resource)
-        begin = nl.Message(NFNL_MSG_BATCH_BEGIN, 0, frame, "change the packet filter")
+        seen = nl.encode(((NFNL_BATCH_GENID, generation),))
+        begin = nl.Message(NFNL_MSG_BATCH_BEGIN, 0, frame + seen, "change the packet filter")
         end = nl.Message(NFNL_MSG_BATCH_END, 0, frame, "change the packet filter")
         refusals = self._exchange((begin, *messages, end), framed=True)[1]
         if refusals:

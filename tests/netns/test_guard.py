@@ -263,6 +263,40 @@ def test_networks_share_it_and_a_burst_of_them_loses_none(site: Site) -> None:
         assert f"net{n}: ingress closed" in site.table()
 
 
+def test_a_flush_takes_the_policy_of_every_network_and_each_brings_back_its_own(
+    site: Site,
+) -> None:
+    networks = [
+        conf(f"net{n}", mode, ingress="closed") for n, mode in enumerate(("routed", "bridge") * 3)
+    ]
+    attached = [site.attach(network) for network in networks]
+    before = [entry for entry in rules(site) if "rule" in entry]
+    site.node.run(["nft", "flush", "table", "inet", "mycelium-cni"])
+    first, *others = networks
+    site.attach(first)
+    assert site.status(first).code == 0
+    assert {site.status(network).result.get("code") for network in others} == {50}
+    with ThreadPoolExecutor(len(others)) as pool:
+        list(pool.map(site.attach, others))
+    for pod, address in attached:
+        assert not site.reaches(pod, address, REMOTE)
+    assert all(site.status(network).code == 0 for network in networks)
+    after = rules(site)
+    assert all(rule in after for rule in before)
+
+
+def test_networks_that_restore_it_at_once_lose_none(site: Site) -> None:
+    networks = [conf(f"net{n}", "routed", ingress="closed") for n in range(8)]
+    for network in networks:
+        site.attach(network)
+    for _ in range(5):
+        site.node.run(["nft", "flush", "table", "inet", "mycelium-cni"])
+        with ThreadPoolExecutor(len(networks)) as pool:
+            list(pool.map(site.attach, networks))
+        assert all(site.status(network).code == 0 for network in networks)
+        assert site.table().count('comment "ingress: closed"') == len(networks)
+
+
 def lose(site: Site, pod: Pod, address: str) -> None:
     """A pod that ends without DEL."""
     pod.remove()
