@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from threading import Thread
 from typing import Any, Final
 
 from bench.arena import Arena, BenchError
@@ -96,7 +97,9 @@ def _road(
         while "listening" not in (line := server.stdout.readline()):
             if not line:
                 raise BenchError("iperf3 does not listen")
+        # It says something of every round, and would stop when nobody reads on.
+        Thread(target=server.stdout.read).start()
         yield Road(source.netns, results[1]["ips"][0]["address"].partition("/")[0])
     finally:
         server.kill()
-        server.communicate()
+        server.wait()

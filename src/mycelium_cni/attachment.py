@@ -24,7 +24,7 @@ _IFALIASZ = 256  # linux/if_link.h, with the final NUL
 # The high four bits of a group are the same for every network, so one static rule can speak of all
 # our links; 28 bits tell networks apart. Links on their way out are in the group next door.
 GROUP_MASK, GROUP = 0xF0000000, 0x60000000
-DELETE_GROUP = 0x70000000
+BRIDGE_GROUP, DELETE_GROUP = 0x50000000, 0x70000000
 
 MYCELIUM: Final = (b"\x04" + bytes(15), 7)  # 400::/7
 POD_MARK = b"\xff\x0f"  # groups 5 of every pod address, as Zero-OS gives them

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from mycelium_cni import netlink as nl
 from mycelium_cni import sysctl
-from mycelium_cni.attachment import MYCELIUM, format_address, format_prefix
+from mycelium_cni.attachment import BRIDGE_GROUP, MYCELIUM, format_address, format_prefix
 from mycelium_cni.errors import NODE_MISCONFIGURED, TRY_AGAIN_LATER, CniError
 from mycelium_cni.subnet import Link, Node, find_link
 
@@ -38,7 +38,9 @@ def ensure_bridge(host: nl.Socket, name: str, node: Node, undo: Undo) -> int:
         kind: nl.Attribute = (nl.IFLA_LINKINFO, [(nl.IFLA_INFO_KIND, b"bridge")])
         named: nl.Attribute = (nl.IFLA_IFNAME, name)
         mac: nl.Attribute = (nl.IFLA_ADDRESS, bridge_mac(node.subnet))
-        create = nl.link(nl.RTM_NEWLINK, f"create bridge {name}", named, mac, kind, flags=flags)
+        ours: nl.Attribute = (nl.IFLA_GROUP, BRIDGE_GROUP)
+        what = f"create bridge {name}"
+        create = nl.link(nl.RTM_NEWLINK, what, named, mac, ours, kind, flags=flags)
         made = host.ensure(create)[0]
         if made:
             undo.push(_drop_bridge, host, name)

@@ -33,7 +33,7 @@ TABLE_NAME = "mycelium-cni"
 # tests/netns/test_guard.py knows which rules belong to which number.
 RULES = 3
 BRIDGE_WORDS = f"mycelium-cni: who may send what from which port; rules {RULES}"
-_PREROUTING_USES = 2
+_PREROUTING_USES = 3
 _BRIDGE_USES = 7 + 1  # rules, and who goes there
 
 # What of nf_tables the question takes; `nftables`, with the rest, is not imported for it.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from mycelium_cni import netlink as nl
 from mycelium_cni import nftables as nf
-from mycelium_cni.attachment import GROUP, GROUP_MASK, MYCELIUM
+from mycelium_cni.attachment import BRIDGE_GROUP, GROUP, GROUP_MASK, MYCELIUM
 from mycelium_cni.guard import BRIDGE_WORDS, TABLE_NAME, Port
 
 TYPE_CHECKING = False
@@ -116,6 +116,12 @@ def base() -> list[nl.Message]:
         table.chain("prerouting", *nf.base("filter", nf.NF_INET_PRE_ROUTING, _RAW)),
         table.flush_chain("prerouting"),
         table.rule("prerouting", "", *_FROM_OURS, nf.verdict(nf.NFT_GOTO, "from-pods")),
+        # With br_netfilter, packets from port to port come here too. The bridge table has seen them.
+        table.rule(
+            "prerouting",
+            "",
+            *(nf.meta(nf.NFT_META_IIFGROUP), nf.compare(_EQ, nf.host32(BRIDGE_GROUP)), _ACCEPT),
+        ),
         table.rule("prerouting", "", nf.meta(nf.NFT_META_IIFNAME), nf.vmap("overlays")),
     ]
 
@@ -295,6 +301,7 @@ def bridge_base() -> list[nl.Message]:
         table.delete(),
         table.add(BRIDGE_WORDS),
         table.set("ports", nf.PORT),
+        table.set("macs", nf.PORT_MAC),
         table.set("closed", nf.DEVGROUP),
         table.chain("advertisement"),
         table.rule("advertisement", "of itself", *v6, *own_target, _ACCEPT),
@@ -308,16 +315,17 @@ def bridge_base() -> list[nl.Message]:
             *own_target,
             _ACCEPT,
         ),
-        table.rule("unspecified", "", *v6, *_type(_MLD2_REPORT), _ACCEPT),
-        table.rule("unspecified", "", *v6, *_type(_MLD_REPORT), _ACCEPT),
+        *(
+            table.rule("unspecified", "", *v6, *_type(report), *port, nf.lookup("macs"), _ACCEPT)
+            for report in (_MLD2_REPORT, _MLD_REPORT)
+        ),
         table.rule("unspecified", "no source", *_DROP),
         table.chain("from-pods"),
         # Most packets are of TCP or UDP, and done with after this.
         table.rule(
             "from-pods",
             "",
-            *(*v6, *_NO_ICMPV6, _SADDR, nf.compare(_NEQ, bytes(16))),
-            *(*port, source, nf.lookup("ports"), _ACCEPT),
+            *(*v6, *_NO_ICMPV6, *port, source, nf.lookup("ports"), _ACCEPT),
         ),
         table.rule(
             "from-pods",
@@ -325,6 +333,12 @@ def bridge_base() -> list[nl.Message]:
             nf.payload(nf.NFT_PAYLOAD_LL_HEADER, 12, 2),
             nf.compare(_NEQ, nf.ETH_P_IPV6),
             *_DROP,
+        ),
+        table.rule(
+            "from-pods",
+            "",
+            *(*v6, _SADDR, nf.compare(_EQ, bytes(16))),
+            nf.verdict(nf.NFT_GOTO, "unspecified"),
         ),
         table.rule(
             "from-pods",
@@ -343,12 +357,6 @@ def bridge_base() -> list[nl.Message]:
             *v6,
             *_type(_NEIGHBOUR_ADVERTISEMENT),
             nf.verdict(nf.NFT_GOTO, "advertisement"),
-        ),
-        table.rule(
-            "from-pods",
-            "",
-            *(*v6, _SADDR, nf.compare(_EQ, bytes(16))),
-            nf.verdict(nf.NFT_GOTO, "unspecified"),
         ),
         table.chain("prerouting", *nf.base("filter", nf.NF_BR_PRE_ROUTING, _RAW)),
         table.rule("prerouting", "", *_FROM_OURS, nf.verdict(nf.NFT_GOTO, "from-pods")),
@@ -424,19 +432,18 @@ def delete_ports(ports: Iterable[Port], kept: Container[bytes] = ()) -> list[nl.
     messages = []
     for port in ports:
         elements = _port_elements(nf.NFT_MSG_DELSETELEM, port)
-        messages += elements[:1] if port.address in kept else elements
+        messages += elements[:2] if port.address in kept else elements
     return messages
 
 
 def _port_elements(kind: int, port: Port) -> list[nl.Message]:
-    who = nf.host32(port.index) + port.mac + bytes(2)
+    mac = nf.host32(port.index) + port.mac + bytes(2)
     to, from_ = to_chain(port.group), from_chain(port.group)
     if kind == nf.NFT_MSG_DELSETELEM:
         to = from_ = ""
     return [
-        BRIDGE.elements(
-            kind, "ports", [nf.element(who + port.address), nf.element(who + bytes(16))]
-        ),
+        BRIDGE.elements(kind, "ports", [nf.element(mac + port.address)]),
+        BRIDGE.elements(kind, "macs", [nf.element(mac)]),
         INET.elements(kind, "to-address", [nf.element(port.address, to)]),
         INET.elements(kind, "from-address", [nf.element(port.address, from_)]),
     ]
@@ -448,6 +455,5 @@ def ports(socket: nf.Socket) -> list[Port]:
     for payload in socket.dump(BRIDGE.elements(nf.NFT_MSG_GETSETELEM, "ports", [])):
         for key in nf.keys(payload):
             index, mac, address = key[:4], key[4:10], key[12:28]
-            if any(address):
-                found.append(Port(nl.u32(index), mac, address, 0))
+            found.append(Port(nl.u32(index), mac, address, 0))
     return found

@@ -465,7 +465,7 @@ def test_the_rules_have_a_number(site: Site) -> None:
     digest = hashlib.blake2b(digest_size=8)
     for message in messages:
         digest.update(bytes((message.kind & 0xFF,)) + message.body)
-    assert (guard.RULES, digest.hexdigest()) == (3, "6d9a510185d00f90")
+    assert (guard.RULES, digest.hexdigest()) == (3, "22108cd8c8746db9")
 
 
 def test_prefixes_are_cut_at_the_right_bits() -> None:
