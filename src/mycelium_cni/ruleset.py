@@ -116,7 +116,7 @@ def base() -> list[nl.Message]:
         table.chain("prerouting", *nf.base("filter", nf.NF_INET_PRE_ROUTING, _RAW)),
         table.flush_chain("prerouting"),
         table.rule("prerouting", "", *_FROM_OURS, nf.verdict(nf.NFT_GOTO, "from-pods")),
-        # With br_netfilter, packets from port to port come here too. The bridge table has seen them.
+        # With br_netfilter, packets from port to port come here too, after the bridge table.
         table.rule(
             "prerouting",
             "",
