@@ -222,8 +222,8 @@ class Key:
 IFNAME = Key(41, 16, _HOST_ORDER)
 DEVGROUP = Key(35, 4, _HOST_ORDER)
 IPV6_ADDR = Key(8, 16, _NETWORK_ORDER)
-# iface_index . ipv6_addr, iface_index . ether_addr (. ipv6_addr): each part fills up whole registers
-# of 4 bytes.
+# iface_index . ipv6_addr, iface_index . ether_addr (. ipv6_addr): each part fills up whole
+# registers of 4 bytes.
 SENDER = Key(20 << 6 | 8, 4 + 16, _NETWORK_ORDER)
 PORT_MAC = Key(20 << 6 | 9, 4 + 8, _NETWORK_ORDER)
 PORT = Key(20 << 12 | 9 << 6 | 8, 4 + 8 + 16, _NETWORK_ORDER)
