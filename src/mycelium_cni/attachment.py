@@ -22,7 +22,7 @@ ALIAS_PREFIX = "mycelium-cni"
 _IFALIASZ = 256  # linux/if_link.h, with the final NUL
 
 # The high four bits of a group are the same for every network, so one static rule can speak of all
-# our links; 28 bits tell networks apart. Links on their way out are in the group next door.
+# our links; 28 bits tell networks apart. The bridge, and links on their way out, are next door.
 GROUP_MASK, GROUP = 0xF0000000, 0x60000000
 BRIDGE_GROUP, DELETE_GROUP = 0x50000000, 0x70000000
 

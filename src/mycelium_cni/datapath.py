@@ -176,7 +176,7 @@ def create_pair(host: nl.Socket, pod_netns: int, plan: Plan, undo: Undo) -> Pair
         told = host.request(nl.get_link(host_link))
     made = Link(told[0])
     undo.push(delete_links, host, [made.index])
-    return Pair(made.index, nl.u32(made.attribute(nl.IFLA_LINK)))
+    return Pair(made.index, made.peer)
 
 
 def _delete_nameless(host: nl.Socket, host_link: str) -> None:

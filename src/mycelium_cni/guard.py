@@ -91,9 +91,9 @@ def counterpart(mac: bytes) -> bytes:
 
 def port_of(link: Link) -> Port | None:
     """The bridged pod behind a host link; None if the link is another thing, or not finished."""
-    if not _ours(link) or not link.attribute(nl.IFLA_MASTER):
+    if not _ours(link) or not link.master:
         return None
-    for name in link.other_names:
+    for name in link.altnames:
         try:
             address = parse_address(name)
         except ValueError:
@@ -187,7 +187,7 @@ def _ensure(host: nl.Socket, wanted: Wanted, port: Port | None, *, afresh: bool)
         messages += ruleset.bridge_network(wanted.group, closed=closed, known=closed_now)
     messages += ruleset.add_ports(ports)
     with nftables.Socket() as socket:
-        if afresh and found.base:
+        if afresh and found.base:  # a table made anew has no stale entries
             _delete_ports(socket, ports)
         socket.commit(*messages, generation=generation)
     return _CHANGED if found.table else _MADE
@@ -221,11 +221,12 @@ class Found:
         self.generation: Final = nl.decode(generation or b"", _NFGENMSG.size)[1]  # NFTA_GEN_ID
         self.table: Final = chain is not None
         self.base: Final = _uses(chain, _PREROUTING_USES)
-        # Without its rules what a table holds means nothing.
-        self.overlay_known: Final = self.base and overlay is not None
-        self.overlay_current: Final = self.base and _says(overlay, wanted.overlay_words)
-        self.network_known: Final = self.base and network is not None
-        self.network_current: Final = self.base and _says(network, wanted.network_words)
+        if not self.base:  # what the maps of a table without its rules hold means nothing
+            overlay = network = None
+        self.overlay_known: Final = overlay is not None
+        self.overlay_current: Final = _says(overlay, wanted.overlay_words)
+        self.network_known: Final = network is not None
+        self.network_current: Final = _says(network, wanted.network_words)
         self.bridge = self.closed = False
         if bridge:
             self.bridge = _says(bridge[0], BRIDGE_WORDS) and _uses(bridge[1], _BRIDGE_USES)

@@ -80,13 +80,12 @@ def _broken(what: str) -> CniError:
 
 def _pod_link(pod: nl.Socket, host_link: Link, sandbox: str) -> Link:
     """The other end of the host link, which must be in the pod's network namespace, and up."""
-    peer = host_link.attribute(nl.IFLA_LINK, bytes(4))
     try:
-        link = Link(pod.request(nl.link(nl.RTM_GETLINK, "read", index=nl.u32(peer)))[0])
+        link = Link(pod.request(nl.link(nl.RTM_GETLINK, "read", index=host_link.peer))[0])
     except nl.NetlinkError:
         link = None
     # Indexes are counted in each namespace: another link may have the one our link had elsewhere.
-    if link is None or link.attribute(nl.IFLA_LINK) != host_link.index.to_bytes(4, "little"):
+    if link is None or link.peer != host_link.index:
         raise _broken(f"the pod end of {host_link.name} is not in {sandbox!a}")
     if not link.up:
         raise _broken(f"{link.name} is down in the pod")
@@ -138,7 +137,7 @@ def _check_host(host: nl.Socket, host_link: Link, address: bytes, wiring: Wiring
     if holder is None or holder.index != host_link.index:
         raise _broken(f"{text} is no longer an alternative name of {host_link.name}")
     if wiring.bridge:
-        if nl.u32(host_link.attribute(nl.IFLA_MASTER, bytes(4))) != wiring.bridge:
+        if host_link.master != wiring.bridge:
             raise _broken(f"{host_link.name} is no longer a port of the bridge")
     elif not _routes(host, (address, 128), host_link.index):
         raise _broken(f"the node has lost its route to {text} dev {host_link.name}")

@@ -63,8 +63,17 @@ class Link:
         return nl.u32(self.attribute(nl.IFLA_GROUP))
 
     @property
-    def other_names(self) -> list[str]:
-        """Its alternative names."""
+    def master(self) -> int:
+        """The index of the bridge that it is a port of, or 0."""
+        return nl.u32(self.attribute(nl.IFLA_MASTER, bytes(4)))
+
+    @property
+    def peer(self) -> int:
+        """The index of a veth's other end, in the namespace where that is, or 0."""
+        return nl.u32(self.attribute(nl.IFLA_LINK, bytes(4)))
+
+    @property
+    def altnames(self) -> list[str]:
         listed = nl.attributes(self.attribute(nl.IFLA_PROP_LIST), 0)
         return [nl.text(name) for kind, name in listed if kind == nl.IFLA_ALT_IFNAME]
 

@@ -183,12 +183,11 @@ def read_links(host: nl.Socket) -> list[LinkFacts]:
 
 def _link(payload: bytes) -> LinkFacts:
     link = subnet.Link(payload)
-    found = nl.decode(payload, nl.IFINFOMSG.size)
-    info = nl.decode(found.get(nl.IFLA_LINKINFO, b""), 0)
+    info = nl.decode(link.attribute(nl.IFLA_LINKINFO), 0)
     kind = nl.text(info.get(nl.IFLA_INFO_KIND, b""))
     data = nl.decode(info.get(nl.IFLA_INFO_DATA, b""), 0) if kind == "tun" else {}
-    counters = found.get(IFLA_STATS64, bytes(32))
-    nsid = found.get(IFLA_LINK_NETNSID)
+    counters = link.attribute(IFLA_STATS64, bytes(32))
+    nsid = link.attribute(IFLA_LINK_NETNSID)
     return LinkFacts(
         index=link.index,
         name=link.name,
@@ -196,12 +195,12 @@ def _link(payload: bytes) -> LinkFacts:
         up=link.up,
         mtu=link.mtu,
         mac=format_mac(link.mac),
-        master=nl.u32(found.get(nl.IFLA_MASTER, bytes(4))),
+        master=link.master,
         group=link.group,
         alias=link.alias,
-        altnames=tuple(link.other_names),
-        peer=nl.u32(found.get(nl.IFLA_LINK, bytes(4))),
-        nsid=None if nsid is None else int.from_bytes(nsid, "little", signed=True),
+        altnames=tuple(link.altnames),
+        peer=link.peer,
+        nsid=int.from_bytes(nsid, "little", signed=True) if nsid else None,
         persistent=bool(data.get(IFLA_TUN_PERSIST, b"\0")[0]),
         received_packets=int.from_bytes(counters[0:8], "little"),
         sent_packets=int.from_bytes(counters[8:16], "little"),
