@@ -22,7 +22,7 @@ from mycelium_cni import guard as guards
 from mycelium_cni import netlink as nl
 from mycelium_cni.attachment import MYCELIUM, format_address, format_prefix, on_mycelium
 from mycelium_cni.errors import CniError, __version__
-from mycelium_ctl import conflist, nodestate, setup
+from mycelium_ctl import conflist, nodestate, programs, setup
 from mycelium_ctl.collect import find_gone
 from mycelium_ctl.errors import ToolError
 from mycelium_ctl.nodestate import Attached, ConfDir, State
@@ -30,7 +30,6 @@ from mycelium_ctl.view import Mark, count
 
 BRIDGE_PORTS: Final = 1023  # net/bridge/br_private.h, BR_MAX_PORTS, less port 0
 NEARLY: Final = 0.8  # of a limit
-RUNNING_S: Final = 2.0  # how long an executable of the node may take to tell its version
 
 
 @dataclass(frozen=True, slots=True)
@@ -534,7 +533,7 @@ def neighbour_limit(state: State) -> Finding:
 
 def firewall(state: State) -> Finding:
     try:
-        listed = _run(["nft", "-j", "list", "ruleset"]).stdout
+        listed = programs.run(["nft", "-j", "list", "ruleset"]).stdout
         rules = json.loads(listed)["nftables"] if listed else []
     except FileNotFoundError:
         return Finding("skip", "nft is not installed: the rules cannot be read")
@@ -681,6 +680,12 @@ def plugin(state: State) -> Finding:
             return Finding("fail", f"there is no {folder}/{conflist.TYPE}", _copy_to(folder))
         if not os.access(path, os.X_OK):
             return Finding("fail", f"{path} is not executable", f"chmod 755 {path}")
+        if doubt := programs.doubt(path):
+            return Finding(
+                "warn",
+                f"{path} is not asked for its version: {doubt}, and root runs it for every pod",
+                "let it and the directories above belong to root, and be writable by root alone",
+            )
         problem = _broken(path)
         if problem:
             return Finding("fail", f"{path} {problem}", _copy_to(path.parent))
@@ -707,10 +712,10 @@ def _used(state: State) -> list[ConfDir]:
 def _broken(path: Path) -> str:
     """Why an executable is not a CNI plugin; "" if it answers as one."""
     try:
-        done = _run([str(path)], {"CNI_COMMAND": "VERSION"}, '{"cniVersion": "1.0.0"}')
+        done = programs.run([str(path)], {"CNI_COMMAND": "VERSION"}, '{"cniVersion": "1.0.0"}')
         known = json.loads(done.stdout)["supportedVersions"]
     except subprocess.TimeoutExpired:
-        return f"does not answer within {RUNNING_S:g} s"
+        return f"does not answer within {programs.WITHIN_S:g} s"
     except OSError as error:
         return f"cannot be started ({error.strerror}): is it complete?"
     except (ValueError, KeyError, TypeError):
@@ -721,25 +726,10 @@ def _broken(path: Path) -> str:
 def _tool_version(path: Path) -> str:
     """What `mycelium-cni --version` says; "" for the Go plugins of the same name."""
     try:
-        words = _run([str(path), "--version"]).stdout.split()
+        words = programs.run([str(path), "--version"]).stdout.split()
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return words[1] if len(words) == 2 and words[0] == conflist.TYPE else ""
-
-
-def _run(
-    argv: list[str], env: dict[str, str] | None = None, sent: str = ""
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        argv,
-        env={"PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"), **(env or {})},
-        input=sent,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        timeout=RUNNING_S,
-        check=False,
-    )
 
 
 def chain(state: State) -> Finding:

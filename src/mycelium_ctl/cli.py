@@ -16,6 +16,7 @@ import sys
 from typing import Final, Protocol
 
 from mycelium_cni.errors import __version__
+from mycelium_ctl import programs
 from mycelium_ctl.errors import ToolError
 
 PROGRAM: Final = "mycelium-cni"
@@ -67,6 +68,8 @@ def main(argv: list[str]) -> int:
         print(f"{PROGRAM}: there is no command {name}; {hint}", file=sys.stderr)
         return 2
 
+    if os.geteuid() == 0:  # what others could put there is not run as root
+        os.environ["PATH"] = programs.trusted_path(os.environ.get("PATH", programs.SYSTEM_PATH))
     try:
         command: Command = importlib.import_module(COMMANDS[name][0])
         parser = argparse.ArgumentParser(

@@ -32,6 +32,7 @@ from mycelium_cni.attachment import (
 )
 from mycelium_cni.config import Config, Network
 from mycelium_cni.errors import CniError
+from mycelium_ctl import programs
 from mycelium_ctl.conflist import TYPE, ConfFile, list_files
 from mycelium_ctl.conflist import read as read_conf
 from mycelium_ctl.errors import ToolError
@@ -40,7 +41,8 @@ API: Final = "127.0.0.1:8989"
 API_PATIENCE_S: Final = 1.0  # for everything that is asked of the daemon, together
 
 # linux/if_link.h, net_namespace.h, rtnetlink.h, neighbour.h: what the plugin has no need of.
-IFLA_STATS64, IFLA_LINK_NETNSID, IFLA_TARGET_NETNSID, IFLA_TUN_PERSIST = 23, 37, 46, 6
+IFLA_STATS64, IFLA_CARRIER, IFLA_LINK_NETNSID, IFLA_TARGET_NETNSID = 23, 33, 37, 46
+IFLA_TUN_PERSIST = 6
 RTM_NEWNSID, RTM_GETNSID, NETNSA_NSID, NETNSA_FD = 88, 90, 1, 3
 RTM_GETNEIGH = 30
 RTA_CACHEINFO = 12
@@ -122,6 +124,7 @@ class LinkFacts:
     altnames: tuple[str, ...]
     peer: int  # index of the other end, in its own namespace
     nsid: int | None  # which namespace that is; None: this one, or there is no peer
+    carrier: bool  # of a TUN: a program holds it
     persistent: bool  # a TUN that stays without its program
     received_bytes: int
     sent_bytes: int
@@ -201,6 +204,7 @@ def _link(payload: bytes) -> LinkFacts:
         altnames=tuple(link.altnames),
         peer=link.peer,
         nsid=int.from_bytes(nsid, "little", signed=True) if nsid else None,
+        carrier=link.attribute(IFLA_CARRIER, b"\0") != b"\0",
         persistent=bool(data.get(IFLA_TUN_PERSIST, b"\0")[0]),
         received_packets=int.from_bytes(counters[0:8], "little"),
         sent_packets=int.from_bytes(counters[8:16], "little"),
@@ -406,10 +410,8 @@ def sees_all_processes() -> bool:
 
 def require_rights() -> None:
     """Raise ToolError for a process that may not change the network: before it changes half."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name == "CapEff" and not int(value, 16) >> CAP_NET_ADMIN & 1:
-            raise ToolError("changing the network takes CAP_NET_ADMIN: run it as root")
+    if not _may_configure("/proc/self"):
+        raise ToolError("changing the network takes CAP_NET_ADMIN: run it as root")
 
 
 # The daemon
@@ -541,42 +543,71 @@ def read_listeners() -> list[Listener]:
     return found
 
 
-def find_process(interface: str) -> int | None:
-    """The process that holds the TUN: the daemon. None if there is none, or none to be seen."""
-    own = os.stat("/proc/self/ns/net").st_ino  # noqa: PTH116
+def find_process(interface: LinkFacts) -> int | None:
+    """The process that holds the TUN: the daemon. None if there is none, or none to be seen.
+
+    /proc shows the name of a TUN and not which namespace it is in, and anybody may make one of this
+    name in a user namespace of their own. So the process must be one that may configure this
+    namespace, and the kernel must say that this TUN is held at all.
+    """
+    if not interface.carrier:
+        return None
+    own = [os.stat(f"/proc/self/ns/{kind}").st_ino for kind in ("net", "user")]  # noqa: PTH116
     for name in os.listdir("/proc"):  # noqa: PTH208
         if not name.isdecimal():
             continue
+        process = f"/proc/{name}"
         try:
-            if os.stat(f"/proc/{name}/ns/net").st_ino != own:  # noqa: PTH116
+            if [os.stat(f"{process}/ns/{kind}").st_ino for kind in ("net", "user")] != own:  # noqa: PTH116
                 continue
-            for fd in os.listdir(f"/proc/{name}/fd"):  # noqa: PTH208
-                if os.readlink(f"/proc/{name}/fd/{fd}") == "/dev/net/tun":  # noqa: PTH115
-                    info = Path(f"/proc/{name}/fdinfo/{fd}").read_text()
-                    if f"iff:\t{interface}\n" in info:
+            for fd in os.listdir(f"{process}/fd"):  # noqa: PTH208
+                if os.readlink(f"{process}/fd/{fd}") == "/dev/net/tun":  # noqa: PTH115
+                    info = Path(f"{process}/fdinfo/{fd}").read_text()
+                    if f"iff:\t{interface.name}\n" in info and _may_configure(process):
                         return int(name)
         except OSError:
             continue  # it has just ended, or is not ours to look into
     return None
 
 
-def read_version(pid: int) -> str:
-    """What the daemon's own executable answers to --version; "" if that is no Mycelium's answer."""
+def _may_configure(process: str) -> bool:
+    """Whether a process, by its path in /proc, may change the network of its namespace."""
+    for line in Path(process, "status").read_text(errors="replace").splitlines():
+        name, _, value = line.partition(":")
+        if name == "CapEff":
+            return bool(int(value, 16) >> CAP_NET_ADMIN & 1)
+    return False
+
+
+def read_version(process: int, root: Path) -> str:
+    """The version that the daemon's installed executable tells; "" if the process runs another one,
+    or if others than root could have put it there."""
     import subprocess
 
-    try:
-        done = subprocess.run(
-            [f"/proc/{pid}/exe", "--version"],
-            capture_output=True,
-            stdin=subprocess.DEVNULL,
-            timeout=0.3,
-            env={},
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    words = done.stdout.decode("ascii", "replace").split()
-    return words[1] if len(words) == 2 and words[0].startswith("mycelium") else ""
+    for path in _daemon_executables(root):
+        try:
+            running = path.samefile(f"/proc/{process}/exe")
+            if not running or programs.doubt(path):
+                continue
+            words = programs.run([str(path), "--version"], within_s=0.3).stdout.split()
+        except (OSError, subprocess.TimeoutExpired):
+            continue
+        if len(words) == 2 and words[0].startswith("mycelium"):
+            return words[1]
+    return ""
+
+
+def _daemon_executables(root: Path) -> Iterator[Path]:
+    """Where the daemon's unit or package has its executable."""
+    for folder in ("etc", "run", "usr/lib", "lib"):  # as in systemd.unit(5)
+        unit = root / folder / "systemd/system/mycelium.service"
+        if unit.is_file():
+            for line in unit.read_text(errors="replace").splitlines():
+                key, _, command = line.partition("=")
+                words = command.strip().lstrip("@-:+!|").split()
+                if key.strip() == "ExecStart" and words and words[0].startswith("/"):
+                    yield root / words[0].lstrip("/")
+    yield from (root / place / "mycelium" for place in ("usr/bin", "usr/local/bin"))
 
 
 # Configurations
@@ -812,11 +843,11 @@ class State:
 
     @cached_property
     def process(self) -> int | None:
-        return find_process(self.config.interface)
+        return find_process(self.interface) if self.interface else None
 
     @cached_property
     def version(self) -> str:
-        return read_version(self.process) if self.process else ""
+        return read_version(self.process, self.where.root) if self.process else ""
 
     @cached_property
     def netns(self) -> dict[int, PodNetns]:
