@@ -6,10 +6,6 @@ VENV := .venv
 JOBS ?= $(shell nproc)
 PYTEST := $(VENV)/bin/pytest -n $(JOBS) --dist loadgroup
 
-# On a machine that is busy with other things a fact may come later than a test waits for it. What
-# failed is tried once more, in the open and one by one; what fails twice has failed.
-AGAIN := $(VENV)/bin/pytest --last-failed --last-failed-no-failures none tests
-
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help venv demo test lint test-pip test-static test-packages clean
@@ -47,13 +43,13 @@ test-packages: tests/apt-packages.txt
 lint test-pip test-static: test-packages
 
 test-pip: venv dist ## the tests; what is black-box is against the pip-installed command
-	$(PYTEST) tests --ignore tests/runtime || $(AGAIN)
+	$(PYTEST) tests --ignore tests/runtime
 
 # Container runtimes call the file that is shipped; that a pip-installed plugin answers the same is
 # what the other black-box tests hold.
 test-static: export MYCELIUM_CNI_COMMAND = $(CURDIR)/dist/mycelium-cni-linux-amd64
 test-static: venv dist ## the black-box tests again, and the runtimes', against the static executable
-	$(PYTEST) tests/protocol tests/netns tests/runtime --ignore tests/netns/test_bench.py || $(AGAIN)
+	$(PYTEST) tests/protocol tests/netns tests/runtime --ignore tests/netns/test_bench.py
 
 clean: ## remove what was built; the test tools' cache (.tools) stays
 	rm -rf $(VENV) build dist

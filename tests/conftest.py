@@ -5,6 +5,7 @@
     lab       an empty lab; everything made in it goes when the test ends
     node      a node of that lab with a connected overlay
     pair      two nodes of that lab, connected by the overlay
+    ctrl_c    what the test starts ends on SIGINT
     reference_plugins  a folder with cnitool and the reference plugins
     left_of   what is left of a lab, by its name
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +26,8 @@ import pytest
 
 import tools
 from mycelium_ctl.lab import Lab, Node, find_daemon
+
+pytest_plugins = ["second_try"]
 
 
 def pytest_report_header() -> str:
@@ -82,6 +86,18 @@ def pair(lab: Lab) -> tuple[Node, Node]:
     left, right = lab.node("left"), lab.node("right")
     lab.connect(left, right)
     return left, right
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """What the test starts ends on SIGINT, as it does in a terminal.
+
+    In a background job, under nohup and in some CI the tests start with SIGINT ignored, which
+    every program inherits. A handler of ours is the default action in what we execute.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

@@ -86,6 +86,7 @@ def test_the_bench_yields_every_figure(tmp_path: Path) -> None:
     assert "mycelium_cni.verbs" in [each["name"] for each in report["imports"]]
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_the_bench_leaves_nothing_after_ctrl_c() -> None:
     with subprocess.Popen(
         BENCH,

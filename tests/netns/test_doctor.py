@@ -42,6 +42,7 @@ def sysctl(node: Node, *settings: str) -> None:
     node.run(["sysctl", "-qw", *settings])
 
 
+@pytest.mark.timing("two commands within three seconds")
 def test_a_good_node_passes_every_check(node: Node, root: Path, lab: Lab) -> None:
     other = lab.node("other")
     other.start_overlay([node])
@@ -80,6 +81,7 @@ def test_interface(tool: Tool) -> None:
     fails(tool, "interface", "ip link set mycelium up")
 
 
+@pytest.mark.timing("a command within two and a half seconds")
 def test_api_that_hangs_costs_a_second(tool: Tool) -> None:
     assert tool.doctor("api")["state"] == "skip"
     hang = "import socket,time; s=socket.create_server(('127.0.0.1', 8989)); print(1,flush=True)"

@@ -140,6 +140,7 @@ def test_container_and_interface_must_both_be_listed(homes: Homes, node: Node, m
     silent(one.delete())
 
 
+@pytest.mark.timing("a hundred links within five seconds")
 @both_modes
 def test_a_hundred_stale_ones_go_in_one_go(command: list[str], mode: Mode) -> None:
     """And in the time of a few: the kernel is asked once for all of them."""

@@ -86,6 +86,7 @@ def _busy(namespace: str) -> bool:
     return any(Path(f"/proc/{pid}/comm").read_text() == "sleep\n" for pid in pids)
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize(
     ("number", "code"),
     [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 143), (signal.SIGHUP, 129)],

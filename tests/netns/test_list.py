@@ -6,10 +6,13 @@ from __future__ import annotations
 import os
 import pty
 import select
+import signal
 import subprocess
-import time
 
+import pytest
 from tool import NODE, OTHER_NODE, SUBNET, Tool
+
+from mycelium_ctl.lab import await_fact
 
 
 def test_nobody_is_attached(tool: Tool) -> None:
@@ -83,13 +86,14 @@ def test_hostile_names_reach_no_terminal(tool: Tool) -> None:
     assert by_hand.link("eth0") is not None
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_watch_goes_on_until_ctrl_c(tool: Tool) -> None:
     tool.attach("web")
     argv = [*tool.node.lab.command, "list", "--watch", "0.2", "--root", str(tool.root)]
     watching = tool.node.start(argv)
-    time.sleep(1.5)
+    await_fact(lambda: watching.output().count("default/web") >= 2, "a second screen")
     assert watching.running
-    assert watching.stop(2).count("default/web") >= 2
+    assert "Traceback" not in watching.stop(signal.SIGINT)
 
 
 def on_terminal(tool: Tool, *argv: str, columns: int) -> str:

@@ -186,6 +186,7 @@ def test_a_default_route_learned_from_a_router_survives(lab: Lab, mode: Mode) ->
 
 
 @both_modes
+@pytest.mark.timing("a lifetime that counts down by the second")
 def test_an_address_learned_from_a_router_is_renewed(lab: Lab, mode: Mode) -> None:
     """Also from one that is not the default router, and so gives no route that says so."""
     node, neighbour = lab.node("a"), lab.node("router")

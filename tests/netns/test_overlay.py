@@ -141,6 +141,7 @@ def test_no_route_is_told_in_the_senders_own_name(line: Line) -> None:
     assert f"From {node} icmp_seq=1 Destination unreachable: No route" in of_node.output()
 
 
+@pytest.mark.timing("a refusal within a second")
 def test_a_free_address_of_the_own_subnet_is_unreachable_at_once(line: Line) -> None:
     free = line.host(line.a, 2)
     start = time.monotonic()

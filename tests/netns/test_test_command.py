@@ -103,6 +103,7 @@ def test_an_unprepared_node_is_left_alone(tool: Tool) -> None:
     assert state(tool.node) == before
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_nothing_is_left_when_it_is_stopped(tool: Tool, number: signal.Signals) -> None:
     tool("setup")

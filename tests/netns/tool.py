@@ -72,7 +72,8 @@ class Tool:
 
 def state(node: Node) -> list[str]:
     """All that a command could change in the node's network, as `ip` and /proc show it, without
-    what changes by itself: carrier, and link-local addresses that come up."""
+    what changes by itself: carrier, link-local addresses that come up, and the local routes, which
+    a worker of the kernel makes some time after their addresses."""
     lines = []
     for question in (
         "-o link",
@@ -81,7 +82,7 @@ def state(node: Node) -> list[str]:
         "-6 neighbour show proxy",
     ):
         for line in node.run(["ip", *question.split()]).stdout.splitlines():
-            if "fe80:" not in line and "ff00::/8" not in line:
+            if not any(word in line for word in ("fe80:", "ff00::/8", "table local proto kernel")):
                 words = re.sub(r"<.*?>|state \w+|tentative|\d+sec|linkdown", "", line)
                 lines.append(" ".join(words.split()))
     switches = "/proc/sys/net/ipv6/conf/*/{forwarding,accept_ra,proxy_ndp,disable_ipv6}"

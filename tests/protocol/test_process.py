@@ -206,6 +206,7 @@ def seconds_until_end_of_output(argv: Sequence[str], env: dict[str, str], conf: 
     return time.monotonic() - ended
 
 
+@pytest.mark.timing("the pipes close within a second")
 @pytest.mark.parametrize("verb", ["ADD", "DEL", "CHECK", "GC", "STATUS"])
 def test_nothing_keeps_the_output_open_after_the_process_has_ended(
     plugin: Plugin, pod: Pod, verb: str
