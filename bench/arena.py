@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from mycelium_cni import netns as namespaces
+from mycelium_cni.kernel import netns as namespaces
 
 SUBNET: Final = "5a1:2b3c:4d5e:6f70"
 NODE_ADDRESS: Final = f"{SUBNET}:ff0f::1"

@@ -16,10 +16,11 @@ from typing import Any, Final
 from bench import traffic
 from bench.arena import NODE_ADDRESS, Arena, BenchError
 from bench.candidates import Candidate, Executables, Pod, floor, ours, reference
-from mycelium_cni import guard, subnet
-from mycelium_cni import netlink as nl
-from mycelium_cni import netns as namespaces
-from mycelium_cni.config import Config, Network
+from mycelium_cni import guard
+from mycelium_cni.cni.config import Config, Network
+from mycelium_cni.kernel import netlink as nl
+from mycelium_cni.kernel import netns as namespaces
+from mycelium_cni.node import subnet
 
 STATIC: Final = "mycelium-cni, static"
 PIP: Final = "mycelium-cni, pip"

@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from mycelium_cni import netlink as nl
-from mycelium_cni.attachment import Attachment, format_mac, parse_address
+from mycelium_cni.kernel import netlink as nl
+from mycelium_cni.kernel.address import format_mac, parse_address
+from mycelium_cni.pod.attachment import Attachment
 
 _CALL = re.compile(r"(\w+)\((.*)\)\s+= (-?\d+)")
 _POLL = re.compile(r"\[\{fd=(\d+), events=\w+\}\], 1, (\d+)$")

@@ -207,7 +207,7 @@ def papers(facts: dict[str, Any], compiler: str, product: str) -> dict[str, byte
 
 def product_version() -> str:
     """The version, from the one place that has it."""
-    text = (SOURCE / "mycelium_cni/errors.py").read_text()
+    text = (SOURCE / "mycelium_cni/cni/errors.py").read_text()
     return str(re.findall(r'^__version__ = "(.+)"$', text, re.MULTILINE)[0])
 
 
@@ -228,7 +228,9 @@ def assemble(facts: dict[str, Any], output: Path) -> None:
     tool = bundle.collect(
         [SOURCE, rich, library],
         [
-            *("mycelium_door", *bundle.names_below(SOURCE, "mycelium_ctl")),
+            "mycelium_door",
+            *bundle.names_below(SOURCE, "mycelium_ctl"),
+            *bundle.names_below(SOURCE, "mycelium_lab"),
             # How wide a character is, by the Unicode version of the terminal; loaded by name.
             *bundle.names_below(rich, "rich/_unicode_data"),
             *bundle.ALWAYS.split(),

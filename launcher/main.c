@@ -31,7 +31,7 @@ extern const char *const plugin_imports[];
 
 // ---- What CPython 3.11 lacks -----------------------------------------------------------------
 
-// os.setns() of CPython 3.12, for mycelium_cni.netns.
+// os.setns() of CPython 3.12, for mycelium_cni.kernel.netns.
 static PyObject *
 posix_setns(PyObject *Py_UNUSED(module), PyObject *args, PyObject *keywords)
 {

@@ -20,9 +20,9 @@ import time
 from pathlib import Path
 
 from archive import BuildError, run
-from mycelium_cni.errors import __version__
+from mycelium_cni.cni.errors import __version__
 from mycelium_ctl import cli
-from mycelium_ctl.setup import unit_texts
+from mycelium_ctl.commands.setup import unit_texts
 
 ROOT = Path(__file__).resolve().parent.parent
 DIST = ROOT / "dist"

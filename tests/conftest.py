@@ -25,7 +25,7 @@ from pathlib import Path
 import pytest
 
 import tools
-from mycelium_ctl.lab import Lab, Node, find_daemon
+from mycelium_lab.lab import Lab, Node, find_daemon
 
 pytest_plugins = ["second_try"]
 

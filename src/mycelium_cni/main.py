@@ -6,7 +6,7 @@ from __future__ import annotations
 import sys
 from posix import O_PATH, close, environ, open, read, write  # type: ignore[attr-defined,unused-ignore]
 
-from mycelium_cni.errors import (
+from mycelium_cni.cni.errors import (
     DECODING_FAILURE,
     INTERNAL,
     INVALID_ENVIRONMENT,
@@ -16,13 +16,13 @@ from mycelium_cni.errors import (
     __version__,
     describe,
 )
-from mycelium_cni.jsontext import dump, parse
-from mycelium_cni.request import VERSIONS, Request
+from mycelium_cni.cni.jsontext import dump, parse
+from mycelium_cni.cni.request import VERSIONS, Request
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from mycelium_cni.config import Document
-    from mycelium_cni.log import Log
+    from mycelium_cni.cni.config import Document
+    from mycelium_cni.cni.log import Log
 
 _STDIN_LIMIT = 16 << 20  # bytes
 _VERSION_PATIENCE_MS = 500
@@ -46,8 +46,8 @@ def main() -> int:
 def _serve(request: Request) -> int:
     # Here, because CRI-O asks for the VERSION of every plugin whenever it reads its configuration,
     # and the answer needs none of these.
-    from mycelium_cni.config import Network  # noqa: PLC0415
-    from mycelium_cni.log import Log  # noqa: PLC0415
+    from mycelium_cni.cni.config import Network  # noqa: PLC0415
+    from mycelium_cni.cni.log import Log  # noqa: PLC0415
     from mycelium_cni.verbs import VERBS  # noqa: PLC0415
 
     version = VERSIONS[-1]

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from mycelium_cni.errors import describe
+from mycelium_cni.cni.errors import describe
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -7,18 +7,9 @@ what it did, in words for the log, and raises CniError or OSError.
 
 from __future__ import annotations
 
-from mycelium_cni import datapath, groundwork, guard, netns, subnet
-from mycelium_cni import netlink as nl
-from mycelium_cni.attachment import (
-    Attachment,
-    format_address,
-    format_mac,
-    format_prefix,
-    random_address,
-    stable_address,
-)
-from mycelium_cni.config import Config, Network, Wishes
-from mycelium_cni.errors import (
+from mycelium_cni import guard
+from mycelium_cni.cni.config import Config, Network, Wishes
+from mycelium_cni.cni.errors import (
     ADDRESS_TAKEN,
     INVALID_CONFIG,
     INVALID_ENVIRONMENT,
@@ -30,16 +21,23 @@ from mycelium_cni.errors import (
     CniError,
     describe,
 )
-from mycelium_cni.result import Result
-from mycelium_cni.subnet import Link, find_link
+from mycelium_cni.cni.result import Result
+from mycelium_cni.kernel import netlink as nl
+from mycelium_cni.kernel import netns
+from mycelium_cni.kernel.address import format_address, format_mac, format_prefix
+from mycelium_cni.kernel.link import Link, find_link
+from mycelium_cni.node import groundwork, subnet
+from mycelium_cni.pod import datapath
+from mycelium_cni.pod.addresses import random_address, stable_address
+from mycelium_cni.pod.attachment import Attachment
 from mycelium_cni.undo import Undo
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from mycelium_cni.config import Document
-    from mycelium_cni.request import Request
+    from mycelium_cni.cni.config import Document
+    from mycelium_cni.cni.request import Request
 
     Reply = Callable[[Document], None]
 
@@ -140,7 +138,7 @@ def check(request: Request, network: Network, _: Reply) -> str:
     with netns.inside(pod_netns, home=home):
         pod = nl.Socket()
     attachment = Attachment(network.name, request.container, request.ifname)
-    from mycelium_cni import inspection  # noqa: PLC0415 - no other verb needs it
+    from mycelium_cni.pod import inspection  # noqa: PLC0415 - no other verb needs it
 
     inspection.inspect(host, pod, config, attachment, result, request.netns)
     return "as ADD made it"

@@ -15,26 +15,42 @@ import os
 import sys
 from typing import Final, Protocol
 
-from mycelium_cni.errors import __version__
+from mycelium_cni.cni.errors import __version__
 from mycelium_ctl import programs
 from mycelium_ctl.errors import ToolError
+from mycelium_lab.errors import LabError
 
 PROGRAM: Final = "mycelium-cni"
 
 # name: module, one line of help
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
-    "setup": ("mycelium_ctl.setup", "prepare this node for pods; again at any time"),
-    "status": ("mycelium_ctl.status", "would a pod get its address now? if not, what to do"),
-    "list": ("mycelium_ctl.listing", "the pods on Mycelium, with addresses, links and traffic"),
-    "doctor": ("mycelium_ctl.doctor", "every known trap, checked, explained and mended"),
-    "test": ("mycelium_ctl.livetest", "do pods of this node reach each other and the overlay?"),
-    "inspect": ("mycelium_ctl.identify", "a key's, or this node's, address and subnet"),
-    "config": ("mycelium_ctl.configcommand", "check a network configuration, or write one"),
-    "gc": ("mycelium_ctl.collect", "remove attachments whose pod is gone"),
-    "teardown": ("mycelium_ctl.teardown", "take back what setup made, and nothing else"),
-    "demo": ("mycelium_ctl.demo", "two nodes, an overlay and pods that talk, on this machine"),
-    "version": ("mycelium_ctl.version", "which mycelium-cni this is, and what it is made of"),
-    "overlay": ("mycelium_ctl.overlay", "a stand-in for the Mycelium daemon, for labs only"),
+    "setup": ("mycelium_ctl.commands.setup", "prepare this node for pods; again at any time"),
+    "status": (
+        "mycelium_ctl.commands.status",
+        "would a pod get its address now? if not, what to do",
+    ),
+    "list": (
+        "mycelium_ctl.commands.list",
+        "the pods on Mycelium, with addresses, links and traffic",
+    ),
+    "doctor": ("mycelium_ctl.commands.doctor", "every known trap, checked, explained and mended"),
+    "test": (
+        "mycelium_ctl.commands.test",
+        "do pods of this node reach each other and the overlay?",
+    ),
+    "inspect": ("mycelium_ctl.commands.inspect", "a key's, or this node's, address and subnet"),
+    "config": ("mycelium_ctl.commands.config", "check a network configuration, or write one"),
+    "gc": ("mycelium_ctl.commands.gc", "remove attachments whose pod is gone"),
+    "teardown": ("mycelium_ctl.commands.teardown", "take back what setup made, and nothing else"),
+    "demo": (
+        "mycelium_ctl.commands.demo",
+        "two nodes, an overlay and pods that talk, on this machine",
+    ),
+    "version": (
+        "mycelium_ctl.commands.version",
+        "which mycelium-cni this is, and what it is made of",
+    ),
+    "overlay": ("mycelium_lab.overlay", "a stand-in for the Mycelium daemon, for labs only"),
 }
 
 
@@ -80,7 +96,7 @@ def main(argv: list[str]) -> int:
         command.configure(parser)
         code = command.run(parser.parse_args(argv[1:]))
         sys.stdout.flush()
-    except ToolError as error:
+    except (ToolError, LabError) as error:
         print(f"{PROGRAM} {name}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Final, NamedTuple
 
-from mycelium_cni.attachment import format_address
-from mycelium_ctl.nodestate import State
+from mycelium_cni.kernel.address import format_address
+from mycelium_ctl.node.state import State
 from mycelium_ctl.view import visible
 
 # All lengths in pixels.
@@ -65,7 +65,7 @@ def read_node(state: State) -> NodeShape:
     """This node."""
     import socket
 
-    from mycelium_ctl.listing import mark
+    from mycelium_ctl.commands.list import mark
 
     address = state.address
     gateway = f"{format_address(address[:8] + bytes(7) + bytes((1,)))}/64" if address else ""

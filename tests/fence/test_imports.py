@@ -14,7 +14,7 @@ import sys
 import pytest
 
 import mycelium_cni
-from mycelium_ctl.lab import Node
+from mycelium_lab.lab import Node
 
 SOURCE = mycelium_cni.__path__[0].rpartition("/")[0]
 ALLOWED = [
@@ -74,13 +74,13 @@ def test_a_served_add_has_loaded_the_plugin_and_what_is_allowed(node: Node, bare
     assert pod.ip("address", "show", "dev", "eth0"), "the ADD was real"
     ours = {name for name in modules if name.startswith("mycelium_")}
     assert packages(modules - bare) == {"mycelium_cni", "mycelium_door"}
-    assert "mycelium_cni.datapath" in ours
-    assert not {"mycelium_cni.inspection", "mycelium_cni.identity"} & ours
+    assert "mycelium_cni.pod.datapath" in ours
+    assert not {"mycelium_cni.pod.inspection", "mycelium_cni.node.identity"} & ours
 
 
 def test_a_version_has_loaded_next_to_nothing(node: Node, bare: set[str]) -> None:
     modules = loaded(node, REPORT.format(source=SOURCE), CNI_COMMAND="VERSION")
     assert modules - bare - {"select"} == {
-        *("mycelium_door", "mycelium_cni", "mycelium_cni.main", "mycelium_cni.errors"),
-        *("mycelium_cni.jsontext", "mycelium_cni.request"),
+        *("mycelium_door", "mycelium_cni", "mycelium_cni.main", "mycelium_cni.cni"),
+        *(f"mycelium_cni.cni.{name}" for name in ("errors", "jsontext", "request")),
     }

@@ -95,9 +95,9 @@ def test_a_module_that_costs_milliseconds_is_refused_inside_a_function_too(copy:
 @pytest.mark.parametrize(
     ("module", "line"),
     [
-        ("mycelium_cni/attachment.py", "import mycelium_ctl.lab"),
+        ("mycelium_cni/pod/attachment.py", "import mycelium_lab.lab"),
         ("mycelium_cni/verbs.py", "import mycelium_door"),
-        ("mycelium_cni/config.py", "import json"),
+        ("mycelium_cni/cni/config.py", "import json"),
     ],
 )
 def test_a_plugin_that_needs_what_is_outside_the_fence_is_refused(

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 
 import pytest
 
-from mycelium_ctl.lab import Lab, Namespace, Node, PluginCall, Pod
+from mycelium_lab.lab import Lab, Namespace, Node, PluginCall, Pod
 
 T = TypeVar("T")
 Mode = Literal["routed", "bridge"]

@@ -18,7 +18,7 @@ import pytest
 from attaching import Homes
 from tool import NODE, Tool
 
-from mycelium_ctl.lab import Lab, Node
+from mycelium_lab.lab import Lab, Node
 
 
 @pytest.fixture(scope="module")

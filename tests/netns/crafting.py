@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address
 
-from mycelium_ctl.lab import Namespace
+from mycelium_lab.lab import Namespace
 
 TUNSETIFF = 0x400454CA
 IFF_TUN_NO_PI = 0x1001

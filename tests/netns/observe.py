@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from mycelium_ctl.lab import UNDERLAY, Namespace
+from mycelium_lab.lab import UNDERLAY, Namespace
 
 Picture = dict[str, Any]
 

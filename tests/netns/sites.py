@@ -11,7 +11,7 @@ from typing import Any
 import crafting as c
 from crafting import Eyes, Tun, Wire
 
-from mycelium_ctl.lab import UNDERLAY, Lab, Namespace, PluginCall, Pod
+from mycelium_lab.lab import UNDERLAY, Lab, Namespace, PluginCall, Pod
 
 SUBNET = "5a1:2b3c:4d5e:6f70"
 NODE = f"{SUBNET}:1111:2222:3333:4444"

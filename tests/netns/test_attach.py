@@ -28,7 +28,7 @@ from attaching import (
 )
 from observe import difference, picture, set_sysctl, sysctl
 
-from mycelium_ctl.lab import Lab, Namespace, Node, Pod, await_fact
+from mycelium_lab.lab import Lab, Namespace, Node, Pod, await_fact
 
 ROUNDS = 20  # of first packets
 CROWD = 50  # at once

@@ -22,7 +22,7 @@ import crafting as c
 import pytest
 from crafting import FRAGMENT, ICMPV6, Eyes, Tun, Wire
 
-from mycelium_ctl.lab import UNDERLAY, Lab, Pod
+from mycelium_lab.lab import UNDERLAY, Lab, Pod
 
 Mode = Literal["routed", "bridge"]
 Place = Literal["lan", "node", "pod-a", "pod-b", "tun", "fdb"]

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from mycelium_ctl.lab import await_fact
+from mycelium_lab.lab import await_fact
 
 ROOT = Path(__file__).parent.parent.parent
 STATIC = ROOT / "dist/mycelium-cni-linux-amd64"

@@ -17,7 +17,7 @@ import pytest
 from attaching import Homes, Mode, both_modes, reaches
 from observe import difference, picture
 
-from mycelium_ctl.lab import Lab, Node, Pod
+from mycelium_lab.lab import Lab, Node, Pod
 
 Plugin = dict[str, Any]
 

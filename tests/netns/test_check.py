@@ -25,7 +25,7 @@ from attaching import (
 )
 from observe import difference, picture, set_sysctl
 
-from mycelium_ctl.lab import Node, Pod
+from mycelium_lab.lab import Node, Pod
 
 ELSEWHERE = "2001:db8:5::/48"
 ROUTES: dict[str, Any] = {"routes": [{"dst": OVERLAY}, {"dst": ELSEWHERE}]}

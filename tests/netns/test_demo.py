@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from mycelium_ctl.lab import PREFIX, OverlayKind, find_daemon
+from mycelium_lab.lab import PREFIX, OverlayKind, find_daemon
 
 KINDS: list[OverlayKind] = ["stand-in", "daemon"] if find_daemon() else ["stand-in"]
 OVERLAY = ipaddress.IPv6Network("400::/7")

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from tool import NODE, OTHER_NODE, SUBNET, Tool, state
 
-from mycelium_ctl.checks import NAMES
-from mycelium_ctl.lab import Lab, Node, await_fact
+from mycelium_ctl.checks.catalogue import NAMES
+from mycelium_lab.lab import Lab, Node, await_fact
 
 
 def passes(tool: Tool, check: str) -> None:

@@ -23,7 +23,7 @@ from attaching import (
 )
 from observe import difference, picture
 
-from mycelium_ctl.lab import Lab, Node, PluginCall, await_fact
+from mycelium_lab.lab import Lab, Node, PluginCall, await_fact
 
 VALID, OLDER = "cni.dev/valid-attachments", "cni.dev/attachments"
 CROWD = 100

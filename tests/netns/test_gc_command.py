@@ -8,7 +8,7 @@ import os
 import pytest
 from tool import Tool
 
-from mycelium_ctl.lab import Pod, await_fact
+from mycelium_lab.lab import Pod, await_fact
 
 MODES = pytest.mark.parametrize("mode", ["routed", "bridge"])
 

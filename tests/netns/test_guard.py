@@ -16,10 +16,12 @@ import pytest
 from crafting import Eyes
 from sites import LAN_HOST, NODE, REMOTE, STRANGER, SUBNET, Site, answers, conf, connects
 
-from mycelium_cni import guard, nftables, ruleset
-from mycelium_cni.config import Config, Network
-from mycelium_cni.subnet import Node
-from mycelium_ctl.lab import Lab, Pod, await_fact
+from mycelium_cni import guard
+from mycelium_cni.cni.config import Config, Network
+from mycelium_cni.guard import rules as ruleset
+from mycelium_cni.kernel import nftables
+from mycelium_cni.node.subnet import Node
+from mycelium_lab.lab import Lab, Pod, await_fact
 
 both_modes = pytest.mark.parametrize("mode", ("routed", "bridge"))
 OTHERS = """

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tool import NODE, Tool
 
-from mycelium_ctl.lab import Node, find_daemon
+from mycelium_lab.lab import Node, find_daemon
 
 # What `mycelium inspect` 0.7.10 says of these key files.
 VECTORS = [

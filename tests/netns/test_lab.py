@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from mycelium_ctl.lab import Lab, LabError, Node, await_fact
+from mycelium_lab.errors import LabError
+from mycelium_lab.lab import Lab, Node, await_fact
 
 LeftOf = Callable[[str], list[str]]
 OWN_NETNS = Path("/proc/thread-self/ns/net")

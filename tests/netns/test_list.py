@@ -12,7 +12,7 @@ import subprocess
 import pytest
 from tool import NODE, OTHER_NODE, SUBNET, Tool
 
-from mycelium_ctl.lab import await_fact
+from mycelium_lab.lab import await_fact
 
 
 def test_nobody_is_attached(tool: Tool) -> None:

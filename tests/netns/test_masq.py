@@ -9,7 +9,7 @@ import crafting as c
 import pytest
 from sites import LAN_HOST, LAN_NODE, NODE, REMOTE, SUBNET, Site, answers, conf
 
-from mycelium_ctl.lab import Lab
+from mycelium_lab.lab import Lab
 
 both_modes = pytest.mark.parametrize("mode", ("routed", "bridge"))
 

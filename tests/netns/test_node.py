@@ -26,7 +26,7 @@ from attaching import (
 )
 from observe import difference, picture, set_sysctl, sysctl
 
-from mycelium_ctl.lab import UNDERLAY, Lab, Namespace, Node, Process, await_fact
+from mycelium_lab.lab import UNDERLAY, Lab, Namespace, Node, Process, await_fact
 
 FORWARDING = "ipv6/conf/all/forwarding"
 

@@ -21,8 +21,8 @@ from blake3 import blake3
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from mycelium_ctl import overlay
-from mycelium_ctl.lab import Lab, Node, OverlayKind, await_fact, find_daemon
+from mycelium_lab import overlay
+from mycelium_lab.lab import Lab, Node, OverlayKind, await_fact, find_daemon
 
 KINDS: list[OverlayKind] = ["stand-in", "daemon"] if find_daemon() else ["stand-in"]
 OVERLAY = ipaddress.IPv6Network("400::/7")

@@ -11,7 +11,7 @@ import crafting as c
 import pytest
 from sites import LAN_HOST, NODE, REMOTE, STRANGER, SUBNET, Site, answers, conf, connects
 
-from mycelium_ctl.lab import Lab
+from mycelium_lab.lab import Lab
 
 Ingress = Literal["open", "cluster", "closed"]
 both_modes = pytest.mark.parametrize("mode", ("routed", "bridge"))

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from tool import NODE, OTHER_NODE, SUBNET, Tool, command_lines, state
 
-from mycelium_ctl.lab import Lab, Node, await_fact
+from mycelium_lab.lab import Lab, Node, await_fact
 
 MODES = pytest.mark.parametrize("mode", ["routed", "bridge"])
 

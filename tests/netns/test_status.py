@@ -13,7 +13,7 @@ import pytest
 from attaching import BRIDGE, Mode, attach, both_modes, network, reaches, refused, silent
 from observe import difference, picture, set_sysctl
 
-from mycelium_ctl.lab import Lab, Node, PluginCall
+from mycelium_lab.lab import Lab, Node, PluginCall
 
 Broken = tuple[dict[str, Any], str]  # what the configuration adds, and what the error must name
 

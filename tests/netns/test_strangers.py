@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from tool import Tool
 
-from mycelium_ctl.lab import Node, Process, await_fact
+from mycelium_lab.lab import Node, Process, await_fact
 
 # On a usual machine everybody may open /dev/net/tun; in a container only root may.
 AS_NOBODY = """

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from tool import Tool, state
 
-from mycelium_ctl.lab import Node, await_fact
+from mycelium_lab.lab import Node, await_fact
 
 MODES = pytest.mark.parametrize("mode", ["routed", "bridge"])
 

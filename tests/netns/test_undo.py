@@ -24,7 +24,7 @@ from attaching import Attached, Mode, attach, both_modes, network, reaches, refu
 from observe import difference, picture, set_sysctl
 
 import mycelium_cni
-from mycelium_ctl.lab import Lab, PluginCall
+from mycelium_lab.lab import Lab, PluginCall
 
 pytestmark = pytest.mark.timeout(300)  # some of it is a few hundred executions of the plugin
 
@@ -202,7 +202,7 @@ SOURCE = str(Path(mycelium_cni.__file__).parents[1])
 SABOTEUR = """
 import struct, sys
 sys.path.insert(0, sys.argv[3])
-from mycelium_cni import netlink
+from mycelium_cni.kernel import netlink
 
 doomed, told, sent = int(sys.argv[1]), sys.argv[2], 0
 

@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from mycelium_ctl.lab import Node, Pod
+from mycelium_lab.lab import Node, Pod
 
 NODE = "5a1:2b3c:4d5e:6f70:ff0f::1"
 SUBNET = "5a1:2b3c:4d5e:6f70"

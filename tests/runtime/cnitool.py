@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mycelium_ctl.lab import LabError, Process, await_fact
+from mycelium_lab.errors import LabError
+from mycelium_lab.lab import Process, await_fact
 
 from .images import need
 from .machine import PLUGIN, Inside, Machine, NamedPod

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from mycelium_ctl.lab import Node, await_fact
+from mycelium_lab.lab import Node, await_fact
 
 from .criharness import Containerd
 from .images import Images

@@ -25,7 +25,7 @@ import grpc
 from cri_api.v1 import api_pb2 as pb
 from cri_api.v1 import api_pb2_grpc as rpc
 
-from mycelium_ctl.lab import Process, await_fact
+from mycelium_lab.lab import Process, await_fact
 
 from .images import BUSYBOX, PAUSE, Images, need
 from .machine import Inside, Machine

@@ -19,7 +19,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from mycelium_ctl.lab import STATE_DIRECTORY, Lab, LabError, Namespace, Node, OverlayKind, Process
+from mycelium_lab.errors import LabError
+from mycelium_lab.lab import STATE_DIRECTORY, Lab, Namespace, Node, OverlayKind, Process
 
 PLUGIN = "mycelium-cni"
 DEBIAN_PLUGINS = Path("/usr/lib/cni")  # package containernetworking-plugins

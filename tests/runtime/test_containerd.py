@@ -17,7 +17,7 @@ from typing import Any
 import grpc
 import pytest
 
-from mycelium_ctl.lab import await_fact
+from mycelium_lab.lab import await_fact
 
 from .conftest import Cluster, leftovers
 from .criharness import Containerd, Sandbox

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from mycelium_cni import identity
-from mycelium_ctl.lab import Lab, Node, OverlayKind, Pod, await_fact, find_daemon
+from mycelium_cni.node import identity
+from mycelium_lab.lab import Lab, Node, OverlayKind, Pod, await_fact, find_daemon
 
 from .machine import owned_lab
 from .traffic import page, transfer

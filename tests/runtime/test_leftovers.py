@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mycelium_ctl.lab import Lab, await_fact
+from mycelium_lab.lab import Lab, await_fact
 
 from . import machine
 

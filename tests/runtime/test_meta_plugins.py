@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from mycelium_ctl.lab import LabError, Node, await_fact
+from mycelium_lab.errors import LabError
+from mycelium_lab.lab import Node, await_fact
 
 from .cnitool import CniTool, address, serve
 from .conftest import leftovers

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from mycelium_ctl.lab import Node
+from mycelium_lab.lab import Node
 
 from .cnitool import CniTool, address, serve
 from .conftest import leftovers

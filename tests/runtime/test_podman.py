@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from mycelium_ctl.lab import LabError, await_fact
+from mycelium_lab.errors import LabError
+from mycelium_lab.lab import await_fact
 
 from .conftest import leftovers
 from .images import BUSYBOX, PAUSE, Images, need

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from mycelium_ctl.lab import Namespace, await_fact
+from mycelium_lab.lab import Namespace, await_fact
 
 from .conftest import Cluster
 from .criharness import Sandbox

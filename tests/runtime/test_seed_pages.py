@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from mycelium_ctl.lab import LabError
+from mycelium_lab.errors import LabError
 
 from .cnitool import address
 from .conftest import Cluster

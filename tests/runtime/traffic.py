@@ -10,7 +10,7 @@ import threading
 import time
 from dataclasses import dataclass
 
-from mycelium_ctl.lab import Namespace
+from mycelium_lab.lab import Namespace
 
 IPV6_MTU = 24  # linux/in6.h
 CHUNK = bytes(range(256)) * 256

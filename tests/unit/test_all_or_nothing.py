@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from mycelium_cni.errors import CniError
+from mycelium_cni.cni.errors import CniError
 from mycelium_cni.undo import Undo
 
 

@@ -11,8 +11,17 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from mycelium_cni import attachment
-from mycelium_cni.attachment import Attachment
+from mycelium_cni.kernel.address import (
+    format_address,
+    format_mac,
+    parse_address,
+    parse_mac,
+    parse_prefix,
+)
+from mycelium_cni.node import marks
+from mycelium_cni.overlay import on_mycelium
+from mycelium_cni.pod.addresses import random_address, stable_address
+from mycelium_cni.pod.attachment import Attachment
 
 IFNAMSIZ, IFALIASZ, ALTIFNAMSIZ = 16, 256, 128  # linux/if.h, linux/if_link.h: with the final NUL
 SUBNET = bytes.fromhex("05a12b3c4d5e6f70")
@@ -73,7 +82,7 @@ def test_the_names_never_change_from_one_release_to_the_next() -> None:
     assert one.host_mac == local(B2SUM_144[12:24])
     assert one.pod_mac == local(B2SUM_144[24:36])
     # printf net | b2sum -l 32
-    assert attachment.group("net") == 0x60000000 | int(B2SUM_32, 16) & 0x0FFFFFFF
+    assert marks.group("net") == 0x60000000 | int(B2SUM_32, 16) & 0x0FFFFFFF
 
 
 B2SUM_144 = "ad4d248d5f41b933dffd22b5e62f226fe9b4"
@@ -87,11 +96,11 @@ def local(hexadecimal: str) -> bytes:
 
 @given(identifiers, identifiers)
 def test_a_group_is_never_the_default_one_nor_one_for_deletion(one: str, other: str) -> None:
-    assert attachment.group(one) & attachment.GROUP_MASK == attachment.GROUP
-    assert attachment.group(one) != 0
-    assert attachment.DELETE_GROUP & attachment.GROUP_MASK != attachment.GROUP
+    assert marks.group(one) & marks.GROUP_MASK == marks.GROUP
+    assert marks.group(one) != 0
+    assert marks.DELETE_GROUP & marks.GROUP_MASK != marks.GROUP
     assume(one != other)
-    assert attachment.group(one) != attachment.group(other)
+    assert marks.group(one) != marks.group(other)
 
 
 hostile = st.text(max_size=400) | st.text(max_size=400).map(
@@ -103,7 +112,7 @@ hostile = st.text(max_size=400) | st.text(max_size=400).map(
 @example(Attachment("n" * 300, "c" * 300, "e" * 15), b"\xff" * 16, "p" * 600)
 @example(Attachment("n", "c", "\x1b[31m\n"), bytes(16), "x\ny address=::1")
 def test_an_alias_fits_the_kernel_and_the_eye(one: Attachment, address: bytes, pod: str) -> None:
-    text = attachment.format_address(address)
+    text = format_address(address)
     alias = one.alias(text, pod)
     assert len(alias.encode()) < IFALIASZ
     assert alias.isascii()
@@ -129,7 +138,7 @@ def test_a_word_that_was_cut_shows_it() -> None:
 
 @given(addresses)
 def test_an_address_has_one_spelling_the_canonical_one(address: bytes) -> None:
-    text = attachment.format_address(address)
+    text = format_address(address)
     reference = ipaddress.IPv6Address(address)
     mapped = reference.ipv4_mapped is not None
     compatible = not mapped and address[:12] == bytes(12) and address[12:14] != b"\0\0"
@@ -137,7 +146,7 @@ def test_an_address_has_one_spelling_the_canonical_one(address: bytes) -> None:
         assert text == str(reference)
     assert len(text) < ALTIFNAMSIZ
     if not mapped:
-        assert attachment.parse_address(text) == address
+        assert parse_address(text) == address
 
 
 @pytest.mark.parametrize(
@@ -152,7 +161,7 @@ def test_an_address_has_one_spelling_the_canonical_one(address: bytes) -> None:
     ],
 )
 def test_every_spelling_of_an_address_becomes_the_canonical_one(text: str, canonical: str) -> None:
-    assert attachment.format_address(attachment.parse_address(text)) == canonical
+    assert format_address(parse_address(text)) == canonical
 
 
 @pytest.mark.parametrize(
@@ -163,15 +172,15 @@ def test_every_spelling_of_an_address_becomes_the_canonical_one(text: str, canon
 )  # fmt: skip
 def test_what_is_no_address_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is not an IPv6 address"):
-        attachment.parse_address(text)
+        parse_address(text)
 
 
 @given(addresses, st.integers(0, 128))
 def test_a_prefix_has_its_host_bits_cleared(address: bytes, length: int) -> None:
     assume(ipaddress.IPv6Address(address).ipv4_mapped is None)
-    text = f"{attachment.format_address(address)}/{length}"
+    text = f"{format_address(address)}/{length}"
     network = ipaddress.IPv6Network((address, length), strict=False)
-    assert attachment.parse_prefix(text) == (network.network_address.packed, length)
+    assert parse_prefix(text) == (network.network_address.packed, length)
 
 
 @pytest.mark.parametrize(
@@ -181,14 +190,14 @@ def test_a_prefix_has_its_host_bits_cleared(address: bytes, length: int) -> None
 )  # fmt: skip
 def test_what_is_no_prefix_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is not an IPv6"):
-        attachment.parse_prefix(text)
+        parse_prefix(text)
 
 
 @pytest.mark.parametrize("text", ["c2:11:22:33:44:55", "C2:11:22:33:44:5F", "00:00:00:00:00:01"])
 def test_a_unicast_mac_is_read(text: str) -> None:
-    mac = attachment.parse_mac(text)
+    mac = parse_mac(text)
     assert mac == bytes.fromhex(text.replace(":", ""))
-    assert attachment.format_mac(mac) == text.lower()
+    assert format_mac(mac) == text.lower()
 
 
 @pytest.mark.parametrize(
@@ -200,11 +209,11 @@ def test_a_unicast_mac_is_read(text: str) -> None:
 )  # fmt: skip
 def test_what_no_link_can_have_as_its_mac_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is not a unicast MAC address"):
-        attachment.parse_mac(text)
+        parse_mac(text)
 
 
 def test_random_addresses_lie_in_the_subnet_carry_the_mark_and_differ() -> None:
-    made = [attachment.random_address(SUBNET) for _ in range(10_000)]
+    made = [random_address(SUBNET) for _ in range(10_000)]
     assert len(set(made)) == len(made)
     assert {address[:10] for address in made} == {SUBNET + b"\xff\x0f"}
     for place in range(10, 16):  # every one of the 48 bits is random
@@ -215,19 +224,19 @@ def test_the_two_seeds_that_zero_os_refuses_are_never_given(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     drawn = iter([bytes(6), b"\xff" * 6, b"\0\0\0\0\0\1"])
-    monkeypatch.setattr(attachment, "urandom", lambda size: next(drawn)[:size])
-    assert attachment.random_address(SUBNET)[10:] == b"\0\0\0\0\0\1"
+    monkeypatch.setattr("mycelium_cni.pod.addresses.urandom", lambda size: next(drawn)[:size])
+    assert random_address(SUBNET)[10:] == b"\0\0\0\0\0\1"
 
 
 def test_a_stable_address_depends_on_its_owner_and_the_subnet_alone() -> None:
     owner = ("net", "shop", "web-0", "eth0")
-    address = attachment.stable_address(SUBNET, *owner)
-    assert address == attachment.stable_address(SUBNET, *owner)
+    address = stable_address(SUBNET, *owner)
+    assert address == stable_address(SUBNET, *owner)
     assert address[:10] == SUBNET + b"\xff\x0f"
     # printf 'net\0shop\0web-0\0eth0' | b2sum -l 48
     assert address[10:].hex() == B2SUM_48
-    others = {attachment.stable_address(SUBNET, *owner[:n], "x", *owner[n + 1 :]) for n in range(4)}
-    others.add(attachment.stable_address(bytes(8), *owner))
+    others = {stable_address(SUBNET, *owner[:n], "x", *owner[n + 1 :]) for n in range(4)}
+    others.add(stable_address(bytes(8), *owner))
     assert len(others | {address}) == 6
 
 
@@ -239,4 +248,4 @@ B2SUM_48 = "97882b92fc6a"
     [("400::", True), ("5ff:ffff::", True), ("3ff:ffff::", False), ("600::", False), ("::", False)],
 )
 def test_the_overlay_is_400_slash_7(text: str, inside: bool) -> None:
-    assert attachment.on_mycelium(attachment.parse_address(text)) is inside
+    assert on_mycelium(parse_address(text)) is inside

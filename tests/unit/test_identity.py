@@ -11,7 +11,7 @@ from blake3 import blake3
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from mycelium_cni import identity
+from mycelium_cni.node import identity
 
 
 def public_key_by_openssl(private: bytes) -> bytes:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from mycelium_cni import jsontext
+from mycelium_cni.cni import jsontext
 
 leaves = (
     st.none()
@@ -125,7 +125,7 @@ def test_it_works_where_json_was_never_imported() -> None:
     """In the plugin nothing has loaded json; the C scanner then has no error class to raise."""
     program = (
         "import sys\n"
-        "from mycelium_cni import jsontext\n"
+        "from mycelium_cni.cni import jsontext\n"
         "assert jsontext.parse(b'{\"a\": [1, 2.5, null]}') == {'a': [1, 2.5, None]}\n"
         "for text in (b'{', b'[1', b'\"x', b'{\"a\" 1}', b'tru', b'[1 2]', b'\"\\\\u00'):\n"
         "    try: jsontext.parse(text)\n"

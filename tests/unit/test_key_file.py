@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mycelium_cni import subnet
+from mycelium_cni.node import subnet
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_a_process_that_has_read_it_leaves_no_core(tmp_path: Path) -> None:
     key = tmp_path / "key"
     key.write_bytes(b"\1" * 32)
     script = (
-        "import resource, sys; from mycelium_cni import subnet;"
+        "import resource, sys; from mycelium_cni.node import subnet;"
         "resource.setrlimit(resource.RLIMIT_CORE, (-1, -1));"
         "assert subnet.read_key(sys.argv[1]);"
         "print(resource.getrlimit(resource.RLIMIT_CORE))"

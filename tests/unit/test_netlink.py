@@ -12,7 +12,7 @@ from socket import MSG_DONTWAIT
 
 import pytest
 
-from mycelium_cni import netlink as nl
+from mycelium_cni.kernel import netlink as nl
 
 pytestmark = pytest.mark.skipif(sys.byteorder != "little", reason="golden bytes are little-endian")
 

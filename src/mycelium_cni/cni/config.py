@@ -1,0 +1,457 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bytes to a checked network configuration: every default and every refusal."""
+
+from __future__ import annotations
+
+from _blake2 import blake2b
+
+from mycelium_cni.cni.errors import (
+    DECODING_FAILURE,
+    INCOMPATIBLE_VERSION,
+    INVALID_CONFIG,
+    UNSUPPORTED_FIELD,
+    CniError,
+)
+from mycelium_cni.cni.jsontext import dump, parse
+from mycelium_cni.cni.request import VERSIONS, check_ifname, is_identifier
+from mycelium_cni.kernel.address import format_prefix, parse_address, parse_mac, parse_prefix
+from mycelium_cni.overlay import MYCELIUM
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Final, TypeVar
+
+    from mycelium_cni.cni.jsontext import Json
+
+    Document = dict[str, Json]
+    T = TypeVar("T")
+
+IPV6_MIN_MTU = 1280  # below it the kernel takes IPv6 off the link (RFC 8200, section 5)
+LOG_LEVELS = ("warning", "error", "info", "debug")
+_CAPABILITIES = ("ips", "mac", "dns")
+_DEFAULT_ROUTE = (bytes(16), 0)
+_MOST_PREFIXES = 1024
+
+
+class Route:
+    """A route of the pod, via its gateway. `metrics` holds what the configuration said of `mtu`,
+    `advmss`, `priority`, `table`, `scope` (SPEC.md 1.1.0), and nothing else."""
+
+    __slots__ = ("destination", "metrics")
+
+    def __init__(self, destination: tuple[bytes, int], metrics: dict[str, int]) -> None:
+        self.destination: Final = destination
+        self.metrics: Final = metrics
+
+
+class Policy:
+    """Who may open connections to a network's pods, and what becomes of what they send. `required`:
+    an ADD without the guard fails."""
+
+    __slots__ = ("allow_from", "ingress", "masquerade", "required")
+
+    def __init__(self, doc: Document) -> None:
+        self.ingress: Final = _choice(doc, "ingress", ("open", "cluster", "closed"))
+        self.allow_from: Final = _allow_from(doc)
+        self.masquerade: Final = _boolean(doc, "ipMasq")
+        self.required: Final = _choice(doc, "guard", ("required", "optional")) == "required"
+        if self.allow_from and self.ingress != "cluster":
+            wanted = f'needs "ingress": "cluster", and ingress is "{self.ingress}"'
+            raise _invalid("allowFrom", doc.get("allowFrom"), wanted)
+
+    def words(self, subnet: bytes) -> str:
+        """The policy for people, and different for different policies."""
+        text = f"ingress {self.ingress}"
+        if self.ingress == "cluster":
+            members = b"".join([base + bytes((length,)) for base, length in self.allow_from])
+            digest = blake2b(subnet + members, digest_size=6).hexdigest()
+            text += f", {len(self.allow_from)} prefixes allowed ({digest})"
+        return text + (", ipMasq" if self.masquerade else "")
+
+
+class Network:
+    """What every verb needs of a configuration: its version and whose network it is.
+
+    Raises CniError: DECODING_FAILURE, INVALID_CONFIG for the name, INCOMPATIBLE_VERSION.
+    """
+
+    __slots__ = ("cni_version", "document", "name")
+
+    def __init__(self, stdin: bytes) -> None:
+        try:
+            document = parse(stdin)
+        except ValueError as error:
+            raise _undecodable(str(error)) from None
+        if document is None:
+            document = {}
+        if not isinstance(document, dict):
+            raise _undecodable(f"{_kind(document)} where an object is needed")
+        self.document: Final = document
+        name = document.get("name")
+        if not isinstance(name, str | None):
+            raise _undecodable(f"name is {_kind(name)}, not a string")
+        if not name:
+            raise CniError(INVALID_CONFIG, "missing network name", 'add "name" to the network')
+        if not is_identifier(name):
+            raise CniError(
+                INVALID_CONFIG, "invalid characters found in network name", f"name is {name!a}"
+            )
+        self.name: Final = name
+        version = document.get("cniVersion")
+        if not isinstance(version, str | None):
+            raise _undecodable(f"cniVersion is {_kind(version)}, not a string")
+        self.cni_version: Final = version or "0.1.0"
+
+    def log(self) -> tuple[str, str]:
+        """Level and file of the log, for any verb: a wrong value is the default, ADD refuses it."""
+        level, file = self.document.get("logLevel"), self.document.get("logFile")
+        return (
+            level if isinstance(level, str) and level in LOG_LEVELS else LOG_LEVELS[0],
+            file if isinstance(file, str) and file.startswith("/") else "",
+        )
+
+    def require_version(self, command: str) -> None:
+        """Refuse a version that is not ours, or in which the specification has no such verb."""
+        oldest = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}.get(command, VERSIONS[0])
+        version = self.cni_version
+        if version in VERSIONS and VERSIONS.index(version) >= VERSIONS.index(oldest):
+            return
+        details = f"config is {version!a}, plugin supports {dump(list(VERSIONS))}"
+        if oldest == VERSIONS[0]:
+            raise CniError(INCOMPATIBLE_VERSION, "incompatible CNI versions", details)
+        numbers = version.split(".")
+        if len(numbers) > 3 or not all(n.isascii() and n.isdigit() for n in numbers):
+            raise _undecodable(f"cniVersion {version!a} is not of the form 1.0.0")
+        too_old = version in VERSIONS or [int(n[:9]) for n in numbers] < [0, 4, 0]
+        subject = "config" if too_old else "plugin"
+        raise CniError(INCOMPATIBLE_VERSION, f"{subject} version does not allow {command}", details)
+
+    def valid_attachments(self) -> list[tuple[str, str]]:
+        """Container ID and interface name of the attachments that GC must keep.
+
+        Raises CniError (INVALID_CONFIG) if the runtime did not say which: deleting all would be a
+        guess. It may say "none" with `[]`, or, being written in Go, with `null`.
+        """
+        # The second key is what libcni sent before cni#1101, and still sends besides.
+        for key in ("cni.dev/valid-attachments", "cni.dev/attachments"):
+            if key in self.document:
+                listed = self.document[key]
+                if listed is None:
+                    return []
+                if not isinstance(listed, list):
+                    raise _invalid(key, listed, "must be a list")
+                return [_valid_attachment(key, entry) for entry in listed]
+        raise CniError(
+            INVALID_CONFIG,
+            "cni.dev/valid-attachments is missing: nothing was deleted",
+            "the runtime must list the attachments that are in use",
+        )
+
+
+def _valid_attachment(key: str, entry: Json) -> tuple[str, str]:
+    if isinstance(entry, dict):
+        container, ifname = entry.get("containerID"), entry.get("ifname")
+        if isinstance(container, str) and isinstance(ifname, str) and container and ifname:
+            return container, ifname
+    raise _invalid(key, entry, 'entries must be {"containerID": "...", "ifname": "..."}')
+
+
+class Config:
+    """A whole network configuration, every value checked.
+
+    Raises CniError (INVALID_CONFIG, UNSUPPORTED_FIELD) that names the key, its value and the way
+    out. Keys it does not know are other people's and fine.
+    """
+
+    __slots__ = (
+        *("addressing", "bridge_name", "dns", "interface", "interface_name", "mode", "mtu"),
+        *("netseed", "policy", "prev_result", "routes"),
+    )
+
+    def __init__(self, network: Network) -> None:
+        doc = network.document
+        _refuse_unsupported(doc)
+        mode = _choice(doc, "mode", ("auto", "routed", "bridge"))
+        if mode == "auto" and doc.get("bridge"):
+            mode = "bridge"
+        elif mode == "auto" and doc.get("myceliumInterface"):
+            mode = "routed"
+        self.mode: Final = mode
+        self.interface: Final = _link_name(doc, "myceliumInterface", "mycelium")
+        self.bridge_name: Final = _link_name(doc, "bridge", "mycelium-br")
+        self.interface_name: Final = _link_name(doc, "interfaceName", "mycelium0")
+        self.netseed: Final = _path(doc, "netseed", "/etc/netseed")
+        self.addressing: Final = _choice(doc, "addressing", ("random", "stable"))
+        self.mtu: Final = _integer(doc, "mtu", IPV6_MIN_MTU, 65535)
+        self.policy: Final = Policy(doc)
+        self.routes: Final = _routes(doc)
+        self.dns: Final = _dns(doc)
+        self.prev_result: Final = _object(doc, "prevResult")
+        _choice(doc, "logLevel", LOG_LEVELS)
+        _path(doc, "logFile", "")
+
+
+class Wishes:
+    """What the runtime asks of one ADD: `address` and `mac` in bytes or None, `dns` as in a result.
+
+    Where several ways of asking are used, the first of runtimeConfig (capabilities), `args.cni` and
+    CNI_ARGS counts (CONVENTIONS.md). Raises CniError (INVALID_CONFIG) that names the way and the
+    value.
+    """
+
+    __slots__ = ("address", "dns", "mac")
+
+    def __init__(self, network: Network, args: dict[str, str]) -> None:
+        doc = network.document
+        runtime = _folded(_object(doc, "runtimeConfig"), "runtimeConfig")
+        conventional = _object(_object(doc, "args"), "cni", "args.cni")
+        self.address: Final = _requested_address(runtime, conventional, args)
+        self.mac: Final = _requested_mac(runtime, conventional, args)
+        self.dns: Final = _requested_dns(runtime)
+
+
+def _undecodable(details: str) -> CniError:
+    return CniError(DECODING_FAILURE, f"error unmarshall network config: {details}")
+
+
+def _invalid(key: str, value: Json, wanted: str) -> CniError:
+    shown = dump(value)
+    shown = shown if len(shown) < 100 else shown[:96] + "..."
+    return CniError(INVALID_CONFIG, f"invalid {key} {shown}: {wanted}")
+
+
+def _kind(value: Json) -> str:
+    kinds = {bool: "a boolean", str: "a string", list: "an array", dict: "an object"}
+    return kinds.get(type(value), "null" if value is None else "a number")
+
+
+def _choice(doc: Document, key: str, choices: tuple[str, ...]) -> str:
+    value = doc.get(key)
+    if value is None:
+        return choices[0]
+    if not isinstance(value, str) or value not in choices:
+        raise _invalid(key, value, "must be " + " or ".join(choices))
+    return value
+
+
+def _string(doc: Document, key: str, wanted: str) -> str | None:
+    value = doc.get(key)
+    if value is None:
+        return None
+    if not isinstance(value, str) or not value:
+        raise _invalid(key, value, wanted)
+    return value
+
+
+def _link_name(doc: Document, key: str, default: str) -> str:
+    value = _string(doc, key, "must be the name of a link")
+    if value is None:
+        return default
+    try:
+        check_ifname(value)
+    except CniError as error:
+        raise _invalid(key, value, error.msg) from None
+    return value
+
+
+def _path(doc: Document, key: str, default: str) -> str:
+    wanted = "must be an absolute path"
+    value = _string(doc, key, wanted)
+    if value is None:
+        return default
+    if not value.startswith("/") or not value.isprintable():
+        raise _invalid(key, value, wanted)
+    return value
+
+
+def _boolean(doc: Document, key: str) -> bool:
+    value = doc.get(key)
+    if not isinstance(value, bool | None):
+        raise _invalid(key, value, "must be true or false")
+    return bool(value)
+
+
+def _object(doc: Document, key: str, shown: str = "") -> Document:
+    value = doc.get(key)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise _invalid(shown or key, value, "must be an object")
+    return value
+
+
+def _strings(value: Json, key: str) -> list[str]:
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise _invalid(key, value, "must be a list of strings")
+    strings = [item for item in value if isinstance(item, str)]
+    if len(strings) != len(value):
+        raise _invalid(key, value, "must be a list of strings")
+    return strings
+
+
+def _integer(doc: Document, key: str, low: int, high: int, shown: str = "") -> int:
+    """An integer of the configuration, or 0 where there is none. libcni writes numbers anew and may
+    make 1400.0 of 1400; true is no number, though Python thinks so."""
+    value = doc.get(key)
+    if value is None or (value == 0 and value is not False):
+        return 0
+    number = int(value) if isinstance(value, float) and abs(value) < 2**53 else value
+    if not isinstance(number, int) or isinstance(value, bool) or number != value:
+        raise _invalid(shown or key, value, "must be a whole number")
+    if not low <= number <= high:
+        raise _invalid(shown or key, value, f"must lie between {low} and {high}")
+    return number
+
+
+def _refuse_unsupported(doc: Document) -> None:
+    for capability, declared in _object(doc, "capabilities").items():
+        if not isinstance(declared, bool | None):
+            raise _invalid(f"capabilities.{capability}", declared, "must be true or false")
+        if declared and capability not in _CAPABILITIES:
+            raise CniError(
+                UNSUPPORTED_FIELD,
+                f"unsupported capability {dump(capability)} true: mycelium-cni has "
+                f"{', '.join(_CAPABILITIES)}; chain the plugin that has it (portmap, bandwidth)",
+            )
+
+
+def _allow_from(doc: Document) -> list[tuple[bytes, int]]:
+    """Prefixes, in order, none inside another: the packet filter takes no overlaps."""
+    listed = _strings(doc.get("allowFrom"), "allowFrom")
+    if len(listed) > _MOST_PREFIXES:
+        raise _invalid("allowFrom", len(listed), f"at most {_MOST_PREFIXES} prefixes")
+    kept: list[tuple[bytes, int]] = []
+    for base, length in sorted([_parsed(parse_prefix, "allowFrom", text) for text in listed]):
+        # Sorted, whatever contains a prefix comes right before it or before others it contains.
+        if not kept or _cut(base, kept[-1][1]) != kept[-1][0]:
+            kept.append((base, length))
+    return kept
+
+
+def _cut(address: bytes, length: int) -> bytes:
+    return (int.from_bytes(address, "big") >> 128 - length << 128 - length).to_bytes(16, "big")
+
+
+_METRICS = {
+    "mtu": (IPV6_MIN_MTU, 65535),
+    "advmss": (1, 65535),
+    "priority": (1, 2**32 - 1),
+    "table": (1, 2**32 - 1),
+    "scope": (0, 255),
+}
+
+
+def _routes(doc: Document) -> list[Route]:
+    listed = doc.get("routes")
+    if listed is None:
+        listed = [{"dst": format_prefix(MYCELIUM)}]
+    if not isinstance(listed, list):
+        raise _invalid("routes", listed, "must be a list of routes")
+    routes: list[Route] = []
+    for number, entry in enumerate(listed):
+        routes.append(_route(entry, f"routes[{number}]"))
+    if _boolean(doc, "defaultRoute") and all(
+        route.destination != _DEFAULT_ROUTE for route in routes
+    ):
+        routes.append(Route(_DEFAULT_ROUTE, {}))
+    keys = [(r.destination, r.metrics.get("table"), r.metrics.get("priority")) for r in routes]
+    for number, key in enumerate(keys):
+        if key in keys[:number]:
+            raise _invalid("routes", format_prefix(key[0]), "is listed twice")
+    return routes
+
+
+def _route(entry: Json, shown: str) -> Route:
+    if not isinstance(entry, dict):
+        raise _invalid(shown, entry, 'must be an object such as {"dst": "400::/7"}')
+    dst = entry.get("dst")
+    if not isinstance(dst, str):
+        raise _invalid(f"{shown}.dst", dst, 'must be an IPv6 prefix such as "400::/7"')
+    try:
+        destination = parse_prefix(dst)
+    except ValueError as error:
+        raise _invalid(f"{shown}.dst", dst, str(error)) from None
+    if entry.get("gw"):
+        raise _invalid(f"{shown}.gw", entry["gw"], "remove it: all routes go via the pod's gateway")
+    metrics = {}
+    for metric, (low, high) in _METRICS.items():
+        value = _integer(entry, metric, low, high, f"{shown}.{metric}")
+        if value:
+            metrics[metric] = value
+    return Route(destination, metrics)
+
+
+def _dns(doc: Document) -> Document:
+    dns = _object(doc, "dns")
+    checked: Document = {}
+    for key in ("nameservers", "search", "options"):
+        if dns.get(key) is not None:
+            checked[key] = [*_strings(dns[key], f"dns.{key}")]
+    domain = dns.get("domain")
+    if domain is not None and not isinstance(domain, str):
+        raise _invalid("dns.domain", domain, "must be a string")
+    if domain:
+        checked["domain"] = domain
+    return checked
+
+
+def _requested_dns(runtime: Document) -> Document:
+    """The capability `dns`; it has other names for a result's nameservers and search."""
+    shown = "runtimeConfig.dns"
+    wish = _folded(_object(runtime, "dns", shown), shown)
+    renamed = {"nameservers": "servers", "search": "searches", "options": "options"}
+    lists = {word: _strings(wish.get(key), f"{shown}.{key}") for word, key in renamed.items()}
+    return {word: [*strings] for word, strings in lists.items() if strings}
+
+
+def _folded(doc: Document, shown: str) -> Document:
+    """Keys in lower case: containerd sends Go's field names (`HostPort`), podman JSON's."""
+    folded: Document = {}
+    for key, value in doc.items():
+        folded[key.lower()] = value
+    if len(folded) != len(doc):
+        raise _invalid(shown, list(doc), "has a key twice, differing only in case")
+    return folded
+
+
+def _requested_address(
+    runtime: Document, conventional: Document, args: dict[str, str]
+) -> bytes | None:
+    if runtime.get("ips"):
+        key, wishes = "runtimeConfig.ips", _strings(runtime["ips"], "runtimeConfig.ips")
+    elif conventional.get("ips"):
+        key, wishes = "args.cni.ips", _strings(conventional["ips"], "args.cni.ips")
+    elif args.get("IP"):
+        key, wishes = "CNI_ARGS IP", args["IP"].split(",")
+    else:
+        return None
+    if len(wishes) > 1:
+        raise _invalid(key, list(wishes), "an attachment has one address")
+    bare, slash, length = wishes[0].partition("/")
+    if slash and length not in ("64", "128"):
+        raise _invalid(key, wishes[0], "the prefix length must be 64 or 128, or left out")
+    return _parsed(parse_address, key, bare)
+
+
+def _requested_mac(runtime: Document, conventional: Document, args: dict[str, str]) -> bytes | None:
+    sources = (
+        ("runtimeConfig.mac", runtime.get("mac")),
+        ("args.cni.mac", conventional.get("mac")),
+        ("CNI_ARGS MAC", args.get("MAC")),
+    )
+    for key, value in sources:
+        if value:
+            if not isinstance(value, str):
+                raise _invalid(key, value, "must be a string")
+            return _parsed(parse_mac, key, value)
+    return None
+
+
+def _parsed(parser: Callable[[str], T], key: str, value: str) -> T:
+    try:
+        return parser(value)
+    except ValueError as error:
+        raise _invalid(key, value, str(error)) from None

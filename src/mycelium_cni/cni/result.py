@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One result, spoken in seven spec versions.
+
+Inside there is one shape, that of 1.1.0. `Result` reads a prevResult of any version into it, and
+`speak` writes it in any version. What an older version has no word for is left out.
+"""
+
+from __future__ import annotations
+
+from mycelium_cni.cni.errors import INVALID_CONFIG, CniError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
+    from mycelium_cni.cni.config import Document
+    from mycelium_cni.cni.jsontext import Json
+
+# What only 1.1.0 can say of an interface and of a route (SPEC.md, "Add Success").
+_NEW_INTERFACE_WORDS = ("mtu", "socketPath", "pciID")
+_NEW_ROUTE_WORDS = ("mtu", "advmss", "priority", "table", "scope")
+
+
+class Result:
+    """What a chain of plugins has made so far; `prev_result` is what it was before us.
+
+    Raises CniError (INVALID_CONFIG) if `prev_result` is of another version than the configuration,
+    or no result at all.
+    """
+
+    __slots__ = ("dns", "interfaces", "ips", "routes")
+
+    def __init__(self, prev_result: Document, version: str) -> None:
+        said = prev_result.get("cniVersion")
+        if said and said != version:
+            raise CniError(
+                INVALID_CONFIG,
+                f"prevResult is of cniVersion {said!a}, the configuration of {version!a}",
+                "the runtime must convert it",
+            )
+        self.interfaces: Final = _entries(prev_result, "interfaces")
+        self.ips: Final = _entries(prev_result, "ips")
+        self.routes: Final = _entries(prev_result, "routes")
+        dns = prev_result.get("dns") or {}
+        if not isinstance(dns, dict):
+            raise _no_result("dns must be an object")
+        self.dns: Document = dns
+        for family in ("ip4", "ip6"):  # the shape of 0.1.0 and 0.2.0
+            old = prev_result.get(family)
+            if isinstance(old, dict) and isinstance(old.get("ip"), str):
+                self.ips.append({"address": old["ip"], "gateway": old.get("gateway")})
+                self.routes.extend(_entries(old, "routes"))
+
+    def add(self, interfaces: list[Document], ip: Document, routes: list[Document]) -> None:
+        """Add an attachment behind what earlier plugins made. `ip` belongs to the last of
+        `interfaces`, whatever place that gets."""
+        self.interfaces.extend(interfaces)
+        self.ips.append({"interface": len(self.interfaces) - 1, **ip})
+        self.routes.extend(routes)
+
+    def speak(self, version: str) -> Document:
+        """The result as `version` has it."""
+        newest = version == "1.1.0"
+        routes = [_without(route, () if newest else _NEW_ROUTE_WORDS) for route in self.routes]
+        if version in ("0.1.0", "0.2.0"):
+            families = {"ip4": False, "ip6": True}
+            blocks = {f: self._old_block(routes, v6) for f, v6 in families.items()}
+            return {
+                "cniVersion": version,
+                **{family: block for family, block in blocks.items() if block},
+                "dns": self.dns,
+            }
+        ips = [_without(ip, ("version",)) for ip in self.ips]
+        if version in ("0.3.0", "0.3.1", "0.4.0"):
+            ips = [{"version": "6" if _is_v6(ip, "address") else "4", **ip} for ip in ips]
+        return {
+            "cniVersion": version,
+            "interfaces": [
+                _without(interface, () if newest else _NEW_INTERFACE_WORDS)
+                for interface in self.interfaces
+            ],
+            "ips": [*ips],
+            "routes": list(routes),
+            "dns": self.dns,
+        }
+
+    def _old_block(self, routes: list[Document], v6: bool) -> Document:
+        """The first address of a family, which is all that 0.2.0 can say, with its routes."""
+        for ip in self.ips:
+            if _is_v6(ip, "address") is v6:
+                family = [route for route in routes if _is_v6(route, "dst") is v6]
+                gateway = ip.get("gateway")
+                return _without({"ip": ip["address"], "gateway": gateway, "routes": [*family]}, ())
+        return {}
+
+
+def _is_v6(entry: Document, key: str) -> bool:
+    return ":" in str(entry.get(key))
+
+
+# The words of which we, or the plugins behind us, make something.
+_TYPES: dict[str, dict[str, type]] = {
+    "interfaces": {"name": str, "mac": str, "sandbox": str},
+    "ips": {"address": str, "gateway": str, "interface": int},
+    "routes": {"dst": str, "gw": str},
+}
+
+
+def _entries(document: Document, key: str) -> list[Document]:
+    listed: Json = document.get(key)
+    if listed is None:
+        return []
+    if not isinstance(listed, list):
+        raise _no_result(f"{key} must be a list of objects")
+    entries = []
+    for entry in listed:
+        if not isinstance(entry, dict):
+            raise _no_result(f"{key} must be a list of objects")
+        for word, kind in _TYPES[key].items():
+            if not isinstance(entry.get(word), kind | None):
+                raise _no_result(f"{key} has an entry with a {word} that is no {kind.__name__}")
+        entries.append(entry)
+    return entries
+
+
+def _no_result(what: str) -> CniError:
+    return CniError(INVALID_CONFIG, f"invalid prevResult: {what}")
+
+
+def _without(entry: Document, words: tuple[str, ...]) -> Document:
+    """A copy without these words, and without empty values: an optional field is absent, never
+    null or "" (Go's omitempty)."""
+    return {k: v for k, v in entry.items() if k not in words and v not in (None, "", [])}

@@ -1,0 +1,460 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Our rules as data: what `nft list table inet mycelium-cni` shows, as messages to the kernel.
+
+Everything here may be sent again at any time and only replaces what is ours and of the same name.
+So two plugins that load at once, for two networks, do not undo each other. docs/security.md has the
+rules in nft's words and says what each is for; docs/adr/0006-the-guard.md says why so.
+"""
+
+from __future__ import annotations
+
+from mycelium_cni.guard import BRIDGE_WORDS, TABLE_NAME, Port
+from mycelium_cni.kernel import netlink as nl
+from mycelium_cni.kernel import nftables as nf
+from mycelium_cni.node.marks import BRIDGE_GROUP, GROUP, GROUP_MASK
+from mycelium_cni.overlay import MYCELIUM
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Container, Iterable
+
+    from mycelium_cni.guard import Wanted
+
+INET = nf.Table(nf.NFPROTO_INET, TABLE_NAME)
+BRIDGE = nf.Table(nf.NFPROTO_BRIDGE, TABLE_NAME)
+
+_RAW, _FILTER, _SRCNAT, _BRIDGE_FILTER = -300, 0, 100, -200  # linux/netfilter_ipv6.h, _bridge.h
+_EQ, _NEQ = nf.NFT_CMP_EQ, nf.NFT_CMP_NEQ
+
+# Matches, each as `nft` makes it of the words above it.
+# meta nfproto ipv6; in a bridge `meta protocol ip6` says it
+_IPV6 = (nf.meta(nf.NFT_META_NFPROTO), nf.compare(_EQ, bytes((nf.NFPROTO_IPV6,))))
+_BRIDGED_IPV6 = (nf.meta(nf.NFT_META_PROTOCOL), nf.compare(_EQ, nf.ETH_P_IPV6))
+_SADDR = nf.payload(nf.NFT_PAYLOAD_NETWORK_HEADER, 8, 16)
+_DADDR = nf.payload(nf.NFT_PAYLOAD_NETWORK_HEADER, 24, 16)
+_ICMPV6 = (nf.meta(nf.NFT_META_L4PROTO), nf.compare(_EQ, bytes((nf.IPPROTO_ICMPV6,))))
+_NO_ICMPV6 = (_ICMPV6[0], nf.compare(_NEQ, bytes((nf.IPPROTO_ICMPV6,))))
+_ICMPV6_TYPE = (*_ICMPV6, nf.payload(nf.NFT_PAYLOAD_TRANSPORT_HEADER, 0, 1))
+_TCP = (nf.meta(nf.NFT_META_L4PROTO), nf.compare(_EQ, bytes((nf.IPPROTO_TCP,))))
+_OURS = (
+    nf.mask(nf.host32(GROUP_MASK)),
+    nf.compare(_EQ, nf.host32(GROUP)),
+)
+_FROM_OURS = (nf.meta(nf.NFT_META_IIFGROUP), *_OURS)
+# fib saddr . iif oif
+_ROUTED_BACK = nf.fib_present(nf.NFTA_FIB_F_SADDR | nf.NFTA_FIB_F_IIF)
+_DROP = (nf.counter(), nf.verdict(nf.NF_DROP))
+_ACCEPT = nf.verdict(nf.NF_ACCEPT)
+
+_RA, _NEIGHBOUR_SOLICITATION, _NEIGHBOUR_ADVERTISEMENT, _REDIRECT = 134, 135, 136, 137
+_ROUTER_SOLICITATION, _ECHO_REPLY = 133, 129
+_MLD_REPORT, _MLD2_REPORT = 131, 143
+_ERRORS = (1, 4)  # destination-unreachable, packet-too-big, time-exceeded, parameter-problem
+
+
+def _type(number: int) -> tuple[nl.Attribute, ...]:
+    return (*_ICMPV6_TYPE, nf.compare(_EQ, bytes((number,))))
+
+
+def _types(low: int, high: int) -> tuple[nl.Attribute, ...]:
+    return (
+        *_ICMPV6_TYPE,
+        nf.compare(nf.NFT_CMP_GTE, bytes((low,))),
+        nf.compare(nf.NFT_CMP_LTE, bytes((high,))),
+    )
+
+
+def _in(address: nl.Attribute, prefix: tuple[bytes, int], op: int = _EQ) -> list[nl.Attribute]:
+    network, length = prefix
+    bits = ((1 << length) - 1 << 128 - length).to_bytes(16, "big")
+    return [address, nf.mask(bits), nf.compare(op, network)]
+
+
+def overlay_chain(interface: str) -> str:
+    return f"from-{interface}"
+
+
+def base() -> list[nl.Message]:
+    """The table, its maps, and the chains that do not depend on a node or a network."""
+    table = INET
+    sender = (
+        nf.meta(nf.NFT_META_IIF),
+        nf.payload(nf.NFT_PAYLOAD_NETWORK_HEADER, 8, 16, nf.NFT_REG32_00 + 1),
+    )
+    return [
+        table.add("mycelium-cni: what pods and the overlay may send; docs/security.md"),
+        table.set("overlays", nf.IFNAME, nf.NFT_SET_MAP),
+        table.set("to-network", nf.DEVGROUP, nf.NFT_SET_MAP),
+        table.set("to-address", nf.IPV6_ADDR, nf.NFT_SET_MAP),
+        table.set("from-network", nf.DEVGROUP, nf.NFT_SET_MAP),
+        table.set("from-address", nf.IPV6_ADDR, nf.NFT_SET_MAP),
+        # To look up a route for a rule, the kernel allocates one and frees it after a grace period,
+        # which takes a third of TCP's throughput. So the answer is remembered for a minute. Only an
+        # address that is the pod's gets in; and a link's index is not used again.
+        table.set("own-address", nf.SENDER, size=65535, timeout_ms=60_000),
+        table.chain("from-pods"),
+        table.flush_chain("from-pods"),
+        table.rule(
+            "from-pods", "", *_IPV6, *_NO_ICMPV6, *sender, nf.lookup("own-address"), _ACCEPT
+        ),
+        table.rule(
+            "from-pods",
+            "not IPv6",
+            nf.meta(nf.NFT_META_NFPROTO),
+            nf.compare(_NEQ, bytes((nf.NFPROTO_IPV6,))),
+            *_DROP,
+        ),
+        table.rule("from-pods", "pods are no routers", *_IPV6, *_type(_RA), *_DROP),
+        table.rule("from-pods", "pods are no routers", *_IPV6, *_type(_REDIRECT), *_DROP),
+        table.rule(
+            "from-pods",
+            "not the pod's address",
+            _ROUTED_BACK,
+            nf.compare(_EQ, nf.host32(0)),
+            *_DROP,
+        ),
+        table.rule("from-pods", "", *_IPV6, *_NO_ICMPV6, *sender, nf.learn("own-address")),
+        table.chain("prerouting", *nf.base("filter", nf.NF_INET_PRE_ROUTING, _RAW)),
+        table.flush_chain("prerouting"),
+        table.rule("prerouting", "", *_FROM_OURS, nf.verdict(nf.NFT_GOTO, "from-pods")),
+        # With br_netfilter, packets from port to port come here too, after the bridge table.
+        table.rule(
+            "prerouting",
+            "",
+            *(nf.meta(nf.NFT_META_IIFGROUP), nf.compare(_EQ, nf.host32(BRIDGE_GROUP)), _ACCEPT),
+        ),
+        table.rule("prerouting", "", nf.meta(nf.NFT_META_IIFNAME), nf.vmap("overlays")),
+    ]
+
+
+def overlay(wanted: Wanted, *, known: bool) -> list[nl.Message]:
+    """What a Mycelium interface may deliver. `known`: the table has something of that name."""
+    table, chain, subnet = INET, overlay_chain(wanted.interface), wanted.subnet
+    source = nf.payload(nf.NFT_PAYLOAD_NETWORK_HEADER, 8, 8)
+    destination = nf.payload(nf.NFT_PAYLOAD_NETWORK_HEADER, 24, 8)
+    # The packet that an ICMPv6 error quotes begins 8 bytes into it, its source another 8 later.
+    quoted = nf.payload(nf.NFT_PAYLOAD_TRANSPORT_HEADER, 16, 8)
+    return [
+        table.chain(chain),
+        table.flush_chain(chain),
+        table.rule(
+            chain,
+            "not IPv6",
+            nf.meta(nf.NFT_META_NFPROTO),
+            nf.compare(_NEQ, bytes((nf.NFPROTO_IPV6,))),
+            *_DROP,
+        ),
+        table.rule(
+            chain,
+            "not for this node's subnet",
+            *_IPV6,
+            destination,
+            nf.compare(_NEQ, subnet),
+            *_DROP,
+        ),
+        table.rule(
+            chain,
+            "routing header",
+            *_IPV6,
+            nf.exthdr_present(nf.IPPROTO_ROUTING),
+            nf.compare(_EQ, b"\1"),
+            *_DROP,
+        ),
+        table.rule(
+            chain, "source is not on the overlay", *_IPV6, *_in(_SADDR, MYCELIUM, _NEQ), *_DROP
+        ),
+        table.rule(
+            chain,
+            "no neighbours on the overlay",
+            *_IPV6,
+            *_types(_ROUTER_SOLICITATION, _REDIRECT),
+            *_DROP,
+        ),
+        # The daemon writes its own errors from the pod's or the node's address.
+        table.rule(
+            chain,
+            "error about a packet of ours",
+            *_IPV6,
+            *_types(*_ERRORS),
+            quoted,
+            nf.compare(_EQ, subnet),
+            _ACCEPT,
+        ),
+        table.rule(chain, "error about a packet not ours", *_IPV6, *_types(*_ERRORS), *_DROP),
+        table.rule(chain, "source is this node's", *_IPV6, source, nf.compare(_EQ, subnet), *_DROP),
+        *_replace(
+            table, "overlays", wanted.interface_key, chain, wanted.overlay_words, known=known
+        ),
+    ]
+
+
+def network(wanted: Wanted, *, known: bool) -> list[nl.Message]:
+    """A network's policy, for packets to its pods and from them."""
+    table, policy = INET, wanted.policy
+    to, from_, allowed = to_chain(wanted.group), from_chain(wanted.group), f"allow-{wanted.group}"
+    key = nf.host32(wanted.group)
+    messages = [
+        *_network_chains(wanted.group),
+        table.set(allowed, nf.IPV6_ADDR, nf.NFT_SET_INTERVAL),
+        table.flush_chain(to),
+        table.flush_chain(from_),
+        table.elements(nf.NFT_MSG_DELSETELEM, allowed, []),
+    ]
+    if policy.ingress != "open":
+        state = nf.ct_state()
+        live = nf.host32(nf.CT_ESTABLISHED | nf.CT_RELATED)
+        invalid = nf.host32(nf.CT_INVALID)
+        never = nf.compare(_NEQ, bytes(4))
+        messages += [
+            # A chain at a hook costs every packet of the node, so it comes with the first network
+            # that needs it. In front, what most packets are: no map is asked about them.
+            table.chain("forward", *nf.base("filter", nf.NF_INET_FORWARD, _FILTER)),
+            table.flush_chain("forward"),
+            table.rule("forward", "", state, nf.mask(live), never, _ACCEPT),
+            table.rule("forward", "", nf.meta(nf.NFT_META_OIFGROUP), nf.vmap("to-network")),
+            table.rule("forward", "", *_IPV6, _DADDR, nf.vmap("to-address")),
+            table.rule(to, "no connection's", state, nf.mask(invalid), never, *_DROP),
+        ]
+    if policy.ingress == "cluster":
+        if policy.allow_from:
+            parts = nf.prefixes(policy.allow_from)
+            messages += [
+                table.elements(nf.NFT_MSG_NEWSETELEM, allowed, parts[start : start + 256])
+                for start in range(0, len(parts), 256)
+            ]
+            messages.append(
+                table.rule(to, "allowFrom", *_IPV6, _SADDR, nf.lookup(allowed), _ACCEPT)
+            )
+        own = nf.payload(nf.NFT_PAYLOAD_NETWORK_HEADER, 8, 8)
+        messages.append(
+            table.rule(
+                to,
+                "the node's own pods",
+                *_IPV6,
+                *(own, nf.compare(_EQ, wanted.subnet)),
+                *(_ROUTED_BACK, nf.compare(_EQ, nf.host32(1))),
+                _ACCEPT,
+            )
+        )
+    if policy.ingress != "open":
+        messages.append(table.rule(to, f"ingress: {policy.ingress}", *_DROP))
+    if policy.masquerade:
+        messages += [
+            table.chain("postrouting", *nf.base("nat", nf.NF_INET_POST_ROUTING, _SRCNAT)),
+            table.flush_chain("postrouting"),
+            table.rule("postrouting", "", nf.meta(nf.NFT_META_IIFGROUP), nf.vmap("from-network")),
+            table.rule("postrouting", "", *_IPV6, _SADDR, nf.vmap("from-address")),
+            *(
+                table.rule(from_, words, *_IPV6, *_in(_DADDR, prefix), nf.verdict(nf.NFT_RETURN))
+                for words, prefix in (
+                    ("stays on the overlay", MYCELIUM),
+                    ("multicast", (b"\xff" + bytes(15), 8)),
+                )
+            ),
+            table.rule(from_, "ipMasq", *_IPV6, nf.counter(), nf.masquerade()),
+        ]
+    return [
+        *messages,
+        table.elements(nf.NFT_MSG_NEWSETELEM, "from-network", [nf.element(key, from_)]),
+        *_replace(table, "to-network", key, to, wanted.network_words, known=known),
+    ]
+
+
+def to_chain(group: int) -> str:
+    return f"to-{group}"
+
+
+def from_chain(group: int) -> str:
+    return f"from-{group}"
+
+
+def _network_chains(group: int) -> list[nl.Message]:
+    return [INET.chain(to_chain(group)), INET.chain(from_chain(group))]
+
+
+def _replace(
+    table: nf.Table, name: str, key: bytes, chain: str, words: str, *, known: bool
+) -> list[nl.Message]:
+    """An element and its words: of one that is there the kernel would keep the old words."""
+    messages = [table.elements(nf.NFT_MSG_NEWSETELEM, name, [nf.element(key, chain, words)])]
+    if known:
+        messages.insert(0, table.elements(nf.NFT_MSG_DELSETELEM, name, [nf.element(key)]))
+    return messages
+
+
+# Bridge mode: at layer 2 the node's rules above do not see who sends to whom.
+
+
+def bridge_base() -> list[nl.Message]:
+    """The bridge table, anew."""
+    table = BRIDGE
+    port = (
+        nf.meta(nf.NFT_META_IIF),
+        nf.payload(nf.NFT_PAYLOAD_LL_HEADER, 6, 6, nf.NFT_REG32_00 + 1),
+    )
+    source = nf.payload(nf.NFT_PAYLOAD_NETWORK_HEADER, 8, 16, nf.NFT_REG32_00 + 3)
+    target = nf.payload(nf.NFT_PAYLOAD_TRANSPORT_HEADER, 8, 16, nf.NFT_REG32_00 + 3)
+    reserved = nf.payload(nf.NFT_PAYLOAD_LL_HEADER, 0, 6)
+    own_target = (*port, target, nf.lookup("ports"))
+    v6 = _BRIDGED_IPV6
+    return [
+        table.add(BRIDGE_WORDS),
+        table.delete(),
+        table.add(BRIDGE_WORDS),
+        table.set("ports", nf.PORT),
+        table.set("macs", nf.PORT_MAC),
+        table.set("closed", nf.DEVGROUP),
+        table.chain("advertisement"),
+        table.rule("advertisement", "of itself", *v6, *own_target, _ACCEPT),
+        table.rule("advertisement", "of another", *_DROP),
+        table.chain("unspecified"),
+        table.rule(
+            "unspecified",
+            "asks for its own address",
+            *v6,
+            *_type(_NEIGHBOUR_SOLICITATION),
+            *own_target,
+            _ACCEPT,
+        ),
+        *(
+            table.rule("unspecified", "", *v6, *_type(report), *port, nf.lookup("macs"), _ACCEPT)
+            for report in (_MLD2_REPORT, _MLD_REPORT)
+        ),
+        table.rule("unspecified", "no source", *_DROP),
+        table.chain("from-pods"),
+        # Most packets are of TCP or UDP, and done with after this.
+        table.rule(
+            "from-pods",
+            "",
+            *(*v6, *_NO_ICMPV6, *port, source, nf.lookup("ports"), _ACCEPT),
+        ),
+        table.rule(
+            "from-pods",
+            "not IPv6",
+            nf.payload(nf.NFT_PAYLOAD_LL_HEADER, 12, 2),
+            nf.compare(_NEQ, nf.ETH_P_IPV6),
+            *_DROP,
+        ),
+        table.rule(
+            "from-pods",
+            "",
+            *(*v6, _SADDR, nf.compare(_EQ, bytes(16))),
+            nf.verdict(nf.NFT_GOTO, "unspecified"),
+        ),
+        table.rule(
+            "from-pods",
+            "not the pod's MAC and address",
+            *v6,
+            *port,
+            source,
+            nf.lookup("ports", inverted=True),
+            *_DROP,
+        ),
+        table.rule("from-pods", "pods are no routers", *v6, *_type(_RA), *_DROP),
+        table.rule("from-pods", "pods are no routers", *v6, *_type(_REDIRECT), *_DROP),
+        table.rule(
+            "from-pods",
+            "",
+            *v6,
+            *_type(_NEIGHBOUR_ADVERTISEMENT),
+            nf.verdict(nf.NFT_GOTO, "advertisement"),
+        ),
+        table.chain("prerouting", *nf.base("filter", nf.NF_BR_PRE_ROUTING, _RAW)),
+        table.rule("prerouting", "", *_FROM_OURS, nf.verdict(nf.NFT_GOTO, "from-pods")),
+        # The bridge learns the sender of these too, and no other hook sees them.
+        table.chain("input", *nf.base("filter", nf.NF_BR_LOCAL_IN, _BRIDGE_FILTER)),
+        table.rule(
+            "input",
+            "reserved multicast",
+            *_FROM_OURS,
+            *(reserved, nf.mask(b"\xff\xff\xff\xff\xff\xf0")),
+            nf.compare(_EQ, b"\x01\x80\xc2\0\0\0"),
+            *_DROP,
+        ),
+    ]
+
+
+def bridge_network(group: int, *, closed: bool, known: bool) -> list[nl.Message]:
+    """Whether other ports may open connections to those of a network. `known`: they may not now."""
+    key = [nf.element(nf.host32(group))]
+    if closed == known:
+        return []
+    if not closed:
+        return [BRIDGE.elements(nf.NFT_MSG_DELSETELEM, "closed", key)]
+    return [*_bridge_closed(), BRIDGE.elements(nf.NFT_MSG_NEWSETELEM, "closed", key)]
+
+
+def _bridge_closed() -> list[nl.Message]:
+    """From port to port there is no connection tracking: what can open nothing passes."""
+    table, v6 = BRIDGE, _BRIDGED_IPV6
+    return [
+        table.chain("to-closed"),
+        table.flush_chain("to-closed"),
+        table.rule(
+            "to-closed",
+            "opens no connection",
+            *(*v6, *_TCP, nf.payload(nf.NFT_PAYLOAD_TRANSPORT_HEADER, 13, 1)),
+            *(nf.mask(b"\x12"), nf.compare(_NEQ, b"\x02")),
+            _ACCEPT,
+        ),
+        table.rule(
+            "to-closed",
+            "",
+            *v6,
+            *_types(_NEIGHBOUR_SOLICITATION, _NEIGHBOUR_ADVERTISEMENT),
+            _ACCEPT,
+        ),
+        table.rule("to-closed", "", *v6, *_types(*_ERRORS), _ACCEPT),
+        table.rule("to-closed", "", *v6, *_type(_ECHO_REPLY), _ACCEPT),
+        table.rule("to-closed", "ingress: closed", *_DROP),
+        table.chain("forward", *nf.base("filter", nf.NF_BR_FORWARD, _BRIDGE_FILTER)),
+        table.flush_chain("forward"),
+        table.rule(
+            "forward",
+            "",
+            *(nf.meta(nf.NFT_META_OIFGROUP), nf.lookup("closed")),
+            nf.verdict(nf.NFT_GOTO, "to-closed"),
+        ),
+    ]
+
+
+def network_chains(groups: Iterable[int]) -> list[nl.Message]:
+    """The chains of networks of which only the pods are known: no policy, until their next ADD."""
+    return [message for number in groups for message in _network_chains(number)]
+
+
+def add_ports(ports: Iterable[Port]) -> list[nl.Message]:
+    """What bridged pods may send as, and which policy is theirs. Their networks have chains."""
+    return [m for port in ports for m in _port_elements(nf.NFT_MSG_NEWSETELEM, port)]
+
+
+def delete_ports(ports: Iterable[Port], kept: Container[bytes] = ()) -> list[nl.Message]:
+    """Forget bridged pods; `kept` are addresses that another pod has by now."""
+    messages = []
+    for port in ports:
+        elements = _port_elements(nf.NFT_MSG_DELSETELEM, port)
+        messages += elements[:2] if port.address in kept else elements
+    return messages
+
+
+def _port_elements(kind: int, port: Port) -> list[nl.Message]:
+    mac = nf.host32(port.index) + port.mac + bytes(2)
+    to, from_ = to_chain(port.group), from_chain(port.group)
+    if kind == nf.NFT_MSG_DELSETELEM:
+        to = from_ = ""
+    return [
+        BRIDGE.elements(kind, "ports", [nf.element(mac + port.address)]),
+        BRIDGE.elements(kind, "macs", [nf.element(mac)]),
+        INET.elements(kind, "to-address", [nf.element(port.address, to)]),
+        INET.elements(kind, "from-address", [nf.element(port.address, from_)]),
+    ]
+
+
+def ports(socket: nf.Socket) -> list[Port]:
+    """The bridged pods that the table knows, live or not. Of no network: it does not say."""
+    found = []
+    for payload in socket.dump(BRIDGE.elements(nf.NFT_MSG_GETSETELEM, "ports", [])):
+        for key in nf.keys(payload):
+            index, mac, address = key[:4], key[4:10], key[12:28]
+            found.append(Port(nl.u32(index), mac, address, 0))
+    return found

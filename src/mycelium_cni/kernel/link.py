@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A link as RTM_GETLINK shows it."""
+
+from __future__ import annotations
+
+from errno import ENODEV
+
+from mycelium_cni.kernel import netlink as nl
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
+
+class Link:
+    """A link of the node as RTM_GETLINK shows it."""
+
+    __slots__ = ("_payload", "index", "up")
+
+    def __init__(self, payload: bytes) -> None:
+        _, _, index, flags, _ = nl.IFINFOMSG.unpack_from(payload)
+        self._payload: Final = payload
+        self.index: Final[int] = index
+        self.up: Final = bool(flags & nl.IFF_UP)
+
+    def attribute(self, kind: int, default: bytes = b"") -> bytes:
+        """One of its IFLA_* attributes. It has fifty, of which a caller wants one or two."""
+        for each, value in nl.attributes(self._payload, nl.IFINFOMSG.size):
+            if each == kind:
+                return value
+        return default
+
+    @property
+    def name(self) -> str:
+        return nl.text(self.attribute(nl.IFLA_IFNAME))
+
+    @property
+    def mtu(self) -> int:
+        return nl.u32(self.attribute(nl.IFLA_MTU))
+
+    @property
+    def mac(self) -> bytes:
+        return self.attribute(nl.IFLA_ADDRESS)
+
+    @property
+    def alias(self) -> str:
+        return nl.text(self.attribute(nl.IFLA_IFALIAS))
+
+    @property
+    def group(self) -> int:
+        return nl.u32(self.attribute(nl.IFLA_GROUP))
+
+    @property
+    def master(self) -> int:
+        """The index of the bridge that it is a port of, or 0."""
+        return nl.u32(self.attribute(nl.IFLA_MASTER, bytes(4)))
+
+    @property
+    def peer(self) -> int:
+        """The index of a veth's other end, in the namespace where that is, or 0."""
+        return nl.u32(self.attribute(nl.IFLA_LINK, bytes(4)))
+
+    @property
+    def altnames(self) -> list[str]:
+        listed = nl.attributes(self.attribute(nl.IFLA_PROP_LIST), 0)
+        return [nl.text(name) for kind, name in listed if kind == nl.IFLA_ALT_IFNAME]
+
+
+def find_link(host: nl.Socket, name: str) -> Link | None:
+    """The link with this name or alternative name, or None."""
+    try:
+        return Link(host.request(nl.get_link(name))[0])
+    except nl.NetlinkError as error:
+        if error.errno != ENODEV:
+            raise
+        return None

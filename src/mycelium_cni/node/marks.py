@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The marks by which the kernel's objects are known to be ours: groups, a protocol, an alias."""
+
+from __future__ import annotations
+
+from _blake2 import blake2b
+
+# The high four bits of a group are the same for every network, so one static rule can speak of all
+# our links; 28 bits tell networks apart. The bridge, and links on their way out, are next door.
+GROUP_MASK, GROUP = 0xF0000000, 0x60000000
+BRIDGE_GROUP, DELETE_GROUP = 0x50000000, 0x70000000
+
+# Who made a route, a neighbour or an address of the node (`ip route show proto 77`); rt_protos
+# leaves the number free. `mycelium-cni teardown` takes back what carries it.
+PROTOCOL = 77
+BRIDGE_ALIAS = "mycelium-cni: made for pods, gone with `mycelium-cni teardown`"
+
+
+def group(network: str) -> int:
+    """The IFLA_GROUP of a network's host links; never 0, the group of everybody's links."""
+    return GROUP | int.from_bytes(digest(4, network), "big") & ~GROUP_MASK
+
+
+def digest(size: int, *words: str) -> bytes:
+    """The hash of `size` bytes by which names, groups and addresses are derived."""
+    # NUL cannot stand in any of the words, so ("a-b", "c") and ("a", "b-c") differ.
+    return blake2b("\0".join(words).encode("utf-8", "surrogateescape"), digest_size=size).digest()

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the node's subnet comes from: the Mycelium interface, the bridge, or the daemon's key.
+
+They must agree. A key or a bridge that says something else than the interface means that the daemon
+has changed its identity, and pods given addresses from the old subnet would be deaf.
+"""
+
+from __future__ import annotations
+
+from errno import ENOENT
+from posix import O_CLOEXEC, O_RDONLY, close, open, read, stat
+
+from mycelium_cni.cni.errors import NODE_MISCONFIGURED, TRY_AGAIN_LATER, CniError
+from mycelium_cni.kernel import netlink as nl
+from mycelium_cni.kernel.address import format_address
+from mycelium_cni.kernel.link import Link, find_link
+from mycelium_cni.overlay import on_mycelium
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
+    from mycelium_cni.cni.config import Config
+
+_MYCELIUM_PREFIXLEN = 7
+_FIRST_PERSON, _FIRST_DYNAMIC = 1000, 61184  # user IDs: people's, systemd's DynamicUser
+
+
+class Node:
+    """The node as its pods need it: its address (16 bytes), its subnet (8), the MTU in bytes of its
+    Mycelium interface, and whether pods hang on a bridge; `bridge` is None until it is made."""
+
+    __slots__ = ("address", "bridge", "bridged", "mtu", "subnet")
+
+    def __init__(self, address: bytes, mtu: int, bridged: bool, bridge: Link | None) -> None:
+        self.address: Final = address
+        self.subnet: Final = address[:8]
+        self.mtu: Final = mtu
+        self.bridged: Final = bridged
+        self.bridge: Final = bridge
+
+    @property
+    def gateway(self) -> bytes:
+        """The first address of the subnet: the bridge carries it."""
+        return self.subnet + bytes(7) + b"\x01"
+
+
+def find(host: nl.Socket, config: Config) -> Node:
+    """Read the node's address, and so its subnet.
+
+    Raises CniError: TRY_AGAIN_LATER while the daemon is not there or not ready, NODE_MISCONFIGURED
+    where two sources disagree.
+    """
+    bridge = None if config.mode == "routed" else find_link(host, config.bridge_name)
+    address, mtu = _interface(host, config.interface)
+    # A configuration that does not say which mode follows what the node has.
+    bridged = config.mode == "bridge" or bridge is not None
+    if bridged:
+        agree_with_key(config, address)
+    if bridge:
+        for carried, _ in _addresses(host, bridge.index):
+            _agree(config, address, f"bridge {config.bridge_name}", carried)
+    return Node(address, mtu, bridged, bridge)
+
+
+def _interface(host: nl.Socket, name: str) -> tuple[bytes, int]:
+    link = find_link(host, name)
+    if link is None:
+        raise CniError(
+            TRY_AGAIN_LATER,
+            f"failed to find interface {name}: start the Mycelium daemon, or set "
+            '"myceliumInterface" to the name it uses (--tun-name)',
+        )
+    if not link.up:
+        raise CniError(
+            TRY_AGAIN_LATER,
+            f"interface {name} is down: run `ip link set {name} up`, or restart the daemon",
+        )
+    addresses = _addresses(host, link.index)
+    if not addresses:
+        raise CniError(
+            TRY_AGAIN_LATER,
+            f"no global IPv6 address found on {name} in 400::/7: wait for the Mycelium daemon, "
+            "or restart it if this lasts",
+        )
+    # Somebody may add addresses of the subnet. The daemon's own one covers the whole overlay.
+    own = [pair for pair in addresses if pair[1] == _MYCELIUM_PREFIXLEN] or addresses
+    if len({address[:8] for address, _ in own}) > 1:
+        both = " and ".join(format_address(address) for address, _ in own)
+        raise CniError(
+            NODE_MISCONFIGURED,
+            f"interface {name} has addresses of two subnets, {both}: remove the one that is not "
+            f"the daemon's with `ip address del ADDRESS dev {name}`",
+        )
+    return own[0][0], link.mtu
+
+
+def _addresses(host: nl.Socket, index: int) -> list[tuple[bytes, int]]:
+    """The 400::/7 addresses of a link, with their prefix lengths."""
+    header = nl.IFADDRMSG.pack(nl.AF_INET6, 0, 0, 0, index)
+    found = []
+    for payload in host.dump(nl.Message(nl.RTM_GETADDR, 0, header, "read addresses")):
+        _, prefixlen, _, _, owner = nl.IFADDRMSG.unpack_from(payload)
+        attributes = nl.decode(payload, nl.IFADDRMSG.size)
+        address = attributes.get(nl.IFA_LOCAL) or attributes[nl.IFA_ADDRESS]
+        if owner == index and on_mycelium(address):
+            found.append((address, prefixlen))
+    return found
+
+
+def agree_with_key(config: Config, address: bytes) -> None:
+    """Raises CniError (NODE_MISCONFIGURED) if the key file, where there is one, is another node's
+    than the one with this address, or cannot be read."""
+    private = read_key(config.netseed)
+    if private:
+        from mycelium_cni.node import identity  # noqa: PLC0415 - where there is a key
+
+        other = identity.address(identity.public_key(private))
+        _agree(config, address, f"the key in {config.netseed}", other)
+
+
+def carries(host: nl.Socket, link: Link, address: bytes) -> bool:
+    """Whether a link has that 400::/7 address."""
+    return any(carried == address for carried, _ in _addresses(host, link.index))
+
+
+def _agree(config: Config, address: bytes, source: str, other: bytes) -> None:
+    if other[:8] != address[:8]:
+        raise CniError(
+            NODE_MISCONFIGURED,
+            f"{source} says subnet {_subnet(other)}, interface {config.interface} says "
+            f"{_subnet(address)}: let both be of one daemon key, then run `mycelium-cni setup`",
+        )
+
+
+def _subnet(address: bytes) -> str:
+    return format_address(address[:8] + bytes(8)) + "/64"
+
+
+def key_exposure(path: str) -> str:
+    """Who but root and the daemon can get at the key file, in words; '' for nobody. The daemon
+    makes it with mode 0640. Raises OSError."""
+    status = stat(path)
+    if status.st_mode & 0o022:
+        return f"others than its owner may write it (mode {status.st_mode & 0o7777:04o})"
+    if status.st_mode & 0o004:
+        return f"everybody may read it (mode {status.st_mode & 0o7777:04o})"
+    if status.st_uid >= _FIRST_PERSON and status.st_uid < _FIRST_DYNAMIC:
+        return f"it belongs to user {status.st_uid}"
+    return ""
+
+
+def read_key(path: str) -> bytes | None:
+    """The private key in the daemon's key file, or None where there is no such file. It is a
+    secret: callers compute from it what is public, and forget it.
+
+    Raises CniError (NODE_MISCONFIGURED): it cannot be read, or is too short.
+    """
+    try:
+        fd = open(path, O_RDONLY | O_CLOEXEC)
+    except OSError as error:
+        if error.errno == ENOENT:
+            return None
+        raise CniError(
+            NODE_MISCONFIGURED, f"cannot read netseed {path}: {error.strerror}"
+        ) from None
+    from resource import RLIMIT_CORE, setrlimit  # noqa: PLC0415 - where there is a key
+
+    from mycelium_cni.node import identity  # noqa: PLC0415
+
+    # From here on the process leaves no core file: 1 is less than any, and switches off handlers
+    # too, for which 0 means "no limit" (fs/coredump.c).
+    setrlimit(RLIMIT_CORE, (1, 1))
+    try:
+        # The daemon reads 32 bytes and ignores what follows (mycelium, load_key_file).
+        private = read(fd, identity.KEY_SIZE)
+    except OSError as error:
+        raise CniError(
+            NODE_MISCONFIGURED, f"cannot read netseed {path}: {error.strerror}"
+        ) from None
+    finally:
+        close(fd)
+    if len(private) < identity.KEY_SIZE:
+        raise CniError(
+            NODE_MISCONFIGURED,
+            f"netseed {path} has {len(private)} bytes, a key has {identity.KEY_SIZE}: point "
+            '"netseed" to the daemon\'s --key-file',
+        )
+    return private

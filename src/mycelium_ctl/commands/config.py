@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Check a network configuration as libcni and the plugin would, or write a good one.
+
+`config check` names the line and the mend of everything that is wrong; 1 is its exit code if the
+file would be refused. The kind of a file is told by its suffix, as runtimes do; `-` is standard
+input and taken for a list. `config new` writes to standard output, or, with --output, to a file
+beside its final place, so that a runtime never reads half of it.
+
+    mycelium-cni config check /etc/cni/net.d/10-mycelium.conflist
+    mycelium-cni config new --for k3s --output /etc/cni/net.d/10-mycelium.conflist
+    mycelium-cni config new --for multus --name overlay --manifest | kubectl apply -f -
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from mycelium_cni.cni.request import VERSIONS
+from mycelium_ctl.errors import ToolError
+from mycelium_ctl.node import conflist
+from mycelium_ctl.node.conflist import ConfFile
+from mycelium_ctl.view import Mark, Page, count
+
+CHAINED = {
+    # k3s brings portmap in its own directory; elsewhere it may lack, so it is there on request.
+    "k3s": ({"type": "portmap", "capabilities": {"portMappings": True}},),
+}
+
+
+def new_network(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The network configuration that the flags ask for. Raises ToolError if there is no such."""
+    plugin: dict[str, Any] = {"type": conflist.TYPE}
+    said = {
+        "mode": arguments.mode,
+        "myceliumInterface": arguments.interface,
+        "bridge": arguments.bridge,
+        "netseed": arguments.netseed,
+        "addressing": arguments.addressing,
+        "mtu": arguments.mtu,
+    }
+    plugin |= {key: value for key, value in said.items() if value is not None}
+    if arguments.default_route:
+        plugin["defaultRoute"] = True
+    if arguments.capability:
+        plugin["capabilities"] = dict.fromkeys(sorted(arguments.capability), True)
+    chain = [plugin, *CHAINED.get(arguments.runtime, ())]
+    if arguments.portmap and len(chain) == 1:
+        chain += CHAINED["k3s"]
+    # Runtimes older than cniVersions read 1.0.0 and are served; newer ones take the best.
+    network = {
+        "cniVersion": "1.0.0",
+        "cniVersions": list(VERSIONS[VERSIONS.index("0.4.0") :]),
+        "name": arguments.name,
+        "plugins": chain,
+    }
+    checked = conflist.check(json.dumps(network).encode(), Path("new.conflist"))
+    if checked.faults:
+        raise ToolError(f"{checked.faults[0].what}; {checked.faults[0].mend}")
+    return network
+
+
+def manifest(network: dict[str, Any]) -> str:
+    """A NetworkAttachmentDefinition for Multus, as YAML."""
+    config = json.dumps(network, indent=2).replace("\n", "\n    ")
+    return (
+        "apiVersion: k8s.cni.cncf.io/v1\n"
+        "kind: NetworkAttachmentDefinition\n"
+        "metadata:\n"
+        f"  name: {network['name']}\n"
+        "spec:\n"
+        f"  config: |\n    {config}\n"
+    )
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="check | new")
+    check = actions.add_parser("check", help="a file, or all files of a directory")
+    check.add_argument("file", metavar="FILE", help="a file, a directory, or - for standard input")
+    check.add_argument("--json", action="store_true", help="print one JSON document")
+
+    new = actions.add_parser("new", help="write one")
+    new.add_argument(
+        "--for", dest="runtime", choices=("containerd", "k3s", "multus"), default="containerd"
+    )
+    new.add_argument("--name", default="mycelium", help="of the network (%(default)s)")
+    new.add_argument("--mode", choices=("auto", "routed", "bridge"))
+    new.add_argument("--interface", metavar="NAME", help="the daemon's interface")
+    new.add_argument("--bridge", metavar="NAME", help="says bridge mode, too")
+    new.add_argument("--netseed", metavar="FILE", help="the daemon's key file")
+    new.add_argument("--addressing", choices=("random", "stable"))
+    new.add_argument("--mtu", type=int, metavar="BYTES")
+    new.add_argument("--default-route", action="store_true", help="also a route to ::/0")
+    new.add_argument("--portmap", action="store_true", help="chain portmap, for hostPort")
+    new.add_argument(
+        "--capability", action="append", choices=("ips", "mac", "dns"), help="let pods ask for it"
+    )
+    new.add_argument("--manifest", action="store_true", help="wrapped for Multus, as YAML")
+    new.add_argument("--output", type=Path, metavar="FILE", help="instead of standard output")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Check or write; 0 if all is well."""
+    if arguments.action == "check":
+        return _check(arguments.file, as_json=arguments.json)
+    network = new_network(arguments)
+    text = manifest(network) if arguments.manifest else json.dumps(network, indent=2) + "\n"
+    if arguments.output is None:
+        print(text, end="")
+    else:
+        write(arguments.output, text)
+    return 0
+
+
+def write(path: Path, text: str) -> None:
+    """Write a configuration so that a runtime sees it whole or not at all. Raises ToolError.
+
+    The temporary file is in the same directory and has a suffix that runtimes pass over: containerd
+    reloads on a rename within the directory, and not on the creation of a file.
+    """
+    beside = path.with_name(f".{path.name}.new")
+    try:
+        beside.write_text(text)
+        beside.replace(path)
+    except OSError as error:
+        raise ToolError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _check(name: str, *, as_json: bool) -> int:
+    if name == "-":
+        confs = [conflist.check(sys.stdin.buffer.read(), Path("-.conflist"))]
+    elif Path(name).is_dir():
+        paths = conflist.list_files(Path(name))
+        if not paths:
+            raise ToolError(f"{name}: no .conf, .conflist or .json file; `config new` writes one")
+        confs = [_read(path) for path in paths]
+    else:
+        confs = [_read(Path(name))]
+    if as_json:
+        print(json.dumps([_document(conf) for conf in confs], indent=2))
+    else:
+        for conf in confs:
+            _show(conf)
+    return 0 if all(conf.valid for conf in confs) else 1
+
+
+def _read(path: Path) -> ConfFile:
+    try:
+        return conflist.read(path)
+    except OSError as error:
+        raise ToolError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _document(conf: ConfFile) -> dict[str, Any]:
+    return {
+        "file": str(conf.path),
+        "valid": conf.valid,
+        "network": conf.network or None,
+        "plugins": conf.types,
+        "faults": [
+            {"line": f.line, "what": f.what, "mend": f.mend, "fatal": f.fatal} for f in conf.faults
+        ],
+        "better": json.loads(conf.better) if conf.better else None,
+    }
+
+
+def _show(conf: ConfFile) -> None:
+    page = Page()
+    name = "standard input" if conf.path.name == "-.conflist" else str(conf.path)
+    chain = " → ".join(conf.types)
+    if conf.valid:
+        page.say(f"{name}: good, network {conf.network}: {chain}")
+        if not conf.entries:
+            page.say(f"  (none of its plugins is {conflist.TYPE})")
+    else:
+        fatal = sum(fault.fatal for fault in conf.faults)
+        page.say(f"{name}: refused, {count(fatal, 'fault')}")
+    for fault in conf.faults:
+        mark: Mark = "fail" if fault.fatal else "warn"
+        page.fact(mark, f"line {fault.line}", fault.what, ("mend", fault.mend))
+    if conf.better:
+        page.say("The valid form:")
+        page.block(conf.better)

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Remove attachments whose pod is gone, for runtimes that never call GC.
+
+A pod is gone when its end of the link is, or when no process is in its network namespace and no
+file such as /run/netns/cni-… names it any more. With --empty also when the namespace still has a
+name but no process, as a crashed runtime leaves it: it is looked at twice, because a runtime makes
+the namespace, and calls the plugin, before the pod's first process starts.
+
+    mycelium-cni gc --dry-run
+    mycelium-cni gc --empty
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import dataclass
+
+from mycelium_cni import guard
+from mycelium_cni.node.marks import DELETE_GROUP, GROUP_MASK
+from mycelium_cni.pod import datapath
+from mycelium_ctl.commands.setup import refused
+from mycelium_ctl.errors import ToolError
+from mycelium_ctl.node import state as nodestate
+from mycelium_ctl.node.state import Attached, Options, State
+from mycelium_ctl.view import Page, count
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """An attachment that nobody uses, and how that shows."""
+
+    attached: Attached
+    why: str
+
+
+def find_gone(state: State, *, empty: bool = False) -> list[Gone]:
+    """The attachments whose pod is gone."""
+    gone = []
+    for attached in state.attachments:
+        if not attached.answers:
+            gone.append(Gone(attached, "the pod's end of the link is gone"))
+            continue
+        held = state.netns.get(attached.link.nsid if attached.link.nsid is not None else -1)
+        if held is None:
+            gone.append(Gone(attached, "no process is in its namespace, and no file names it"))
+        elif empty and not held.processes:
+            gone.append(Gone(attached, f"no process is in its namespace {held.names[0]}"))
+    return gone
+
+
+def find_left_over(state: State) -> list[nodestate.LinkFacts]:
+    """Links that were on their way out when whoever deleted them was killed."""
+    return [link for link in state.links if link.group & GROUP_MASK == DELETE_GROUP]
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("--dry-run", action="store_true", help="say which, and remove none")
+    parser.add_argument("--empty", action="store_true", help="also named namespaces, if empty")
+    parser.add_argument(
+        "--grace",
+        type=float,
+        default=5.0,
+        metavar="SECONDS",
+        help="between the two looks of --empty (%(default)g)",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    nodestate.add_options(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Remove what is gone; 0 when nothing is left of it."""
+    where = nodestate.options(arguments)
+    if not nodestate.sees_all_processes():
+        raise ToolError(
+            "this is a container that does not see the machine's processes, so every pod looks "
+            "gone: run it on the host, or with its PID namespace (hostPID)"
+        )
+    gone, left_over = _look_twice(where, arguments)
+    removed = [one.attached.link.index for one in gone] + [link.index for link in left_over]
+    if not arguments.dry_run:
+        nodestate.require_rights()
+        host = State(where).host
+        try:
+            if removed:
+                datapath.delete_links(host, removed)
+            guard.sweep(host)  # also what pods left that ended without DEL
+        except OSError as error:
+            raise ToolError(refused(error)) from error
+    if arguments.json:
+        found = [
+            {
+                "hostLink": one.attached.link.name,
+                "namespace": one.attached.namespace,
+                "pod": one.attached.pod,
+                "container": one.attached.container,
+                "address": one.attached.address,
+                "why": one.why,
+            }
+            for one in gone
+        ]
+        print(json.dumps({"removed": not arguments.dry_run, "attachments": found}, indent=2))
+        return 0
+    _report(gone, left_over, dry_run=arguments.dry_run)
+    return 0
+
+
+def _look_twice(
+    where: Options, arguments: argparse.Namespace
+) -> tuple[list[Gone], list[nodestate.LinkFacts]]:
+    state = State(where)
+    gone = find_gone(state, empty=arguments.empty)
+    # A namespace that is only now coming to life is not: what is gone stays gone.
+    if gone and arguments.empty:
+        time.sleep(arguments.grace)
+        again = State(where)
+        still = {one.attached.link.index for one in find_gone(again, empty=True)}
+        gone = [one for one in gone if one.attached.link.index in still]
+    return gone, find_left_over(state)
+
+
+def _report(gone: list[Gone], left_over: list[nodestate.LinkFacts], *, dry_run: bool) -> None:
+    page = Page()
+    for one in gone:
+        page.say(f"{one.attached.link.name}  {one.attached.who}  {one.attached.address}: {one.why}")
+    for link in left_over:
+        page.say(f"{link.name}: a deletion of it was interrupted")
+    total = len(gone) + len(left_over)
+    if not total:
+        page.say("nothing to do: every attachment has its pod")
+    else:
+        page.say(f"{count(total, 'link')} {'to remove, none removed' if dry_run else 'removed'}")

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The attachments of this node: which pod, which address, which link, how much traffic.
+
+Everything is read from the kernel. The first column is the verdict: the pod's end of the link
+answers, and its address is of the node's subnet. The exit code is 1 if that is not so for all.
+
+    mycelium-cni list
+    mycelium-cni list --watch
+    mycelium-cni list --json | jq -r '.[] | select(.namespace == "default") | .address'
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from mycelium_ctl.node import state as nodestate
+from mycelium_ctl.node.state import Attached, State
+from mycelium_ctl.view import Mark, Page, amount, worst
+
+HEADERS = ("pod", "address", "container", "host link", "received", "sent", "pod end")
+TRAFFIC = ("received", "sent")  # bytes, packets
+
+
+def mark(attached: Attached, state: State) -> tuple[Mark, str]:
+    """The verdict on an attachment, in a word or two."""
+    if not attached.answers:
+        return "fail", "gone"
+    if not attached.link.up:
+        return "fail", "host link down"
+    if not attached.pod_up:
+        return "fail", f"{attached.pod_link} down"
+    if state.address and attached.subnet != state.address[:8]:
+        return "warn", "old subnet"
+    return "ok", attached.pod_link
+
+
+def rows(state: State) -> list[tuple[Mark, tuple[str, ...]]]:
+    """The table. Traffic is the pod's: what the host link has sent, the pod has received."""
+    found: list[tuple[Mark, tuple[str, ...]]] = []
+    for one in state.attachments:
+        sign, verdict = mark(one, state)
+        link = one.link
+        received = f"{amount(link.sent_bytes)}, {link.sent_packets}"
+        sent = f"{amount(link.received_bytes)}, {link.received_packets}"
+        cells = (one.who, one.address, one.container[:13], link.name, received, sent, verdict)
+        found.append((sign, cells))
+    return found
+
+
+def document(state: State) -> list[dict[str, Any]]:
+    """The same for programs."""
+    return [
+        {
+            "namespace": one.namespace,
+            "pod": one.pod,
+            "container": one.container,
+            "network": one.network,
+            "ifname": one.ifname,
+            "address": one.address,
+            "hostLink": one.link.name,
+            "podLink": one.pod_link or None,
+            "podAnswers": one.answers,
+            "mtu": one.link.mtu,
+            "receivedBytes": one.link.sent_bytes,
+            "receivedPackets": one.link.sent_packets,
+            "sentBytes": one.link.received_bytes,
+            "sentPackets": one.link.received_packets,
+            "state": mark(one, state)[0],
+            "verdict": mark(one, state)[1],
+        }
+        for one in state.attachments
+    ]
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument(
+        "--watch",
+        type=float,
+        nargs="?",
+        const=1.0,
+        metavar="SECONDS",
+        help="again and again, until Ctrl-C (every %(const)g s)",
+    )
+    nodestate.add_options(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the attachments; 0 if all are well, also if there are none."""
+    where = nodestate.options(arguments)
+    if arguments.watch is not None:
+        every_s = max(arguments.watch, 0.1)
+        Page().watch(lambda: (HEADERS, rows(State(where))), every_s, right=TRAFFIC)
+    state = State(where)
+    if arguments.json:
+        print(json.dumps(document(state), indent=2))
+    elif not state.attachments:
+        Page().say("no pod is attached")
+    else:
+        Page().table(HEADERS, rows(state), right=TRAFFIC)
+    return 0 if worst([sign for sign, _ in rows(state)]) == "ok" else 1

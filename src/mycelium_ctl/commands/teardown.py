@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Take back what setup and ADD made on this node, and nothing else.
+
+That is what carries our mark: routes, addresses and proxy entries of protocol 77, a bridge whose
+alias says so, and the guard's tables, which have our name. Forwarding and accept_ra stay as they
+are: switches carry no mark, and others may rely on them by now. Addresses carry their mark from
+Linux 5.18 on; on older kernels they stay.
+
+It refuses while pods are attached, because they would be cut off; --force does it all the same.
+
+    mycelium-cni teardown --dry-run
+    mycelium-cni teardown
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from mycelium_cni import guard
+from mycelium_cni.guard import rules
+from mycelium_cni.kernel import netlink as nl
+from mycelium_cni.kernel import nftables
+from mycelium_cni.node import marks
+from mycelium_ctl.commands.setup import Change, refused, stale_messages
+from mycelium_ctl.errors import ToolError
+from mycelium_ctl.node import state as nodestate
+from mycelium_ctl.node.state import State
+from mycelium_ctl.view import count, visible
+
+
+def plan(state: State) -> list[tuple[Change, nl.Message]]:
+    """What to take back, in order: the bridge last, with whatever is still on it."""
+    steps = list(stale_messages(state, None))
+    for bridge in state.links:
+        if bridge.kind != "bridge" or bridge.alias != marks.BRIDGE_ALIAS:
+            continue
+        ports = [link for link in state.links if link.master == bridge.index]
+        strangers = [port.name for port in ports if port.group & 0xF0000000 != 0x60000000]
+        if strangers:
+            raise ToolError(
+                f"bridge {bridge.name} is ours, its port {strangers[0]} is not: "
+                f"run `ip link set {strangers[0]} nomaster` first"
+            )
+        steps.append(
+            (
+                Change("bridge", f"ip link del {bridge.name}"),
+                nl.link(nl.RTM_DELLINK, f"delete bridge {bridge.name}", index=bridge.index),
+            )
+        )
+    return steps
+
+
+def guard_tables() -> list[Change]:
+    """The guard's tables that are loaded; empty also where the kernel has no packet filter."""
+    try:
+        found = nftables.Socket().ask(rules.INET.get(), rules.BRIDGE.get())
+    except OSError:
+        return []
+    return [
+        Change("guard", f"nft delete table {family} {guard.TABLE_NAME}")
+        for family, table in zip(("inet", "bridge"), found, strict=True)
+        if table is not None
+    ]
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("--dry-run", action="store_true", help="print the changes, make none")
+    parser.add_argument("--force", action="store_true", help="also while pods are attached")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    nodestate.add_options(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Take back; 0 when nothing of ours is left."""
+    state = State(nodestate.options(arguments))
+    live = [attached for attached in state.attachments if attached.answers]
+    if live and not (arguments.force or arguments.dry_run):
+        raise ToolError(
+            f"{count(len(live), 'pod is', 'pods are')} attached, such as {visible(live[0].who)}, "
+            "and would be cut off: remove them first, or use --force"
+        )
+    steps, tables = plan(state), guard_tables()
+    if not arguments.dry_run:
+        nodestate.require_rights()
+        try:
+            for _, message in steps:
+                state.host.request(message)
+            guard.remove()
+        except OSError as error:
+            raise ToolError(refused(error)) from error
+    changes = [change for change, _ in steps] + tables
+    if arguments.json:
+        document = {
+            "changed": bool(changes) and not arguments.dry_run,
+            "changes": [{"name": c.name, "command": c.command} for c in changes],
+        }
+        print(json.dumps(document, indent=2))
+        return 0
+    for change in changes:
+        print(f"{visible(change.command)}  # {change.name}")
+    if not changes:
+        print("nothing to do: nothing here is of setup's making")
+    elif arguments.dry_run:
+        print(f"# {count(len(changes), 'change')} to make, none made")
+    else:
+        print(f"# {count(len(changes), 'change')} made; forwarding stays as it is")
+    return 0
