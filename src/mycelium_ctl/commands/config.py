@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from mycelium_cni.cni.request import VERSIONS
+from mycelium_ctl import files
 from mycelium_ctl.errors import ToolError
 from mycelium_ctl.node import conflist
 from mycelium_ctl.node.conflist import ConfFile
@@ -112,22 +113,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.output is None:
         print(text, end="")
     else:
-        write(arguments.output, text)
+        files.write(arguments.output, text)
     return 0
-
-
-def write(path: Path, text: str) -> None:
-    """Write a configuration so that a runtime sees it whole or not at all. Raises ToolError.
-
-    The temporary file is in the same directory and has a suffix that runtimes pass over: containerd
-    reloads on a rename within the directory, and not on the creation of a file.
-    """
-    beside = path.with_name(f".{path.name}.new")
-    try:
-        beside.write_text(text)
-        beside.replace(path)
-    except OSError as error:
-        raise ToolError(f"cannot write {path}: {error.strerror}") from error
 
 
 def _check(name: str, *, as_json: bool) -> int:

@@ -28,6 +28,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from mycelium_ctl import files
 from mycelium_lab.errors import LabError
 from mycelium_lab.lab import Lab, Namespace, Node, Pod, await_fact
 
@@ -425,10 +426,7 @@ def _draw(path: Path, facts: Sequence[NodeFacts]) -> None:
         )
         for node in facts
     ]
-    try:
-        path.write_text(draw(shapes))
-    except OSError as error:
-        raise LabError(f"cannot write {path}: {error.strerror}") from error
+    files.write(path, draw(shapes))
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -39,6 +39,7 @@ from mycelium_cni.kernel.link import find_link
 from mycelium_cni.node import groundwork, marks, subnet
 from mycelium_cni.overlay import MYCELIUM, on_mycelium
 from mycelium_cni.undo import Undo
+from mycelium_ctl import files
 from mycelium_ctl.errors import ToolError
 from mycelium_ctl.node import state as nodestate
 from mycelium_ctl.node.state import State
@@ -369,11 +370,9 @@ def install_units(root: Path, executable: str) -> list[Path]:
             continue
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            beside = path.with_name(f".{path.name}.new")
-            beside.write_text(text)
-            beside.replace(path)
         except OSError as error:
-            raise ToolError(f"cannot write {path}: {error.strerror}; run it as root") from error
+            raise ToolError(f"cannot make {path.parent}: {refused(error)}") from error
+        files.write(path, text)
         written.append(path)
     return written
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Final
 
 from mycelium_cni.kernel.address import format_address
+from mycelium_ctl import files
 from mycelium_ctl.checks.catalogue import Check, Finding, examine
-from mycelium_ctl.errors import ToolError
 from mycelium_ctl.node import state as nodestate
 from mycelium_ctl.node.state import State
 from mycelium_ctl.view import Mark, Page, worst
@@ -53,10 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.picture:
         from mycelium_ctl import picture
 
-        try:
-            arguments.picture.write_text(picture.draw([picture.read_node(state)]))
-        except OSError as error:
-            raise ToolError(f"cannot write {arguments.picture}: {error.strerror}") from error
+        files.write(arguments.picture, picture.draw([picture.read_node(state)]))
     if arguments.json:
         print(json.dumps(_document(state, findings, ready=ready), indent=2))
     else:

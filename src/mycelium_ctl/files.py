@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files in directories that others fill: read without waiting for anybody, written whole or not."""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from contextlib import suppress
+from errno import EACCES, EINVAL, EISDIR, EPERM
+from pathlib import Path
+from typing import Final
+
+from mycelium_ctl.errors import ToolError
+
+SIZE_LIMIT: Final = 1 << 20  # bytes; what is read here has hundreds
+
+_KINDS: Final = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def read(path: Path) -> bytes:
+    """The first SIZE_LIMIT + 1 bytes of a regular file. Raises OSError, also for anything that is
+    no regular file: to open a FIFO or a device can wait for ever, or do things."""
+    place = os.open(path, os.O_PATH | os.O_CLOEXEC)  # opens nothing yet
+    try:
+        kind = stat.S_IFMT(os.fstat(place).st_mode)
+        if kind != stat.S_IFREG:
+            number = EISDIR if kind == stat.S_IFDIR else EINVAL
+            raise OSError(number, f"it is {_KINDS.get(kind, 'no regular file')}", str(path))
+        with Path(f"/proc/self/fd/{place}").open("rb") as file:
+            return file.read(SIZE_LIMIT + 1)
+    finally:
+        os.close(place)
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file so that its readers see it whole or not at all. Raises ToolError.
+
+    It is written beside its place under a name that nobody can guess, and that runtimes pass over:
+    containerd reloads on a rename within the directory, and not on the creation of a file.
+    """
+    if path.exists() and not path.is_file():
+        raise ToolError(f"cannot write {path}: it is no regular file")
+    beside = ""
+    try:
+        fd, beside = tempfile.mkstemp(".new", f".{path.name}.", path.parent)
+        with open(fd, "w") as file:  # noqa: PTH123 - a descriptor
+            file.write(text)
+            os.fchmod(fd, 0o644)
+        Path(beside).replace(path)
+    except OSError as error:
+        if beside:
+            with suppress(OSError):
+                Path(beside).unlink()
+        way = "; run it as root" if error.errno in (EACCES, EPERM) else ""
+        raise ToolError(f"cannot write {path}: {error.strerror}{way}") from error
