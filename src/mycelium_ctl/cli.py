@@ -97,7 +97,9 @@ def main(argv: list[str]) -> int:
         code = command.run(parser.parse_args(argv[1:]))
         sys.stdout.flush()
     except (ToolError, LabError) as error:
-        print(f"{PROGRAM} {name}: {error}", file=sys.stderr)
+        from mycelium_ctl.view import readable
+
+        print(f"{PROGRAM} {name}: {readable(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(file=sys.stderr)  # the shell's next prompt starts on a line of its own

@@ -25,6 +25,7 @@ SIGNS: Final[dict[Mark, tuple[str, str]]] = {
     "fail": ("✗", "bold red"),
     "skip": ("-", "dim"),
 }
+LONGEST: Final = 2000  # characters
 LABEL: Final = 15  # columns: the longest name of a check
 
 
@@ -34,6 +35,13 @@ def visible(text: str) -> str:
     So are bytes of a link or file name that are no UTF-8, which Python keeps as lone surrogates.
     """
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def readable(text: str) -> str:
+    """The same, and no longer than a person reads: a stranger's name may have megabytes."""
+    if len(text) > LONGEST:
+        return f"{visible(text[:LONGEST])}… ({len(text)} characters)"
+    return visible(text)
 
 
 def worst(marks: Sequence[Mark]) -> Mark:
@@ -69,18 +77,18 @@ class Page:
         if self._console:
             from rich.text import Text
 
-            self._console.print(Text(f"\n{visible(text)}", style="bold"))
+            self._console.print(Text(f"\n{readable(text)}", style="bold"))
         else:
-            print(f"# {visible(text)}")
+            print(f"# {readable(text)}")
 
     def say(self, text: str) -> None:
         """A sentence."""
         if self._console:
             from rich.text import Text
 
-            self._console.print(Text(visible(text)))
+            self._console.print(Text(readable(text)))
         else:
-            print(visible(text))
+            print(readable(text))
 
     def block(self, text: str) -> None:
         """Lines to be copied: never wrapped, and never changed but for control characters."""
@@ -95,9 +103,9 @@ class Page:
     def fact(self, mark: Mark, label: str, text: str, *below: tuple[str, str]) -> None:
         """A marked line, with lines below it as (label, text)."""
         if not self._console:
-            print(f"{mark:4}  {label:{LABEL}}  {visible(text)}")
+            print(f"{mark:4}  {label:{LABEL}}  {readable(text)}")
             for name, more in below:
-                print(f"      {name:{LABEL}}  {visible(more)}")
+                print(f"      {name:{LABEL}}  {readable(more)}")
             return
         from rich.table import Table
         from rich.text import Text
@@ -108,10 +116,10 @@ class Page:
         grid.add_column(width=LABEL, no_wrap=True)
         grid.add_column(overflow="fold")
         shade = "dim" if mark == "skip" else ""
-        grid.add_row(Text(sign, style), Text(label, shade or "bold"), Text(visible(text), shade))
+        grid.add_row(Text(sign, style), Text(label, shade or "bold"), Text(readable(text), shade))
         for name, more in below:
             command = name == "mend"
-            grid.add_row("", Text(name, "dim"), Text(visible(more), "cyan" if command else "dim"))
+            grid.add_row("", Text(name, "dim"), Text(readable(more), "cyan" if command else "dim"))
         self._console.print(grid)
 
     def table(
@@ -125,7 +133,7 @@ class Page:
         if self._console:
             self._console.print(_table(headers, rows, right, self._console.width))
             return
-        lines = [["", *headers]] + [[mark, *map(visible, row)] for mark, row in rows]
+        lines = [["", *headers]] + [[mark, *map(readable, row)] for mark, row in rows]
         widths = [max(len(line[n]) for line in lines) for n in range(len(headers) + 1)]
         for line in lines:
             cells = [
@@ -171,7 +179,7 @@ def _table(
     from rich.table import Table
     from rich.text import Text
 
-    shown = [(mark, [visible(cell) for cell in row]) for mark, row in rows]
+    shown = [(mark, [readable(cell) for cell in row]) for mark, row in rows]
     widths = [
         max([len(title), *(len(row[n]) for _, row in shown)]) for n, title in enumerate(headers)
     ]

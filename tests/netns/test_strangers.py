@@ -4,11 +4,15 @@ waits for."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -158,3 +162,107 @@ def test_a_plugin_that_others_may_replace_is_not_run(tool: Tool, tmp_path: Path)
     os.chown(bins, 65534, 0, follow_symlinks=False)
     assert "belongs to user 65534" in tool.doctor("plugin")["found"]
     assert not loot.exists()
+
+
+# What answers at the daemon's API: any user's program can, while the daemon does not.
+
+
+@contextmanager
+def api(node: Node, body: bytes, port: int = 8989) -> Iterator[None]:
+    """Something that answers every request with this body."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            with suppress(OSError):  # the tool has seen enough
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with node.inside():
+        server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    with server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+ESCAPE = "\x1b]0;owned\x07"
+LONG = "A" * (4 << 20)
+ANSWERS = {
+    "deep": b"[" * 200_000,
+    "deep objects": b'{"nodeSubnet":' * 200_000,
+    "long number": b'{"nodeSubnet": "5a1::/64", "nodeStartTime": ' + b"9" * 5000 + b"}",
+    "no JSON": b"<html>" + LONG.encode(),
+    "long subnet": json.dumps({"nodeSubnet": LONG, "nodeIp": LONG, "nodePubkey": LONG}).encode(),
+    "escapes": json.dumps({"nodeSubnet": ESCAPE, "nodeIp": ESCAPE, "nodePubkey": ESCAPE}).encode(),
+    "peers": json.dumps(
+        [
+            {
+                "endpoint": {"proto": LONG, "addr": {"socket": place}},
+                "type": LONG,
+                "connectionState": LONG,
+                "subnet": f"{place}/64",
+                "metric": 10**100,
+            }
+            for place in (LONG, ESCAPE)
+        ]
+    ).encode(),
+    "strange kinds": b'[null, 1, "x", [], {"endpoint": [{"addr": 1}]}, {"endpoint": {"addr": []}}]',
+}
+
+
+@pytest.mark.parametrize("body", ANSWERS.values(), ids=ANSWERS)
+def test_an_api_that_answers_nonsense_is_no_daemon(tool: Tool, body: bytes) -> None:
+    with api(tool.node, body):
+        for argv in (["status"], ["status", "--json"], ["doctor", "api", "peers"], ["inspect"]):
+            done = tool(*argv)
+            assert done.stderr == "", argv
+            assert len(done.stdout) < 10_000, argv
+            assert "\x1b" not in done.stdout
+        shown = tool.json("status")["daemon"]
+    assert not shown["apiReachable"]
+    assert not shown["routes"]
+
+
+# What containers mount.
+
+NAMED = """
+touch "$1/ns"
+unshare --net mount --bind /proc/self/ns/net "$1/ns"
+mount -t tmpfs none "$1"
+ln -s "$2" "$1/ns"
+echo ready
+exec sleep infinity
+"""
+
+
+@pytest.mark.parametrize("whose", ["root", "nobody"])
+def test_a_path_in_a_container_is_not_opened_before_it_is_known_what_is_there(
+    tool: Tool, stranger: Stranger, whose: str
+) -> None:
+    """Its mounts may say that a namespace is somewhere, and its links lead to a device of the
+    host. Where anybody may mount, nothing is looked at."""
+    pod = tool.attach("web")
+    folder = stranger.loot.parent / "mounts"
+    folder.mkdir()
+    folder.chmod(0o777)
+    rights = [] if whose == "root" else ["setpriv", "--reuid=65534", "--regid=65534"]
+    user = [] if whose == "root" else ["--clear-groups", "unshare", "--user", "--map-root-user"]
+    shell = ["unshare", "--mount", "sh", "-ec", NAMED, "sh", str(folder), tool.node.path]
+    process = pod.start([*rights, *user, *shell])
+    await_fact(lambda: "ready" in process.output(), what="the mounts are there")
+    log = stranger.loot.parent / "calls"
+    trace = ["strace", "-f", "-e", "trace=openat", "-o", str(log)]
+    done = tool.node.run([*trace, *tool.node.lab.command, "gc", "--dry-run"], check=False)
+    assert "every attachment has its pod" in done.stdout
+    opened = [line for line in log.read_text().splitlines() if str(folder) in line]
+    assert [line for line in opened if "O_PATH" not in line] == []
+    assert bool(opened) == (whose == "root")

@@ -426,7 +426,7 @@ def _in_pod(state: State, one: Attached, read: Callable[[nl.Socket], Any]) -> An
         return None
     home = netns.netns_of(state.host.fileno())
     try:
-        there = netns.open_netns(held.path)
+        there = held.open()
     except OSError:
         os.close(home)
         return None

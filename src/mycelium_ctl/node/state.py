@@ -9,12 +9,15 @@ is optional: what only it knows is None when it does not answer within a second.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from errno import EINVAL
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -23,7 +26,7 @@ from mycelium_cni.cni.config import Config, Network
 from mycelium_cni.cni.errors import CniError
 from mycelium_cni.kernel import netlink as nl
 from mycelium_cni.kernel import netns, sysctl
-from mycelium_cni.kernel.address import format_address, format_mac
+from mycelium_cni.kernel.address import format_address, format_mac, parse_address
 from mycelium_cni.kernel.link import Link
 from mycelium_cni.node import subnet
 from mycelium_cni.node.marks import GROUP, GROUP_MASK
@@ -36,6 +39,7 @@ from mycelium_ctl.node.conflist import read as read_conf
 
 API: Final = "127.0.0.1:8989"
 API_PATIENCE_S: Final = 1.0  # for everything that is asked of the daemon, together
+API_MOST_BYTES: Final = 16 << 20  # of one answer: some 100,000 routes
 
 # linux/if_link.h, net_namespace.h, rtnetlink.h, neighbour.h: what the plugin has no need of.
 IFLA_STATS64, IFLA_CARRIER, IFLA_LINK_NETNSID, IFLA_TARGET_NETNSID = 23, 33, 37, 46
@@ -45,6 +49,7 @@ RTM_GETNEIGH = 30
 RTA_CACHEINFO = 12
 
 CAP_NET_ADMIN: Final = 12  # linux/capability.h
+NS_GET_USERNS: Final = 0xB701  # linux/nsfs.h
 PROC_PID_INIT_INO: Final = 0xEFFFFFFC  # linux/proc_ns.h
 
 # Where runtimes look: configurations, executables, whose they are. The grid's k3s image comes last.
@@ -344,9 +349,22 @@ def switch(link: str, name: str) -> str:
 class PodNetns:
     """A network namespace: how to get in, and who is in it."""
 
+    inode: int
     path: str
     names: list[str] = field(default_factory=list)  # mounts, such as /run/netns/cni-…
     processes: list[int] = field(default_factory=list)
+
+    def open(self) -> int:
+        """A descriptor of it. Raises OSError, also when something else is at the path by now: a
+        container can put what it likes there, and to open a device does things."""
+        place = os.open(self.path, os.O_PATH | os.O_CLOEXEC)  # opens nothing yet
+        try:
+            there, own = os.fstat(place), os.stat("/proc/self/ns/net")  # noqa: PTH116
+            if (there.st_dev, there.st_ino) != (own.st_dev, self.inode):
+                raise OSError(EINVAL, "is not that namespace any more", self.path)
+            return netns.open_netns(f"/proc/self/fd/{place}")
+        finally:
+            os.close(place)
 
 
 def read_netns(host: nl.Socket) -> dict[int, PodNetns]:
@@ -362,16 +380,16 @@ def read_netns(host: nl.Socket) -> dict[int, PodNetns]:
         except OSError:
             continue  # it has just ended
         if pid != "self":
-            by_inode.setdefault(inode, PodNetns(path)).processes.append(int(pid))
+            by_inode.setdefault(inode, PodNetns(inode, path)).processes.append(int(pid))
     for pid in mount_namespaces.values():
         for inode, name in _named_netns(pid):
-            held = by_inode.setdefault(inode, PodNetns(f"/proc/{pid}/root{name}"))
+            held = by_inode.setdefault(inode, PodNetns(inode, f"/proc/{pid}/root{name}"))
             if name not in held.names:
                 held.names.append(name)
     found = {}
     for held in by_inode.values():
         try:
-            fd = netns.open_netns(held.path)
+            fd = held.open()
         except OSError:
             continue
         try:
@@ -389,15 +407,32 @@ def read_netns(host: nl.Socket) -> dict[int, PodNetns]:
 
 
 def _named_netns(pid: str) -> Iterator[tuple[int, str]]:
-    """Inode and path of the network namespaces that are mounted where a process sees them."""
+    """Inode and path of the network namespaces that are mounted where a process sees them. Where
+    anybody may mount, in a user namespace of their own, nobody's runtime names a pod's."""
     try:
-        lines = Path(f"/proc/{pid}/mountinfo").read_text(errors="surrogateescape").splitlines()
+        if not _mounts_are_ours(pid):
+            return
+        with Path(f"/proc/{pid}/mountinfo").open(errors="surrogateescape") as lines:
+            for line in lines:
+                words = line.split(" ")
+                if words[3].startswith("net:["):
+                    octal = re.compile(r"\\([0-7]{3})")
+                    yield int(words[3][5:-1]), octal.sub(lambda m: chr(int(m[1], 8)), words[4])
     except OSError:
         return  # it has just ended
-    for line in lines:
-        words = line.split(" ")
-        if words[3].startswith("net:["):
-            yield int(words[3][5:-1]), words[4].replace("\\040", " ")
+
+
+def _mounts_are_ours(pid: str) -> bool:
+    """Whether a process's mount namespace belongs to the user namespace that this process is in."""
+    mounts = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        owner = fcntl.ioctl(mounts, NS_GET_USERNS)
+    finally:
+        os.close(mounts)
+    try:
+        return os.fstat(owner).st_ino == os.stat("/proc/self/ns/user").st_ino  # noqa: PTH116
+    finally:
+        os.close(owner)
 
 
 def sees_all_processes() -> bool:
@@ -416,7 +451,6 @@ def require_rights() -> None:
 
 class Peer(NamedTuple):
     endpoint: str
-    kind: str
     alive: bool
 
 
@@ -460,57 +494,70 @@ def _ask(api: str, within_s: float, answers: dict[str, Any], trouble: list[str])
             connection.request("GET", f"/api/v1/{page}")
             answer = connection.getresponse()
             if answer.status == http.HTTPStatus.OK:
-                answers[page] = json.loads(answer.read(16 << 20))
+                answers[page] = json.loads(answer.read(API_MOST_BYTES))
             else:
                 trouble.append(f"/api/v1/{page}: HTTP status {answer.status}")
             connection.close()
         except OSError as error:
             trouble.append(str(error.strerror or error))
             return
-        except (ValueError, http.client.HTTPException):
+        except (ValueError, RecursionError, http.client.HTTPException):
             trouble.append(f"/api/v1/{page}: what answers there is no Mycelium daemon")
             return
 
 
 def _daemon(answers: dict[str, Any], trouble: str) -> Daemon:
-    """Take what has the expected form, of whatever is listening there."""
-    admin = answers.get("admin")
-    admin = admin if isinstance(admin, dict) else {}
-    started = admin.get("nodeStartTime")
+    """Take what has the expected form, of whatever is listening there: any user of the node can,
+    while the daemon does not. All of it is printed sooner or later."""
+    admin = _object(answers.get("admin"))
     peers, routes = answers.get("admin/peers"), answers.get("admin/routes/selected")
+    key, started = admin.get("nodePubkey"), admin.get("nodeStartTime")
     return Daemon(
         trouble,
-        _text(admin.get("nodeSubnet")),
-        _text(admin.get("nodeIp")),
-        _text(admin.get("nodePubkey")),
+        _subnet(admin.get("nodeSubnet")),
+        _address(admin.get("nodeIp")),
+        key if isinstance(key, str) and re.fullmatch("[0-9a-fA-F]{64}", key) else None,
         started if isinstance(started, int) else None,
         [_peer(peer) for peer in peers if isinstance(peer, dict)]
         if isinstance(peers, list)
         else None,
-        sorted((_route(r) for r in routes if isinstance(r, dict)), key=lambda one: one[1])
+        sorted(filter(None, map(_route, routes)), key=lambda one: one[1])
         if isinstance(routes, list)
         else None,
     )
 
 
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) else None
+def _object(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _address(value: object) -> str | None:
+    try:
+        return format_address(parse_address(value)) if isinstance(value, str) else None
+    except ValueError:
+        return None
+
+
+def _subnet(value: object) -> str | None:
+    """The /64 of a node, as this program writes it."""
+    base, _, length = value.partition("/") if isinstance(value, str) else ("", "", "")
+    address = _address(base)
+    return f"{address}/64" if address and length == "64" else None
 
 
 def _peer(peer: dict[str, Any]) -> Peer:
-    endpoint = peer.get("endpoint")
-    proto, place = "", ""
-    if isinstance(endpoint, dict):
-        proto = str(endpoint.get("proto", "")).lower()
-        where = endpoint.get("addr")
-        place = str(where.get("socket", "")) if isinstance(where, dict) else ""
-    kind, state = str(peer.get("type", "")), str(peer.get("connectionState", ""))
-    return Peer(f"{proto}://{place}", kind, state == "alive")
+    endpoint = _object(peer.get("endpoint"))
+    place = _object(endpoint.get("addr")).get("socket")
+    shown = place if isinstance(place, str) and re.fullmatch(r"[\w.:%\[\]]{1,80}", place) else "?"
+    proto = endpoint.get("proto")
+    known = proto if proto in ("tcp", "tls", "quic", "vsock") else "?"
+    return Peer(f"{known}://{shown}", peer.get("connectionState") == "alive")
 
 
-def _route(route: dict[str, Any]) -> tuple[str, int]:
-    metric = route.get("metric")
-    return str(route.get("subnet", "")), metric if isinstance(metric, int) else 0xFFFF
+def _route(route: object) -> tuple[str, int] | None:
+    """Subnet and metric."""
+    subnet, metric = _subnet(_object(route).get("subnet")), _object(route).get("metric")
+    return (subnet, metric if isinstance(metric, int) else 0xFFFF) if subnet else None
 
 
 class Listener(NamedTuple):
