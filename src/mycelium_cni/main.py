@@ -62,7 +62,7 @@ def _serve(request: Request) -> int:
         network.require_version(request.command)
         log.write("info", VERBS[request.command](request, network, _say))
     except CniError as error:
-        return _fail(version, log, error.with_notes_of(error))
+        return _fail(version, log, error)
     except OSError as error:
         refused = CniError(KERNEL_REFUSED, describe(error))
         return _fail(version, log, refused.with_notes_of(error))
@@ -128,8 +128,9 @@ def _say(document: Document) -> None:
 
 def _fail(version: str, log: Log | None, error: CniError) -> int:
     document: Document = {"cniVersion": version, "code": error.code, "msg": _one_line(error.msg)}
-    if error.details:
-        document["details"] = _one_line(error.details)
+    details = [error.details, *getattr(error, "__notes__", ())]
+    if any(details):
+        document["details"] = _one_line("; ".join([each for each in details if each]))
     if log:
         log.write("error", f"code {error.code}: {error.msg}")
     try:

@@ -171,8 +171,9 @@ def status(_request: Request, network: Network, _: Reply) -> str:
             guard.inspect(host, guard.Wanted(network.name, config, node))
     except CniError as error:
         # Without the overlay live pods are cut off too; where sources disagree, only new ones.
-        code = LIMITED_CONNECTIVITY if error.code == TRY_AGAIN_LATER else PLUGIN_NOT_AVAILABLE
-        raise CniError(code, error.msg, error.details) from None
+        later = error.code == TRY_AGAIN_LATER
+        error.code = LIMITED_CONNECTIVITY if later else PLUGIN_NOT_AVAILABLE
+        raise
     return "ready"
 
 
@@ -205,14 +206,18 @@ def _open_netns(request: Request, host: nl.Socket) -> tuple[int, int]:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise CniError(
-            INVALID_NETNS, f"cannot open network namespace {path!a}: {reason}", f"CNI_NETNS={path}"
+            INVALID_NETNS,
+            f"cannot open network namespace {path!a}: {reason}",
+            about="CNI_NETNS",
+            details=f"CNI_NETNS={path}",
         ) from None
     home = netns.netns_of(host.fileno())
     if netns.same_netns(pod, home) and not request.netns_override:
         raise CniError(
             INVALID_NETNS,
             "plugin's netns and netns from CNI_NETNS should not be the same",
-            f"CNI_NETNS={path}",
+            about="CNI_NETNS",
+            details=f"CNI_NETNS={path}",
         )
     return pod, home
 

@@ -126,9 +126,10 @@ def plugin(*rows: str) -> str:
         (plugin('"mode": "bridged"'), 6, "routed"),
         (plugin('"routes": [', '{"dst": "400::/7"},', '{"dst": "10.0.0.0/8"}]'), 8, "IPv6"),
         (plugin('"routes": [', '{"dst": "400::/7",', '"mtu": 1}]'), 8, "1280"),
+        (plugin('"routes": [', "5]"), 7, "must be an object such as"),
         (plugin('"args": {"cni": 7}'), 6, ""),
         (plugin('"netseed": "etc/netseed"'), 6, "absolute"),
-        (plugin('"capabilities":', '{"bandwidth": true}'), 6, "bandwidth"),
+        (plugin('"capabilities":', '{"bandwidth": true}'), 7, "bandwidth"),
     ],
 )  # fmt: skip
 def test_faults_have_a_line_and_a_mend(
@@ -140,7 +141,8 @@ def test_faults_have_a_line_and_a_mend(
     assert not found["valid"], found
     fatal = [fault for fault in found["faults"] if fault["fatal"]]
     assert any(
-        fault["line"] == line and words in fault["what"] + fault["mend"] for fault in fatal
+        fault["line"] == line and (words in fault["what"] or words in fault["mend"])
+        for fault in fatal
     ), fatal
     assert all(fault["mend"] for fault in fatal)
 

@@ -93,7 +93,7 @@ def test_flushed_rules_are_noticed_and_restored(site: Site, mode: str, flush: li
     call = site.status(closed)
     assert (call.code, call.result["code"]) == (1, 50)
     assert "guard" in call.result["msg"]
-    assert "setup" in call.result["details"]
+    assert "setup" in call.result["msg"]
     second, there = site.attach(closed)
     assert guarded(site)
     assert site.status(closed).code == 0

@@ -90,17 +90,21 @@ class Network:
         self.document: Final = document
         name = document.get("name")
         if not isinstance(name, str | None):
-            raise _undecodable(f"name is {_kind(name)}, not a string")
+            raise _undecodable(f"name is {_kind(name)}, not a string", "name")
         if not name:
-            raise CniError(INVALID_CONFIG, "missing network name", 'add "name" to the network')
+            raise CniError(INVALID_CONFIG, "missing network name", 'add "name"', about="name")
         if not is_identifier(name):
             raise CniError(
-                INVALID_CONFIG, "invalid characters found in network name", f"name is {name!a}"
+                INVALID_CONFIG,
+                "invalid characters found in network name",
+                "letters, digits, and _ . - behind the first character",
+                about="name",
+                details=f"name is {name!a}",
             )
         self.name: Final = name
         version = document.get("cniVersion")
         if not isinstance(version, str | None):
-            raise _undecodable(f"cniVersion is {_kind(version)}, not a string")
+            raise _undecodable(f"cniVersion is {_kind(version)}, not a string", "cniVersion")
         self.cni_version: Final = version or "0.1.0"
 
     def log(self) -> tuple[str, str]:
@@ -119,13 +123,15 @@ class Network:
             return
         details = f"config is {version!a}, plugin supports {dump(list(VERSIONS))}"
         if oldest == VERSIONS[0]:
-            raise CniError(INCOMPATIBLE_VERSION, "incompatible CNI versions", details)
+            problem = "incompatible CNI versions"
+            raise CniError(INCOMPATIBLE_VERSION, problem, about="cniVersion", details=details)
         numbers = version.split(".")
         if len(numbers) > 3 or not all(n.isascii() and n.isdigit() for n in numbers):
-            raise _undecodable(f"cniVersion {version!a} is not of the form 1.0.0")
+            raise _undecodable(f"cniVersion {version!a} is not of the form 1.0.0", "cniVersion")
         too_old = version in VERSIONS or [int(n[:9]) for n in numbers] < [0, 4, 0]
         subject = "config" if too_old else "plugin"
-        raise CniError(INCOMPATIBLE_VERSION, f"{subject} version does not allow {command}", details)
+        problem = f"{subject} version does not allow {command}"
+        raise CniError(INCOMPATIBLE_VERSION, problem, about="cniVersion", details=details)
 
     def valid_attachments(self) -> list[tuple[str, str]]:
         """Container ID and interface name of the attachments that GC must keep.
@@ -146,6 +152,7 @@ class Network:
             INVALID_CONFIG,
             "cni.dev/valid-attachments is missing: nothing was deleted",
             "the runtime must list the attachments that are in use",
+            about="cni.dev/valid-attachments",
         )
 
 
@@ -211,14 +218,14 @@ class Wishes:
         self.dns: Final = _requested_dns(runtime)
 
 
-def _undecodable(details: str) -> CniError:
-    return CniError(DECODING_FAILURE, f"error unmarshall network config: {details}")
+def _undecodable(details: str, about: str = "") -> CniError:
+    return CniError(DECODING_FAILURE, f"error unmarshall network config: {details}", about=about)
 
 
 def _invalid(key: str, value: Json, wanted: str) -> CniError:
     shown = dump(value)
     shown = shown if len(shown) < 100 else shown[:96] + "..."
-    return CniError(INVALID_CONFIG, f"invalid {key} {shown}: {wanted}")
+    return CniError(INVALID_CONFIG, f"invalid {key} {shown}", wanted, about=key)
 
 
 def _kind(value: Json) -> str:
@@ -251,7 +258,7 @@ def _link_name(doc: Document, key: str, default: str) -> str:
     try:
         check_ifname(value)
     except CniError as error:
-        raise _invalid(key, value, error.msg) from None
+        raise _invalid(key, value, error.problem) from None
     return value
 
 
@@ -313,8 +320,10 @@ def _refuse_unsupported(doc: Document) -> None:
         if declared and capability not in _CAPABILITIES:
             raise CniError(
                 UNSUPPORTED_FIELD,
-                f"unsupported capability {dump(capability)} true: mycelium-cni has "
-                f"{', '.join(_CAPABILITIES)}; chain the plugin that has it (portmap, bandwidth)",
+                f"unsupported capability {dump(capability)} true",
+                f"mycelium-cni has {', '.join(_CAPABILITIES)}; chain the plugin that has it "
+                "(portmap, bandwidth)",
+                about=f"capabilities.{capability}",
             )
 
 

@@ -31,21 +31,49 @@ KERNEL_REFUSED = 104  # the kernel refused a step; ADD has taken back everything
 
 
 class CniError(Exception):
-    """The one error object a CNI call may print: a code, a line for the pod's events, details.
+    """What a failed call says: a code, what is wrong and what to do about it, each by itself.
 
-    `details` must not be needed to understand `msg`: kubelet shows both, other tools only `msg`.
+    `problem` names the object and is complete in itself. `about` is the key of the configuration
+    (`routes[0].dst`) or the object (a link, a file, a variable) that is at fault, '' where it is
+    not a single one. What to do is `run`, commands for root's shell that work as they stand, or
+    `advice`, in words, or both. Nobody needs `details` to understand the rest: kubelet shows them
+    too, other programs do not.
     """
 
-    def __init__(self, code: int, msg: str, details: str = "") -> None:
-        super().__init__(msg)
-        self.code: Final = code
-        self.msg: Final = msg
+    def __init__(
+        self,
+        code: int,
+        problem: str,
+        advice: str = "",
+        *,
+        run: str = "",
+        about: str = "",
+        details: str = "",
+    ) -> None:
+        super().__init__(problem)
+        self.code = code
+        self.problem: Final = problem
+        self.advice: Final = advice
+        self.run: Final = run
+        self.about: Final = about
         self.details: Final = details
 
+    @property
+    def remedy(self) -> str:
+        """What to do, in one line; '' if nobody can say."""
+        command = f"run `{self.run}`" if self.run else ""
+        return "; ".join([part for part in (command, self.advice) if part])
+
+    @property
+    def msg(self) -> str:
+        """The line that a runtime shows: the problem, and what to do."""
+        return f"{self.problem}: {self.remedy}" if self.remedy else self.problem
+
     def with_notes_of(self, error: BaseException) -> CniError:
-        """The same error, its details telling what `Undo` noted on `error`."""
-        notes = [self.details, *getattr(error, "__notes__", ())]
-        return CniError(self.code, self.msg, "; ".join([note for note in notes if note]))
+        """This error, with what `Undo` has noted on the one that it explains."""
+        for note in getattr(error, "__notes__", ()):
+            self.add_note(note)
+        return self
 
 
 def describe(error: OSError) -> str:

@@ -49,7 +49,10 @@ class Request:
         self.netns_override: Final = variable("CNI_NETNS_OVERRIDE").upper() in ("1", "TRUE")
         if "CNI_CONTAINERID" in required and not is_identifier(self.container):
             raise CniError(
-                INVALID_ENVIRONMENT, "invalid characters in containerID", repr(self.container)
+                INVALID_ENVIRONMENT,
+                "invalid characters in containerID",
+                about="CNI_CONTAINERID",
+                details=repr(self.container),
             )
         if "CNI_IFNAME" in required:
             check_ifname(self.ifname)
@@ -84,7 +87,7 @@ def check_ifname(name: str) -> None:
         msg = f"interface name {name} is the kernel's own"
     else:
         return
-    raise CniError(INVALID_ENVIRONMENT, msg, details or repr(name))
+    raise CniError(INVALID_ENVIRONMENT, msg, about="CNI_IFNAME", details=details or repr(name))
 
 
 def parse_args(text: str) -> dict[str, str]:

@@ -37,6 +37,7 @@ class Result:
                 INVALID_CONFIG,
                 f"prevResult is of cniVersion {said!a}, the configuration of {version!a}",
                 "the runtime must convert it",
+                about="prevResult",
             )
         self.interfaces: Final = _entries(prev_result, "interfaces")
         self.ips: Final = _entries(prev_result, "ips")
@@ -124,7 +125,7 @@ def _entries(document: Document, key: str) -> list[Document]:
 
 
 def _no_result(what: str) -> CniError:
-    return CniError(INVALID_CONFIG, f"invalid prevResult: {what}")
+    return CniError(INVALID_CONFIG, f"invalid prevResult: {what}", about="prevResult")
 
 
 def _without(entry: Document, words: tuple[str, ...]) -> Document:

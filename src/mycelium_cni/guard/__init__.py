@@ -118,8 +118,9 @@ def protect(host: nl.Socket, wanted: Wanted, undo: Undo, port: Port | None = Non
             raise CniError(
                 NODE_MISCONFIGURED,
                 f"the guard cannot be loaded: {error.strerror}",
-                "nothing was attached. The kernel needs nf_tables with fib and ct expressions "
-                '(`modprobe nf_tables nft_fib_inet nft_ct`); "guard": "optional" does without',
+                'if the kernel has no nf_tables, "guard": "optional" does without',
+                run="modprobe -a nf_tables nft_fib_inet nft_ct",
+                details="nothing was attached",
             ) from None
 
 
@@ -371,7 +372,8 @@ def inspect(host: nl.Socket, wanted: Wanted) -> None:
         raise CniError(
             NODE_MISCONFIGURED,
             f"the guard is down: {wrong}",
-            "run `mycelium-cni setup`; the next ADD restores it too",
+            "the next ADD restores it too",
+            run="mycelium-cni setup",
         )
 
 

@@ -9,12 +9,21 @@ from __future__ import annotations
 from errno import ENOENT
 from posix import O_CLOEXEC, O_RDONLY, O_WRONLY, close, open, read, write
 
+from mycelium_cni.kernel.shell import quoted
+
 _ROOT = "/proc/sys/net/ipv6/"
 
 
 def conf(link: str, switch: str) -> str:
     """The name of a switch of one link, or of `all` or `default`."""
     return f"conf/{link}/{switch}"
+
+
+def command(name: str, value: str) -> str:
+    """The `sysctl` line that sets it."""
+    path = f"net/ipv6/{name}"
+    # sysctl(8) takes dots for separators unless a slash comes first; link names may have dots.
+    return f"sysctl -w {quoted(path if '.' in path else path.replace('/', '.'))}={value}"
 
 
 def get(name: str) -> str:

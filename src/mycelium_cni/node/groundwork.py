@@ -111,7 +111,7 @@ def loopback(host: nl.Socket) -> Link:
     """The node's `lo`. Raises CniError (NODE_MISCONFIGURED) if it is down, or IPv6 is off."""
     lo = find_link(host, "lo")
     if lo is None or not lo.up:
-        raise CniError(NODE_MISCONFIGURED, "link lo is down: run `ip link set lo up`")
+        raise CniError(NODE_MISCONFIGURED, "link lo is down", run="ip link set lo up", about="lo")
     try:
         off = sysctl.get(sysctl.conf("lo", "disable_ipv6")) != "0"
     except OSError:
@@ -119,8 +119,10 @@ def loopback(host: nl.Socket) -> Link:
     if off:
         raise CniError(
             NODE_MISCONFIGURED,
-            "IPv6 is off on lo: run `sysctl net.ipv6.conf.lo.disable_ipv6=0`; if there is no such "
-            "setting, boot without ipv6.disable=1",
+            "IPv6 is off on lo",
+            "if there is no such setting, boot without ipv6.disable=1",
+            run=sysctl.command(sysctl.conf("lo", "disable_ipv6"), "0"),
+            about="lo",
         )
     return lo
 

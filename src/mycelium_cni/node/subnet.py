@@ -14,6 +14,7 @@ from mycelium_cni.cni.errors import NODE_MISCONFIGURED, TRY_AGAIN_LATER, CniErro
 from mycelium_cni.kernel import netlink as nl
 from mycelium_cni.kernel.address import format_address
 from mycelium_cni.kernel.link import Link, find_link
+from mycelium_cni.kernel.shell import quoted
 from mycelium_cni.overlay import on_mycelium
 
 TYPE_CHECKING = False
@@ -68,20 +69,25 @@ def _interface(host: nl.Socket, name: str) -> tuple[bytes, int]:
     if link is None:
         raise CniError(
             TRY_AGAIN_LATER,
-            f"failed to find interface {name}: start the Mycelium daemon, or set "
-            '"myceliumInterface" to the name it uses (--tun-name)',
+            f"failed to find interface {name}",
+            'start the Mycelium daemon, or set "myceliumInterface" to the name it uses '
+            "(--tun-name)",
+            about=name,
         )
     if not link.up:
         raise CniError(
             TRY_AGAIN_LATER,
-            f"interface {name} is down: run `ip link set {name} up`, or restart the daemon",
+            f"interface {name} is down",
+            run=f"ip link set {quoted(name)} up",
+            about=name,
         )
     addresses = _addresses(host, link.index)
     if not addresses:
         raise CniError(
             TRY_AGAIN_LATER,
-            f"no global IPv6 address found on {name} in 400::/7: wait for the Mycelium daemon, "
-            "or restart it if this lasts",
+            f"no global IPv6 address found on {name} in 400::/7",
+            "wait for the Mycelium daemon, or restart it if this lasts",
+            about=name,
         )
     # Somebody may add addresses of the subnet. The daemon's own one covers the whole overlay.
     own = [pair for pair in addresses if pair[1] == _MYCELIUM_PREFIXLEN] or addresses
@@ -89,8 +95,9 @@ def _interface(host: nl.Socket, name: str) -> tuple[bytes, int]:
         both = " and ".join(format_address(address) for address, _ in own)
         raise CniError(
             NODE_MISCONFIGURED,
-            f"interface {name} has addresses of two subnets, {both}: remove the one that is not "
-            f"the daemon's with `ip address del ADDRESS dev {name}`",
+            f"interface {name} has addresses of two subnets, {both}",
+            f"remove the one that is not the daemon's with `ip address del ADDRESS dev {name}`",
+            about=name,
         )
     return own[0][0], link.mtu
 
@@ -129,7 +136,9 @@ def _agree(config: Config, address: bytes, source: str, other: bytes) -> None:
         raise CniError(
             NODE_MISCONFIGURED,
             f"{source} says subnet {_subnet(other)}, interface {config.interface} says "
-            f"{_subnet(address)}: let both be of one daemon key, then run `mycelium-cni setup`",
+            f"{_subnet(address)}",
+            "let both be of one daemon key, then run `mycelium-cni setup`",
+            about=source,
         )
 
 
@@ -183,7 +192,8 @@ def read_key(path: str) -> bytes | None:
     if len(private) < identity.KEY_SIZE:
         raise CniError(
             NODE_MISCONFIGURED,
-            f"netseed {path} has {len(private)} bytes, a key has {identity.KEY_SIZE}: point "
-            '"netseed" to the daemon\'s --key-file',
+            f"netseed {path} has {len(private)} bytes, a key has {identity.KEY_SIZE}",
+            'point "netseed" to the daemon\'s --key-file',
+            about=path,
         )
     return private

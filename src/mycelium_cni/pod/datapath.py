@@ -158,7 +158,8 @@ def create_pair(host: nl.Socket, pod_netns: int, plan: Plan, undo: Undo) -> Pair
         if error.errno == EXFULL:
             raise CniError(
                 NODE_MISCONFIGURED,
-                "the bridge is full: it takes 1,023 pods; routed mode has no such limit",
+                "the bridge is full: it takes 1,023 pods",
+                "routed mode has no such limit",
             ) from None
         raise
     except OSError:
@@ -185,8 +186,9 @@ def _already_attached(host: nl.Socket, attachment: Attachment, pod_link: str) ->
     if find_link(host, attachment.host_link):
         return CniError(
             ALREADY_ATTACHED,
-            f"{attachment} is attached already, host link {attachment.host_link}: "
+            f"{attachment} is attached already, host link {attachment.host_link}",
             "the runtime must call DEL before another ADD",
+            about=attachment.host_link,
         )
     return CniError(ALREADY_ATTACHED, f"the pod already has an interface {pod_link}")
 

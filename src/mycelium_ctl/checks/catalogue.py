@@ -94,7 +94,7 @@ def interface(state: State) -> Finding:
     try:
         node = subnet.find(state.host, state.interface_config)
     except CniError as error:
-        return Finding("fail", *_split(error.msg))
+        return Finding("fail", error.problem, error.run or error.advice)
     link = state.interface
     if link is None or link.kind != "tun":
         kind = f"a {link.kind}" if link and link.kind else "no TUN"
@@ -176,7 +176,7 @@ def identity(state: State) -> Finding:
     try:
         subnet.agree_with_key(config, state.address)
     except CniError as error:
-        return Finding("fail", error.msg.split(": let both")[0], _one_key(state))
+        return Finding("fail", error.problem, _one_key(state))
     bridge = state.bridge
     for one in state.addresses:
         other = bridge and one.link == bridge.index and on_mycelium(one.address)
@@ -228,7 +228,7 @@ def ipv6(state: State) -> Finding:
             return Finding(
                 "fail",
                 f"net.ipv6.conf.{name}.disable_ipv6 is 1",
-                setup.switch_command(knob, "0"),
+                sysctl.command(knob, "0"),
                 partial(sysctl.put, knob, "0"),
             )
     if not nodestate.switch("all", "forwarding"):
@@ -258,7 +258,7 @@ def ra_routes(state: State) -> Finding:
     return Finding(
         "fail" if forwards else "warn",
         f"{risky[0]} has routes from router advertisements and accept_ra=1: lost {when}",
-        setup.switch_command(sysctl.conf(risky[0], "accept_ra"), "2"),
+        sysctl.command(sysctl.conf(risky[0], "accept_ra"), "2"),
         partial(_keep_ra, risky),
     )
 
@@ -757,12 +757,6 @@ def chain(state: State) -> Finding:
 
 
 # Together
-
-
-def _split(message: str) -> tuple[str, str]:
-    """What is wrong and the way out, of the plugin's `what: way out`."""
-    what, _, way = message.partition(": ")
-    return what, way
 
 
 def _names(attached: list[Attached]) -> str:

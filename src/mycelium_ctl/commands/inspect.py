@@ -45,7 +45,7 @@ def read_public_key(path: str) -> bytes:
     try:
         private = subnet.read_key(path)
     except CniError as error:
-        raise ToolError(error.msg.replace("netseed ", "")) from error
+        raise ToolError(error.problem) from error
     if private is None:
         raise ToolError(f"{path}: no such file; the daemon's --key-file names it")
     return identity.public_key(private)

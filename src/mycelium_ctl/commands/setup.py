@@ -69,13 +69,6 @@ class Change:
     command: str
 
 
-def switch_command(switch: str, value: str) -> str:
-    """The `sysctl` line for a switch such as conf/all/forwarding."""
-    name = f"net/ipv6/{switch}"
-    # sysctl(8) takes dots for separators unless a slash comes first; link names may have dots.
-    return f"sysctl -w {name if '.' in name else name.replace('/', '.')}={value}"
-
-
 def read_node(state: State) -> subnet.Node:
     """The node as the interface alone shows it, and whether pods hang on a bridge: setup mends the
     bridge, so what that says does not count yet. A key that says something else does.
@@ -128,7 +121,7 @@ class Preparation:
             yield Change("bridge", f"ip link set {name} up")
         for switch, value in _proxy_switches(name):
             if bridge is None or _read(switch) != value:
-                yield Change("node address on the bridge", switch_command(switch, value))
+                yield Change("node address on the bridge", sysctl.command(switch, value))
         proxies = nodestate.read_proxies(state.host) if bridge else []
         if not any(
             bridge and p.link == bridge.index and p.address == node.address for p in proxies
@@ -162,13 +155,13 @@ class Preparation:
         for link in at_risk(state):
             yield Change(
                 RA_ROUTES,
-                switch_command(sysctl.conf(link, "accept_ra"), "2"),
+                sysctl.command(sysctl.conf(link, "accept_ra"), "2"),
             )
         if self._guard_lacks():
             yield Change(GUARD, f"# load table inet {guard.TABLE_NAME} into the packet filter")
         forwarding = sysctl.conf("all", "forwarding")
         if sysctl.get(forwarding) == "0":
-            yield Change("forwarding", switch_command(forwarding, "1"))
+            yield Change("forwarding", sysctl.command(forwarding, "1"))
 
     def _guard_lacks(self) -> bool:
         try:
@@ -206,7 +199,7 @@ class Preparation:
                 guard.protect(host, self.wanted, undo)
                 groundwork.prepare(host, node, undo)
         except CniError as error:
-            raise ToolError(f"{error.msg}: {error.details}".rstrip(": ")) from error
+            raise ToolError(error.msg) from error
         except OSError as error:
             raise ToolError(refused(error)) from error
 

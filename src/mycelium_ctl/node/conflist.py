@@ -24,7 +24,6 @@ TYPE: Final = "mycelium-cni"
 SUFFIXES: Final = (".conf", ".conflist", ".json")
 SIZE_LIMIT: Final = 1 << 20  # bytes; a configuration has hundreds
 _WHITE: Final = re.compile(r"[ \t\n\r]*")
-_NAMED_KEY: Final = re.compile(r"(?:invalid|unsupported) ([A-Za-z][\w.\[\]]*)")
 
 _OUR_KEYS: Final = (
     *("mode", "myceliumInterface", "bridge", "netseed", "addressing", "mtu", "routes"),
@@ -267,24 +266,13 @@ class _Checker:
             network.require_version("ADD")
             Config(network)
         except CniError as error:
-            if _known_already(error, name):
-                return
-            named = _NAMED_KEY.match(error.msg)
-            key = named[1] if named else ""
-            path = [int(w) if w.isdecimal() else w for w in re.findall(r"\w+", key)]
-            if key == "capability":
-                path = ["capabilities"]
-            what, _, way = error.msg.rpartition(": ")  # the plugin's own form: what is wrong: mend
-            if not what:
-                what, way = error.msg, "correct the value"
-            self._fault((*at, *path), what, error.details or way)
+            if error.about == "name" and not name:
+                return  # the list's own check has spoken of it
+            path = [int(w) if w.isdecimal() else w for w in re.findall(r"\w+", error.about)]
+            mend = error.remedy or error.details or "correct the value"
+            self._fault((*at, *path), error.problem, mend)
         else:
             self._conf.entries.append(sent)
-
-
-def _known_already(error: CniError, name: str) -> bool:
-    """Whether the plugin complains about the name, of which the list's check has spoken."""
-    return not name and "network name" in error.msg
 
 
 def _better(conf: ConfFile, document: Any) -> str:
