@@ -21,8 +21,7 @@ from pathlib import Path
 
 from archive import BuildError, run
 from mycelium_cni.cni.errors import __version__
-from mycelium_ctl import cli
-from mycelium_ctl.commands.setup import unit_texts
+from mycelium_ctl import cli, units
 
 ROOT = Path(__file__).resolve().parent.parent
 DIST = ROOT / "dist"
@@ -112,7 +111,7 @@ def deb(
     link = root / "usr/bin/mycelium-cni"
     link.parent.mkdir(parents=True)
     link.symlink_to(EXECUTABLE)
-    for path, text in unit_texts(EXECUTABLE).items():
+    for path, text in units.texts(EXECUTABLE).items():
         # What a package ships is below /usr/lib, where the administrator's /etc overrides it.
         # zinit is not for Debian.
         if not path.startswith("etc/zinit/"):

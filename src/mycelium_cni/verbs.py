@@ -26,7 +26,7 @@ from mycelium_cni.kernel import netlink as nl
 from mycelium_cni.kernel import netns
 from mycelium_cni.kernel.address import format_address, format_mac, format_prefix
 from mycelium_cni.kernel.link import Link, find_link
-from mycelium_cni.node import groundwork, subnet
+from mycelium_cni.node import prepare, subnet
 from mycelium_cni.pod import datapath
 from mycelium_cni.pod.addresses import random_address, stable_address
 from mycelium_cni.pod.attachment import Attachment
@@ -61,12 +61,12 @@ def add(request: Request, network: Network, reply: Reply) -> str:
         with Undo() as undo:
             bridge = 0
             if node.bridged:
-                bridge = groundwork.ensure_bridge(host, config.bridge_name, node, undo)
+                bridge = prepare.ensure_bridge(host, config.bridge_name, node, undo)
             wiring = datapath.Wiring(node, bridge, config.routes)
             plan = datapath.Plan(attachment, wiring, pod_link, pod_mac, mtu)
             pair = datapath.create_pair(host, pod_netns, plan, undo)
             if node.bridge:
-                groundwork.keep_bridge_mac(host, node.bridge)
+                prepare.keep_bridge_mac(host, node.bridge)
             address = _reserve(host, pair, attachment, request, candidates)
             wanted = guard.Wanted(network.name, config, node)
             guard.protect(host, wanted, undo, plan.port(pair, address))
@@ -80,7 +80,7 @@ def add(request: Request, network: Network, reply: Reply) -> str:
             if not bridge:
                 datapath.route_to_pod(host, pair, plan, address)
             datapath.await_address(monitor, address)
-            groundwork.prepare(host, node, undo)
+            prepare.prepare(host, node, undo)
 
             gateway = format_address(wiring.gateway)
             result.add(
@@ -165,7 +165,7 @@ def status(_request: Request, network: Network, _: Reply) -> str:
     host = nl.Socket()
     try:
         node = subnet.find(host, config)
-        lo = groundwork.loopback(host)
+        lo = prepare.loopback(host)
         # Until the first pod, or `setup`, has prepared the node, there is nothing to guard.
         if config.policy.required and subnet.carries(host, lo, node.address):
             guard.inspect(host, guard.Wanted(network.name, config, node))

@@ -244,7 +244,7 @@ def test_bridge_ports(tool: Tool) -> None:
 
 
 def test_groundwork(tool: Tool) -> None:
-    fails(tool, "groundwork", "no way around the overlay", mark="warn")
+    fails(tool, "groundwork", "must not leave in clear", mark="warn")
     mends(tool, "groundwork")
     tool.node.configure("route del unreachable 400::/7 metric 4294967295")
     fails(tool, "groundwork", mark="warn")

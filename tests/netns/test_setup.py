@@ -37,7 +37,7 @@ def test_dry_run_prints_what_setup_does_and_changes_nothing(
     )
     twin.run(["sh", "-e", "-c", "\n".join(lines)])
     left = Tool(twin, root).json("setup", "--mode", mode)["changes"]
-    assert [change["name"] for change in left] == ["guard"]  # has no line
+    assert [change["command"][:12] for change in left] == ["# load table"]
 
 
 @MODES
@@ -257,7 +257,7 @@ def test_json_says_what_was_changed(tool: Tool) -> None:
     document = json.loads(tool("setup", "--json").stdout)
     assert document["mode"] == "routed"
     assert document["subnet"] == f"{SUBNET}::/64"
-    assert {"name", "command"} == set(document["changes"][0])
+    assert {"why", "command"} == set(document["changes"][0])
 
 
 def test_two_daemons_on_one_interface_are_an_error(tool: Tool) -> None:

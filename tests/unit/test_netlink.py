@@ -144,7 +144,7 @@ def test_a_neighbour_is_permanent_or_one_that_may_move() -> None:
 
 def test_a_proxy_entry_has_no_mac() -> None:
     """As `ip neigh add proxy fe80::1 dev X proto 77`."""
-    message = nl.proxy_neighbour("answer", 7, GATEWAY, 77)
+    message = nl.proxy_neighbour(nl.RTM_NEWNEIGH, "answer", 7, GATEWAY, 77)
     assert (message.kind, message.flags) == (28, CREATE)
     assert message.body.hex() == golden("""
         0a 000000  07000000  8000 08 01                   # NUD_PERMANENT, NTF_PROXY

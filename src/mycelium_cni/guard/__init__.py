@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from mycelium_cni.cni.config import Config, Policy
     from mycelium_cni.kernel import nftables
+    from mycelium_cni.kernel.facts import Steps
     from mycelium_cni.node.subnet import Node
-    from mycelium_cni.undo import Undo
 
 TABLE_NAME = "mycelium-cni"
 # Of the rules that do not depend on the node: another number makes every ADD load them anew.
@@ -103,7 +103,7 @@ def port_of(link: Link) -> Port | None:
     return None
 
 
-def protect(host: nl.Socket, wanted: Wanted, undo: Undo, port: Port | None = None) -> None:
+def protect(host: nl.Socket, wanted: Wanted, undo: Steps, port: Port | None = None) -> None:
     """Part of ADD and `setup`: what should be there is there, or it is made.
 
     Raises CniError (NODE_MISCONFIGURED) if it cannot be, and the configuration insists on it.

@@ -39,9 +39,9 @@ NLA_F_NESTED, NLA_TYPE_MASK = 0x8000, 0x3FFF
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
-RTM_NEWNEIGH = 28
-RTM_NEWRULE, RTM_DELRULE = 32, 33
-RTM_NEWLINKPROP = 108
+RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
+RTM_NEWRULE, RTM_DELRULE, RTM_GETRULE = 32, 33, 34
+RTM_NEWLINKPROP, RTM_DELLINKPROP = 108, 109
 
 AF_UNSPEC, AF_BRIDGE, AF_INET6 = 0, 7, 10
 
@@ -66,7 +66,7 @@ RTPROT_RA = 9
 RT_SCOPE_UNIVERSE = 0
 RTN_UNSPEC, RTN_UNICAST, RTN_UNREACHABLE = 0, 1, 7
 
-FRA_SRC, FRA_TABLE, FRA_PROTOCOL = 2, 15, 21
+FRA_SRC, FRA_PRIORITY, FRA_TABLE, FRA_PROTOCOL = 2, 6, 15, 21
 FR_ACT_TO_TBL = 1
 
 NDA_DST, NDA_LLADDR, NDA_PROTOCOL = 1, 2, 12
@@ -87,17 +87,17 @@ _RECEIVE_SIZE = 32768  # the largest datagram the kernel builds for a dump (netl
 class NetlinkError(OSError):
     """The kernel refused a request: `errno`, and in `strerror` what was asked and why not."""
 
-    def __init__(self, number: int, what: str, reason: str) -> None:
+    def __init__(self, number: int, what: object, reason: str) -> None:
         text = strerror(number)
         super().__init__(number, f"{what}: {text} ({reason})" if reason else f"{what}: {text}")
 
 
 class Message:
-    """One request to the kernel. `what` says it in an operator's words, for the error."""
+    """One request to the kernel. `what`, as text, says it in an operator's words, for the error."""
 
     __slots__ = ("body", "flags", "kind", "what")
 
-    def __init__(self, kind: int, flags: int, body: bytes, what: str) -> None:
+    def __init__(self, kind: int, flags: int, body: bytes, what: object) -> None:
         self.kind: Final = kind
         self.flags: Final = flags
         self.body: Final = body
@@ -151,7 +151,7 @@ def text(value: bytes) -> str:
 
 def link(
     kind: int,
-    what: str,
+    what: object,
     *attributes: Attribute,
     index: int = 0,
     state: int | None = None,
@@ -178,7 +178,7 @@ def set_up(index: int, name: str, *, up: bool = True) -> Message:
     return link(RTM_NEWLINK, what, index=index, state=IFF_UP if up else 0)
 
 
-def link_property(kind: int, what: str, index: int, altname: str) -> Message:
+def link_property(kind: int, what: object, index: int, altname: str) -> Message:
     """RTM_NEWLINKPROP: one alternative name for a link, EEXIST if any link has that name."""
     flags = NLM_F_CREATE | NLM_F_EXCL
     return link(
@@ -187,7 +187,7 @@ def link_property(kind: int, what: str, index: int, altname: str) -> Message:
 
 
 def address(
-    kind: int, what: str, index: int, local: bytes, prefixlen: int, *, protocol: int = 0
+    kind: int, what: object, index: int, local: bytes, prefixlen: int, *, protocol: int = 0
 ) -> Message:
     """RTM_{NEW,DEL}ADDR of an IPv6 address that never is tentative (IFA_F_NODAD). `protocol` marks
     whose it is; kernels before 5.18 ignore that."""
@@ -202,7 +202,7 @@ def address(
 
 
 def neighbour(
-    what: str, index: int, destination: bytes, mac: bytes, protocol: int, *, permanent: bool
+    what: object, index: int, destination: bytes, mac: bytes, protocol: int, *, permanent: bool
 ) -> Message:
     """RTM_NEWNEIGH of an entry marked as `protocol`'s. Permanent, or reachable until the neighbour
     itself says otherwise; both kinds are exempt from gc_thresh3, the limit that all network
@@ -213,21 +213,25 @@ def neighbour(
     return Message(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, body + encode(attributes), what)
 
 
-def proxy_neighbour(what: str, index: int, destination: bytes, protocol: int) -> Message:
-    """RTM_NEWNEIGH of a proxy entry: the link answers solicitations for an address not its own."""
+def proxy_neighbour(
+    kind: int, what: object, index: int, destination: bytes, protocol: int
+) -> Message:
+    """RTM_{NEW,DEL}NEIGH of a proxy entry: the link answers solicitations for an address not its
+    own."""
+    flags = NLM_F_CREATE if kind == RTM_NEWNEIGH else 0
     body = NDMSG.pack(AF_INET6, index, NUD_PERMANENT, NTF_PROXY, RTN_UNICAST)
     attributes = ((NDA_DST, destination), (NDA_PROTOCOL, bytes((protocol,))))
-    return Message(RTM_NEWNEIGH, NLM_F_CREATE, body + encode(attributes), what)
+    return Message(kind, flags, body + encode(attributes), what)
 
 
-def bridge_port(what: str, index: int, *, learning: bool) -> Message:
+def bridge_port(what: object, index: int, *, learning: bool) -> Message:
     """RTM_NEWLINK of a bridge port: whether the bridge learns from it who is behind it."""
     data: Attribute = (IFLA_INFO_SLAVE_DATA, [(IFLA_BRPORT_LEARNING, bytes((learning,)))])
     slave: Attribute = (IFLA_LINKINFO, [(IFLA_INFO_SLAVE_KIND, b"bridge"), data])
     return link(RTM_NEWLINK, what, slave, index=index)
 
 
-def forwarding_entry(what: str, index: int, mac: bytes) -> Message:
+def forwarding_entry(what: object, index: int, mac: bytes) -> Message:
     """RTM_NEWNEIGH of a bridge: that MAC is behind this port, whatever other ports send."""
     body = NDMSG.pack(AF_BRIDGE, index, NUD_NOARP, NTF_MASTER | NTF_STICKY, RTN_UNSPEC)
     flags = NLM_F_CREATE | NLM_F_REPLACE
@@ -236,7 +240,7 @@ def forwarding_entry(what: str, index: int, mac: bytes) -> Message:
 
 def route(
     kind: int,
-    what: str,
+    what: object,
     destination: tuple[bytes, int],
     *attributes: Attribute,
     protocol: int,
@@ -261,7 +265,7 @@ NO_LINK_LOCAL: Attribute = (
 )
 
 
-def rule(kind: int, what: str, table: int, protocol: int, source: bytes = b"") -> Message:
+def rule(kind: int, what: object, table: int, protocol: int, source: bytes = b"") -> Message:
     """RTM_{NEW,DEL}RULE: packets from `source` are routed by `table`. DEL takes any such rule."""
     flags = NLM_F_CREATE | NLM_F_EXCL if kind == RTM_NEWRULE else 0
     action = FR_ACT_TO_TBL if kind == RTM_NEWRULE else 0

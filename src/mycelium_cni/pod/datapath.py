@@ -37,7 +37,7 @@ from mycelium_cni.kernel import sysctl
 from mycelium_cni.kernel.address import format_address, format_prefix, link_local
 from mycelium_cni.kernel.link import Link, find_link
 from mycelium_cni.kernel.netns import enter, inside, netns_of, open_netns
-from mycelium_cni.node.groundwork import LINK_LOCAL_GATEWAY
+from mycelium_cni.node.facts import LINK_LOCAL_GATEWAY
 from mycelium_cni.node.marks import DELETE_GROUP, GROUP_MASK, PROTOCOL, group
 from mycelium_cni.node.subnet import Node
 from mycelium_cni.pod.attachment import Attachment, table_of
@@ -259,7 +259,11 @@ def route_to_pod(host: nl.Socket, pair: Pair, plan: Plan, address: bytes) -> Non
             128,
         ),
         nl.proxy_neighbour(
-            f"answer for fe80::1 on {name}", pair.host, LINK_LOCAL_GATEWAY, PROTOCOL
+            nl.RTM_NEWNEIGH,
+            f"answer for fe80::1 on {name}",
+            pair.host,
+            LINK_LOCAL_GATEWAY,
+            PROTOCOL,
         ),
         # Known from the start, and not permanent: `tuning` may change the pod's MAC.
         nl.neighbour(

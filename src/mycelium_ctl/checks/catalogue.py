@@ -22,14 +22,16 @@ from mycelium_cni.cni.errors import CniError, __version__
 from mycelium_cni.kernel import netlink as nl
 from mycelium_cni.kernel import netns, sysctl
 from mycelium_cni.kernel.address import format_address, format_prefix
-from mycelium_cni.node import marks, subnet
+from mycelium_cni.kernel.facts import Fact, Switch
+from mycelium_cni.kernel.snapshot import Snapshot
+from mycelium_cni.node import marks, prepare, subnet
 from mycelium_cni.overlay import MYCELIUM, on_mycelium
-from mycelium_ctl import programs
-from mycelium_ctl.commands import setup
+from mycelium_ctl import programs, units
 from mycelium_ctl.commands.gc import find_gone
-from mycelium_ctl.errors import ToolError
+from mycelium_ctl.errors import ToolError, refused
 from mycelium_ctl.node import conflist
 from mycelium_ctl.node import state as nodestate
+from mycelium_ctl.node.expected import Expected, Guard
 from mycelium_ctl.node.state import Attached, ConfDir, State
 from mycelium_ctl.view import Mark, count
 
@@ -250,7 +252,7 @@ def forwarding(state: State) -> Finding:
 
 
 def ra_routes(state: State) -> Finding:
-    risky = setup.at_risk(state)
+    risky = prepare.links_at_risk(state.host)
     if not risky:
         return ok("none that forwarding could cost")
     forwards = nodestate.switch("all", "forwarding") == "1"
@@ -334,15 +336,19 @@ def standing(state: State) -> Finding:
     if state.address is None:
         return Finding("skip", "the interface has no address yet")
     try:
-        lacking = setup.Preparation(state).changes
+        expected = Expected(state)
     except (CniError, ToolError) as error:
         return Finding("skip", f"cannot be said before the rest is mended ({error})")
     # Those have checks of their own.
-    elsewhere = ("forwarding", setup.RA_ROUTES, setup.GUARD)
-    names = ", ".join(dict.fromkeys(c.name for c in lacking if c.name not in elsewhere))
-    if not names:
+    lacking = [f for f in expected.absent if not isinstance(f, Guard) and not _switched_on(f)]
+    if not lacking and not expected.stale:
         return ok("the node has all that setup makes")
-    return Finding("warn", f"lacking: {names}", "mycelium-cni setup", _setup(state))
+    found = "; ".join(dict.fromkeys([fact.why for fact in [*expected.stale, *lacking]]))
+    return Finding("warn", f"lacking: {found}", "mycelium-cni setup", _setup(state))
+
+
+def _switched_on(fact: Fact) -> bool:
+    return isinstance(fact, Switch) and fact.path.endswith(("/forwarding", "/accept_ra"))
 
 
 def guard(state: State) -> Finding:
@@ -400,7 +406,7 @@ def pod_routes(state: State) -> Finding:
     """A daemon inside a pod makes a 400::/7 of its own there, and the pod falls silent."""
     looked = 0
     for one in state.attachments:
-        with_routes = _in_pod(state, one, nodestate.read_routes)
+        with_routes = _in_pod(state, one, lambda pod: Snapshot(pod).routes)
         if with_routes is None:
             continue
         looked += 1
@@ -581,7 +587,7 @@ def managers(state: State) -> Finding:
         ("run/NetworkManager", ("NetworkManager.conf",), "NetworkManager"),
     ):
         if (root / running).is_dir():
-            missing = [path for path in wanted if not (root / setup.UNITS[path]).is_file()]
+            missing = [path for path in wanted if not (root / units.UNITS[path]).is_file()]
             lacking += [name] if missing else []
     if lacking:
         from mycelium_lab.lab import own_executable
@@ -590,7 +596,7 @@ def managers(state: State) -> Finding:
             "warn",
             f"{' and '.join(lacking)} may take routes and addresses of pods away",
             "mycelium-cni setup --install-units",
-            lambda: setup.install_units(root, own_executable()),
+            lambda: units.install(root, own_executable()),
         )
     return ok("no other program manages our links")
 
@@ -765,7 +771,7 @@ def _names(attached: list[Attached]) -> str:
 
 
 def _setup(state: State) -> Callable[[], object]:
-    return lambda: setup.Preparation(State(state.where)).apply()
+    return lambda: Expected(State(state.where)).make()
 
 
 CHECKS: Final = (
@@ -809,4 +815,4 @@ def examine(state: State, wanted: Collection[str] = NAMES) -> Iterator[tuple[Che
         try:
             yield check, check.look(state)
         except OSError as error:
-            yield check, Finding("skip", f"cannot be read: {setup.refused(error)}")
+            yield check, Finding("skip", f"cannot be read: {refused(error)}")

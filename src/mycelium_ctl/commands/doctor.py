@@ -18,8 +18,7 @@ import json
 
 from mycelium_cni.cni.errors import CniError
 from mycelium_ctl.checks.catalogue import NAMES, Check, Finding, examine
-from mycelium_ctl.commands.setup import refused
-from mycelium_ctl.errors import ToolError
+from mycelium_ctl.errors import ToolError, refused
 from mycelium_ctl.node import state as nodestate
 from mycelium_ctl.node.state import Options, State
 from mycelium_ctl.view import Page, count

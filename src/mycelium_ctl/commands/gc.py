@@ -20,8 +20,7 @@ from dataclasses import dataclass
 from mycelium_cni import guard
 from mycelium_cni.node.marks import DELETE_GROUP, GROUP_MASK
 from mycelium_cni.pod import datapath
-from mycelium_ctl.commands.setup import refused
-from mycelium_ctl.errors import ToolError
+from mycelium_ctl.errors import ToolError, refused
 from mycelium_ctl.node import state as nodestate
 from mycelium_ctl.node.state import Attached, Options, State
 from mycelium_ctl.view import Page, count

@@ -2,7 +2,7 @@
 """Take back what setup and ADD made on this node, and nothing else.
 
 That is what carries our mark: routes, addresses and proxy entries of protocol 77, a bridge whose
-alias says so, and the guard's tables, which have our name. Forwarding and accept_ra stay as they
+group says so, and the guard's tables, which have our name. Forwarding and accept_ra stay as they
 are: switches carry no mark, and others may rely on them by now. Addresses carry their mark from
 Linux 5.18 on; on older kernels they stay.
 
@@ -19,35 +19,31 @@ import json
 
 from mycelium_cni import guard
 from mycelium_cni.guard import rules
-from mycelium_cni.kernel import netlink as nl
 from mycelium_cni.kernel import nftables
-from mycelium_cni.node import marks
-from mycelium_ctl.commands.setup import Change, refused, stale_messages
-from mycelium_ctl.errors import ToolError
+from mycelium_cni.kernel.facts import Object
+from mycelium_cni.node.facts import Bridge
+from mycelium_cni.node.marks import BRIDGE_GROUP, GROUP, GROUP_MASK
+from mycelium_ctl.errors import ToolError, refused
 from mycelium_ctl.node import state as nodestate
+from mycelium_ctl.node.expected import Change, stale
 from mycelium_ctl.node.state import State
 from mycelium_ctl.view import count, visible
 
 
-def plan(state: State) -> list[tuple[Change, nl.Message]]:
+def plan(state: State) -> list[Object]:
     """What to take back, in order: the bridge last, with whatever is still on it."""
-    steps = list(stale_messages(state, None))
+    steps = list(stale(state, None))
     for bridge in state.links:
-        if bridge.kind != "bridge" or bridge.alias != marks.BRIDGE_ALIAS:
+        if bridge.kind != "bridge" or bridge.group != BRIDGE_GROUP:
             continue
         ports = [link for link in state.links if link.master == bridge.index]
-        strangers = [port.name for port in ports if port.group & 0xF0000000 != 0x60000000]
+        strangers = [port.name for port in ports if port.group & GROUP_MASK != GROUP]
         if strangers:
             raise ToolError(
                 f"bridge {bridge.name} is ours, its port {strangers[0]} is not: "
                 f"run `ip link set {strangers[0]} nomaster` first"
             )
-        steps.append(
-            (
-                Change("bridge", f"ip link del {bridge.name}"),
-                nl.link(nl.RTM_DELLINK, f"delete bridge {bridge.name}", index=bridge.index),
-            )
-        )
+        steps.append(Bridge(bridge.name, bytes(8)))
     return steps
 
 
@@ -58,7 +54,7 @@ def guard_tables() -> list[Change]:
     except OSError:
         return []
     return [
-        Change("guard", f"nft delete table {family} {guard.TABLE_NAME}")
+        Change(f"nft delete table {family} {guard.TABLE_NAME}", "the guard")
         for family, table in zip(("inet", "bridge"), found, strict=True)
         if table is not None
     ]
@@ -85,21 +81,21 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.dry_run:
         nodestate.require_rights()
         try:
-            for _, message in steps:
-                state.host.request(message)
+            for fact in steps:
+                state.host.request(fact.drop())
             guard.remove()
         except OSError as error:
             raise ToolError(refused(error)) from error
-    changes = [change for change, _ in steps] + tables
+    changes = [Change(fact.removal, fact.why) for fact in steps] + tables
     if arguments.json:
         document = {
             "changed": bool(changes) and not arguments.dry_run,
-            "changes": [{"name": c.name, "command": c.command} for c in changes],
+            "changes": [{"why": c.why, "command": c.command} for c in changes],
         }
         print(json.dumps(document, indent=2))
         return 0
     for change in changes:
-        print(f"{visible(change.command)}  # {change.name}")
+        print(f"{visible(change.command)}  # {change.why}")
     if not changes:
         print("nothing to do: nothing here is of setup's making")
     elif arguments.dry_run:

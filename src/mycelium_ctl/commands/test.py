@@ -35,9 +35,9 @@ from mycelium_cni.cni.errors import CniError
 from mycelium_cni.kernel.address import format_address
 from mycelium_cni.kernel.link import find_link
 from mycelium_cni.pod.attachment import Attachment
-from mycelium_ctl.commands.setup import Preparation, refused
-from mycelium_ctl.errors import ToolError
+from mycelium_ctl.errors import ToolError, refused
 from mycelium_ctl.node import state as nodestate
+from mycelium_ctl.node.expected import Expected
 from mycelium_ctl.node.state import State, show_subnet
 from mycelium_ctl.view import Mark, Page, count, worst
 from mycelium_lab import intruder
@@ -380,7 +380,7 @@ def run(arguments: argparse.Namespace) -> int:
         except ValueError as error:
             raise ToolError(f"--peer: {error}") from error
     try:
-        lacking = Preparation(state).changes
+        lacking = Expected(state).changes
     except CniError as error:
         raise ToolError(error.msg) from error
     if lacking:

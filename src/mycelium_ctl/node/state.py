@@ -28,6 +28,7 @@ from mycelium_cni.kernel import netlink as nl
 from mycelium_cni.kernel import netns, sysctl
 from mycelium_cni.kernel.address import format_address, format_mac, parse_address
 from mycelium_cni.kernel.link import Link
+from mycelium_cni.kernel.snapshot import Address, Route, Snapshot
 from mycelium_cni.node import subnet
 from mycelium_cni.node.marks import GROUP, GROUP_MASK
 from mycelium_cni.overlay import on_mycelium
@@ -45,7 +46,6 @@ API_MOST_BYTES: Final = 16 << 20  # of one answer: some 100,000 routes
 IFLA_STATS64, IFLA_CARRIER, IFLA_LINK_NETNSID, IFLA_TARGET_NETNSID = 23, 33, 37, 46
 IFLA_TUN_PERSIST = 6
 RTM_NEWNSID, RTM_GETNSID, NETNSA_NSID, NETNSA_FD = 88, 90, 1, 3
-RTM_GETNEIGH = 30
 RTA_CACHEINFO = 12
 
 CAP_NET_ADMIN: Final = 12  # linux/capability.h
@@ -263,75 +263,7 @@ def _pod_end(host: nl.Socket, link: LinkFacts) -> LinkFacts | None:
     return end if end.peer == link.index else None
 
 
-# Addresses, routes, proxies
-
-
-class Address(NamedTuple):
-    link: int
-    address: bytes
-    prefixlen: int
-    protocol: int  # IFA_PROTO: who made it; 0 unknown
-
-
-class Route(NamedTuple):
-    destination: tuple[bytes, int]
-    link: int  # index of the output link; for `unreachable` that of lo
-    protocol: int
-    kind: int  # RTN_*
-    metric: int
-    table: int
-
-
-class Proxy(NamedTuple):
-    link: int
-    address: bytes
-    protocol: int
-
-
-def read_addresses(host: nl.Socket) -> list[Address]:
-    header = nl.IFADDRMSG.pack(nl.AF_INET6, 0, 0, 0, 0)
-    found = []
-    for payload in host.dump(nl.Message(nl.RTM_GETADDR, 0, header, "read addresses")):
-        _, prefixlen, _, _, index = nl.IFADDRMSG.unpack_from(payload)
-        attributes = nl.decode(payload, nl.IFADDRMSG.size)
-        address = attributes.get(nl.IFA_LOCAL) or attributes[nl.IFA_ADDRESS]
-        protocol = attributes.get(nl.IFA_PROTO, b"\0")[0]
-        found.append(Address(index, address, prefixlen, protocol))
-    return found
-
-
-def read_routes(host: nl.Socket) -> list[Route]:
-    """The IPv6 routes of all tables."""
-    header = nl.RTMSG.pack(nl.AF_INET6, 0, 0, 0, 0, 0, 0, 0, 0)
-    found = []
-    for payload in host.dump(nl.Message(nl.RTM_GETROUTE, 0, header, "read routes")):
-        _, length, _, _, table, protocol, _, kind, _ = nl.RTMSG.unpack_from(payload)
-        attributes = nl.decode(payload, nl.RTMSG.size)
-        zero = bytes(4)
-        found.append(
-            Route(
-                (attributes.get(nl.RTA_DST, bytes(16)), length),
-                nl.u32(attributes.get(nl.RTA_OIF, zero)),
-                protocol,
-                kind,
-                nl.u32(attributes.get(nl.RTA_PRIORITY, zero)),
-                nl.u32(attributes[nl.RTA_TABLE]) if nl.RTA_TABLE in attributes else table,
-            )
-        )
-    return found
-
-
-def read_proxies(host: nl.Socket) -> list[Proxy]:
-    """The addresses that links answer neighbour solicitations for, not being their own."""
-    header = nl.NDMSG.pack(nl.AF_INET6, 0, 0, nl.NTF_PROXY, 0)
-    found = []
-    for payload in host.dump(nl.Message(RTM_GETNEIGH, 0, header, "read proxy entries")):
-        _, index, _, flags, _ = nl.NDMSG.unpack_from(payload)
-        attributes = nl.decode(payload, nl.NDMSG.size)
-        if flags & nl.NTF_PROXY:
-            protocol = attributes.get(nl.NDA_PROTOCOL, b"\0")[0]
-            found.append(Proxy(index, attributes[nl.NDA_DST], protocol))
-    return found
+# Switches
 
 
 def switch(link: str, name: str) -> str:
@@ -855,12 +787,17 @@ class State:
         return read_attachments(self.host, self.links)
 
     @cached_property
-    def addresses(self) -> list[Address]:
-        return read_addresses(self.host)
+    def seen(self) -> Snapshot:
+        """The tables of this namespace."""
+        return Snapshot(self.host)
 
-    @cached_property
+    @property
+    def addresses(self) -> list[Address]:
+        return list(self.seen.addresses.values())
+
+    @property
     def routes(self) -> list[Route]:
-        return read_routes(self.host)
+        return self.seen.routes
 
     @cached_property
     def address(self) -> bytes | None:

@@ -1,0 +1,539 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a network namespace ought to have, as values: each can be made, dropped, seen and typed.
+
+A fact is the one telling of a thing. The message that makes it, the command that a person would
+type for it and the question whether the kernel has it come from the same value, so they cannot
+disagree. Its text is that command, so an error that names a fact can be pasted into a shell.
+"""
+
+from __future__ import annotations
+
+from mycelium_cni.kernel import netlink as nl
+from mycelium_cni.kernel import sysctl
+from mycelium_cni.kernel.address import format_address, format_mac, format_prefix
+from mycelium_cni.kernel.shell import quoted
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Final, Protocol
+
+    from mycelium_cni.kernel.snapshot import Snapshot
+
+    class Steps(Protocol):
+        """Where the undo of what was made is noted."""
+
+        def push(self, step: Callable[..., object], *arguments: object) -> None:
+            """Note a step that takes something back."""
+
+
+class Fact:
+    """One thing that a namespace ought to have; `why`, in a few words, is what it is for."""
+
+    __slots__ = ("why",)
+
+    def __init__(self, why: str) -> None:
+        self.why: Final = why
+
+    def __str__(self) -> str:
+        """The command that makes it, ready to be pasted."""
+        raise NotImplementedError
+
+    @property
+    def removal(self) -> str:
+        """The command that drops it, ready to be pasted."""
+        raise NotImplementedError
+
+    def holds(self, seen: Snapshot) -> bool:
+        """Whether the namespace has it. Raises OSError."""
+        raise NotImplementedError
+
+    def ensure(self, host: nl.Socket, undo: Steps) -> bool:
+        """Make it where it is absent, its undo beside it; whether it was. Raises OSError.
+
+        `host` and the calling thread are in the namespace.
+        """
+        raise NotImplementedError
+
+    def restore(self, host: nl.Socket) -> None:
+        """Make it again, in a namespace that has had it and lost it. Raises OSError."""
+        raise NotImplementedError
+
+
+class Switch(Fact):
+    """A setting below /proc/sys/net/ipv6, such as conf/all/forwarding."""
+
+    __slots__ = ("path", "value")
+
+    def __init__(self, path: str, value: str, why: str) -> None:
+        super().__init__(why)
+        self.path: Final = path
+        self.value: Final = value
+
+    def __str__(self) -> str:
+        return sysctl.command(self.path, self.value)
+
+    def holds(self, seen: Snapshot) -> bool:
+        return seen.switch(self.path) == self.value
+
+    def ensure(self, host: nl.Socket, undo: Steps) -> bool:
+        before = sysctl.get(self.path)
+        if before == self.value:
+            return False
+        undo.push(sysctl.put, self.path, before)
+        sysctl.put(self.path, self.value)
+        return True
+
+    def restore(self, host: nl.Socket) -> None:
+        sysctl.put(self.path, self.value)
+
+
+class Object(Fact):
+    """What one rtnetlink request makes."""
+
+    __slots__ = ()
+
+    def message(self) -> nl.Message:
+        """The request that makes it; EEXIST if it is there."""
+        raise NotImplementedError
+
+    def drop(self) -> nl.Message:
+        """The request that takes it away."""
+        raise NotImplementedError
+
+    def ensure(self, host: nl.Socket, undo: Steps) -> bool:
+        made = host.ensure(self.message())[0]
+        if made:
+            undo.push(host.request, self.drop())
+        return made
+
+    def restore(self, host: nl.Socket) -> None:
+        host.ensure(self.message())
+
+
+class Part(Object):
+    """Something of one link. What a link always has in one form or another (an MTU, a state) is
+    set and never dropped."""
+
+    __slots__ = ("index", "link")
+
+    def __init__(self, index: int, link: str, why: str) -> None:
+        super().__init__(why)
+        self.index: Final = index
+        self.link: Final = link
+
+    def ensure(self, host: nl.Socket, undo: Steps) -> bool:
+        host.request(self.message())
+        return True
+
+    def restore(self, host: nl.Socket) -> None:
+        host.request(self.message())
+
+
+class _OfLink(Part):
+    """An object of a link that may be there already, and can be dropped alone."""
+
+    __slots__ = ()
+    ensure = Object.ensure
+    restore = Object.restore
+
+
+class Setting(Part):
+    """An attribute of a link. The request that creates the link may carry it already."""
+
+    __slots__ = ("attribute", "words")
+
+    def __init__(
+        self, index: int, link: str, words: str, attribute: nl.Attribute, why: str
+    ) -> None:
+        super().__init__(index, link, why)
+        self.words: Final = words
+        self.attribute: Final = attribute
+
+    def __str__(self) -> str:
+        return f"ip link set dev {quoted(self.link)} {self.words}"
+
+    def message(self) -> nl.Message:
+        return nl.link(nl.RTM_NEWLINK, self, self.attribute, index=self.index)
+
+    def holds(self, seen: Snapshot) -> bool:
+        link = seen.links.get(self.index)
+        kind, value = self.attribute
+        wanted = dict(nl.attributes(nl.encode(((kind, value),)), 0))[kind]
+        return link is not None and link.attribute(kind).rstrip(b"\0") == wanted.rstrip(b"\0")
+
+
+def mtu(index: int, link: str, octets: int) -> Setting:
+    why = "larger packets vanish on the way"
+    return Setting(index, link, f"mtu {octets}", (nl.IFLA_MTU, octets), why)
+
+
+def mac(index: int, link: str, octets: bytes, why: str) -> Setting:
+    """The MAC of a link."""
+    words = f"address {format_mac(octets)}"
+    return Setting(index, link, words, (nl.IFLA_ADDRESS, octets), why)
+
+
+def master(index: int, link: str, bridge: int, name: str) -> Setting:
+    """Which bridge a link is a port of."""
+    why = "a bridged pod hangs on the bridge"
+    return Setting(index, link, f"master {quoted(name)}", (nl.IFLA_MASTER, bridge), why)
+
+
+def group(index: int, link: str, number: int, why: str) -> Setting:
+    """The group of a link."""
+    return Setting(index, link, f"group {number}", (nl.IFLA_GROUP, number), why)
+
+
+def alias(index: int, link: str, text: str, why: str) -> Setting:
+    """The alias of a link."""
+    words = f"alias {quoted(text)}"
+    return Setting(index, link, words, (nl.IFLA_IFALIAS, text.encode()), why)
+
+
+class Up(Part):
+    """A link is up. `drop` sets it down."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return f"ip link set dev {quoted(self.link)} up"
+
+    def message(self) -> nl.Message:
+        return nl.link(nl.RTM_NEWLINK, self, index=self.index, state=nl.IFF_UP)
+
+    def drop(self) -> nl.Message:
+        return nl.set_up(self.index, self.link, up=False)
+
+    def holds(self, seen: Snapshot) -> bool:
+        link = seen.links.get(self.index)
+        return link is not None and link.up
+
+
+class NoLinkLocal(Part):
+    """The kernel makes no link-local address of its own. Refused when a link is created
+    (EAFNOSUPPORT), and too late in one message with IFF_UP."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return f"ip link set dev {quoted(self.link)} addrgenmode none"
+
+    def message(self) -> nl.Message:
+        return nl.link(nl.RTM_NEWLINK, self, nl.NO_LINK_LOCAL, index=self.index)
+
+    def holds(self, seen: Snapshot) -> bool:
+        link = seen.links.get(self.index)
+        families = nl.decode(link.attribute(nl.IFLA_AF_SPEC), 0) if link else {}
+        said = nl.decode(families.get(nl.AF_INET6, b""), 0)
+        return said.get(nl.IFLA_INET6_ADDR_GEN_MODE) == nl.IN6_ADDR_GEN_MODE_NONE
+
+
+class AlternativeName(_OfLink):
+    """Another name of a link; no two links of a namespace share one."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, index: int, link: str, name: str, why: str) -> None:
+        super().__init__(index, link, why)
+        self.name: Final = name
+
+    def __str__(self) -> str:
+        return f"ip link property add dev {quoted(self.link)} altname {quoted(self.name)}"
+
+    def message(self) -> nl.Message:
+        return nl.link_property(nl.RTM_NEWLINKPROP, self, self.index, self.name)
+
+    def drop(self) -> nl.Message:
+        return nl.link_property(nl.RTM_DELLINKPROP, self, self.index, self.name)
+
+    def holds(self, seen: Snapshot) -> bool:
+        link = seen.links.get(self.index)
+        return link is not None and self.name in link.altnames
+
+
+class NoLearning(Part):
+    """A bridge port from which the bridge does not learn."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return f"bridge link set dev {quoted(self.link)} learning off"
+
+    def message(self) -> nl.Message:
+        return nl.bridge_port(self, self.index, learning=False)
+
+    def holds(self, seen: Snapshot) -> bool:
+        link = seen.links.get(self.index)
+        info = nl.decode(link.attribute(nl.IFLA_LINKINFO), 0) if link else {}
+        port = nl.decode(info.get(nl.IFLA_INFO_SLAVE_DATA, b""), 0)
+        return port.get(nl.IFLA_BRPORT_LEARNING) == b"\0"
+
+
+class ForwardingEntry(Part):
+    """A MAC is behind this port of the bridge, whatever other ports send."""
+
+    __slots__ = ("mac",)
+
+    def __init__(self, index: int, link: str, mac: bytes, why: str) -> None:
+        super().__init__(index, link, why)
+        self.mac: Final = mac
+
+    def __str__(self) -> str:
+        where = f"dev {quoted(self.link)} master static sticky"
+        return f"bridge fdb replace {format_mac(self.mac)} {where}"
+
+    def message(self) -> nl.Message:
+        return nl.forwarding_entry(self, self.index, self.mac)
+
+    def holds(self, seen: Snapshot) -> bool:
+        return (self.index, self.mac) in seen.forwarding
+
+
+class Address(_OfLink):
+    """An address of a link that is never tentative."""
+
+    __slots__ = ("address", "prefixlen", "protocol")
+
+    def __init__(
+        self, index: int, link: str, address: bytes, prefixlen: int, why: str, *, protocol: int = 0
+    ) -> None:
+        super().__init__(index, link, why)
+        self.address: Final = address
+        self.prefixlen: Final = prefixlen
+        self.protocol: Final = protocol
+
+    def _words(self) -> str:
+        return f"{format_address(self.address)}/{self.prefixlen} dev {quoted(self.link)}"
+
+    def __str__(self) -> str:
+        return f"ip address add {self._words()} nodad"
+
+    @property
+    def removal(self) -> str:
+        return f"ip address del {self._words()}"
+
+    def message(self) -> nl.Message:
+        return nl.address(
+            *(nl.RTM_NEWADDR, self, self.index, self.address, self.prefixlen),
+            protocol=self.protocol,
+        )
+
+    def drop(self) -> nl.Message:
+        kind, what = nl.RTM_DELADDR, self.removal
+        return nl.address(kind, what, self.index, self.address, self.prefixlen)
+
+    def holds(self, seen: Snapshot) -> bool:
+        found = seen.addresses.get((self.index, self.address))
+        return found is not None and not found.flags & (nl.IFA_F_DADFAILED | nl.IFA_F_TENTATIVE)
+
+
+class Neighbour(Part):
+    """Who is behind an address on a link. Permanent, or known until the neighbour itself says
+    otherwise; either way exempt from the limit that all namespaces share."""
+
+    __slots__ = ("address", "mac", "permanent", "protocol")
+
+    def __init__(
+        self,
+        index: int,
+        link: str,
+        address: bytes,
+        mac: bytes,
+        why: str,
+        *,
+        protocol: int,
+        permanent: bool,
+    ) -> None:
+        super().__init__(index, link, why)
+        self.address: Final = address
+        self.mac: Final = mac
+        self.permanent: Final = permanent
+        self.protocol: Final = protocol
+
+    def __str__(self) -> str:
+        state = "permanent" if self.permanent else "reachable extern_learn"
+        return (
+            f"ip -6 neighbour replace {format_address(self.address)} lladdr {format_mac(self.mac)} "
+            f"dev {quoted(self.link)} nud {state} protocol {self.protocol}"
+        )
+
+    def message(self) -> nl.Message:
+        return nl.neighbour(
+            *(self, self.index, self.address, self.mac, self.protocol), permanent=self.permanent
+        )
+
+    def holds(self, seen: Snapshot) -> bool:
+        """A neighbour may say of itself that its MAC is another one by now."""
+        found = seen.neighbours.get((self.index, self.address))
+        return found is not None and (found.mac == self.mac or (not self.permanent and found.valid))
+
+
+class Proxy(_OfLink):
+    """A link answers neighbour solicitations for an address that it does not have."""
+
+    __slots__ = ("address", "protocol")
+
+    def __init__(self, index: int, link: str, address: bytes, why: str, *, protocol: int) -> None:
+        super().__init__(index, link, why)
+        self.address: Final = address
+        self.protocol: Final = protocol
+
+    def _words(self) -> str:
+        return f"proxy {format_address(self.address)} dev {quoted(self.link)}"
+
+    def __str__(self) -> str:
+        return f"ip -6 neighbour add {self._words()} protocol {self.protocol}"
+
+    @property
+    def removal(self) -> str:
+        return f"ip -6 neighbour del {self._words()}"
+
+    def message(self) -> nl.Message:
+        return nl.proxy_neighbour(nl.RTM_NEWNEIGH, self, self.index, self.address, self.protocol)
+
+    def drop(self) -> nl.Message:
+        kind, what = nl.RTM_DELNEIGH, self.removal
+        return nl.proxy_neighbour(kind, what, self.index, self.address, self.protocol)
+
+    def holds(self, seen: Snapshot) -> bool:
+        return (self.index, self.address) in seen.proxies
+
+
+class Route(Object):
+    """A route. Without a link it is one that refuses (`unreachable`)."""
+
+    __slots__ = (
+        *("destination", "gateway", "index", "link", "metrics", "priority", "protocol"),
+        *("scope", "source", "table"),
+    )
+
+    def __init__(
+        self,
+        destination: tuple[bytes, int],
+        why: str,
+        *,
+        protocol: int,
+        index: int = 0,
+        link: str = "",
+        gateway: bytes = b"",
+        source: bytes = b"",
+        priority: int = 0,
+        table: int = nl.RT_TABLE_MAIN,
+        scope: int = nl.RT_SCOPE_UNIVERSE,
+        metrics: Sequence[tuple[str, int]] = (),
+    ) -> None:
+        super().__init__(why)
+        self.destination: Final = destination
+        self.protocol: Final = protocol
+        self.index: Final = index
+        self.link: Final = link
+        self.gateway: Final = gateway
+        self.source: Final = source
+        self.priority: Final = priority
+        self.table: Final = table
+        self.scope: Final = scope
+        self.metrics: Final = metrics
+
+    def _words(self) -> str:
+        words = "" if self.index else "unreachable "
+        words += format_prefix(self.destination)
+        if self.gateway:
+            words += f" via {format_address(self.gateway)}"
+        if self.index:
+            words += f" dev {quoted(self.link)}"
+        if self.source:
+            words += f" src {format_address(self.source)}"
+        if self.priority:
+            words += f" metric {self.priority}"
+        if self.table != nl.RT_TABLE_MAIN:
+            words += f" table {self.table}"
+        if self.scope:
+            words += f" scope {self.scope}"
+        for name, value in self.metrics:
+            words += f" {name} {value}"
+        return f"{words} proto {self.protocol}"
+
+    def __str__(self) -> str:
+        return f"ip -6 route add {self._words()}"
+
+    @property
+    def removal(self) -> str:
+        return f"ip -6 route del {self._words()}"
+
+    def _request(self, kind: int, what: object) -> nl.Message:
+        attributes: list[nl.Attribute] = []
+        if self.index:
+            attributes.append((nl.RTA_OIF, self.index))
+        if self.gateway:
+            attributes.append((nl.RTA_GATEWAY, self.gateway))
+        if self.source:
+            attributes.append((nl.RTA_PREFSRC, self.source))
+        if self.priority:
+            attributes.append((nl.RTA_PRIORITY, self.priority))
+        if self.metrics:
+            numbers = {"mtu": nl.RTAX_MTU, "advmss": nl.RTAX_ADVMSS}
+            attributes.append((nl.RTA_METRICS, [(numbers[name], n) for name, n in self.metrics]))
+        return nl.route(
+            kind,
+            what,
+            self.destination,
+            *attributes,
+            protocol=self.protocol,
+            table=self.table,
+            scope=self.scope,
+            type_=nl.RTN_UNICAST if self.index else nl.RTN_UNREACHABLE,
+        )
+
+    def message(self) -> nl.Message:
+        return self._request(nl.RTM_NEWROUTE, self)
+
+    def drop(self) -> nl.Message:
+        return self._request(nl.RTM_DELROUTE, self.removal)
+
+    def holds(self, seen: Snapshot) -> bool:
+        for route in seen.routes:
+            if route.destination != self.destination or route.table != self.table:
+                continue
+            if self.index and (route.link, route.gateway) == (self.index, self.gateway):
+                return True
+            refuses = route.kind == nl.RTN_UNREACHABLE and route.priority == self.priority
+            if not self.index and refuses:
+                return True
+        return False
+
+
+class Rule(Object):
+    """Packets from an address are routed by a table of their own."""
+
+    __slots__ = ("protocol", "source", "table")
+
+    def __init__(self, source: bytes, table: int, why: str, *, protocol: int) -> None:
+        super().__init__(why)
+        self.source: Final = source
+        self.table: Final = table
+        self.protocol: Final = protocol
+
+    def _words(self) -> str:
+        return f"from {format_address(self.source)} lookup {self.table} protocol {self.protocol}"
+
+    def __str__(self) -> str:
+        return f"ip -6 rule add {self._words()}"
+
+    @property
+    def removal(self) -> str:
+        return f"ip -6 rule del {self._words()}"
+
+    def message(self) -> nl.Message:
+        return nl.rule(nl.RTM_NEWRULE, self, self.table, self.protocol, self.source)
+
+    def drop(self) -> nl.Message:
+        return nl.rule(nl.RTM_DELRULE, self.removal, self.table, self.protocol, self.source)
+
+    def holds(self, seen: Snapshot) -> bool:
+        return any((r.source, r.table) == (self.source, self.table) for r in seen.rules)
+
+
+def absent(facts: Sequence[Fact], seen: Snapshot) -> list[Fact]:
+    """Those that the namespace does not have, in order. Raises OSError."""
+    return [fact for fact in facts if not fact.holds(seen)]

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a network namespace has: each table of the kernel, read when it is first asked for."""
+
+from __future__ import annotations
+
+from errno import ENOENT
+
+from mycelium_cni.kernel import netlink as nl
+from mycelium_cni.kernel import sysctl
+from mycelium_cni.kernel.link import Link
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Final, TypeVar
+
+    T = TypeVar("T")
+
+# States in which the kernel sends to a neighbour at once (include/net/neighbour.h, NUD_VALID).
+_NUD_VALID = 0xDE
+
+
+class Address:
+    """An IPv6 address of a link; `protocol` says who made it (IFA_PROTO), 0 if nobody did."""
+
+    __slots__ = ("address", "flags", "link", "prefixlen", "protocol")
+
+    def __init__(self, payload: bytes) -> None:
+        _, prefixlen, _, _, link = nl.IFADDRMSG.unpack_from(payload)
+        said = nl.decode(payload, nl.IFADDRMSG.size)
+        self.link: Final[int] = link
+        self.prefixlen: Final[int] = prefixlen
+        self.address: Final = said.get(nl.IFA_LOCAL) or said[nl.IFA_ADDRESS]
+        self.flags: Final = nl.u32(said[nl.IFA_FLAGS])
+        self.protocol: Final = said.get(nl.IFA_PROTO, b"\0")[0]
+
+
+class Route:
+    """An IPv6 route; `link` is its output link (that of lo where it refuses), `kind` an RTN_*."""
+
+    __slots__ = ("destination", "gateway", "kind", "link", "priority", "protocol", "table")
+
+    def __init__(self, payload: bytes) -> None:
+        _, length, _, _, table, protocol, _, kind, _ = nl.RTMSG.unpack_from(payload)
+        said = nl.decode(payload, nl.RTMSG.size)
+        zero = bytes(4)
+        self.destination: Final[tuple[bytes, int]] = said.get(nl.RTA_DST, bytes(16)), length
+        self.link: Final = nl.u32(said.get(nl.RTA_OIF, zero))
+        self.gateway: Final = said.get(nl.RTA_GATEWAY, b"")
+        self.protocol: Final[int] = protocol
+        self.kind: Final[int] = kind
+        self.priority: Final = nl.u32(said.get(nl.RTA_PRIORITY, zero))
+        self.table: Final[int] = nl.u32(said[nl.RTA_TABLE]) if nl.RTA_TABLE in said else table
+
+
+class Neighbour:
+    """An entry of the neighbour table, or of that of proxies."""
+
+    __slots__ = ("address", "flags", "link", "mac", "protocol", "state")
+
+    def __init__(self, payload: bytes) -> None:
+        _, link, state, flags, _ = nl.NDMSG.unpack_from(payload)
+        said = nl.decode(payload, nl.NDMSG.size)
+        self.link: Final[int] = link
+        self.state: Final[int] = state
+        self.flags: Final[int] = flags
+        self.address: Final = said.get(nl.NDA_DST, b"")
+        self.mac: Final = said.get(nl.NDA_LLADDR, b"")
+        self.protocol: Final = said.get(nl.NDA_PROTOCOL, b"\0")[0]
+
+    @property
+    def valid(self) -> bool:
+        """Whether the kernel sends to it without asking first."""
+        return bool(self.state & _NUD_VALID)
+
+
+class Rule:
+    """An IPv6 rule: which table routes what. `plain`: it selects by nothing but `source`."""
+
+    __slots__ = ("priority", "protocol", "source", "table")
+
+    def __init__(self, payload: bytes) -> None:
+        _, _, _, _, table, _, _, _, _ = nl.FIB_RULE_HDR.unpack_from(payload)
+        said = nl.decode(payload, nl.FIB_RULE_HDR.size)
+        self.source: Final = said.get(nl.FRA_SRC, b"")
+        self.table: Final[int] = nl.u32(said[nl.FRA_TABLE]) if nl.FRA_TABLE in said else table
+        self.priority: Final = nl.u32(said.get(nl.FRA_PRIORITY, bytes(4)))
+        self.protocol: Final = said.get(nl.FRA_PROTOCOL, b"\0")[0]
+
+
+class Snapshot:
+    """A namespace as it is now. `socket` is in it; `inside` makes the calling thread be in it while
+    a switch is read, where that is another one than the thread's own."""
+
+    __slots__ = ("_inside", "_read", "_switches", "socket")
+
+    def __init__(
+        self, socket: nl.Socket, inside: Callable[[Callable[[], str]], str] | None = None
+    ) -> None:
+        self.socket: Final = socket
+        self._inside: Final = inside
+        self._read: dict[str, object] = {}
+        self._switches: dict[str, str] = {}
+
+    def _once(self, name: str, read: Callable[[], T]) -> T:
+        if name not in self._read:
+            self._read[name] = read()
+        return self._read[name]  # type: ignore[return-value] # what `read` returned under this name
+
+    def _dump(self, kind: int, header: bytes, what: str) -> Iterator[bytes]:
+        return iter(self.socket.dump(nl.Message(kind, 0, header, what)))
+
+    @property
+    def links(self) -> dict[int, Link]:
+        def read() -> dict[int, Link]:
+            found = [Link(p) for p in self.socket.dump(nl.link(nl.RTM_GETLINK, "list links"))]
+            return {link.index: link for link in found}
+
+        return self._once("links", read)
+
+    @property
+    def addresses(self) -> dict[tuple[int, bytes], Address]:
+        def read() -> dict[tuple[int, bytes], Address]:
+            header = nl.IFADDRMSG.pack(nl.AF_INET6, 0, 0, 0, 0)
+            found = [Address(p) for p in self._dump(nl.RTM_GETADDR, header, "list addresses")]
+            return {(each.link, each.address): each for each in found}
+
+        return self._once("addresses", read)
+
+    @property
+    def routes(self) -> list[Route]:
+        """The IPv6 routes of all tables."""
+
+        def read() -> list[Route]:
+            header = nl.RTMSG.pack(nl.AF_INET6, 0, 0, 0, 0, 0, 0, 0, 0)
+            return [Route(p) for p in self._dump(nl.RTM_GETROUTE, header, "list routes")]
+
+        return self._once("routes", read)
+
+    def _neighbours(self, family: int, flags: int, what: str) -> list[Neighbour]:
+        header = nl.NDMSG.pack(family, 0, 0, flags, 0)
+        found = [Neighbour(p) for p in self._dump(nl.RTM_GETNEIGH, header, what)]
+        return [each for each in found if each.flags & nl.NTF_PROXY == flags]
+
+    @property
+    def neighbours(self) -> dict[tuple[int, bytes], Neighbour]:
+        def read() -> dict[tuple[int, bytes], Neighbour]:
+            found = self._neighbours(nl.AF_INET6, 0, "list neighbours")
+            return {(each.link, each.address): each for each in found}
+
+        return self._once("neighbours", read)
+
+    @property
+    def proxies(self) -> dict[tuple[int, bytes], Neighbour]:
+        def read() -> dict[tuple[int, bytes], Neighbour]:
+            found = self._neighbours(nl.AF_INET6, nl.NTF_PROXY, "list proxy entries")
+            return {(each.link, each.address): each for each in found}
+
+        return self._once("proxies", read)
+
+    @property
+    def forwarding(self) -> set[tuple[int, bytes]]:
+        """Port and MAC of the entries of bridges' forwarding databases that do not age."""
+
+        def read() -> set[tuple[int, bytes]]:
+            found = self._neighbours(nl.AF_BRIDGE, 0, "list forwarding entries")
+            return {(each.link, each.mac) for each in found if each.state & nl.NUD_NOARP}
+
+        return self._once("forwarding", read)
+
+    @property
+    def rules(self) -> list[Rule]:
+        def read() -> list[Rule]:
+            header = nl.FIB_RULE_HDR.pack(nl.AF_INET6, 0, 0, 0, 0, 0, 0, 0, 0)
+            return [Rule(p) for p in self._dump(nl.RTM_GETRULE, header, "list rules")]
+
+        return self._once("rules", read)
+
+    def switch(self, path: str) -> str:
+        """The value of a setting below /proc/sys/net/ipv6; "" where there is no such setting.
+
+        Raises OSError.
+        """
+        if path not in self._switches:
+
+            def read() -> str:
+                try:
+                    return sysctl.get(path)
+                except OSError as error:
+                    if error.errno != ENOENT:
+                        raise
+                    return ""
+
+            self._switches[path] = self._inside(read) if self._inside else read()
+        return self._switches[path]

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a node ought to have once, whoever's pod comes first, in the order in which it is made."""
+
+from __future__ import annotations
+
+from mycelium_cni.kernel import netlink as nl
+from mycelium_cni.kernel import sysctl
+from mycelium_cni.kernel.address import format_mac
+from mycelium_cni.kernel.facts import (
+    Address,
+    Fact,
+    NoLinkLocal,
+    Object,
+    Proxy,
+    Route,
+    Switch,
+    Up,
+    alias,
+)
+from mycelium_cni.kernel.link import find_link
+from mycelium_cni.kernel.shell import quoted
+from mycelium_cni.node.marks import BRIDGE_ALIAS, BRIDGE_GROUP, PROTOCOL
+from mycelium_cni.overlay import MYCELIUM
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
+    from mycelium_cni.kernel.snapshot import Snapshot
+    from mycelium_cni.node.subnet import Node
+
+LOOPBACK = 1  # the index of lo in every network namespace (net/core/dev.c, dev_new_index)
+LINK_LOCAL_GATEWAY = b"\xfe\x80" + bytes(13) + b"\x01"
+FORWARDING = sysctl.conf("all", "forwarding")
+
+# A route is chosen by metric only among routes to the same prefix: this one loses to any other.
+WORST_METRIC = 0xFFFFFFFF
+SUBNET_METRIC = 1024
+
+
+class Bridge(Object):
+    """The bridge that pods hang on. Its MAC is always the same for a subnet, so pods know a bridge
+    that was made anew."""
+
+    __slots__ = ("mac", "name")
+
+    def __init__(self, name: str, subnet: bytes) -> None:
+        super().__init__("bridged pods hang on it")
+        self.name: Final = name
+        self.mac: Final = b"\x02\x04" + subnet[4:]
+
+    def __str__(self) -> str:
+        mac, group = format_mac(self.mac), BRIDGE_GROUP
+        return f"ip link add {quoted(self.name)} address {mac} group {group} type bridge"
+
+    @property
+    def removal(self) -> str:
+        return f"ip link del {quoted(self.name)}"
+
+    def message(self) -> nl.Message:
+        kind: nl.Attribute = (nl.IFLA_LINKINFO, [(nl.IFLA_INFO_KIND, b"bridge")])
+        named: nl.Attribute = (nl.IFLA_IFNAME, self.name)
+        mac: nl.Attribute = (nl.IFLA_ADDRESS, self.mac)
+        ours: nl.Attribute = (nl.IFLA_GROUP, BRIDGE_GROUP)
+        flags = nl.NLM_F_CREATE | nl.NLM_F_EXCL
+        return nl.link(nl.RTM_NEWLINK, self, named, mac, ours, kind, flags=flags)
+
+    def drop(self) -> nl.Message:
+        named: nl.Attribute = (nl.IFLA_IFNAME, self.name)
+        return nl.link(nl.RTM_DELLINK, self.removal, named)
+
+    def holds(self, seen: Snapshot) -> bool:
+        return find_link(seen.socket, self.name) is not None
+
+
+def new_bridge(name: str, index: int) -> list[Fact]:
+    """What is ours of a bridge that we made. The alias comes last: a bridge without it is one whose
+    making was interrupted."""
+    return [
+        # Whatever conf.default says to new links; and no pod behind it is a router.
+        Switch(sysctl.conf(name, "disable_ipv6"), "0", "the overlay is IPv6"),
+        Switch(sysctl.conf(name, "accept_ra"), "0", "no pod is a router"),
+        NoLinkLocal(index, name, "the address that the kernel would make is tentative at first"),
+        # To ask for a pod's MAC on behalf of a remote sender the kernel needs a link-local address
+        # that is not tentative.
+        Address(index, name, LINK_LOCAL_GATEWAY, 64, "the node asks for pods' MACs from it"),
+        alias(index, name, BRIDGE_ALIAS, "`mycelium-cni teardown` goes by it"),
+    ]
+
+
+def bridge(name: str, index: int, node: Node) -> tuple[Up, Address]:
+    """What any bridge with pods on it needs, whoever made it."""
+    why = "bridged pods have their gateway there"
+    return (
+        Up(index, name, why),
+        Address(index, name, node.gateway, 64, why, protocol=PROTOCOL),
+    )
+
+
+def bridge_answers(name: str, index: int, node: Node) -> list[Fact]:
+    """What lets pods of older plugins, which have no route to it, reach the node's own address."""
+    why = "pods of other plugins ask for the node's address on the bridge"
+    return [
+        Switch(sysctl.conf(name, "proxy_ndp"), "1", why),
+        # By default the kernel lets them wait for up to 0.8 s (RFC 4861, section 7.2.8).
+        Switch(f"neigh/{name}/proxy_delay", "0", why),
+        Proxy(index, name, node.address, why, protocol=PROTOCOL),
+    ]
+
+
+def standing(node: Node) -> list[Fact]:
+    """What holds while the daemon is away: it takes its address and its route along."""
+    subnet = (node.subnet + bytes(8), 64)
+    clear = "packets for the overlay must not leave in clear while the daemon is away"
+    return [
+        _refuse(MYCELIUM, WORST_METRIC, clear),
+        _refuse(subnet, SUBNET_METRIC, "packets for pods that are gone must not loop"),
+        Address(
+            *(LOOPBACK, "lo", node.address, 128),
+            "probes of pods come from the node's address, with or without the daemon",
+            protocol=PROTOCOL,
+        ),
+    ]
+
+
+def forwarding(ra_links: list[str]) -> list[Fact]:
+    """What makes the node a router. A forwarding link drops its routes from router advertisements
+    at once unless accept_ra is 2 (Documentation/networking/ip-sysctl.rst), so links that have any
+    (`ra_links`) are told so first."""
+    return [
+        *(
+            Switch(sysctl.conf(name, "accept_ra"), "2", "the node would lose its default route")
+            for name in ra_links
+        ),
+        Switch(FORWARDING, "1", "pods are reached by forwarding only"),
+    ]
+
+
+def _refuse(destination: tuple[bytes, int], metric: int, why: str) -> Route:
+    return Route(destination, why, priority=metric, protocol=PROTOCOL)

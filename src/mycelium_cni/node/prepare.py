@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ADD's part of a node's facts: each is made where it is absent, none is dropped by DEL.
+
+Only what a call made itself is undone when it fails.
+"""
+
+from __future__ import annotations
+
+from mycelium_cni.cni.errors import NODE_MISCONFIGURED, TRY_AGAIN_LATER, CniError
+from mycelium_cni.kernel import netlink as nl
+from mycelium_cni.kernel import sysctl
+from mycelium_cni.kernel.link import Link, find_link
+from mycelium_cni.node import facts
+from mycelium_cni.node.marks import BRIDGE_GROUP
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Final
+
+    from mycelium_cni.node.subnet import Node
+    from mycelium_cni.undo import Undo
+
+
+def ensure_bridge(host: nl.Socket, name: str, node: Node, undo: Undo) -> int:
+    """The index of the bridge, made where it is missing, completed where it is down, lacks the
+    gateway address or was left unfinished by a call that was killed."""
+    shared = _Shared(host, name, undo)
+    bridge = node.bridge
+    if bridge is None:
+        facts.Bridge(name, node.subnet).ensure(host, shared)
+        bridge = find_link(host, name)
+        if bridge is None:
+            raise CniError(TRY_AGAIN_LATER, f"bridge {name} vanished while a pod was attached")
+    index = bridge.index
+    if bridge.group == BRIDGE_GROUP and not bridge.alias:
+        for fact in facts.new_bridge(name, index):
+            fact.ensure(host, shared)
+    up, gateway = facts.bridge(name, index, node)
+    if not bridge.up:
+        shared.push(host.request, up.drop())
+        up.ensure(host, shared)
+    gateway.ensure(host, shared)
+    return index
+
+
+class _Shared:
+    """The undo of what others come to rely on: it is taken back while the bridge has no port."""
+
+    __slots__ = ("_host", "_name", "_undo")
+
+    def __init__(self, host: nl.Socket, name: str, undo: Undo) -> None:
+        self._host: Final = host
+        self._name: Final = name
+        self._undo: Final = undo
+
+    def push(self, step: Callable[..., object], *arguments: object) -> None:
+        self._undo.push(self._unless_used, step, *arguments)
+
+    def _unless_used(self, step: Callable[..., object], *arguments: object) -> None:
+        bridge = find_link(self._host, self._name)
+        if bridge:
+            ports: nl.Attribute = (nl.IFLA_MASTER, bridge.index)
+            if not self._host.dump(nl.link(nl.RTM_GETLINK, "list bridge ports", ports)):
+                step(*arguments)
+
+
+def keep_bridge_mac(host: nl.Socket, bridge: Link) -> None:
+    """Give a bridge that somebody else made back the MAC it had before a pod's link became its
+    port; the kernel then leaves it alone for good."""
+    now = Link(host.request(nl.link(nl.RTM_GETLINK, "read bridge", index=bridge.index))[0])
+    if now.mac != bridge.mac:
+        mac: nl.Attribute = (nl.IFLA_ADDRESS, bridge.mac)
+        what = f"keep the MAC of {bridge.name}"
+        host.request(nl.link(nl.RTM_NEWLINK, what, mac, index=bridge.index))
+
+
+def loopback(host: nl.Socket) -> Link:
+    """The node's `lo`. Raises CniError (NODE_MISCONFIGURED) if it is down, or IPv6 is off."""
+    lo = find_link(host, "lo")
+    if lo is None or not lo.up:
+        raise CniError(NODE_MISCONFIGURED, "link lo is down", run="ip link set lo up", about="lo")
+    try:
+        off = sysctl.get(sysctl.conf("lo", "disable_ipv6")) != "0"
+    except OSError:
+        off = True
+    if off:
+        raise CniError(
+            NODE_MISCONFIGURED,
+            "IPv6 is off on lo",
+            "if there is no such setting, boot without ipv6.disable=1",
+            run=sysctl.command(sysctl.conf("lo", "disable_ipv6"), "0"),
+            about="lo",
+        )
+    return lo
+
+
+def prepare(host: nl.Socket, node: Node, undo: Undo) -> None:
+    """Packets for the overlay must not leave by another way while the daemon is away, and the node
+    must forward. It comes last in ADD, so that no other ADD has long relied on it when this one
+    takes it back, and after the guard (guard.protect): a node that forwards is a router for
+    whatever the overlay delivers."""
+    loopback(host)
+    for fact in facts.standing(node):
+        fact.ensure(host, undo)
+    if sysctl.get(facts.FORWARDING) == "0":
+        for fact in facts.forwarding(links_at_risk(host)):
+            fact.ensure(host, undo)
+
+
+def links_at_risk(host: nl.Socket) -> list[str]:
+    """The links over which router advertisements gave the node routes, or addresses which end
+    unless the next one renews them, and which lose these when the node forwards."""
+    header = nl.RTMSG.pack(nl.AF_INET6, 0, 0, 0, 0, nl.RTPROT_RA, 0, 0, 0)
+    indexes = set()
+    for payload in host.dump(nl.Message(nl.RTM_GETROUTE, 0, header, "read routes")):
+        output = nl.decode(payload, nl.RTMSG.size).get(nl.RTA_OIF)
+        if output:
+            indexes.add(nl.u32(output))
+    header = nl.IFADDRMSG.pack(nl.AF_INET6, 0, 0, 0, 0)
+    for payload in host.dump(nl.Message(nl.RTM_GETADDR, 0, header, "read addresses")):
+        attributes = nl.decode(payload, nl.IFADDRMSG.size)
+        if nl.u32(attributes[nl.IFA_FLAGS]) & nl.IFA_F_MANAGETEMPADDR:
+            indexes.add(nl.IFADDRMSG.unpack_from(payload)[4])
+    names = []
+    for index in sorted(indexes):
+        link = Link(host.request(nl.link(nl.RTM_GETLINK, "read link", index=index))[0])
+        if sysctl.get(sysctl.conf(link.name, "accept_ra")) == "1":
+            names.append(link.name)
+    return names

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What this node ought to have for its pods, what it lacks of that, and what of ours is stale."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from mycelium_cni import guard
+from mycelium_cni.cni.errors import CniError
+from mycelium_cni.kernel import netlink as nl
+from mycelium_cni.kernel.address import format_address
+from mycelium_cni.kernel.facts import Address, Fact, Object, Proxy, Route
+from mycelium_cni.kernel.link import find_link
+from mycelium_cni.node import facts, prepare, subnet
+from mycelium_cni.node.marks import BRIDGE_GROUP, PROTOCOL
+from mycelium_cni.overlay import on_mycelium
+from mycelium_cni.undo import Undo
+from mycelium_ctl.errors import ToolError, refused
+from mycelium_ctl.node import state as nodestate
+from mycelium_ctl.node.state import State
+
+if TYPE_CHECKING:
+    from mycelium_cni.kernel.facts import Steps
+    from mycelium_cni.kernel.snapshot import Snapshot
+
+
+class Change(NamedTuple):
+    """One change to the node: the command that makes it, and what it is for."""
+
+    command: str
+    why: str
+
+
+class Guard(Fact):
+    """The rules that guard a network's pods are loaded and current."""
+
+    __slots__ = ("wanted",)
+
+    def __init__(self, wanted: guard.Wanted) -> None:
+        super().__init__("peers and pods could send what is not theirs to send")
+        self.wanted: Final = wanted
+
+    def __str__(self) -> str:
+        return f"# load table inet {guard.TABLE_NAME} into the packet filter"
+
+    def holds(self, seen: Snapshot) -> bool:
+        try:
+            return not guard.outdated(self.wanted)
+        except OSError:
+            return not self.wanted.policy.required  # else making it will say why it cannot be
+
+    def ensure(self, host: nl.Socket, undo: Steps) -> bool:
+        guard.protect(host, self.wanted, undo)
+        return True
+
+
+class Expected:
+    """The node's facts, in the order in which they are made.
+
+    Raises CniError as `subnet.find`, ToolError where somebody else's bridge is in the way.
+    """
+
+    def __init__(self, state: State) -> None:
+        self.state: Final = state
+        self.node: Final = read_node(state)
+        self.guard: Final = Guard(guard.Wanted(state.network, state.config, self.node))
+        self.stale: Final = list(stale(state, self.node))
+        bridge = self.node.bridge
+        self.facts: Final = self._facts(bridge.index if bridge else 0, unfinished=bridge is None)
+        self.absent: Final = [fact for fact in self.facts if not fact.holds(state.seen)]
+
+    def _facts(self, bridge: int, *, unfinished: bool) -> list[Fact]:
+        node, name = self.node, self.state.config.bridge_name
+        found: list[Fact] = []
+        if node.bridged:
+            found.append(facts.Bridge(name, node.subnet))
+            if unfinished or (node.bridge and node.bridge.group == BRIDGE_GROUP):
+                found += facts.new_bridge(name, bridge)
+            found += facts.bridge(name, bridge, node)
+            found += facts.bridge_answers(name, bridge, node)
+        found += facts.standing(node)
+        found.append(self.guard)
+        return found + facts.forwarding(prepare.links_at_risk(self.state.host))
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is to be made or dropped."""
+        return not self.stale and not self.absent
+
+    @property
+    def changes(self) -> list[Change]:
+        """What `make` does, in order, as a person would type it."""
+        return [
+            *(Change(fact.removal, fact.why) for fact in self.stale),
+            *(Change(str(fact), fact.why) for fact in self.absent),
+        ]
+
+    def make(self) -> None:
+        """Drop what is stale and make what is absent; all of it or nothing.
+
+        Raises ToolError that says which step failed.
+        """
+        nodestate.require_rights()
+        host, node = self.state.host, self.node
+        try:
+            for old in self.stale:
+                host.request(old.drop())
+            with Undo() as undo:
+                index = 0
+                if node.bridged:
+                    name = self.state.config.bridge_name
+                    index = prepare.ensure_bridge(host, name, node, undo)
+                for fact in self._facts(index, unfinished=False):
+                    if not isinstance(fact, facts.Bridge):
+                        fact.ensure(host, undo)
+        except CniError as error:
+            raise ToolError(error.msg) from error
+        except OSError as error:
+            raise ToolError(refused(error)) from error
+
+
+def read_node(state: State) -> subnet.Node:
+    """The node as the interface alone shows it, and whether pods hang on a bridge: setup mends the
+    bridge, so what that says does not count yet. A key that says something else does.
+
+    Raises CniError as `subnet.find`.
+    """
+    config = state.config
+    alone = subnet.find(state.host, state.interface_config)
+    if not state.bridged:
+        return alone
+    subnet.agree_with_key(config, alone.address)
+    bridge = state.bridge
+    if bridge and bridge.kind != "bridge":
+        kind = f"a {bridge.kind}" if bridge.kind else "hardware"
+        raise ToolError(
+            f"{config.bridge_name} is {kind}, not a bridge: rename it, or name another bridge with "
+            '--bridge and in the network configuration ("bridge")'
+        )
+    return subnet.Node(alone.address, alone.mtu, True, find_link(state.host, config.bridge_name))
+
+
+def stale(state: State, node: subnet.Node | None) -> Iterator[Object]:
+    """What carries our mark and is not among `node`'s facts; with None, everything.
+
+    What belongs to the subnet of live pods stays, but for the bridge's address, which would keep
+    ADD from working: those pods can talk to their node and to each other until they are replaced.
+    """
+    used = {attached.subnet for attached in state.attachments} if node else set()
+    bridge = state.bridge if state.bridge and state.bridge.kind == "bridge" else None
+    why = "the daemon's key has changed" if node else "made by mycelium-cni"
+    if bridge:
+        for proxy in state.seen.proxies.values():
+            ours = (proxy.link, proxy.protocol) == (bridge.index, PROTOCOL)
+            if ours and (node is None or proxy.address != node.address):
+                yield Proxy(bridge.index, bridge.name, proxy.address, why, protocol=PROTOCOL)
+    for address in state.seen.addresses.values():
+        on_bridge = bridge is not None and address.link == bridge.index
+        if not (on_bridge or address.link == facts.LOOPBACK) or not on_mycelium(address.address):
+            continue
+        if node and address.address in (node.address, node.gateway):
+            continue
+        name = bridge.name if bridge and on_bridge else "lo"
+        marked = Address(address.link, name, address.address, address.prefixlen, why)
+        if address.protocol != PROTOCOL:
+            if node and on_bridge and address.address[:8] != node.subnet:
+                raise ToolError(
+                    f"bridge {name} has {format_address(address.address)}/{address.prefixlen}, "
+                    "which is not of this node's subnet "
+                    f"{nodestate.show_subnet(node.subnet)} and not made by setup: "
+                    f"run `{marked.removal}` if nobody needs it"
+                )
+            continue
+        if on_bridge or address.address[:8] not in used:
+            yield marked
+    wanted = [fact for fact in facts.standing(node) if isinstance(fact, Route)] if node else []
+    kept = {(fact.destination, fact.priority) for fact in wanted}
+    for route in state.seen.routes:
+        (base, length), priority = route.destination, route.priority
+        ours = (route.protocol, route.kind, route.table) == (
+            *(PROTOCOL, nl.RTN_UNREACHABLE, nl.RT_TABLE_MAIN),
+        )
+        of_live_pods = length == 64 and base[:8] in used
+        if ours and (route.destination, priority) not in kept and not of_live_pods:
+            yield Route(route.destination, why, priority=priority, protocol=PROTOCOL)
