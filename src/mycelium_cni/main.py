@@ -60,6 +60,9 @@ def _serve(request: Request) -> int:
             raise CniError(INVALID_ENVIRONMENT, f"unknown CNI_COMMAND: {request.command}")
         log = Log(f"{request.command} {request.container}".rstrip(), *network.log())
         network.require_version(request.command)
+        if request.command == "ADD":
+            for warning in network.warnings():
+                log.write("warning", warning.msg)
         log.write("info", VERBS[request.command](request, network, _say))
     except CniError as error:
         return _fail(version, log, error)

@@ -102,6 +102,11 @@ def plugin(*rows: str) -> str:
     return lines(*head, "    {", '      "type": "mycelium-cni",', *rows, "    }", "  ]", "}")
 
 
+def beside(members: str) -> str:
+    """A list of our plugin, with these members beside `plugins`."""
+    return f'{{{V1} "name": "n", "plugins": [{{"type": "mycelium-cni"}}], {members}}}'
+
+
 @pytest.mark.parametrize(
     ("text", "line", "words"),
     [
@@ -129,7 +134,7 @@ def plugin(*rows: str) -> str:
         (plugin('"routes": [', "5]"), 7, "must be an object such as"),
         (plugin('"args": {"cni": 7}'), 6, ""),
         (plugin('"netseed": "etc/netseed"'), 6, "absolute"),
-        (plugin('"capabilities":', '{"bandwidth": true}'), 7, "bandwidth"),
+        (plugin('"Ingress": "closed"'), 6, "who may reach the pods"),
     ],
 )  # fmt: skip
 def test_faults_have_a_line_and_a_mend(
@@ -150,9 +155,16 @@ def test_faults_have_a_line_and_a_mend(
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (plugin('"brige": "x"'), "did you mean bridge?"),
-        (plugin('"myceliuminterface": "x"'), "did you mean myceliumInterface?"),
-        (plugin('"ipam": {"type": "host-local"}'), "ignores ipam"),
+        (plugin('"brige": "x"'), 'did you mean "bridge"?'),
+        (plugin('"myceliuminterface": "x"'), 'did you mean "myceliumInterface"?'),
+        (plugin('"ipam": {"type": "host-local"}'), "ipam is ignored"),
+        (plugin('"capabilities": {"bandwidth": true}'), "the plugin lacks bandwidth"),
+        (plugin('"logFile": "/nonexistent/log"'), "mkdir -p /nonexistent"),
+        (plugin('"logFile": "/dev/full"'), "/dev/full cannot be written"),
+        (beside('"ingress": "closed"'), "into the entry of type mycelium-cni"),
+        (beside('"ingress:": "closed"'), 'move it, as "ingress", into'),
+        (beside('"disablecheck": true'), 'did you mean "disableCheck"?'),
+        (beside('"adapterName": ""'), 'nobody reads "adapterName" beside plugins'),
         (plugin('"mtu": 1400,', '"mtu": 1300'), "given twice"),
         ('{"name": "n", "plugins": [{"type": "mycelium-cni"}]}', "assume 0.1.0"),
     ],
@@ -161,6 +173,11 @@ def test_warnings_do_not_refuse(config: Config, text: str, words: str) -> None:
     found = config.check(text)
     assert found["valid"]
     assert any(words in fault["what"] + fault["mend"] for fault in found["faults"]), found
+
+
+def test_keys_beside_plugins_that_somebody_reads_are_no_fault(config: Config) -> None:
+    read = '"cniVersions": ["1.0.0"], "disableCheck": true, "args": {"podman_labels": {}}'
+    assert config.check(beside(read + ', "_comment": "x"'))["faults"] == []
 
 
 def test_a_delegate_of_multus_is_looked_into(config: Config) -> None:

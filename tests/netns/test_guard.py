@@ -448,6 +448,16 @@ def test_without_it_add_works_where_the_configuration_says_so(site: Site) -> Non
     assert site.status(conf()).result["code"] == 50
 
 
+@pytest.mark.parametrize("keys", [{"ingress": "closed"}, {"ingress": "cluster"}, {"ipMasq": True}])
+def test_without_it_add_fails_where_only_it_can_do_what_the_configuration_says(
+    site: Site, keys: dict[str, Any]
+) -> None:
+    code, document, pod = crippled(site, conf(guard="optional", **keys))
+    assert (code, document["code"]) == (1, 100)
+    assert pod.link("eth0") is None
+    assert site.status(conf(guard="optional", **keys)).result["code"] == 50
+
+
 # What is loaded is what was reviewed.
 
 

@@ -357,24 +357,27 @@ KEYS: Rows = {
         f"capabilities-{kind}": ({"capabilities": {"ips": value}}, (6, 7), "capabilities")
         for kind, value in {"word": "yes", "one": 1, "list": [], "object": {}}.items()
     },
-    **{
-        f"capabilities-{name}": ({"capabilities": {name: True}}, (2,), name)
-        for name in (
-            "portMappings",
-            "PortMappings",
-            "bandwidth",
-            "ipRanges",
-            "aliases",
-            "infinibandGUID",
-            "deviceID",
-            "unheard-of",
-        )
-    },
-    "capabilities-ours-and-another": (
-        {"capabilities": {"ips": True, "mac": True, "bandwidth": True}},
+}
+
+# ── what other plugins can do, declared for ours and asked of it ─────────────────────────────────
+ASKED_OF_OTHERS: dict[str, Any] = {
+    "portMappings": [{"HostPort": 80, "ContainerPort": 80, "Protocol": "tcp", "HostIP": ""}],
+    "bandwidth": {"IngressRate": 0, "IngressBurst": 0, "EgressRate": 1, "EgressBurst": 1},
+    "ipRanges": [[{"subnet": "10.0.0.0/8"}]],
+    "aliases": ["web"],
+    "infinibandGUID": "c2:11:22:33:44:55:66:77",
+    "deviceID": "0000:03:00.0",
+}
+CAPABILITIES: Rows = {
+    f"capabilities-{name}": (
+        {
+            "capabilities": {"ips": True, name: True},
+            "runtimeConfig": {name[:1].upper() + name[1:] if capital else name: asked},
+        },
         (2,),
-        "bandwidth",
-    ),
+        name,
+    )
+    for capital, (name, asked) in enumerate([*ASKED_OF_OTHERS.items()])
 }
 
 # ── what the runtime asks of one pod ─────────────────────────────────────────────────────────────
@@ -471,14 +474,14 @@ REQUESTS: Rows = {
 }
 
 
-@parametrize(KEYS, REQUESTS)
+@parametrize(KEYS, CAPABILITIES, REQUESTS)
 def test_add_refuses_what_it_cannot_do_and_names_it(
     quiet: Quiet, change: dict[str, Any], codes: tuple[int, ...], says: str
 ) -> None:
     quiet.plugin.add(quiet.pod, network(**change)).error(*codes, says=says)
 
 
-@parametrize(KEYS, REQUESTS, step=3)
+@parametrize(KEYS, CAPABILITIES, REQUESTS, step=3)
 def test_del_forgives_a_configuration_that_add_refused(
     quiet: Quiet, change: dict[str, Any], codes: tuple[int, ...], says: str
 ) -> None:

@@ -126,6 +126,27 @@ def test_capabilities_that_ask_nothing_of_us_are_accepted(
 
 
 @pytest.mark.parametrize(
+    "asked",
+    [
+        None,
+        {},
+        {"portMappings": [], "bandwidth": None, "ipRanges": [], "deviceID": "", "aliases": None},
+        {"bandwidth": {"IngressRate": 0, "IngressBurst": 0, "EgressRate": 0, "EgressBurst": 0}},
+        {"io.kubernetes.cri.pod-annotations": {"a": "b"}, "cgroupPath": "/x", "unheard-of": [1]},
+    ],
+    ids=["null", "nothing", "empty", "zeros", "information"],
+)
+def test_a_capability_of_another_plugin_is_no_error_while_nothing_is_asked_of_it(
+    plugin: Plugin, pod: Pod, asked: Any
+) -> None:
+    names = ("portMappings", "bandwidth", "ipRanges", "deviceID", "aliases", "cgroupPath")
+    declared = dict.fromkeys((*names, "io.kubernetes.cri.pod-annotations", "unheard-of"), True)
+    outcome = plugin.add(pod, network(capabilities=declared, runtimeConfig=asked))
+    outcome.result()
+    assert outcome.err == b""
+
+
+@pytest.mark.parametrize(
     "args",
     [
         None,

@@ -27,11 +27,33 @@ if TYPE_CHECKING:
     Document = dict[str, Json]
     T = TypeVar("T")
 
+# Ours, and what runtimes and other plugins of the project put beside them.
+KEYS = (
+    *("mode", "myceliumInterface", "bridge", "netseed", "addressing", "mtu", "routes"),
+    *("defaultRoute", "ingress", "allowFrom", "ipMasq", "guard", "interfaceName", "dns"),
+    *("logLevel", "logFile"),
+)
+_COMMON_KEYS = (
+    *("cniVersion", "cniVersions", "name", "type", "args", "capabilities", "ipam"),
+    *("runtimeConfig", "prevResult", "cni.dev/valid-attachments", "cni.dev/attachments"),
+)
+_KNOWN = frozenset((*KEYS, *_COMMON_KEYS))
+_POLICY_KEYS = ("ingress", "allowFrom", "ipMasq", "guard")
+_MOST_UNKNOWN = 256
+
 IPV6_MIN_MTU = 1280  # below it the kernel takes IPv6 off the link (RFC 8200, section 5)
 LOG_LEVELS = ("warning", "error", "info", "debug")
-_CAPABILITIES = ("ips", "mac", "dns")
 _DEFAULT_ROUTE = (bytes(16), 0)
 _MOST_PREFIXES = 1024
+# What a runtime may ask of a plugin (CONVENTIONS.md) and we cannot do, and who can.
+OTHERS_CAPABILITIES = {
+    "portMappings": "portmap",
+    "bandwidth": "bandwidth",
+    "ipRanges": "host-local, of another network",
+    "infinibandGUID": "ib-sriov",
+    "deviceID": "sriov",
+    "aliases": "dnsname",
+}
 
 
 class Route:
@@ -47,7 +69,8 @@ class Route:
 
 class Policy:
     """Who may open connections to a network's pods, and what becomes of what they send. `required`:
-    an ADD without the guard fails."""
+    an ADD without the guard fails, because the configuration says so or asks for what only the
+    guard can do."""
 
     __slots__ = ("allow_from", "ingress", "masquerade", "required")
 
@@ -55,7 +78,8 @@ class Policy:
         self.ingress: Final = _choice(doc, "ingress", ("open", "cluster", "closed"))
         self.allow_from: Final = _allow_from(doc)
         self.masquerade: Final = _boolean(doc, "ipMasq")
-        self.required: Final = _choice(doc, "guard", ("required", "optional")) == "required"
+        optional = _choice(doc, "guard", ("required", "optional")) == "optional"
+        self.required: Final = not optional or self.ingress != "open" or self.masquerade
         if self.allow_from and self.ingress != "cluster":
             wanted = f'needs "ingress": "cluster", and ingress is "{self.ingress}"'
             raise _invalid("allowFrom", doc.get("allowFrom"), wanted)
@@ -112,8 +136,25 @@ class Network:
         level, file = self.document.get("logLevel"), self.document.get("logFile")
         return (
             level if isinstance(level, str) and level in LOG_LEVELS else LOG_LEVELS[0],
-            file if isinstance(file, str) and file.startswith("/") else "",
+            file if isinstance(file, str) and _is_path(file) else "",
         )
+
+    def warnings(self) -> list[CniError]:
+        """What the configuration says in vain, and does not decide who may reach the pods."""
+        found = [
+            CniError(
+                INVALID_CONFIG,
+                f"key {dump(key)} is ignored",
+                f'did you mean "{wanted}"?',
+                about=key,
+            )
+            for key, wanted in _misspelt(self.document)
+            if wanted not in _POLICY_KEYS
+        ]
+        if self.document.get("ipam"):
+            problem = "ipam is ignored: addresses come from the node's subnet"
+            found.append(CniError(INVALID_CONFIG, problem, "remove it", about="ipam"))
+        return found
 
     def require_version(self, command: str) -> None:
         """Refuse a version that is not ours, or in which the specification has no such verb."""
@@ -164,11 +205,25 @@ def _valid_attachment(key: str, entry: Json) -> tuple[str, str]:
     raise _invalid(key, entry, 'entries must be {"containerID": "...", "ifname": "..."}')
 
 
+def _misspelt(doc: Document) -> list[tuple[str, str]]:
+    """Keys that nobody reads, each with the one of ours that it resembles."""
+    unknown = doc.keys() - _KNOWN
+    if not unknown:
+        return []
+    if len(unknown) > _MOST_UNKNOWN:
+        problem = f"{len(unknown)} keys of the configuration are unknown"
+        raise CniError(INVALID_CONFIG, problem, f"at most {_MOST_UNKNOWN} may be")
+    from mycelium_cni.cni.spelling import meant  # noqa: PLC0415 - other people's keys are rare
+
+    found = [(key, meant(key, KEYS)) for key in sorted(unknown)]
+    return [(key, wanted) for key, wanted in found if wanted]
+
+
 class Config:
     """A whole network configuration, every value checked.
 
-    Raises CniError (INVALID_CONFIG, UNSUPPORTED_FIELD) that names the key, its value and the way
-    out. Keys it does not know are other people's and fine.
+    Raises CniError (INVALID_CONFIG) that names the key, its value and the way out. A key it does
+    not know is other people's and fine, unless it may be meant to say who may reach the pods.
     """
 
     __slots__ = (
@@ -178,7 +233,18 @@ class Config:
 
     def __init__(self, network: Network) -> None:
         doc = network.document
-        _refuse_unsupported(doc)
+        for key, wanted in _misspelt(doc):
+            if wanted in _POLICY_KEYS:
+                raise CniError(
+                    INVALID_CONFIG,
+                    f"unknown key {dump(key)}",
+                    f'did you mean "{wanted}"? It decides who may reach the pods: correct or '
+                    "remove it",
+                    about=key,
+                )
+        for capability, declared in _object(doc, "capabilities").items():
+            if not isinstance(declared, bool | None):
+                raise _invalid(f"capabilities.{capability}", declared, "must be true or false")
         mode = _choice(doc, "mode", ("auto", "routed", "bridge"))
         if mode == "auto" and doc.get("bridge"):
             mode = "bridge"
@@ -203,8 +269,9 @@ class Wishes:
     """What the runtime asks of one ADD: `address` and `mac` in bytes or None, `dns` as in a result.
 
     Where several ways of asking are used, the first of runtimeConfig (capabilities), `args.cni` and
-    CNI_ARGS counts (CONVENTIONS.md). Raises CniError (INVALID_CONFIG) that names the way and the
-    value.
+    CNI_ARGS counts (CONVENTIONS.md). Raises CniError: INVALID_CONFIG that names the way and the
+    value, UNSUPPORTED_FIELD where something is asked of a capability of another plugin that
+    the configuration declares for ours. What only informs, such as cgroupPath, is no request.
     """
 
     __slots__ = ("address", "dns", "mac")
@@ -212,6 +279,15 @@ class Wishes:
     def __init__(self, network: Network, args: dict[str, str]) -> None:
         doc = network.document
         runtime = _folded(_object(doc, "runtimeConfig"), "runtimeConfig")
+        for capability, declared in _object(doc, "capabilities").items():
+            plugin = OTHERS_CAPABILITIES.get(capability)
+            if declared and plugin and _asks(runtime.get(capability.lower())):
+                raise CniError(
+                    UNSUPPORTED_FIELD,
+                    f"unsupported capability {capability}",
+                    f"declare it for the plugin that has it ({plugin}), chained with mycelium-cni",
+                    about=f"runtimeConfig.{capability}",
+                )
         conventional = _object(_object(doc, "args"), "cni", "args.cni")
         self.address: Final = _requested_address(runtime, conventional, args)
         self.mac: Final = _requested_mac(runtime, conventional, args)
@@ -262,12 +338,16 @@ def _link_name(doc: Document, key: str, default: str) -> str:
     return value
 
 
+def _is_path(value: str) -> bool:
+    return value.startswith("/") and value.isprintable()
+
+
 def _path(doc: Document, key: str, default: str) -> str:
     wanted = "must be an absolute path"
     value = _string(doc, key, wanted)
     if value is None:
         return default
-    if not value.startswith("/") or not value.isprintable():
+    if not _is_path(value):
         raise _invalid(key, value, wanted)
     return value
 
@@ -313,18 +393,9 @@ def _integer(doc: Document, key: str, low: int, high: int, shown: str = "") -> i
     return number
 
 
-def _refuse_unsupported(doc: Document) -> None:
-    for capability, declared in _object(doc, "capabilities").items():
-        if not isinstance(declared, bool | None):
-            raise _invalid(f"capabilities.{capability}", declared, "must be true or false")
-        if declared and capability not in _CAPABILITIES:
-            raise CniError(
-                UNSUPPORTED_FIELD,
-                f"unsupported capability {dump(capability)} true",
-                f"mycelium-cni has {', '.join(_CAPABILITIES)}; chain the plugin that has it "
-                "(portmap, bandwidth)",
-                about=f"capabilities.{capability}",
-            )
+def _asks(value: Json) -> bool:
+    """Whether there is something in it: containerd sends a bandwidth of zeros, and empty lists."""
+    return any(value.values()) if isinstance(value, dict) else bool(value)
 
 
 def _allow_from(doc: Document) -> list[tuple[bytes, int]]:

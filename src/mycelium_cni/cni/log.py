@@ -3,17 +3,31 @@
 
 from __future__ import annotations
 
-from posix import O_APPEND, O_CLOEXEC, O_CREAT, O_NOFOLLOW, O_WRONLY, close, open, write
+from errno import EINVAL
+from posix import (
+    O_APPEND,
+    O_CLOEXEC,
+    O_CREAT,
+    O_NOFOLLOW,
+    O_NONBLOCK,
+    O_WRONLY,
+    close,
+    fstat,
+    open,
+    write,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
 _ORDER = ("error", "warning", "info", "debug")
+_S_IFMT, _S_IFREG = 0o170000, 0o100000
 
 
 class Log:
-    """The log of one call. What is written never breaks a line, and never fails the call."""
+    """The log of one call. What is written never breaks a line, and never fails the call or makes
+    it wait. Where the file cannot be written, standard error gets the reason and the line."""
 
     __slots__ = ("_file", "_level", "_started", "_subject")
 
@@ -29,25 +43,42 @@ class Log:
     def write(self, level: str, event: str) -> None:
         if not self._shows(level):
             return
+        if self._started is not None:
+            event += f" ({(_monotonic() - self._started) * 1000:.1f} ms)"
+        lines = self._line(level, event)
+        if self._file:
+            try:
+                _append(self._file, lines)
+            except OSError as error:
+                reason = f"cannot write logFile {self._file}: {error.strerror}"
+                lines = self._line("error", reason) + lines
+            else:
+                return
+        try:
+            write(2, lines)
+        except OSError:
+            return
+
+    def _line(self, level: str, event: str) -> bytes:
         from time import gmtime, strftime  # noqa: PLC0415 - see _monotonic
 
         now = strftime("%Y-%m-%dT%H:%M:%SZ", gmtime())
         line = f"{now} {level} mycelium-cni {self._subject}: {event}"
-        if self._started is not None:
-            line += f" ({(_monotonic() - self._started) * 1000:.1f} ms)"
         # Names come from strangers: nothing they hold may move a cursor or look like a second line.
-        text = "".join([c if " " <= c <= "~" else "?" for c in line]).encode() + b"\n"
-        fd = 2
-        try:
-            if self._file:
-                flags = O_WRONLY | O_APPEND | O_CREAT | O_NOFOLLOW | O_CLOEXEC
-                fd = open(self._file, flags, 0o600)
-            write(fd, text)
-        except OSError:
-            return
-        finally:
-            if fd != 2:
-                close(fd)
+        return "".join([c if " " <= c <= "~" else "?" for c in line]).encode() + b"\n"
+
+
+def _append(path: str, line: bytes) -> None:
+    """Add a line to a file. Raises OSError: it cannot be written, or is no regular file. Writing to
+    another kind of file may wait for its reader."""
+    flags = O_WRONLY | O_APPEND | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC
+    fd = open(path, flags, 0o600)
+    try:
+        if fstat(fd).st_mode & _S_IFMT != _S_IFREG:
+            raise OSError(EINVAL, "it is not a regular file", path)
+        write(fd, line)
+    finally:
+        close(fd)
 
 
 def _monotonic() -> float:

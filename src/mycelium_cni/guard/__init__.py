@@ -118,7 +118,7 @@ def protect(host: nl.Socket, wanted: Wanted, undo: Steps, port: Port | None = No
             raise CniError(
                 NODE_MISCONFIGURED,
                 f"the guard cannot be loaded: {error.strerror}",
-                'if the kernel has no nf_tables, "guard": "optional" does without',
+                '"guard": "optional" does without, but for ingress and ipMasq',
                 run="modprobe -a nf_tables nft_fib_inet nft_ct",
                 details="nothing was attached",
             ) from None

@@ -8,7 +8,6 @@ own entries are the plugin's code itself.
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Iterator
@@ -16,21 +15,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from mycelium_cni.cni.config import Config, Network
+from mycelium_cni.cni.config import KEYS, OTHERS_CAPABILITIES, Config, Network
 from mycelium_cni.cni.errors import CniError
 from mycelium_cni.cni.request import VERSIONS, is_identifier
+from mycelium_cni.cni.spelling import meant
+from mycelium_cni.kernel.shell import quoted
 
 TYPE: Final = "mycelium-cni"
 SUFFIXES: Final = (".conf", ".conflist", ".json")
 SIZE_LIMIT: Final = 1 << 20  # bytes; a configuration has hundreds
 _WHITE: Final = re.compile(r"[ \t\n\r]*")
 
-_OUR_KEYS: Final = (
-    *("mode", "myceliumInterface", "bridge", "netseed", "addressing", "mtu", "routes"),
-    *("defaultRoute", "ipMasq", "interfaceName", "ingress", "allowFrom", "dns", "guard"),
-    *("logLevel", "logFile"),
+# Beside `plugins`: libcni's (libcni/conf.go), and podman's labels.
+_LIST_KEYS: Final = (
+    *("cniVersion", "cniVersions", "name", "plugins", "args"),
+    *("disableCheck", "disableGC", "loadOnlyInlinedPlugins"),
 )
-_COMMON_KEYS: Final = ("type", "name", "cniVersion", "capabilities", "args", "runtimeConfig")
+_COMMENTS: Final = ("_", "#", "//")
 
 Place = tuple[str | int, ...]  # where in the document: ("plugins", 1, "mtu")
 
@@ -216,6 +217,22 @@ class _Checker:
         for key in ("disableCheck", "disableGC", "loadOnlyInlinedPlugins"):
             if not isinstance(document.get(key, False), bool):
                 self._fault((key,), f"{key} must be true or false", "remove the quotes")
+        if TYPE in self._conf.types:
+            self._unread(document)
+
+    def _unread(self, document: dict[str, Any]) -> None:
+        """Keys beside `plugins` that nobody reads, least of all our plugin."""
+        for key in document:
+            if key in _LIST_KEYS or key.startswith(_COMMENTS):
+                continue
+            wanted = meant(key, KEYS)
+            if wanted:
+                mend = f"move it, as {json.dumps(wanted)}, into the entry of type {TYPE}"
+            else:
+                near = meant(key, _LIST_KEYS)
+                mend = f"did you mean {json.dumps(near)}?" if near else "remove it"
+            what = f"nobody reads {json.dumps(key)} beside plugins"
+            self._fault((key,), what, mend, fatal=False)
 
     def _single(self, document: dict[str, Any]) -> None:
         if "plugins" in document:
@@ -245,34 +262,42 @@ class _Checker:
             if isinstance(above, dict):
                 name, version = above.get("name", name), above.get("cniVersion", version)
         sent = {**entry, "name": entry.get("name", name) or name, "cniVersion": version}
-        for key in entry:
-            close = difflib.get_close_matches(key, _OUR_KEYS, n=1, cutoff=0.8)
-            if key not in _OUR_KEYS and close:
-                self._fault(
-                    (*at, key),
-                    f"the plugin ignores {key}",
-                    f"did you mean {close[0]}?",
-                    fatal=False,
-                )
-        if "ipam" in entry:
-            self._fault(
-                (*at, "ipam"),
-                "the plugin ignores ipam: addresses come from the node's subnet",
-                "remove it",
-                fatal=False,
-            )
         try:
             network = Network(json.dumps(sent).encode())
             network.require_version("ADD")
+            for warning in network.warnings():
+                self._fault((*at, warning.about), warning.problem, warning.remedy, fatal=False)
             Config(network)
         except CniError as error:
             if error.about == "name" and not name:
                 return  # the list's own check has spoken of it
             path = [int(w) if w.isdecimal() else w for w in re.findall(r"\w+", error.about)]
+            if error.about in entry:
+                path = [error.about]
             mend = error.remedy or error.details or "correct the value"
             self._fault((*at, *path), error.problem, mend)
         else:
             self._conf.entries.append(sent)
+            self._unsaid(at, entry, network.log()[1])
+
+    def _unsaid(self, at: Place, entry: dict[str, Any], log: str) -> None:
+        """What ADD takes, and will not do."""
+        for capability, plugin in OTHERS_CAPABILITIES.items():
+            if entry.get("capabilities", {}).get(capability):
+                self._fault(
+                    (*at, "capabilities", capability),
+                    f"the plugin lacks {capability}: pods that ask for it are refused",
+                    f"declare it for the plugin that has it ({plugin}) instead",
+                    fatal=False,
+                )
+        folder = Path(log).parent
+        if log and (not folder.is_dir() or (Path(log).exists() and not Path(log).is_file())):
+            self._fault(
+                (*at, "logFile"),
+                f"{log} cannot be written: the log goes to standard error",
+                f"name a file, and make its folder: mkdir -p {quoted(str(folder))}",
+                fatal=False,
+            )
 
 
 def _better(conf: ConfFile, document: Any) -> str:
