@@ -118,7 +118,7 @@ class Page:
         shade = "dim" if mark == "skip" else ""
         grid.add_row(Text(sign, style), Text(label, shade or "bold"), Text(readable(text), shade))
         for name, more in below:
-            command = name == "mend"
+            command = name == "run"
             grid.add_row("", Text(name, "dim"), Text(readable(more), "cyan" if command else "dim"))
         self._console.print(grid)
 

@@ -44,7 +44,8 @@ class Tool:
         finding: dict[str, Any] = json.loads(done.stdout)[0]
         assert finding["name"] == check
         assert done.returncode == (1 if finding["state"] == "fail" else 0)
-        assert bool(finding["mend"]) == (finding["state"] in ("fail", "warn"))
+        amiss = finding["state"] in ("fail", "warn")
+        assert bool(finding["run"] or finding["advice"]) == amiss, finding
         return finding
 
     def conf(self, text: str | dict[str, Any], name: str = "10-mycelium.conflist") -> Path:

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
             """Note a step that takes something back."""
 
 
+# What a command does, beside what it does it to.
+_VERBS = ("-6", "-w", "add", "replace", "set", "dev")
+
+
 class Fact:
     """One thing that a namespace ought to have; `why`, in a few words, is what it is for."""
 
@@ -43,6 +47,12 @@ class Fact:
     def removal(self) -> str:
         """The command that drops it, ready to be pasted."""
         raise NotImplementedError
+
+    @property
+    def label(self) -> str:
+        """What it is, in the words of its command."""
+        words = str(self).split(" ")
+        return " ".join([word for word in words[1:] if word not in _VERBS])
 
     def holds(self, seen: Snapshot) -> bool:
         """Whether the namespace has it. Raises OSError."""
@@ -492,15 +502,33 @@ class Route(Object):
         return self._request(nl.RTM_DELROUTE, self.removal)
 
     def holds(self, seen: Snapshot) -> bool:
+        if self.gateway:
+            return self._leads(seen)
+        kind = nl.RTN_UNICAST if self.index else nl.RTN_UNREACHABLE
+        return any(
+            (route.destination, route.table, route.kind) == (self.destination, self.table, kind)
+            and (route.link == self.index if self.index else route.priority == self.priority)
+            for route in seen.routes
+        )
+
+    def _leads(self, seen: Snapshot) -> bool:
+        """Whether the link leads to the prefix by the gateway in any table: `sbr` moves a pod's
+        routes to one of its own, and makes one default route of them."""
+        base, longest = self.destination
+        sought = int.from_bytes(base, "big")
+        best: dict[int, int] = {}
+        leads: dict[int, bool] = {}
         for route in seen.routes:
-            if route.destination != self.destination or route.table != self.table:
+            found, length = route.destination
+            if (route.link, route.kind) != (self.index, nl.RTN_UNICAST) or length > longest:
                 continue
-            if self.index and (route.link, route.gateway) == (self.index, self.gateway):
-                return True
-            refuses = route.kind == nl.RTN_UNREACHABLE and route.priority == self.priority
-            if not self.index and refuses:
-                return True
-        return False
+            if (int.from_bytes(found, "big") ^ sought) >> 128 - length:
+                continue
+            if length >= best.get(route.table, 0):
+                held = length == best.get(route.table) and leads[route.table]
+                best[route.table] = length
+                leads[route.table] = held or route.gateway == self.gateway
+        return any(leads.values())
 
 
 class Rule(Object):

@@ -7,6 +7,7 @@ from errno import ENOENT
 
 from mycelium_cni.kernel import netlink as nl
 from mycelium_cni.kernel import sysctl
+from mycelium_cni.kernel.address import format_prefix
 from mycelium_cni.kernel.link import Link
 
 TYPE_CHECKING = False
@@ -75,17 +76,32 @@ class Neighbour:
 
 
 class Rule:
-    """An IPv6 rule: which table routes what. `plain`: it selects by nothing but `source`."""
+    """An IPv6 rule: which table routes what."""
 
-    __slots__ = ("priority", "protocol", "source", "table")
+    __slots__ = ("action", "destination", "priority", "protocol", "source", "table", "words")
 
     def __init__(self, payload: bytes) -> None:
-        _, _, _, _, table, _, _, _, _ = nl.FIB_RULE_HDR.unpack_from(payload)
+        _, to, from_, _, table, _, _, action, _ = nl.FIB_RULE_HDR.unpack_from(payload)
         said = nl.decode(payload, nl.FIB_RULE_HDR.size)
         self.source: Final = said.get(nl.FRA_SRC, b"")
+        self.destination: Final[tuple[bytes, int]] = said.get(nl.FRA_DST, bytes(16)), to
         self.table: Final[int] = nl.u32(said[nl.FRA_TABLE]) if nl.FRA_TABLE in said else table
         self.priority: Final = nl.u32(said.get(nl.FRA_PRIORITY, bytes(4)))
         self.protocol: Final = said.get(nl.FRA_PROTOCOL, b"\0")[0]
+        self.action: Final[int] = action
+        self.words: Final = {
+            "from": format_prefix((self.source, from_)) if from_ else "all",
+            "to": format_prefix(self.destination) if to else "",
+            "iif": nl.text(said.get(nl.FRA_IIFNAME, b"")),
+            "oif": nl.text(said.get(nl.FRA_OIFNAME, b"")),
+            "fwmark": hex(nl.u32(said[nl.FRA_FWMARK])) if nl.FRA_FWMARK in said else "",
+        }
+
+    def __str__(self) -> str:
+        matches = " ".join([f"{key} {value}" for key, value in self.words.items() if value])
+        refusals = {6: "blackhole", 7: "unreachable", 8: "prohibit"}  # FR_ACT_*
+        action = refusals.get(self.action) or f"lookup {self.table}"
+        return f"rule {self.priority} ({matches} {action})"
 
 
 class Snapshot:

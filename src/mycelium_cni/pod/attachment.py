@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 LINK_PREFIX = "myc"
 ALIAS_PREFIX = "mycelium-cni"
-_IFALIASZ = 256  # linux/if_link.h, with the final NUL
+ALIAS_SIZE = 255  # linux/if_link.h, IFALIASZ, less the final NUL
 
 
 class Attachment:
@@ -50,7 +50,7 @@ class Attachment:
         if table:
             words.append(f"table={table}")
         words += [f"network={_visible(self.network, 40)}", f"container={self.container}"]
-        return " ".join(words)[: _IFALIASZ - 1]
+        return " ".join(words)[:ALIAS_SIZE]
 
     def __str__(self) -> str:
         return f"{self.ifname} of container {self.container} on network {self.network}"

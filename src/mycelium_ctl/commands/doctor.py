@@ -17,13 +17,14 @@ import argparse
 import json
 
 from mycelium_cni.cni.errors import CniError
-from mycelium_ctl.checks.catalogue import NAMES, Check, Finding, examine
+from mycelium_ctl.checks import NAMES, examine
+from mycelium_ctl.checks.finding import Check, Finding
 from mycelium_ctl.errors import ToolError, refused
 from mycelium_ctl.node import state as nodestate
 from mycelium_ctl.node.state import Options, State
-from mycelium_ctl.view import Page, count
+from mycelium_ctl.view import Mark, Page, count
 
-Findings = list[tuple[Check, Finding]]
+Findings = list[tuple[Check, list[Finding]]]
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -44,65 +45,86 @@ def run(arguments: argparse.Namespace) -> int:
     wanted = arguments.check or list(NAMES)
     where = nodestate.options(arguments)
     findings = _examine(where, wanted)
-    mended: dict[str, str] = {}
+    mended = Mended()
     if arguments.fix:
-        for check, finding in findings:
-            if finding.fix and finding.mark in ("fail", "warn"):
-                mended[check.name] = _mend(finding)
-        if mended:
-            findings = _examine(where, wanted)
+        mended.fix(findings)
+        if mended.done or mended.failed:
+            # What was mended may have hidden something, and packets have the last word.
+            findings = _examine(where, list(dict.fromkeys([*wanted, "reach"])))
     if arguments.json:
-        print(json.dumps([_document(*pair, mended) for pair in findings], indent=2))
+        documents = [_document(check, found, mended) for check, all_ in findings for found in all_]
+        print(json.dumps(documents, indent=2))
     else:
         _report(findings, mended)
-    return 1 if any(finding.mark == "fail" for _, finding in findings) else 0
+    return 1 if _marks(findings).count("fail") else 0
 
 
 def _examine(where: Options, wanted: list[str]) -> Findings:
     return list(examine(State(where), wanted))
 
 
-def _mend(finding: Finding) -> str:
-    """Mend it; "" or why that was not possible."""
-    try:
-        if finding.fix:
-            finding.fix()
-    except (CniError, ToolError) as error:
-        return str(error)
-    except OSError as error:
-        return refused(error)
-    return ""
+def _marks(findings: Findings) -> list[Mark]:
+    return [found.mark for _, listed in findings for found in listed]
 
 
-def _document(check: Check, finding: Finding, mended: dict[str, str]) -> dict[str, object]:
+class Mended:
+    """What --fix has done, by check: the findings it mended, and why it could not mend others."""
+
+    def __init__(self) -> None:
+        self.done: dict[str, list[str]] = {}
+        self.failed: dict[str, str] = {}
+
+    def fix(self, findings: Findings) -> None:
+        """Mend each finding that can be mended without harm to what runs."""
+        for check, listed in findings:
+            for found in listed:
+                if found.fix is None or found.mark not in ("fail", "warn"):
+                    continue
+                try:
+                    found.fix()
+                except (CniError, ToolError) as error:
+                    self.failed[check.name] = str(error)
+                except OSError as error:
+                    self.failed[check.name] = refused(error)
+                else:
+                    self.done.setdefault(check.name, []).append(found.found)
+
+
+def _document(check: Check, found: Finding, mended: Mended) -> dict[str, object]:
     return {
         "name": check.name,
-        "state": finding.mark,
-        "found": finding.found,
+        "state": found.mark,
+        "found": found.found,
         "why": check.why,
-        "mend": finding.mend or None,
-        "fixable": finding.fix is not None,
-        "fixed": mended.get(check.name) == "" and finding.mark == "ok",
+        "run": list(found.run),
+        "advice": found.advice or None,
+        "fixable": found.fix is not None,
+        "fixed": check.name in mended.done and found.mark == "ok",
     }
 
 
-def _report(findings: Findings, mended: dict[str, str]) -> None:
+def _report(findings: Findings, mended: Mended) -> None:
     page = Page()
-    for check, finding in findings:
-        below = []
-        if finding.mark in ("fail", "warn"):
-            below = [("why", check.why), ("mend", finding.mend)]
-        if mended.get(check.name):
-            below.append(("not mended", mended[check.name]))
-        found = finding.found
-        if mended.get(check.name) == "" and finding.mark == "ok":
-            found = f"mended: {found}"
-        page.fact(finding.mark, check.name, found, *below)
-    failed = sum(finding.mark == "fail" for _, finding in findings)
-    warned = sum(finding.mark == "warn" for _, finding in findings)
-    fixable = sum(f.fix is not None and f.mark in ("fail", "warn") for _, f in findings)
+    for check, listed in findings:
+        for found in listed:
+            below = []
+            if found.mark in ("fail", "warn"):
+                below = [("why", check.why), *(("run", command) for command in found.run)]
+                below += [("advice", found.advice)] if found.advice else []
+            if check.name in mended.failed:
+                below.append(("not mended", mended.failed[check.name]))
+            for what in mended.done.get(check.name, ()):
+                below.append(("was mended", what))
+            page.fact(found.mark, check.name, found.found, *below)
+    marks = _marks(findings)
+    failed, warned = marks.count("fail"), marks.count("warn")
+    fixable = sum(
+        found.fix is not None and found.mark in ("fail", "warn")
+        for _, listed in findings
+        for found in listed
+    )
     if failed or warned:
-        hint = f"; --fix can mend {fixable}" if fixable and not mended else ""
+        hint = f"; --fix can mend {fixable}" if fixable and not mended.done else ""
         page.say(f"{count(failed, 'check fails', 'checks fail')}, {count(warned, 'warning')}{hint}")
     else:
         page.say("all is well")

@@ -16,17 +16,23 @@ import json
 from pathlib import Path
 from typing import Final
 
+from mycelium_cni import verbs
+from mycelium_cni.cni.config import Network
+from mycelium_cni.cni.errors import CniError
+from mycelium_cni.cni.request import Request
 from mycelium_cni.kernel.address import format_address
 from mycelium_ctl import files
-from mycelium_ctl.checks.catalogue import Check, Finding, examine
+from mycelium_ctl.checks import examine
+from mycelium_ctl.checks.finding import Check, Finding
+from mycelium_ctl.errors import refused
 from mycelium_ctl.node import state as nodestate
 from mycelium_ctl.node.state import State
 from mycelium_ctl.view import Mark, Page, worst
 
 SECTIONS: Final = {
     "Daemon": ("daemon", "interface", "api", "peers", "identity"),
-    "Node": ("ipv6", "forwarding", "guard", "bridge", "mtu", "groundwork"),
-    "Pods": ("pod-links", "subnet"),
+    "Node": ("loopback", "ipv6", "forwarding", "guard", "bridge", "mtu", "standing"),
+    "Pods": ("pods", "reach", "subnet"),
     "Runtime": ("conf", "plugin", "chain"),
 }
 VERDICTS: Final[dict[Mark, str]] = {
@@ -35,7 +41,7 @@ VERDICTS: Final[dict[Mark, str]] = {
     "fail": "not ready: ADD would fail",
 }
 
-Findings = dict[str, tuple[Check, Finding]]
+Findings = dict[str, tuple[Check, list[Finding]]]
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +55,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Show the node; 0 only when ADD would work."""
     state = State(nodestate.options(arguments))
     findings: Findings = {check.name: (check, found) for check, found in examine(state)}
-    ready = not any(check.needed and found.mark == "fail" for check, found in findings.values())
+    ready = not refusal(state) and not any(
+        check.needed and _mark(found) == "fail" for check, found in findings.values()
+    )
     if arguments.picture:
         from mycelium_ctl import picture
 
@@ -61,6 +69,18 @@ def run(arguments: argparse.Namespace) -> int:
     return 0 if ready else 1
 
 
+def refusal(state: State) -> str:
+    """What STATUS answers a runtime that asks it with this configuration; "" if it is content."""
+    try:
+        network = Network(json.dumps(state.entry).encode())
+        verbs.status(Request({}), network, lambda _: None)
+    except CniError as error:
+        return error.msg
+    except OSError as error:
+        return refused(error)
+    return ""
+
+
 def next_step(findings: Findings) -> tuple[Check, Finding] | None:
     """The one thing to do first: what keeps ADD from working, else what fails, else a warning."""
 
@@ -68,34 +88,55 @@ def next_step(findings: Findings) -> tuple[Check, Finding] | None:
         check, found = pair
         return 0 if found.mark == "fail" and check.needed else 1 if found.mark == "fail" else 2
 
-    amiss = [pair for pair in findings.values() if pair[1].mark in ("fail", "warn")]
+    amiss = [
+        (check, found)
+        for check, listed in findings.values()
+        for found in listed
+        if found.mark in ("fail", "warn")
+    ]
     return min(amiss, key=urgency, default=None)  # of several, the first in the order of CHECKS
+
+
+def _mark(found: list[Finding]) -> Mark:
+    return worst([each.mark for each in found])
 
 
 def _overall(findings: Findings, *, ready: bool) -> Mark:
     if not ready:
         return "fail"
-    return "warn" if worst([found.mark for _, found in findings.values()]) != "ok" else "ok"
+    marks = [_mark(found) for _, found in findings.values()]
+    return "warn" if worst(marks) in ("warn", "fail") else "ok"
 
 
 def _report(state: State, findings: Findings, *, ready: bool) -> None:
     page = Page()
     overall = _overall(findings, ready=ready)
     page.fact(overall, "status", VERDICTS[overall])
+    if refused_as := refusal(state):
+        page.fact("fail", "STATUS", refused_as)
     for title, names in SECTIONS.items():
         mode = "bridge" if state.bridged else "routed"
         page.heading(f"{title}, {mode} mode" if title == "Node" else title)
         for name in names:
-            _, found = findings[name]
-            page.fact(found.mark, name, found.found)
+            _line(page, name, findings[name][1])
     shown = {name for names in SECTIONS.values() for name in names}
     for name, (_, found) in findings.items():
-        if name not in shown and found.mark in ("fail", "warn"):
-            page.fact(found.mark, name, found.found)
+        if name not in shown and _mark(found) in ("fail", "warn"):
+            _line(page, name, found)
     step = next_step(findings)
     if step:
         page.heading("Next step")
-        page.say(f"{step[0].name}: {step[1].mend}")
+        check, first = step
+        for words in (*first.run, *filter(None, [first.advice])):
+            page.say(f"{check.name}: {words}")
+
+
+def _line(page: Page, name: str, found: list[Finding]) -> None:
+    """The worst of what a check found, and how much more there is."""
+    mark = _mark(found)
+    first = next((each for each in found if each.mark == mark), found[0])
+    more = f" (and {len(found) - 1} more: `mycelium-cni doctor {name}`)" if len(found) > 1 else ""
+    page.fact(mark, name, first.found + more)
 
 
 def _document(state: State, findings: Findings, *, ready: bool) -> dict[str, object]:
@@ -105,7 +146,7 @@ def _document(state: State, findings: Findings, *, ready: bool) -> dict[str, obj
     return {
         "ready": ready,
         "state": _overall(findings, ready=ready),
-        "nextStep": step[1].mend if step else None,
+        "nextStep": {"run": list(step[1].run), "advice": step[1].advice or None} if step else None,
         "daemon": {
             "interface": state.config.interface if state.interface else None,
             "address": format_address(address) if address else None,
@@ -121,7 +162,7 @@ def _document(state: State, findings: Findings, *, ready: bool) -> dict[str, obj
         "node": {
             "mode": "bridge" if state.bridged else "routed",
             "forwarding": nodestate.switch("all", "forwarding") == "1",
-            "guard": findings["guard"][1].mark == "ok",
+            "guard": _mark(findings["guard"][1]) == "ok",
             "bridge": state.config.bridge_name if state.bridged and state.bridge else None,
             "mtu": state.interface.mtu if state.interface else None,
         },
@@ -131,5 +172,5 @@ def _document(state: State, findings: Findings, *, ready: bool) -> dict[str, obj
             "oldSubnet": len(state.stranded),
         },
         "configuration": str(ours.path) if ours else None,
-        "checks": {name: found.mark for name, (_, found) in findings.items()},
+        "checks": {name: _mark(found) for name, (_, found) in findings.items()},
     }

@@ -16,6 +16,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from errno import EINVAL
 from functools import cached_property
@@ -24,15 +25,16 @@ from typing import Any, Final, NamedTuple
 
 from mycelium_cni.cni.config import Config, Network
 from mycelium_cni.cni.errors import CniError
+from mycelium_cni.guard import counterpart
 from mycelium_cni.kernel import netlink as nl
 from mycelium_cni.kernel import netns, sysctl
-from mycelium_cni.kernel.address import format_address, format_mac, parse_address
+from mycelium_cni.kernel.address import format_address, format_mac, parse_address, parse_mac
 from mycelium_cni.kernel.link import Link
 from mycelium_cni.kernel.snapshot import Address, Route, Snapshot
 from mycelium_cni.node import subnet
 from mycelium_cni.node.marks import GROUP, GROUP_MASK
 from mycelium_cni.overlay import on_mycelium
-from mycelium_cni.pod.attachment import ALIAS_PREFIX, LINK_PREFIX
+from mycelium_cni.pod.attachment import ALIAS_PREFIX, ALIAS_SIZE, LINK_PREFIX
 from mycelium_ctl import programs
 from mycelium_ctl.errors import ToolError
 from mycelium_ctl.node.conflist import TYPE, ConfFile, list_files
@@ -133,6 +135,13 @@ class LinkFacts:
     received_packets: int
     sent_packets: int
 
+    @property
+    def ours(self) -> bool:
+        """Whether it is a host link of ours, by its group, or, where somebody has moved it to
+        another one, by its alias."""
+        by_group = self.group & GROUP_MASK == GROUP and self.name.startswith(LINK_PREFIX)
+        return self.kind == "veth" and (by_group or self.alias.startswith(f"{ALIAS_PREFIX} "))
+
 
 @dataclass(frozen=True, slots=True)
 class Attached:
@@ -149,6 +158,9 @@ class Attached:
     pod_link: str  # its name; "" if it does not answer
     pod_mtu: int  # bytes; 0 if it does not answer
     pod_up: bool
+    pod_mac: str  # "" if it does not answer
+    mode: str  # as the alias says; "" of attachments that do not say
+    cut: bool  # the alias had no room for all of it
 
     @property
     def who(self) -> str:
@@ -158,22 +170,37 @@ class Attached:
         return self.container[:13] or self.link.name
 
     @property
-    def subnet(self) -> bytes:
-        """The first 8 bytes of the address; b"" if the link has none."""
+    def octets(self) -> bytes:
+        """The address; b"" if the link has none."""
         try:
-            return subnet_of(self.address)
+            return parse_address(self.address)
         except ValueError:
             return b""
+
+    @property
+    def subnet(self) -> bytes:
+        """The first 8 bytes of the address; b"" if the link has none."""
+        return self.octets[:8]
+
+    @property
+    def bridged(self) -> bool:
+        """Whether the pod was attached in bridge mode."""
+        if self.mode or not self.pod_mac:
+            return self.mode == "bridge" or bool(self.link.master)
+        # 0.1.0 did not say, and made the two MACs tell each other in bridge mode only.
+        return counterpart(parse_mac(self.link.mac)) == parse_mac(self.pod_mac)
+
+    @property
+    def expected_pod_mac(self) -> bytes:
+        """The pod's MAC: in routed mode whatever it has by now, on a bridge what it was given."""
+        if self.bridged:
+            return counterpart(parse_mac(self.link.mac))
+        return parse_mac(self.pod_mac) if self.pod_mac else bytes(6)
 
 
 def subnet_of(address: str) -> bytes:
     """The first 8 bytes of an IPv6 address; raises ValueError."""
-    import socket
-
-    try:
-        return socket.inet_pton(socket.AF_INET6, address)[:8]
-    except OSError:
-        raise ValueError(f"{address!a} is not an IPv6 address") from None
+    return parse_address(address)[:8]
 
 
 def show_subnet(prefix: bytes) -> str:
@@ -219,8 +246,7 @@ def read_attachments(host: nl.Socket, links: Sequence[LinkFacts]) -> list[Attach
     """The attachments among these links, sorted by pod."""
     found = []
     for link in links:
-        ours = link.kind == "veth" and link.name.startswith(LINK_PREFIX)
-        if ours and link.group & GROUP_MASK == GROUP:
+        if link.ours:
             found.append(_attached(host, link))
     return sorted(found, key=lambda one: (one.namespace, one.pod, one.container, one.ifname))
 
@@ -246,6 +272,9 @@ def _attached(host: nl.Socket, link: LinkFacts) -> Attached:
         pod_link=end.name if end else "",
         pod_mtu=end.mtu if end else 0,
         pod_up=bool(end and end.up),
+        pod_mac=end.mac if end else "",
+        mode=said.get("mode", ""),
+        cut=len(link.alias) >= ALIAS_SIZE,
     )
 
 
@@ -386,6 +415,9 @@ class Peer(NamedTuple):
     alive: bool
 
 
+_HANGS: Final = "it did not answer within"
+
+
 class Daemon(NamedTuple):
     """What the daemon's HTTP API tells. None: it did not; daemons before 0.7.8 lack fields."""
 
@@ -396,6 +428,11 @@ class Daemon(NamedTuple):
     started: int | None = None  # seconds since 1970
     peers: list[Peer] | None = None
     routes: list[tuple[str, int]] | None = None  # subnet, metric; the nearest first
+
+    @property
+    def hangs(self) -> bool:
+        """Whether something accepts connections there and does not answer."""
+        return self.trouble.startswith(_HANGS)
 
     @property
     def alive_peers(self) -> int:
@@ -409,8 +446,8 @@ def read_daemon(api: str, *, within_s: float = API_PATIENCE_S) -> Daemon:
     asking = threading.Thread(target=_ask, args=(api, within_s, answers, trouble), daemon=True)
     asking.start()
     asking.join(within_s)
-    if asking.is_alive():
-        trouble.append(f"it did not answer within {within_s:g} s")
+    if asking.is_alive() and not trouble:
+        trouble.append(f"{_HANGS} {within_s:g} s")
     return _daemon(dict(answers), trouble[0] if trouble else "")
 
 
@@ -430,6 +467,9 @@ def _ask(api: str, within_s: float, answers: dict[str, Any], trouble: list[str])
             else:
                 trouble.append(f"/api/v1/{page}: HTTP status {answer.status}")
             connection.close()
+        except TimeoutError:
+            trouble.append(f"{_HANGS} {within_s:g} s")
+            return
         except OSError as error:
             trouble.append(str(error.strerror or error))
             return
@@ -740,6 +780,18 @@ class State:
         """The name of the network."""
         return str(self.entry["name"])
 
+    def config_of(self, network: str) -> Config | None:
+        """What ADD would work with for a pod of that network; None where no file of this node has
+        the network any more."""
+        if network == self.network:
+            return self.config
+        for directory in self.confs:
+            for conf in directory.files:
+                for entry in conf.entries if conf.valid else ():
+                    if entry.get("name") == network:
+                        return _config(entry)
+        return None
+
     @property
     def interface_config(self) -> Config:
         """The same, looking at the interface alone: neither bridge nor key are asked."""
@@ -829,6 +881,26 @@ class State:
     @cached_property
     def version(self) -> str:
         return read_version(self.process, self.where.root) if self.process else ""
+
+    @contextmanager
+    def inside(self, one: Attached) -> Iterator[bool]:
+        """Let this thread be in a pod's network namespace; False where that cannot be entered."""
+        nsid = one.link.nsid
+        held = self.netns.get(nsid) if nsid is not None else None
+        try:
+            there = held.open() if held else -1
+        except OSError:
+            there = -1
+        if there < 0:
+            yield False
+            return
+        home = netns.netns_of(self.host.fileno())
+        try:
+            with netns.inside(there, home=home):
+                yield True
+        finally:
+            os.close(there)
+            os.close(home)
 
     @cached_property
     def netns(self) -> dict[int, PodNetns]:

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an attachment ought to have, on the node and in the pod, in the order in which ADD makes it.
+
+The lists depend on nothing but the shape of the attachment, so ADD, which makes it, and CHECK and
+`doctor`, which look at it, cannot disagree.
+"""
+
+from __future__ import annotations
+
+from mycelium_cni.kernel import netlink as nl
+from mycelium_cni.kernel import sysctl
+from mycelium_cni.kernel.address import link_local
+from mycelium_cni.kernel.facts import (
+    Address,
+    Fact,
+    ForwardingEntry,
+    Neighbour,
+    NoLearning,
+    NoLinkLocal,
+    Part,
+    Proxy,
+    Route,
+    Switch,
+    Up,
+)
+from mycelium_cni.node.facts import LINK_LOCAL_GATEWAY
+from mycelium_cni.node.marks import PROTOCOL
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Final
+
+    from mycelium_cni.cni import config
+    from mycelium_cni.node.subnet import Node
+
+
+class End:
+    """One end of the pair: a link with its index, in its own namespace, and its MAC."""
+
+    __slots__ = ("index", "mac", "name")
+
+    def __init__(self, index: int, name: str, mac: bytes) -> None:
+        self.index: Final = index
+        self.name: Final = name
+        self.mac: Final = mac
+
+
+class Shape:
+    """What the facts of an attachment depend on. `bridge` is the index of its bridge, 0 if it is
+    routed."""
+
+    __slots__ = ("address", "bridge", "host", "node", "pod", "routes")
+
+    def __init__(
+        self,
+        node: Node,
+        bridge: int,
+        host: End,
+        pod: End,
+        address: bytes,
+        routes: Sequence[config.Route],
+    ) -> None:
+        self.node: Final = node
+        self.bridge: Final = bridge
+        self.host: Final = host
+        self.pod: Final = pod
+        self.address: Final = address
+        self.routes: Final = routes
+
+    @property
+    def gateway(self) -> bytes:
+        return self.node.gateway if self.bridge else LINK_LOCAL_GATEWAY
+
+    @property
+    def prefixlen(self) -> int:
+        return 64 if self.bridge else 128
+
+
+def host_switches(shape: Shape) -> list[Switch]:
+    """The settings of the host link. On a bridge the kernel asks none of a port."""
+    if shape.bridge:
+        return []
+    name = shape.host.name
+    # fe80::1 is nobody's address: as an address of every host link it makes ADD on a big node four
+    # times slower (docs/adr/0002). The kernel still answers for it, so a pod that has lost its
+    # neighbours finds its gateway again.
+    answers = "the kernel answers for the pod's gateway"
+    return [
+        Switch(sysctl.conf(name, "disable_ipv6"), "0", "the overlay is IPv6"),
+        Switch(sysctl.conf(name, "accept_ra"), "0", "a pod is no router"),
+        Switch(sysctl.conf(name, "proxy_ndp"), "1", answers),
+    ]
+
+
+def host_link(shape: Shape) -> list[Part]:
+    """The host link itself, up to its carrier."""
+    index, name = shape.host.index, shape.host.name
+    found: list[Part] = [
+        NoLinkLocal(index, name, "the kernel's own would be tentative at first"),
+        Up(index, name, "a link that is down carries nothing"),
+    ]
+    if shape.bridge:
+        # The bridge would learn, and let a pod take another's MAC, from frames to
+        # 01:80:c2:00:00:0e that no packet filter sees (net/bridge/br_input.c, br_handle_frame).
+        found[:0] = [
+            NoLearning(index, name, "a pod could take another's MAC"),
+            ForwardingEntry(index, name, shape.pod.mac, "the bridge knows where the pod is"),
+        ]
+    return found
+
+
+def host_reach(shape: Shape) -> list[Fact]:
+    """How the node reaches a routed pod. After the carrier is up: when the kernel's link watch sees
+    a link without one, it drops the link's neighbours."""
+    if shape.bridge:
+        return []
+    index, name = shape.host.index, shape.host.name
+    return [
+        # Who asks for a neighbour must have an address to ask from. One that no other link has,
+        # and with no prefix, so that nothing in the kernel grows with the number of pods.
+        Address(
+            *(index, name, link_local(shape.host.mac), 128),
+            "the node asks for the pod's MAC from it",
+        ),
+        Proxy(
+            *(index, name, LINK_LOCAL_GATEWAY),
+            "the pod's gateway answers for itself",
+            protocol=PROTOCOL,
+        ),
+        # Known from the start, and not permanent: `tuning` may change the pod's MAC.
+        Neighbour(
+            *(index, name, shape.address, shape.pod.mac),
+            "the first packet need not wait",
+            protocol=PROTOCOL,
+            permanent=False,
+        ),
+        # Without a preferred source, choosing one costs every connect() of the node a walk over
+        # the addresses of all links: 172 µs at 1,000 pods instead of 4.
+        Route(
+            (shape.address, 128),
+            "the node's way to the pod",
+            index=index,
+            link=name,
+            source=shape.node.address,
+            protocol=PROTOCOL,
+        ),
+    ]
+
+
+def pod_switches(pod_link: str) -> list[Switch]:
+    """The settings of the pod link, which only a task in the pod's namespace can make."""
+    return [
+        Switch(sysctl.conf(pod_link, "disable_ipv6"), "0", "the overlay is IPv6"),
+        Switch(sysctl.conf(pod_link, "accept_ra"), "0", "nobody announces routers here"),
+        Switch(sysctl.conf(pod_link, "keep_addr_on_down"), "1", "the address outlives down and up"),
+        Switch(sysctl.conf(pod_link, "ndisc_notify"), "1", "the node is told of a changed MAC"),
+    ]
+
+
+def pod_link(shape: Shape) -> list[Part]:
+    """The pod link: up, with its address and its gateway's MAC."""
+    index, name = shape.pod.index, shape.pod.name
+    found: list[Part] = [
+        NoLinkLocal(index, name, "the kernel's own would be tentative at first"),
+        Up(index, name, "a link that is down carries nothing"),
+        Address(index, name, shape.address, shape.prefixlen, "the pod's address"),
+    ]
+    if not shape.bridge:
+        found.append(
+            Neighbour(
+                *(index, name, shape.gateway, shape.host.mac),
+                "the first packet need not wait",
+                protocol=PROTOCOL,
+                permanent=True,
+            )
+        )
+    return found
+
+
+def pod_routes(shape: Shape) -> list[Route]:
+    """The pod's routes, all by its gateway."""
+    return [
+        Route(
+            route.destination,
+            "the pod's way out",
+            index=shape.pod.index,
+            link=shape.pod.name,
+            gateway=shape.gateway,
+            priority=route.metrics.get("priority", 0),
+            table=route.metrics.get("table", nl.RT_TABLE_MAIN),
+            scope=route.metrics.get("scope", nl.RT_SCOPE_UNIVERSE),
+            metrics=[
+                (key, route.metrics[key]) for key in ("mtu", "advmss") if key in route.metrics
+            ],
+            protocol=PROTOCOL,
+        )
+        for route in shape.routes
+    ]

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a check is, and what it finds: what is wrong, on which object, and the way out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from mycelium_cni.cni.errors import CniError
+from mycelium_cni.kernel.shell import quoted
+from mycelium_ctl.node.state import Attached, State
+from mycelium_ctl.view import Mark
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What a check saw. The way out is `run`, commands for root's shell that work as they stand, or
+    `advice`, in words, or both; neither when nothing is wrong. `fix` does without a shell what
+    `run` would do, and harms nothing that works."""
+
+    mark: Mark
+    found: str
+    advice: str = ""
+    run: tuple[str, ...] = ()
+    fix: Callable[[], object] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A named check; `needed`: when it fails, ADD or STATUS would."""
+
+    name: str
+    why: str
+    look: Callable[[State], Finding | list[Finding]]
+    needed: bool = False
+
+    def findings(self, state: State) -> list[Finding]:
+        """All that is wrong, or the one finding that nothing is."""
+        seen = self.look(state)
+        return seen if isinstance(seen, list) else [seen]
+
+
+def ok(found: str) -> Finding:
+    return Finding("ok", found)
+
+
+def skip(found: str) -> Finding:
+    return Finding("skip", found)
+
+
+def of_error(mark: Mark, error: CniError) -> Finding:
+    """A refusal of the plugin, as it would say it to a runtime."""
+    return Finding(mark, error.problem, error.advice, (error.run,) if error.run else ())
+
+
+def own(*words: str) -> str:
+    """A command of this program's, whatever PATH is."""
+    from mycelium_lab.lab import own_executable
+
+    return " ".join(quoted(word) for word in (own_executable(), *words))
+
+
+def names(attached: Iterable[Attached]) -> str:
+    """The first few pods, for a sentence."""
+    whose = [one.who for one in attached]
+    return ", ".join(whose[:3]) + (" …" if len(whose) > 3 else "")

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the node has once: its facts, by the part of the node that they belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from mycelium_cni import guard as guards
+from mycelium_cni.cni.errors import CniError
+from mycelium_cni.kernel import sysctl
+from mycelium_cni.kernel.facts import Address, Fact, Part, Route, Switch, Up
+from mycelium_cni.node import facts, prepare
+from mycelium_ctl.checks.finding import Finding, of_error, ok, own, skip
+from mycelium_ctl.errors import ToolError
+from mycelium_ctl.node import state as nodestate
+from mycelium_ctl.node.expected import Expected, Guard
+from mycelium_ctl.node.state import State
+from mycelium_ctl.view import Mark
+
+_NO_ADDRESS = "the interface has no address yet"
+
+
+def loopback(state: State) -> Finding:
+    """ADD needs `lo` for the node's address, and the kernel to reach its own addresses."""
+    lo = state.link("lo")
+    if lo is not None and not lo.up:
+        up = Up(lo.index, "lo", "")
+        return Finding(
+            "fail", "link lo is down", run=(str(up),), fix=lambda: up.restore(state.host)
+        )
+    return ok("lo is up")
+
+
+def ipv6(state: State) -> list[Finding] | Finding:
+    if not nodestate.switch("all", "forwarding"):
+        return Finding("fail", "this kernel runs without IPv6", "boot without ipv6.disable=1")
+    links = ["all", "default", "lo", state.config.interface]
+    links += [state.config.bridge_name] if state.bridged else []
+    off = [name for name in links if nodestate.switch(name, "disable_ipv6") == "1"]
+    wanted = [Switch(sysctl.conf(name, "disable_ipv6"), "0", "") for name in off]
+    return [
+        Finding(
+            "fail",
+            f"IPv6 is off: {switch.path.replace('/', '.')} is 1",
+            "the daemon's interface lost its address with it: restart the daemon afterwards"
+            if name == state.config.interface
+            else "",
+            run=(str(switch),),
+            fix=partial(switch.restore, state.host),
+        )
+        for name, switch in zip(off, wanted, strict=True)
+    ] or ok("IPv6 is on")
+
+
+def forwarding(state: State) -> Finding:
+    if nodestate.switch("all", "forwarding") == "1":
+        return ok("on")
+    if not state.attachments:
+        return _first_pod(state, "off: the first pod switches it on")
+    return Finding(
+        "fail",
+        "off, with pods attached: somebody has reset net.ipv6.conf.all.forwarding",
+        run=(own("setup"),),
+        fix=_setup(state),
+    )
+
+
+def ra_routes(state: State) -> list[Finding] | Finding:
+    risky = prepare.links_at_risk(state.host)
+    forwards = nodestate.switch("all", "forwarding") == "1"
+    when = "at its next change of forwarding" if forwards else "when forwarding is switched on"
+    found = []
+    for name in risky:
+        switch = Switch(sysctl.conf(name, "accept_ra"), "2", "")
+        found.append(
+            Finding(
+                "fail" if forwards else "warn",
+                f"{name} has routes from router advertisements and accept_ra=1: lost {when}",
+                run=(str(switch),),
+                fix=partial(switch.restore, state.host),
+            )
+        )
+    return found or ok("none that forwarding could cost")
+
+
+def bridge(state: State) -> list[Finding] | Finding:
+    name, link = state.config.bridge_name, state.bridge
+    if not state.bridged:
+        return skip("routed mode needs none")
+    bridged = [one for one in state.attachments if one.bridged]
+    if link is None:
+        if not bridged:
+            return _first_pod(state, f"there is no {name}: the first pod makes it")
+        return Finding(
+            "fail",
+            f"there is no {name}, and pods of this node hang on it",
+            run=(own("setup"),),
+            fix=_setup(state),
+        )
+    if link.kind != "bridge":
+        return Finding(
+            "fail",
+            f"{name} is {link.kind or 'hardware'}, not a bridge",
+            'rename it, or set "bridge" in the network configuration to another name',
+        )
+    return _absent(state, _of_bridge, f"{name} is complete")
+
+
+def standing(state: State) -> list[Finding] | Finding:
+    return _absent(state, _stands, "the node refuses what the daemon does not take")
+
+
+def _of_bridge(fact: Fact) -> bool:
+    of_link = isinstance(fact, Part) and fact.index != facts.LOOPBACK
+    of_switch = isinstance(fact, Switch) and not _routing(fact)
+    return of_link or of_switch or isinstance(fact, facts.Bridge)
+
+
+def _stands(fact: Fact) -> bool:
+    return isinstance(fact, Route) or (isinstance(fact, Address) and fact.index == facts.LOOPBACK)
+
+
+def _routing(fact: Fact) -> bool:
+    """Those have checks of their own."""
+    return isinstance(fact, Switch) and fact.path.endswith(("/forwarding", "/accept_ra"))
+
+
+def _absent(
+    state: State, wanted: Callable[[Fact], bool], all_there: str
+) -> list[Finding] | Finding:
+    """The node's facts of one kind that the kernel does not have, and what is stale of it.
+
+    A node that no pod has used yet is not broken: the first pod makes all of it.
+    """
+    if state.address is None:
+        return skip(_NO_ADDRESS)
+    try:
+        expected = Expected(state)
+    except CniError as error:
+        return of_error("skip", error)
+    except ToolError as error:
+        return Finding("fail", str(error), own("setup"))
+    absent = [fact for fact in expected.absent if wanted(fact)]
+    stale = [fact for fact in expected.stale if wanted(fact)]
+    mark: Mark = "fail" if state.attachments else "warn"
+    found = [
+        Finding(mark, f"absent: {fact.label} ({fact.why})", run=(str(fact),), fix=_setup(state))
+        for fact in absent
+    ]
+    found += [
+        Finding("warn", f"stale: {fact.label} ({fact.why})", run=(fact.removal,), fix=_setup(state))
+        for fact in stale
+    ]
+    return found or ok(all_there)
+
+
+def guard(state: State) -> Finding:
+    """As STATUS looks at it: before the node is prepared there is nothing to guard."""
+    node = state.node
+    if node is None:
+        return skip(_NO_ADDRESS)
+    wanted = guards.Wanted(state.network, state.config, node)
+    wrong = guards.fault(state.host, wanted)
+    required = wanted.policy.required
+    if not wrong:
+        if state.attachments and not Guard(wanted).holds(state.seen):
+            return Finding(
+                "warn",
+                "up, with other rules than the configuration's: the next ADD brings them",
+                run=(own("setup"),),
+                fix=_setup(state),
+            )
+        return ok(f"up, ingress {wanted.policy.ingress}")
+    prepared = (facts.LOOPBACK, node.address) in state.seen.addresses
+    if not prepared and not state.attachments:
+        return _first_pod(state, "not up: the first pod loads it")
+    mark: Mark = "fail" if required else "warn"
+    return Finding(mark, f"down: {wrong}", run=(own("setup"),), fix=_setup(state))
+
+
+def mtu(state: State) -> list[Finding] | Finding:
+    link = state.interface
+    if link is None:
+        return skip("there is no interface yet")
+    found = [
+        Finding(
+            "warn",
+            f"{one.who} has {one.link.mtu} bytes, {link.name} carries {link.mtu}",
+            f"remove mtu from the network configuration, or set {link.mtu}; then delete the pod",
+        )
+        for one in state.attachments
+        if one.link.mtu > link.mtu
+    ]
+    return found or ok(f"{link.mtu} bytes, and no pod has more")
+
+
+def _first_pod(state: State, found: str) -> Finding:
+    return Finding("warn", found, run=(own("setup"),), fix=_setup(state))
+
+
+def _setup(state: State) -> Callable[[], object]:
+    return lambda: Expected(State(state.where)).make()

@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each attachment ought to have, on the node and in the pod, and what of it is absent."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from mycelium_cni.kernel import facts as kinds
+from mycelium_cni.kernel import netlink as nl
+from mycelium_cni.kernel import sysctl
+from mycelium_cni.kernel.address import format_prefix, parse_mac
+from mycelium_cni.kernel.facts import AlternativeName, Fact, Setting, Switch, Up, absent
+from mycelium_cni.kernel.link import Link
+from mycelium_cni.kernel.shell import quoted
+from mycelium_cni.kernel.snapshot import Snapshot
+from mycelium_cni.node.marks import group
+from mycelium_cni.node.subnet import Node
+from mycelium_cni.overlay import MYCELIUM, on_mycelium
+from mycelium_cni.pod import facts
+from mycelium_cni.pod.attachment import Attachment
+from mycelium_ctl.checks.finding import Finding, names, ok, own, skip
+from mycelium_ctl.checks.routing import ELSEWHERE, Way
+from mycelium_ctl.node.stale import find_gone
+from mycelium_ctl.node.state import Attached, State
+from mycelium_ctl.view import count
+
+CARRIER_S: Final = 2.0  # how long a link that was set up may take to carry packets
+
+
+class Ought:
+    """The facts of one attachment, in the order in which ADD makes them."""
+
+    def __init__(self, state: State, one: Attached) -> None:
+        self.state: Final = state
+        self.one: Final = one
+        self.config: Final = state.config_of(one.network)
+        bridge = state.bridge if one.bridged else None
+        self.bridge: Final = bridge.index if bridge else 0
+        node = Node(state.address or bytes(16), one.link.mtu, one.bridged, None)
+        self.shape: Final = facts.Shape(
+            node,
+            # Also a bridge that is gone makes a bridged pod.
+            self.bridge or (-1 if one.bridged else 0),
+            facts.End(one.link.index, one.link.name, parse_mac(one.link.mac)),
+            facts.End(one.link.peer, one.pod_link, one.expected_pod_mac),
+            one.octets,
+            self.config.routes if self.config else (),
+        )
+
+    def on_node(self) -> list[Fact]:
+        """The node's side, up to the carrier."""
+        link, one = self.one.link, self.one
+        found: list[Fact] = []
+        if one.container and not one.cut:
+            name = Attachment(one.network, one.container, one.ifname).host_link
+            words, why = f"name {name}", "DEL finds the link by its name"
+            found.append(Setting(link.index, link.name, words, (nl.IFLA_IFNAME, name), why))
+        if one.network:
+            number = group(one.network)
+            found.append(kinds.group(link.index, link.name, number, "the guard goes by it"))
+        why = "the address is reserved by this name"
+        found.append(AlternativeName(link.index, link.name, one.address, why))
+        if self.mtu:
+            found.append(kinds.mtu(link.index, link.name, self.mtu))
+        if self.bridge:
+            name = self.state.config.bridge_name
+            found.append(kinds.master(link.index, link.name, self.bridge, name))
+        return found + facts.host_switches(self.shape) + facts.host_link(self.shape)
+
+    @property
+    def mtu(self) -> int:
+        """What the configuration wants, 0 where it is not known."""
+        interface = self.state.interface
+        if self.config is None:
+            return 0
+        return self.config.mtu or (interface.mtu if interface else 0)
+
+    def in_pod(self) -> list[Fact]:
+        """The pod's side. Routes, once the rest is there."""
+        end = self.shape.pod
+        found: list[Fact] = [
+            Switch(sysctl.conf("lo", "disable_ipv6"), "0", "the pod reaches itself"),
+            *facts.pod_switches(end.name),
+        ]
+        if self.mtu:
+            found.append(kinds.mtu(end.index, end.name, self.mtu))
+        if self.one.bridged:
+            why = "on a bridge a pod may only use the MAC that it was given"
+            found.append(kinds.mac(end.index, end.name, end.mac, why))
+        return [*found, *facts.pod_link(self.shape), *facts.pod_routes(self.shape)]
+
+    def reach(self) -> list[Fact]:
+        """The node's side, once there is a carrier."""
+        return facts.host_reach(self.shape)
+
+    def lacking(self) -> tuple[list[Fact], list[Fact]]:
+        """What is absent on the node, and in the pod. Raises OSError."""
+        node = absent([*self.on_node(), *self.reach()], self.state.seen)
+        with self.state.inside(self.one) as entered:
+            if not entered:
+                return node, []
+            with nl.Socket() as socket:
+                return node, absent(self.in_pod(), Snapshot(socket))
+
+    def restore(self) -> None:
+        """Make what is absent, in the order of ADD. Raises OSError."""
+        host = self.state.host
+        self._make(host, absent(self.on_node(), Snapshot(host)))
+        with self.state.inside(self.one) as entered:
+            if entered:
+                with nl.Socket() as socket:
+                    self._make(socket, absent(self.in_pod(), Snapshot(socket)))
+        _await_carrier(host, self.one.link.index)
+        self._make(host, absent(self.reach(), Snapshot(host)))
+
+    def _make(self, socket: nl.Socket, lacking: Sequence[Fact]) -> None:
+        for fact in lacking:
+            fact.restore(socket)
+            if isinstance(fact, Up):
+                _await_carrier(socket, fact.index)
+
+
+def _await_carrier(socket: nl.Socket, index: int) -> None:
+    """Wait until a link carries packets, or its other end turns out to be down."""
+    deadline = time.monotonic() + CARRIER_S
+    while time.monotonic() < deadline:
+        link = Link(socket.request(nl.link(nl.RTM_GETLINK, "read link", index=index))[0])
+        if link.attribute(nl.IFLA_OPERSTATE)[0] == nl.IF_OPER_UP:
+            return
+        time.sleep(0.01)
+
+
+def pods(state: State) -> list[Finding] | Finding:
+    """Every fact of every attachment holds, on the node and in the pod."""
+    if state.address is None:
+        return skip("the interface has no address yet")
+    found = []
+    gone = find_gone(state)
+    if gone:
+        found.append(
+            Finding(
+                "fail",
+                f"{count(len(gone), 'attachment')} without a pod: "
+                + names(each.attached for each in gone),
+                run=(own("gc"),),
+            )
+        )
+    unused = {each.attached.link.index for each in gone}
+    looked = unseen = 0
+    for one in state.attachments:
+        if one.link.index in unused or one.subnet != state.address[:8]:
+            continue  # `subnet` tells of those of an old one
+        if not one.octets:
+            found.append(
+                Finding(
+                    "fail",
+                    f"{one.link.name} of {one.who} has lost its address",
+                    "delete the pod: its successor gets a new attachment",
+                )
+            )
+            continue
+        ought = Ought(state, one)
+        on_node, in_pod = ought.lacking()
+        looked += 1
+        unseen += not _can_enter(state, one)
+        if on_node or in_pod:
+            found.append(_lacks(state, one, on_node, in_pod, ought.restore))
+    if found:
+        return found
+    hidden = f", {unseen} of them from outside" if unseen else ""
+    return ok(f"{count(looked, 'pod')} looked at{hidden}, nothing is absent")
+
+
+def _can_enter(state: State, one: Attached) -> bool:
+    return one.link.nsid is not None and one.link.nsid in state.netns
+
+
+def _lacks(
+    state: State,
+    one: Attached,
+    on_node: Sequence[Fact],
+    in_pod: Sequence[Fact],
+    restore: Callable[[], object],
+) -> Finding:
+    labels = [fact.label for fact in on_node] + [f"in the pod {fact.label}" for fact in in_pod]
+    more = f" and {len(labels) - 3} more" if len(labels) > 3 else ""
+    why = (on_node or in_pod)[0].why
+    return Finding(
+        "fail",
+        f"{one.who}: absent: {', '.join(labels[:3])}{more} ({why})",
+        run=tuple(str(fact) for fact in on_node) + tuple(inside(state, one, f) for f in in_pod),
+        fix=restore,
+    )
+
+
+def inside(state: State, one: Attached, fact: object) -> str:
+    """A command as it is run in the pod's network namespace."""
+    held = state.netns.get(one.link.nsid if one.link.nsid is not None else -1)
+    return f"nsenter --net={quoted(held.path)} {fact}" if held else str(fact)
+
+
+def pod_routes(state: State) -> list[Finding] | Finding:
+    """What a pod sends to the overlay takes its link, whatever else is in the pod: a daemon of its
+    own, a VPN, a blackhole, a rule."""
+    found = []
+    looked = 0
+    for one in state.attachments:
+        if not one.octets or not one.answers:
+            continue
+        ours = {
+            other.link.peer
+            for other in state.attachments
+            if other.link.nsid == one.link.nsid and other.answers
+        }
+        with state.inside(one) as entered:
+            if not entered:
+                continue
+            with nl.Socket() as socket:
+                looked += 1
+                found += _astray_in_pod(state, one, socket, ours)
+    return found or ok(f"{count(looked, 'pod')} looked into, each has one way to the overlay")
+
+
+def _astray_in_pod(state: State, one: Attached, pod: nl.Socket, ours: set[int]) -> list[Finding]:
+    seen = Snapshot(pod)
+    for route in seen.routes:
+        base, length = route.destination
+        inside_overlay = on_mycelium(base) and MYCELIUM[1] <= length < 128
+        if not inside_overlay or route.table != nl.RT_TABLE_MAIN or route.link in ours:
+            continue
+        prefix = format_prefix(route.destination)
+        if route.kind == nl.RTN_UNICAST:
+            what = "does a Mycelium daemon or a VPN run in the pod?"
+            return [
+                Finding(
+                    "fail",
+                    f"{one.who} has a second route to {prefix}: {what}",
+                    "remove what made it: the node's daemon serves all pods",
+                )
+            ]
+        return [
+            Finding(
+                "fail",
+                f"{one.who} has a route that refuses {prefix}",
+                "remove it, unless the pod wants it",
+                run=(inside(state, one, f"ip -6 route del {prefix}"),),
+            )
+        ]
+    config = state.config_of(one.network)
+    routed = config is not None and any(
+        route.destination in (MYCELIUM, (bytes(16), 0)) for route in config.routes
+    )
+    way = Way(pod, ELSEWHERE[0], one.octets)
+    has_route = any(route.link == one.link.peer and route.gateway for route in seen.routes)
+    if not routed or not has_route or way.link == one.link.peer:
+        return []
+    where = way.refusal or "sent over another link of the pod's"
+    rules = [rule for rule in seen.rules if 0 < rule.priority < 32766]
+    by = f": {rules[0]} is in the pod" if rules else ""
+    return [
+        Finding(
+            "fail",
+            f"what {one.who} sends to the overlay is {where}{by}",
+            "remove what made it from the pod",
+        )
+    ]

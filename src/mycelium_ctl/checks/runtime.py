@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the container runtime finds: configurations, executables, and the chain."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+from pathlib import Path
+
+from mycelium_cni.cni.errors import __version__
+from mycelium_cni.kernel.shell import quoted
+from mycelium_ctl import programs
+from mycelium_ctl.checks.finding import Finding, ok, own, skip
+from mycelium_ctl.node import conflist
+from mycelium_ctl.node import state as nodestate
+from mycelium_ctl.node.state import ConfDir, State
+from mycelium_ctl.view import count
+
+
+def conf(state: State) -> Finding:
+    """A configuration of ours counts in every directory that matters."""
+    good = []
+    for directory in state.confs:
+        winner, ours = directory.winner, directory.ours
+        folder = directory.dirs.conf
+        if winner and not winner.valid:
+            return Finding(
+                "fail",
+                f"{winner.path} comes first and is invalid: the runtime loads nothing",
+                run=(own("config", "check", str(winner.path)),),
+            )
+        if winner and ours and (winner is ours or directory.by_multus):
+            by = "" if winner is ours else f", called by {winner.path.name}"
+            good.append(f"{ours.path} counts{by}")
+        elif winner and ours:
+            return Finding(
+                "fail",
+                f"{winner.path} ({', '.join(winner.types)}) comes before {ours.path.name}",
+                run=(shlex.join(["mv", str(ours.path), f"{folder}/{_earlier(winner.path.name)}"]),),
+            )
+        elif winner and directory.by_multus:
+            good.append(f"{winner.path} counts, and may call ours")
+        elif winner:
+            kinds = ", ".join(winner.types)
+            return Finding(
+                "fail",
+                f"{winner.path} ({kinds}) decides, and it does not call mycelium-cni",
+                "keep it, and add mycelium-cni behind it in its chain, or as a second network "
+                "through Multus (docs/operate.md); a file of ours before it takes over all pods",
+            )
+        elif directory.dirs.whose.startswith("k3s"):
+            return Finding(
+                "fail", f"k3s finds nothing in {folder}", run=(_conf_for_k3s(state, directory),)
+            )
+    if good:
+        return ok("; ".join(good))
+    folder = state.confs[0].dirs.conf
+    return Finding(
+        "fail",
+        f"no network configuration in {folder}",
+        run=(own("config", "new", "--output", f"{folder}/10-mycelium.conflist"),),
+    )
+
+
+def _conf_for_k3s(state: State, k3s: ConfDir) -> str:
+    target = f"{k3s.dirs.conf}/10-mycelium.conflist"
+    for other in state.confs:
+        if other.ours:
+            return shlex.join(["cp", str(other.ours.path), target])
+    return own("config", "new", "--for", "k3s", "--output", target)
+
+
+def _earlier(name: str) -> str:
+    """A file name that sorts before this one."""
+    for usual in ("10-mycelium.conflist", "00-mycelium.conflist"):
+        if usual < name:
+            return usual
+    return "00-" + "0" * len(name) + "-mycelium.conflist" if name > "00-0" else "!mycelium.conflist"
+
+
+def conf_valid(state: State) -> Finding:
+    files = [conf for directory in state.confs for conf in directory.files]
+    for one in files:
+        for fault in one.faults:
+            if fault.fatal:
+                what = f"{one.path}, line {fault.line}: {fault.what}"
+                command = own("config", "check", str(one.path))
+                return Finding("fail", what, fault.mend, run=(command,))
+    if not files:
+        return skip("there is no file to check")
+    for one in files:
+        for fault in one.faults:
+            where = f"{one.path}, line {fault.line}"
+            return Finding("warn", f"{where}: {fault.what}", fault.mend)
+    return ok(f"{count(len(files), 'file')}, all valid")
+
+
+def plugin(state: State) -> Finding:
+    """The executable that the runtime would start is there, whole, and of this version."""
+    seen = []
+    for directory in _used(state):
+        path = nodestate.find_executable(conflist.TYPE, directory.dirs)
+        folder = directory.dirs.bins[0]
+        if path is None:
+            return Finding("fail", f"there is no {folder}/{conflist.TYPE}", run=_copy_to(folder))
+        if not os.access(path, os.X_OK):
+            return Finding(
+                "fail", f"{path} is not executable", run=(f"chmod 755 {quoted(str(path))}",)
+            )
+        if doubt := programs.doubt(path):
+            return Finding(
+                "warn",
+                f"{path} is not asked for its version: {doubt}, and root runs it for every pod",
+                "let it and the directories above belong to root, and be writable by root alone",
+            )
+        problem = _broken(path)
+        if problem:
+            return Finding("fail", f"{path} {problem}", run=_copy_to(path.parent))
+        version = _tool_version(path)
+        if version != __version__:
+            what = f"is of version {version}" if version else "is not this program"
+            return Finding(
+                "warn", f"{path} {what}, this is {__version__}", run=_copy_to(path.parent)
+            )
+        seen.append(str(path))
+    return ok(f"{', '.join(dict.fromkeys(seen))} is of version {__version__}")
+
+
+def _copy_to(folder: Path) -> tuple[str, ...]:
+    """The command that puts this program there; `install` does not write over a file that runs."""
+    from mycelium_lab.lab import own_executable
+
+    return (shlex.join(["install", "-m", "755", own_executable(), str(folder / conflist.TYPE)]),)
+
+
+def _used(state: State) -> list[ConfDir]:
+    """The directories with a configuration of ours; the first one when none has."""
+    return [one for one in state.confs if one.ours] or state.confs[:1]
+
+
+def _broken(path: Path) -> str:
+    """Why an executable is not a CNI plugin; "" if it answers as one."""
+    try:
+        done = programs.run([str(path)], {"CNI_COMMAND": "VERSION"}, '{"cniVersion": "1.0.0"}')
+        known = json.loads(done.stdout)["supportedVersions"]
+    except subprocess.TimeoutExpired:
+        return f"does not answer within {programs.WITHIN_S:g} s"
+    except OSError as error:
+        return f"cannot be started ({error.strerror}): is it complete?"
+    except (ValueError, KeyError, TypeError):
+        return "answers no VERSION: is it complete?"
+    return "" if isinstance(known, list) else "answers no VERSION: is it complete?"
+
+
+def _tool_version(path: Path) -> str:
+    """What `mycelium-cni --version` says; "" for the Go plugins of the same name."""
+    try:
+        words = programs.run([str(path), "--version"]).stdout.split()
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return words[1] if len(words) == 2 and words[0] == conflist.TYPE else ""
+
+
+def chain(state: State) -> Finding:
+    """The other executables that the runtime needs: loopback, and the rest of the chain."""
+    for directory in _used(state):
+        wanted = {"loopback": "containerd and CRI-O before 2.0 call it for every pod"}
+        for kind in directory.ours.types if directory.ours else ():
+            wanted[kind] = "the chain names it"
+        for name, reason in wanted.items():
+            if name == conflist.TYPE:
+                continue
+            if nodestate.find_executable(name, directory.dirs) is None:
+                folder = directory.dirs.bins[0]
+                return Finding(
+                    "fail",
+                    f'failed to find plugin "{name}" in {folder}: {reason}',
+                    f"install the CNI plugins (containernetworking/plugins) into {folder}",
+                )
+    return ok("loopback and all of the chain are there")

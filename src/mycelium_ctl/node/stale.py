@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which attachments nobody uses any more: `gc`, `list`, `doctor` and `status` go by this."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mycelium_cni.node.marks import DELETE_GROUP, GROUP_MASK
+from mycelium_ctl.node.state import Attached, LinkFacts, State
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """An attachment that nobody uses, and how that shows."""
+
+    attached: Attached
+    why: str
+
+
+def find_gone(state: State, *, empty: bool = False) -> list[Gone]:
+    """The attachments whose pod is gone."""
+    gone = []
+    for attached in state.attachments:
+        if not attached.answers:
+            gone.append(Gone(attached, "the pod's end of the link is gone"))
+            continue
+        held = state.netns.get(attached.link.nsid if attached.link.nsid is not None else -1)
+        if held is None:
+            gone.append(Gone(attached, "no process is in its namespace, and no file names it"))
+        elif empty and not held.processes:
+            gone.append(Gone(attached, f"no process is in its namespace {held.names[0]}"))
+    return gone
+
+
+def find_left_over(state: State) -> list[LinkFacts]:
+    """Links that were on their way out when whoever deleted them was killed."""
+    return [link for link in state.links if link.group & GROUP_MASK == DELETE_GROUP]
