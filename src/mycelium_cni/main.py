@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-import sys
+from errno import EMFILE
 from posix import O_PATH, close, environ, open, read, write  # type: ignore[attr-defined,unused-ignore]
 
 from mycelium_cni.cni.errors import (
@@ -11,10 +11,9 @@ from mycelium_cni.cni.errors import (
     INTERNAL,
     INVALID_ENVIRONMENT,
     IO_FAILURE,
-    KERNEL_REFUSED,
     CniError,
     __version__,
-    describe,
+    refusal,
 )
 from mycelium_cni.cni.jsontext import dump, parse
 from mycelium_cni.cni.request import VERSIONS, Request
@@ -26,33 +25,34 @@ if TYPE_CHECKING:
 
 _STDIN_LIMIT = 16 << 20  # bytes
 _VERSION_PATIENCE_MS = 500
+# The first line is that of the reference plugins: Nomad reads the version there.
+_ABOUT = f"""\
+CNI mycelium-cni plugin v{__version__}
+CNI protocol versions supported: {", ".join(VERSIONS)}
+Pods on the Mycelium overlay network. Operator's commands: mycelium-cni --help
+"""
 
 
 def main() -> int:
-    """Serve one CNI call; the exit status is 1 exactly when the document is an error."""
-    _occupy_standard_streams()
+    """Serve one CNI call; the exit status is 1 exactly when the document is an error. Whatever
+    happens, a runtime is answered."""
+    version = VERSIONS[-1]
+    log: Log | None = None
     try:
+        _reserve_standard_streams()
         request = Request(environ)
+        if not request.command:
+            write(2, _ABOUT.encode())
+            return 0
         if request.command == "VERSION":
             _say({"cniVersion": _asked_version(), "supportedVersions": [*VERSIONS]})
             return 0
-    except CniError as error:
-        return _fail(VERSIONS[-1], None, error)
-    except OSError:
-        return 1  # VERSION, and nobody listens
-    return _serve(request) if request.command else _about()
+        # Here, because CRI-O asks for the VERSION of every plugin whenever it reads its
+        # configuration, and the answer needs none of these.
+        from mycelium_cni.cni.config import Network  # noqa: PLC0415
+        from mycelium_cni.cni.log import Log  # noqa: PLC0415
+        from mycelium_cni.verbs import VERBS  # noqa: PLC0415
 
-
-def _serve(request: Request) -> int:
-    # Here, because CRI-O asks for the VERSION of every plugin whenever it reads its configuration,
-    # and the answer needs none of these.
-    from mycelium_cni.cni.config import Network  # noqa: PLC0415
-    from mycelium_cni.cni.log import Log  # noqa: PLC0415
-    from mycelium_cni.verbs import VERBS  # noqa: PLC0415
-
-    version = VERSIONS[-1]
-    log = None
-    try:
         network = Network(_read_stdin())
         if network.cni_version in VERSIONS:
             version = network.cni_version
@@ -67,19 +67,22 @@ def _serve(request: Request) -> int:
     except CniError as error:
         return _fail(version, log, error)
     except OSError as error:
-        refused = CniError(KERNEL_REFUSED, describe(error))
-        return _fail(version, log, refused.with_notes_of(error))
-    except Exception as error:  # a runtime must be answered whatever happens
+        return _fail(version, log, refusal(error))
+    except Exception as error:
         bug = CniError(INTERNAL, f"bug in mycelium-cni: {type(error).__name__}: {error}")
         return _fail(version, log, bug.with_notes_of(error))
     return 0
 
 
-def _occupy_standard_streams() -> None:
-    """Whoever closes our standard streams must not have the next socket take their place."""
-    while (fd := open("/", O_PATH)) < 3:
-        pass
-    close(fd)
+def _reserve_standard_streams() -> None:
+    """A socket of ours must not take the place of a standard stream that the runtime has closed."""
+    try:
+        while (fd := open("/", O_PATH)) < 3:
+            pass
+        close(fd)
+    except OSError as error:
+        if error.errno != EMFILE:  # then all descriptors are taken, and so are these three
+            raise
 
 
 def _read_stdin() -> bytes:
@@ -146,13 +149,3 @@ def _fail(version: str, log: Log | None, error: CniError) -> int:
 def _one_line(text: str) -> str:
     """A stranger's names may hold anything; an event in Kubernetes is one line of plain text."""
     return "".join([c if c.isprintable() else ascii(c)[1:-1] for c in text])
-
-
-def _about() -> int:
-    text = (
-        f"mycelium-cni {__version__}: pods on the Mycelium overlay network\n"
-        f"CNI protocol versions supported: {', '.join(VERSIONS)}\n"
-        "Operator's commands: mycelium-cni --help\n"
-    )
-    sys.stderr.write(text)
-    return 0

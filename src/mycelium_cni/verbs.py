@@ -7,6 +7,8 @@ what it did, in words for the log, and raises CniError or OSError.
 
 from __future__ import annotations
 
+from errno import EMFILE, ENFILE, ENOMEM
+
 from mycelium_cni import guard
 from mycelium_cni.cni.config import Config, Network, Wishes
 from mycelium_cni.cni.errors import (
@@ -14,12 +16,11 @@ from mycelium_cni.cni.errors import (
     INVALID_CONFIG,
     INVALID_ENVIRONMENT,
     INVALID_NETNS,
-    KERNEL_REFUSED,
     LIMITED_CONNECTIVITY,
     PLUGIN_NOT_AVAILABLE,
     TRY_AGAIN_LATER,
     CniError,
-    describe,
+    refusal,
 )
 from mycelium_cni.cni.result import Result
 from mycelium_cni.kernel import netlink as nl
@@ -48,10 +49,12 @@ def add(request: Request, network: Network, reply: Reply) -> str:
     wishes = Wishes(network, request.args)
     result = Result(config.prev_result, network.cni_version)
     attachment = Attachment(network.name, request.container, request.ifname)
-    pod_link = _pod_link(request, config, result)
 
     host = nl.Socket()
     pod_netns, home = _open_netns(request, host)
+    pod_link = request.ifname
+    if config.prev_result and _is_taken(pod_link, result, pod_netns, home):
+        pod_link = config.interface_name
     node = subnet.find(host, config)
     candidates = _candidates(request, network, config, wishes, node)
     pod_mac = wishes.mac or attachment.pod_mac
@@ -109,8 +112,7 @@ def add(request: Request, network: Network, reply: Reply) -> str:
             result.dns = wishes.dns or config.dns or result.dns
             reply(result.speak(network.cni_version))
     except OSError as error:
-        refused = CniError(KERNEL_REFUSED, f"cannot attach {attachment}: {describe(error)}")
-        raise refused.with_notes_of(error) from None
+        raise refusal(error, f"cannot attach {attachment}") from None
     return f"address {format_address(address)} on {attachment.host_link}"
 
 
@@ -162,9 +164,10 @@ def gc(_request: Request, network: Network, _: Reply) -> str:
 def status(_request: Request, network: Network, _: Reply) -> str:
     """Confirm that ADD can be served. Asks the kernel alone: a kubelet asks every five seconds."""
     config = Config(network)
-    host = nl.Socket()
     try:
+        host = nl.Socket()
         node = subnet.find(host, config)
+        datapath.require_alternative_names(host)
         lo = prepare.loopback(host)
         # Until the first pod, or `setup`, has prepared the node, there is nothing to guard.
         if config.policy.required and subnet.carries(host, lo, node.address):
@@ -174,6 +177,10 @@ def status(_request: Request, network: Network, _: Reply) -> str:
         later = error.code == TRY_AGAIN_LATER
         error.code = LIMITED_CONNECTIVITY if later else PLUGIN_NOT_AVAILABLE
         raise
+    except OSError as error:
+        unavailable = refusal(error)
+        unavailable.code = PLUGIN_NOT_AVAILABLE
+        raise unavailable from None
     return "ready"
 
 
@@ -188,11 +195,13 @@ def _remove(host: nl.Socket, links: list[Link]) -> None:
     del waiting
 
 
-def _pod_link(request: Request, config: Config, result: Result) -> str:
-    """CNI_IFNAME, unless an earlier plugin of the chain has made an interface of that name."""
-    if any(i.get("name") == request.ifname and i.get("sandbox") for i in result.interfaces):
-        return config.interface_name
-    return request.ifname
+def _is_taken(ifname: str, result: Result, pod_netns: int, home: int) -> bool:
+    """Whether an earlier plugin of the chain has made an interface of that name. Not every result
+    says so: before 0.3.0 none has interfaces, and some plugins leave out theirs, or the sandbox."""
+    if any(i.get("name") == ifname and i.get("sandbox") for i in result.interfaces):
+        return True
+    with netns.inside(pod_netns, home=home), nl.Socket() as pod:
+        return find_link(pod, ifname) is not None
 
 
 def _open_netns(request: Request, host: nl.Socket) -> tuple[int, int]:
@@ -204,10 +213,13 @@ def _open_netns(request: Request, host: nl.Socket) -> tuple[int, int]:
     try:
         pod = netns.open_netns(path)
     except (OSError, ValueError) as error:
+        doing = f"cannot open network namespace {path!a}"
+        if isinstance(error, OSError) and error.errno in (EMFILE, ENFILE, ENOMEM):
+            raise refusal(error, doing) from None
         reason = getattr(error, "strerror", None) or str(error)
         raise CniError(
             INVALID_NETNS,
-            f"cannot open network namespace {path!a}: {reason}",
+            f"{doing}: {reason}",
             about="CNI_NETNS",
             details=f"CNI_NETNS={path}",
         ) from None
@@ -265,8 +277,8 @@ def _reserve(
     for address in candidates:
         try:
             datapath.reserve(host, pair, address, attachment.alias(format_address(address), pod))
-        except CniError:
-            if address == candidates[-1]:
+        except CniError as error:
+            if error.code != ADDRESS_TAKEN or address == candidates[-1]:
                 raise
         else:
             return address

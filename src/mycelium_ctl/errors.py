@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-import errno
+from mycelium_cni.cni.errors import refusal
 
 
 class ToolError(Exception):
@@ -15,10 +15,5 @@ class ToolError(Exception):
 
 
 def refused(error: OSError) -> str:
-    """A line for what the kernel refused."""
-    reason = error.strerror or str(error)
-    if error.errno in (errno.EPERM, errno.EACCES):
-        return f"{reason}: run it as root (or with CAP_NET_ADMIN)"
-    if error.errno == errno.EROFS:
-        return f"{error.filename}: read-only; run it in the host, or with /proc/sys writable"
-    return f"{error.filename}: {reason}" if error.filename else reason
+    """A line for what the kernel refused, as the plugin says it."""
+    return refusal(error).msg

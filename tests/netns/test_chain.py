@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attaching import Homes, Mode, both_modes, reaches
+from attaching import Homes, Mode, both_modes, network, reaches, refused
 from observe import difference, picture
 
 from mycelium_lab.lab import Lab, Node, Pod
@@ -156,6 +156,40 @@ def test_after_a_primary_plugin_the_pod_gains_an_interface(
             assert chain.pod.link(name) is None
     own = [link["ifname"] for link in node.ip("link") if link["ifname"].startswith("myc")]
     assert set(own) <= {"mycelium", "mycelium-br"}
+
+
+EARLIER: dict[str, dict[str, Any]] = {
+    "0.1.0": {"ip4": {"ip": "10.88.0.7/16"}},
+    "0.2.0": {"ip4": {"ip": "10.88.0.7/16", "gateway": "10.88.0.1"}, "dns": {}},
+    "0.3.1": {"ips": [{"version": "4", "address": "10.88.0.7/16"}], "dns": {}},
+    "0.4.0": {"interfaces": [{"name": "eth0"}], "ips": []},
+    "1.0.0": {"interfaces": [{"name": "veth1"}], "ips": [{"address": "10.88.0.7/16"}]},
+    "1.1.0": {"dns": {}},
+}
+
+
+@pytest.mark.parametrize("version", EARLIER)
+def test_behind_a_result_that_does_not_name_the_pods_interface(homes: Homes, version: str) -> None:
+    """Results before 0.3.0, and those of kindnet and Azure, do not say that the pod has eth0."""
+    node, _ = homes.pair("routed")
+    (pod,) = homes.fresh(node)
+    pod.configure("link add eth0 type bridge")
+    before = {"cniVersion": version, **EARLIER[version]}
+    conf = {"cniVersion": version, "name": "chain", **ours("routed"), "prevResult": before}
+    call = node.plugin("ADD", conf, pod)
+    assert call.code == 0, call
+    (link,) = pod.ip("-6", "address", "show", "dev", "mycelium0", "scope", "global")
+    assert reaches(node, link["addr_info"][0]["local"])
+    assert node.plugin("DEL", conf, pod).code == 0
+    assert pod.link("mycelium0") is None
+    assert pod.link("eth0") is not None
+
+
+def test_without_an_earlier_plugin_an_interface_of_that_name_is_in_the_way(homes: Homes) -> None:
+    node, _ = homes.pair("routed")
+    (pod,) = homes.fresh(node)
+    pod.configure("link add eth0 type bridge")
+    refused(node.plugin("ADD", network(), pod), 102, says="chain mycelium-cni behind")
 
 
 META: dict[str, Plugin] = {

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import combinations
 
 import pytest
@@ -44,7 +45,10 @@ def test_without_a_command_the_about_text_goes_to_standard_error(
     outcome = quiet.plugin.run({"CNI_COMMAND": nothing})
     assert outcome.code == 0, outcome
     assert outcome.out == b"", outcome
-    assert f"CNI protocol versions supported: {', '.join(VERSIONS)}".encode() in outcome.err
+    first, second, *_ = outcome.err.decode().splitlines()
+    # As the reference plugins: Nomad looks for the first word that is a version.
+    assert re.fullmatch(r"CNI mycelium-cni plugin v\d+\.\d+\.\d+", first)
+    assert second == f"CNI protocol versions supported: {', '.join(VERSIONS)}"
 
 
 @pytest.mark.parametrize(

@@ -430,6 +430,8 @@ def _routes(doc: Document) -> list[Route]:
         listed = [{"dst": format_prefix(MYCELIUM)}]
     if not isinstance(listed, list):
         raise _invalid("routes", listed, "must be a list of routes")
+    if len(listed) > _MOST_PREFIXES:
+        raise _invalid("routes", len(listed), f"at most {_MOST_PREFIXES} routes")
     routes: list[Route] = []
     for number, entry in enumerate(listed):
         routes.append(_route(entry, f"routes[{number}]"))
@@ -437,10 +439,12 @@ def _routes(doc: Document) -> list[Route]:
         route.destination != _DEFAULT_ROUTE for route in routes
     ):
         routes.append(Route(_DEFAULT_ROUTE, {}))
-    keys = [(r.destination, r.metrics.get("table"), r.metrics.get("priority")) for r in routes]
-    for number, key in enumerate(keys):
-        if key in keys[:number]:
-            raise _invalid("routes", format_prefix(key[0]), "is listed twice")
+    seen = set()
+    for route in routes:
+        key = (route.destination, route.metrics.get("table"), route.metrics.get("priority"))
+        if key in seen:
+            raise _invalid("routes", format_prefix(route.destination), "is listed twice")
+        seen.add(key)
     return routes
 
 

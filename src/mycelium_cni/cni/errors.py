@@ -3,6 +3,18 @@
 
 from __future__ import annotations
 
+from errno import (
+    EACCES,
+    EMFILE,
+    ENFILE,
+    ENOBUFS,
+    ENOMEM,
+    ENOPROTOOPT,
+    EOPNOTSUPP,
+    EPERM,
+    EROFS,
+)
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
@@ -80,3 +92,26 @@ def describe(error: OSError) -> str:
     """What the kernel refused and why, with the file it was asked of, if it was one."""
     reason = error.strerror or str(error)
     return f"{error.filename}: {reason}" if error.filename else reason
+
+
+def refusal(error: OSError, doing: str = "") -> CniError:
+    """The kernel refused a step of `doing`: KERNEL_REFUSED with the way out that belongs to this
+    errno; TRY_AGAIN_LATER where something is used up, NODE_MISCONFIGURED where the kernel lacks it.
+    """
+    number, code, advice = error.errno, KERNEL_REFUSED, ""
+    if number in (EPERM, EACCES):
+        advice = "run it as root, with CAP_NET_ADMIN and CAP_SYS_ADMIN"
+    elif number == EROFS:
+        advice = "run it in the host, or with /proc/sys writable"
+    # nf_tables says the same two of full sets and chains (NetlinkError).
+    elif number in (EMFILE, ENFILE) and type(error) is OSError:
+        code = TRY_AGAIN_LATER
+        limit = "fs.file-max" if number == ENFILE else "LimitNOFILE of the container runtime"
+        advice = f"end what holds them, or raise {limit}"
+    elif number in (ENOMEM, ENOBUFS):
+        code, advice = TRY_AGAIN_LATER, "the node is short of memory"
+    elif number in (EOPNOTSUPP, ENOPROTOOPT):
+        code = NODE_MISCONFIGURED
+        advice = "the kernel must be Linux 5.5 or newer, with veth, bridge and IPv6 policy routing"
+    problem = f"{doing}: {describe(error)}" if doing else describe(error)
+    return CniError(code, problem, advice, about=error.filename or "").with_notes_of(error)

@@ -11,9 +11,17 @@ ADD asks for these by name; only if an answer is not what it should be, `rules` 
 from __future__ import annotations
 
 from _struct import Struct
-from errno import EBUSY, EEXIST, ENOENT, ERESTART
+from errno import (
+    EAFNOSUPPORT,
+    EBUSY,
+    EEXIST,
+    ENOENT,
+    EOPNOTSUPP,
+    EPROTONOSUPPORT,
+    ERESTART,
+)
 
-from mycelium_cni.cni.errors import NODE_MISCONFIGURED, CniError
+from mycelium_cni.cni.errors import NODE_MISCONFIGURED, CniError, refusal
 from mycelium_cni.kernel import netlink as nl
 from mycelium_cni.kernel.address import format_prefix, parse_address
 from mycelium_cni.kernel.link import Link
@@ -114,6 +122,8 @@ def protect(host: nl.Socket, wanted: Wanted, undo: Steps, port: Port | None = No
         if ensure(host, wanted, port) == _MADE:
             undo.push(_withdraw, host)
     except OSError as error:
+        if error.errno not in _LACKING:
+            raise refusal(error, "the guard cannot be loaded") from None
         if wanted.policy.required:
             raise CniError(
                 NODE_MISCONFIGURED,
@@ -131,6 +141,8 @@ def _withdraw(host: nl.Socket) -> None:
         remove()
 
 
+# What the kernel says where nf_tables, or an expression of it, is neither in it nor a module.
+_LACKING = (ENOENT, EOPNOTSUPP, EPROTONOSUPPORT, EAFNOSUPPORT)
 _KEPT, _CHANGED, _MADE = 0, 1, 2
 
 
@@ -383,6 +395,8 @@ def fault(host: nl.Socket, wanted: Wanted) -> str:
     try:
         found = Found(wanted)
     except OSError as error:
+        if error.errno not in _LACKING:
+            raise
         return f"the packet filter cannot be read ({error.strerror})"
     if not found.table:
         return f"table inet {TABLE_NAME} is missing"

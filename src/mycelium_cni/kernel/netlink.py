@@ -11,7 +11,7 @@ takes 150 ms and more, this module under one.
 
 from __future__ import annotations
 
-from _socket import AF_NETLINK, MSG_DONTWAIT, SOCK_RAW, socket
+from _socket import AF_NETLINK, MSG_DONTWAIT, SOCK_RAW, SOL_SOCKET, socket
 from _struct import Struct, unpack_from
 from errno import EEXIST, EINTR, ENOBUFS, ENOENT, EPERM
 from posix import strerror
@@ -82,6 +82,8 @@ IFADDRMSG = Struct("=BBBBI")  # family, prefixlen, flags, scope, index
 RTMSG = Struct("=BBBBBBBBI")  # family, dst_len, src_len, tos, table, protocol, scope, type, flags
 FIB_RULE_HDR = Struct("=BBBBBBBBI")  # family, dst_len, src_len, tos, table, 0, 0, action, flags
 NDMSG = Struct("=BxxxiHBB")  # family, ifindex, state, flags, type
+SO_RCVBUFFORCE = 33  # asm-generic/socket.h
+_ROOM = 8 << 20  # bytes; the kernel counts about 1,300 for a route
 _RECEIVE_SIZE = 32768  # the largest datagram the kernel builds for a dump (netlink_dump)
 
 
@@ -396,6 +398,12 @@ class Socket:
 
     def join(self, group: int) -> None:
         """Hear what the kernel tells a multicast group (RTNLGRP_*). Such a socket sends nothing."""
+        # Room for as many routes as a pod may have: what does not fit is lost. The kernel takes
+        # memory as it is needed. In a user namespace the limit of net.core.rmem_max stays.
+        try:
+            self._socket.setsockopt(SOL_SOCKET, SO_RCVBUFFORCE, _ROOM)
+        except PermissionError:
+            pass
         self._socket.bind((0, 1 << group - 1))
 
     def notifications(self, patience_s: float) -> Iterator[tuple[int, bytes]]:

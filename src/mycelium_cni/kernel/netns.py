@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from errno import EINVAL
 from fcntl import ioctl
-from posix import O_CLOEXEC, O_NONBLOCK, O_RDONLY, close, fstat, open, stat
+from posix import O_CLOEXEC, O_NONBLOCK, O_RDONLY, close, fstat, open, stat, strerror
 
 try:
     from posix import setns  # type: ignore[attr-defined,unused-ignore]  # CPython 3.12; the static executable adds it to its 3.11
@@ -16,7 +16,7 @@ except ImportError:  # pip-installed on 3.11: 2 ms per pod for ctypes
 
     def setns(fd: int, nstype: int = 0) -> None:
         if _libc.setns(fd, nstype):
-            raise OSError(ctypes.get_errno(), "setns")
+            raise OSError(ctypes.get_errno(), strerror(ctypes.get_errno()))
 
 
 CLONE_NEWNET = 0x40000000
@@ -46,7 +46,11 @@ def open_netns(path: str) -> int:
 
 def netns_of(socket: int) -> int:
     """A descriptor of the network namespace a socket was opened in; needs no /proc."""
-    return ioctl(socket, SIOCGSKNS)
+    try:
+        return ioctl(socket, SIOCGSKNS)
+    except OSError as error:
+        reason = f"tell the own network namespace: {error.strerror}"
+        raise OSError(error.errno, reason) from None
 
 
 def same_netns(one: int, other: int) -> bool:
@@ -58,7 +62,11 @@ def same_netns(one: int, other: int) -> bool:
 def enter(fd: int) -> None:
     """Move the calling thread into the network namespace."""
     # CLONE_NEWNET always: with 0 the kernel would enter a namespace of any type.
-    setns(fd, CLONE_NEWNET)
+    try:
+        setns(fd, CLONE_NEWNET)
+    except OSError as error:
+        reason = f"enter the network namespace: {error.strerror}"
+        raise OSError(error.errno, reason) from None
 
 
 class inside:  # noqa: N801 - reads as the statement it is: `with inside(pod, home=host):`

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from errno import ENOENT
-from posix import O_CLOEXEC, O_RDONLY, O_WRONLY, close, open, read, write
+from posix import O_CLOEXEC, O_RDONLY, O_WRONLY, close, open, read, stat, write
 
 from mycelium_cni.kernel.shell import quoted
 
@@ -24,6 +24,11 @@ def command(name: str, value: str) -> str:
     path = f"net/ipv6/{name}"
     # sysctl(8) takes dots for separators unless a slash comes first; link names may have dots.
     return f"sysctl -w {quoted(path if '.' in path else path.replace('/', '.'))}={value}"
+
+
+def ipv6_is_off(link: str) -> bool:
+    """Whether a link takes no IPv6. Raises OSError."""
+    return get(conf(link, "disable_ipv6")) != "0"
 
 
 def get(name: str) -> str:
@@ -52,8 +57,15 @@ def _open(path: str, flags: int) -> int:
     try:
         return open(path, flags | O_CLOEXEC)
     except OSError as error:
-        if error.errno == ENOENT and path.startswith(_ROOT + "conf/all/"):
-            raise OSError(
-                ENOENT, "IPv6 is off in this kernel, or /proc is not mounted", path
-            ) from None
-        raise
+        if error.errno != ENOENT or _exists(_ROOT):
+            raise
+        reason = "no IPv6 in this kernel (boot without ipv6.disable=1), or /proc is not mounted"
+        raise OSError(ENOENT, reason, path) from None
+
+
+def _exists(path: str) -> bool:
+    try:
+        stat(path)
+    except OSError:
+        return False
+    return True

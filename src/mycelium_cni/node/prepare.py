@@ -76,19 +76,15 @@ def keep_bridge_mac(host: nl.Socket, bridge: Link) -> None:
 
 
 def loopback(host: nl.Socket) -> Link:
-    """The node's `lo`. Raises CniError (NODE_MISCONFIGURED) if it is down, or IPv6 is off."""
+    """The node's `lo`. Raises CniError (NODE_MISCONFIGURED) if it is down, or has no IPv6; OSError
+    if the kernel has none."""
     lo = find_link(host, "lo")
     if lo is None or not lo.up:
         raise CniError(NODE_MISCONFIGURED, "link lo is down", run="ip link set lo up", about="lo")
-    try:
-        off = sysctl.get(sysctl.conf("lo", "disable_ipv6")) != "0"
-    except OSError:
-        off = True
-    if off:
+    if sysctl.ipv6_is_off("lo"):
         raise CniError(
             NODE_MISCONFIGURED,
             "IPv6 is off on lo",
-            "if there is no such setting, boot without ipv6.disable=1",
             run=sysctl.command(sysctl.conf("lo", "disable_ipv6"), "0"),
             about="lo",
         )

@@ -7,11 +7,13 @@ has changed its identity, and pods given addresses from the old subnet would be 
 
 from __future__ import annotations
 
-from errno import ENOENT
-from posix import O_CLOEXEC, O_RDONLY, close, open, read, stat
+from errno import EINVAL, ENOENT
+from posix import O_CLOEXEC, O_NONBLOCK, O_RDONLY, close, fstat, open, read, stat
 
-from mycelium_cni.cni.errors import NODE_MISCONFIGURED, TRY_AGAIN_LATER, CniError
+from mycelium_cni.cni.config import IPV6_MIN_MTU
+from mycelium_cni.cni.errors import NODE_MISCONFIGURED, TRY_AGAIN_LATER, CniError, refusal
 from mycelium_cni.kernel import netlink as nl
+from mycelium_cni.kernel import sysctl
 from mycelium_cni.kernel.address import format_address
 from mycelium_cni.kernel.link import Link, find_link
 from mycelium_cni.kernel.shell import quoted
@@ -23,7 +25,8 @@ if TYPE_CHECKING:
 
     from mycelium_cni.cni.config import Config
 
-_MYCELIUM_PREFIXLEN = 7
+_MYCELIUM_PREFIXLEN, _MYCELIUM_MTU = 7, 1400  # of the daemon's TUN
+_S_IFMT, _S_IFREG = 0o170000, 0o100000  # linux/stat.h
 _FIRST_PERSON, _FIRST_DYNAMIC = 1000, 61184  # user IDs: people's, systemd's DynamicUser
 
 
@@ -50,7 +53,7 @@ def find(host: nl.Socket, config: Config) -> Node:
     """Read the node's address, and so its subnet.
 
     Raises CniError: TRY_AGAIN_LATER while the daemon is not there or not ready, NODE_MISCONFIGURED
-    where two sources disagree.
+    where two sources disagree. Raises OSError: the kernel has no IPv6.
     """
     bridge = None if config.mode == "routed" else find_link(host, config.bridge_name)
     address, mtu = _interface(host, config.interface)
@@ -83,12 +86,7 @@ def _interface(host: nl.Socket, name: str) -> tuple[bytes, int]:
         )
     addresses = _addresses(host, link.index)
     if not addresses:
-        raise CniError(
-            TRY_AGAIN_LATER,
-            f"no global IPv6 address found on {name} in 400::/7",
-            "wait for the Mycelium daemon, or restart it if this lasts",
-            about=name,
-        )
+        raise _unaddressed(name, link.mtu)
     # Somebody may add addresses of the subnet. The daemon's own one covers the whole overlay.
     own = [pair for pair in addresses if pair[1] == _MYCELIUM_PREFIXLEN] or addresses
     if len({address[:8] for address, _ in own}) > 1:
@@ -100,6 +98,21 @@ def _interface(host: nl.Socket, name: str) -> tuple[bytes, int]:
             about=name,
         )
     return own[0][0], link.mtu
+
+
+def _unaddressed(name: str, mtu: int) -> CniError:
+    """Why the Mycelium interface has no address. Raises OSError: the kernel has no IPv6."""
+    run, advice = "", "then restart the Mycelium daemon"
+    if mtu < IPV6_MIN_MTU:
+        problem = f"interface {name} has MTU {mtu}, and IPv6 needs {IPV6_MIN_MTU}"
+        run = f"ip link set dev {quoted(name)} mtu {_MYCELIUM_MTU}"
+    elif sysctl.ipv6_is_off(name):
+        problem = f"IPv6 is off on {name}"
+        run = sysctl.command(sysctl.conf(name, "disable_ipv6"), "0")
+    else:
+        problem = f"no global IPv6 address found on {name} in 400::/7"
+        advice = "wait for the Mycelium daemon, or restart it if this lasts"
+    return CniError(TRY_AGAIN_LATER, problem, advice, run=run, about=name)
 
 
 def _addresses(host: nl.Socket, index: int) -> list[tuple[bytes, int]]:
@@ -166,13 +179,12 @@ def read_key(path: str) -> bytes | None:
     Raises CniError (NODE_MISCONFIGURED): it cannot be read, or is too short.
     """
     try:
-        fd = open(path, O_RDONLY | O_CLOEXEC)
+        # Whoever opens a FIFO waits for the other end.
+        fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC)
     except OSError as error:
         if error.errno == ENOENT:
             return None
-        raise CniError(
-            NODE_MISCONFIGURED, f"cannot read netseed {path}: {error.strerror}"
-        ) from None
+        raise _unreadable(path, error) from None
     from resource import RLIMIT_CORE, setrlimit  # noqa: PLC0415 - where there is a key
 
     from mycelium_cni.node import identity  # noqa: PLC0415
@@ -181,12 +193,12 @@ def read_key(path: str) -> bytes | None:
     # too, for which 0 means "no limit" (fs/coredump.c).
     setrlimit(RLIMIT_CORE, (1, 1))
     try:
+        if fstat(fd).st_mode & _S_IFMT != _S_IFREG:
+            raise OSError(EINVAL, "it is not a regular file")
         # The daemon reads 32 bytes and ignores what follows (mycelium, load_key_file).
         private = read(fd, identity.KEY_SIZE)
     except OSError as error:
-        raise CniError(
-            NODE_MISCONFIGURED, f"cannot read netseed {path}: {error.strerror}"
-        ) from None
+        raise _unreadable(path, error) from None
     finally:
         close(fd)
     if len(private) < identity.KEY_SIZE:
@@ -197,3 +209,9 @@ def read_key(path: str) -> bytes | None:
             about=path,
         )
     return private
+
+
+def _unreadable(path: str, error: OSError) -> CniError:
+    error = OSError(error.errno, error.strerror)
+    refused = refusal(error, f"cannot read netseed {path}")
+    return CniError(NODE_MISCONFIGURED, refused.problem, refused.advice, about=path)

@@ -10,7 +10,7 @@ The two differ in data (`Wiring`), not in code.
 
 from __future__ import annotations
 
-from errno import EEXIST, ENODEV, ENOENT, EXFULL
+from errno import EEXIST, ENODEV, ENOENT, EOPNOTSUPP, EXFULL
 from posix import (
     WNOHANG,
     _exit,
@@ -37,7 +37,7 @@ from mycelium_cni.kernel import sysctl
 from mycelium_cni.kernel.address import format_address, format_prefix, link_local
 from mycelium_cni.kernel.link import Link, find_link
 from mycelium_cni.kernel.netns import enter, inside, netns_of, open_netns
-from mycelium_cni.node.facts import LINK_LOCAL_GATEWAY
+from mycelium_cni.node.facts import LINK_LOCAL_GATEWAY, LOOPBACK
 from mycelium_cni.node.marks import DELETE_GROUP, GROUP_MASK, PROTOCOL, group
 from mycelium_cni.node.subnet import Node
 from mycelium_cni.pod.attachment import Attachment, table_of
@@ -190,13 +190,34 @@ def _already_attached(host: nl.Socket, attachment: Attachment, pod_link: str) ->
             "the runtime must call DEL before another ADD",
             about=attachment.host_link,
         )
-    return CniError(ALREADY_ATTACHED, f"the pod already has an interface {pod_link}")
+    return CniError(
+        ALREADY_ATTACHED,
+        f"the pod already has an interface {pod_link}",
+        "chain mycelium-cni behind the plugin that makes it, or choose another interfaceName",
+        about=pod_link,
+    )
 
 
 def rename_alias(host: nl.Socket, pair: Pair, alias: str) -> None:
     """Say something else of the host link than `reserve` could know."""
     words: nl.Attribute = (nl.IFLA_IFALIAS, alias.encode())
     host.request(nl.link(nl.RTM_NEWLINK, "set alias of host link", words, index=pair.host))
+
+
+def require_alternative_names(host: nl.Socket) -> None:
+    """Part of STATUS. Raises CniError (NODE_MISCONFIGURED) if a link of this kernel has one name
+    only, OSError if we may not give it another. Changes nothing: `lo` has that name already."""
+    try:
+        host.ensure(nl.link_property(nl.RTM_NEWLINKPROP, "name links", LOOPBACK, "lo"))
+    except nl.NetlinkError as error:
+        raise _refused_name(error) from None
+
+
+def _refused_name(error: nl.NetlinkError) -> OSError | CniError:
+    if error.errno != EOPNOTSUPP:
+        return error
+    problem = "the kernel does not know alternative names of links"
+    return CniError(NODE_MISCONFIGURED, problem, "Linux 5.5 or newer is needed")
 
 
 def reserve(host: nl.Socket, pair: Pair, address: bytes, alias: str) -> None:
@@ -215,7 +236,7 @@ def reserve(host: nl.Socket, pair: Pair, address: bytes, alias: str) -> None:
         )
     except nl.NetlinkError as error:
         if error.errno != EEXIST:
-            raise
+            raise _refused_name(error) from None
         holder = find_link(host, text)
         owner = holder.alias if holder else ""
         name = f"link {holder.name}" if holder else "an attachment that has just ended"
