@@ -12,6 +12,7 @@ from mycelium_cni.node import subnet
 from mycelium_cni.overlay import MYCELIUM, on_mycelium
 from mycelium_ctl.checks.finding import Finding, names, of_error, ok, own, skip
 from mycelium_ctl.node import state as nodestate
+from mycelium_ctl.node.daemon import read_listeners
 from mycelium_ctl.node.expected import Expected
 from mycelium_ctl.node.state import State
 from mycelium_ctl.view import count
@@ -114,7 +115,7 @@ def api_exposed(state: State) -> Finding:
 
     _, _, own = state.where.api.rpartition(":")
     ports = {8989, 8990} | ({int(own)} if own.isdecimal() else set())
-    for address, port in nodestate.read_listeners():
+    for address, port in read_listeners():
         ip = ipaddress.ip_address(address)
         mapped = getattr(ip, "ipv4_mapped", None) or ip
         if port in ports and not mapped.is_loopback:

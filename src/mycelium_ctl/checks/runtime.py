@@ -14,8 +14,8 @@ from mycelium_cni.kernel.shell import quoted
 from mycelium_ctl import programs
 from mycelium_ctl.checks.finding import Finding, ok, own, skip
 from mycelium_ctl.node import conflist
-from mycelium_ctl.node import state as nodestate
-from mycelium_ctl.node.state import ConfDir, State
+from mycelium_ctl.node.runtimes import ConfDir, find_executable
+from mycelium_ctl.node.state import State
 from mycelium_ctl.view import count
 
 
@@ -101,7 +101,7 @@ def plugin(state: State) -> Finding:
     """The executable that the runtime would start is there, whole, and of this version."""
     seen = []
     for directory in _used(state):
-        path = nodestate.find_executable(conflist.TYPE, directory.dirs)
+        path = find_executable(conflist.TYPE, directory.dirs)
         folder = directory.dirs.bins[0]
         if path is None:
             return Finding("fail", f"there is no {folder}/{conflist.TYPE}", run=_copy_to(folder))
@@ -172,7 +172,7 @@ def chain(state: State) -> Finding:
         for name, reason in wanted.items():
             if name == conflist.TYPE:
                 continue
-            if nodestate.find_executable(name, directory.dirs) is None:
+            if find_executable(name, directory.dirs) is None:
                 folder = directory.dirs.bins[0]
                 return Finding(
                     "fail",

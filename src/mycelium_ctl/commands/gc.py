@@ -20,6 +20,7 @@ from mycelium_cni import guard
 from mycelium_cni.pod import datapath
 from mycelium_ctl.errors import ToolError, refused
 from mycelium_ctl.node import state as nodestate
+from mycelium_ctl.node.rights import require_rights, sees_all_processes
 from mycelium_ctl.node.stale import Gone, find_gone, find_left_over
 from mycelium_ctl.node.state import Options, State
 from mycelium_ctl.view import Page, count
@@ -43,7 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Remove what is gone; 0 when nothing is left of it."""
     where = nodestate.options(arguments)
-    if not nodestate.sees_all_processes():
+    if not sees_all_processes():
         raise ToolError(
             "this is a container that does not see the machine's processes, so every pod looks "
             "gone: run it on the host, or with its PID namespace (hostPID)"
@@ -51,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     gone, left_over = _look_twice(where, arguments)
     removed = [one.attached.link.index for one in gone] + [link.index for link in left_over]
     if not arguments.dry_run:
-        nodestate.require_rights()
+        require_rights()
         host = State(where).host
         try:
             if removed:

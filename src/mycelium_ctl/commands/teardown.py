@@ -26,6 +26,7 @@ from mycelium_cni.node.marks import BRIDGE_GROUP, GROUP, GROUP_MASK
 from mycelium_ctl.errors import ToolError, refused
 from mycelium_ctl.node import state as nodestate
 from mycelium_ctl.node.expected import Change, stale
+from mycelium_ctl.node.rights import require_rights
 from mycelium_ctl.node.state import State
 from mycelium_ctl.view import count, visible
 
@@ -79,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
     steps, tables = plan(state), guard_tables()
     if not arguments.dry_run:
-        nodestate.require_rights()
+        require_rights()
         try:
             for fact in steps:
                 state.host.request(fact.drop())

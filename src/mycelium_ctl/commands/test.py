@@ -38,6 +38,7 @@ from mycelium_cni.pod.attachment import Attachment
 from mycelium_ctl.errors import ToolError, refused
 from mycelium_ctl.node import state as nodestate
 from mycelium_ctl.node.expected import Expected
+from mycelium_ctl.node.rights import require_rights
 from mycelium_ctl.node.state import State, show_subnet
 from mycelium_ctl.view import Mark, Page, count, worst
 from mycelium_lab import intruder
@@ -372,7 +373,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Try it all; 0 if nothing failed."""
-    nodestate.require_rights()
+    require_rights()
     state = State(nodestate.options(arguments))
     for peer in arguments.peer:
         try:

@@ -18,6 +18,7 @@ from mycelium_cni.overlay import on_mycelium
 from mycelium_cni.undo import Undo
 from mycelium_ctl.errors import ToolError, refused
 from mycelium_ctl.node import state as nodestate
+from mycelium_ctl.node.rights import require_rights
 from mycelium_ctl.node.state import State
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ class Expected:
 
         Raises ToolError that says which step failed.
         """
-        nodestate.require_rights()
+        require_rights()
         host, node = self.state.host, self.node
         try:
             for old in self.stale:

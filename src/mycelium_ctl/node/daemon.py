@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The node's Mycelium daemon: what its API tells, its process, its version, who else could ask it.
+
+The daemon is optional: what only it knows is None when it does not answer within a second. Neither
+what answers there nor what /proc shows is trusted further than its form: see `_daemon` and
+`find_process`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from mycelium_cni.kernel.address import format_address, parse_address
+from mycelium_ctl import programs
+from mycelium_ctl.node.rights import may_configure
+
+API_PATIENCE_S: Final = 1.0  # for everything that is asked of the daemon, together
+API_MOST_BYTES: Final = 16 << 20  # of one answer: some 100,000 routes
+
+
+class Peer(NamedTuple):
+    endpoint: str
+    alive: bool
+
+
+_HANGS: Final = "it did not answer within"
+
+
+class Daemon(NamedTuple):
+    """What the daemon's HTTP API tells. None: it did not; daemons before 0.7.8 lack fields."""
+
+    trouble: str = ""  # why it did not answer, or not with all
+    subnet: str | None = None
+    address: str | None = None
+    public_key: str | None = None
+    started: int | None = None  # seconds since 1970
+    peers: list[Peer] | None = None
+    routes: list[tuple[str, int]] | None = None  # subnet, metric; the nearest first
+
+    @property
+    def hangs(self) -> bool:
+        """Whether something accepts connections there and does not answer."""
+        return self.trouble.startswith(_HANGS)
+
+    @property
+    def alive_peers(self) -> int:
+        return sum(peer.alive for peer in self.peers or ())
+
+
+def read_daemon(api: str, *, within_s: float = API_PATIENCE_S) -> Daemon:
+    """Ask the daemon, and return in time whatever it does; a daemon that hangs holds one thread."""
+    answers: dict[str, Any] = {}
+    trouble: list[str] = []
+    asking = threading.Thread(target=_ask, args=(api, within_s, answers, trouble), daemon=True)
+    asking.start()
+    asking.join(within_s)
+    if asking.is_alive() and not trouble:
+        trouble.append(f"{_HANGS} {within_s:g} s")
+    return _daemon(dict(answers), trouble[0] if trouble else "")
+
+
+def _ask(api: str, within_s: float, answers: dict[str, Any], trouble: list[str]) -> None:
+    import http.client
+
+    host, _, port = api.rpartition(":")
+    deadline = time.monotonic() + within_s
+    for page in ("admin", "admin/peers", "admin/routes/selected"):
+        left = max(deadline - time.monotonic(), 0.01)
+        try:
+            connection = http.client.HTTPConnection(host.strip("[]"), int(port), timeout=left)
+            connection.request("GET", f"/api/v1/{page}")
+            answer = connection.getresponse()
+            if answer.status == http.HTTPStatus.OK:
+                answers[page] = json.loads(answer.read(API_MOST_BYTES))
+            else:
+                trouble.append(f"/api/v1/{page}: HTTP status {answer.status}")
+            connection.close()
+        except TimeoutError:
+            trouble.append(f"{_HANGS} {within_s:g} s")
+            return
+        except OSError as error:
+            trouble.append(str(error.strerror or error))
+            return
+        except (ValueError, RecursionError, http.client.HTTPException):
+            trouble.append(f"/api/v1/{page}: what answers there is no Mycelium daemon")
+            return
+
+
+def _daemon(answers: dict[str, Any], trouble: str) -> Daemon:
+    """Take what has the expected form, of whatever is listening there: any user of the node can,
+    while the daemon does not. All of it is printed sooner or later."""
+    admin = _object(answers.get("admin"))
+    peers, routes = answers.get("admin/peers"), answers.get("admin/routes/selected")
+    key, started = admin.get("nodePubkey"), admin.get("nodeStartTime")
+    return Daemon(
+        trouble,
+        _subnet(admin.get("nodeSubnet")),
+        _address(admin.get("nodeIp")),
+        key if isinstance(key, str) and re.fullmatch("[0-9a-fA-F]{64}", key) else None,
+        started if isinstance(started, int) else None,
+        [_peer(peer) for peer in peers if isinstance(peer, dict)]
+        if isinstance(peers, list)
+        else None,
+        sorted(filter(None, map(_route, routes)), key=lambda one: one[1])
+        if isinstance(routes, list)
+        else None,
+    )
+
+
+def _object(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _address(value: object) -> str | None:
+    try:
+        return format_address(parse_address(value)) if isinstance(value, str) else None
+    except ValueError:
+        return None
+
+
+def _subnet(value: object) -> str | None:
+    """The /64 of a node, as this program writes it."""
+    base, _, length = value.partition("/") if isinstance(value, str) else ("", "", "")
+    address = _address(base)
+    return f"{address}/64" if address and length == "64" else None
+
+
+def _peer(peer: dict[str, Any]) -> Peer:
+    endpoint = _object(peer.get("endpoint"))
+    place = _object(endpoint.get("addr")).get("socket")
+    shown = place if isinstance(place, str) and re.fullmatch(r"[\w.:%\[\]]{1,80}", place) else "?"
+    proto = endpoint.get("proto")
+    known = proto if proto in ("tcp", "tls", "quic", "vsock") else "?"
+    return Peer(f"{known}://{shown}", peer.get("connectionState") == "alive")
+
+
+def _route(route: object) -> tuple[str, int] | None:
+    """Subnet and metric."""
+    subnet, metric = _subnet(_object(route).get("subnet")), _object(route).get("metric")
+    return (subnet, metric if isinstance(metric, int) else 0xFFFF) if subnet else None
+
+
+class Listener(NamedTuple):
+    address: str
+    port: int
+
+
+def read_listeners() -> list[Listener]:
+    """The TCP sockets that wait for connections in this namespace."""
+    import ipaddress
+
+    found = []
+    for name in ("tcp", "tcp6"):
+        try:
+            lines = Path(f"/proc/thread-self/net/{name}").read_text().splitlines()[1:]
+        except OSError:
+            continue
+        for line in lines:
+            words = line.split()
+            host, _, port = words[1].partition(":")
+            if words[3] == "0A":  # TCP_LISTEN (net/tcp_states.h)
+                # The address is printed as host-order words of 32 bits.
+                octets = b"".join(
+                    bytes.fromhex(host[i : i + 8])[::-1] for i in range(0, len(host), 8)
+                )
+                found.append(Listener(str(ipaddress.ip_address(octets)), int(port, 16)))
+    return found
+
+
+def find_process(interface: str) -> int | None:
+    """The process that holds the TUN: the daemon. None if there is none, or none to be seen.
+
+    /proc shows the name of a TUN and not which namespace it is in, and anybody may make one of this
+    name in a user namespace of their own. So the process must be one that may configure this
+    namespace; `State.process` also asks the kernel whether this TUN is held at all.
+    """
+    own = [os.stat(f"/proc/self/ns/{kind}").st_ino for kind in ("net", "user")]  # noqa: PTH116
+    for name in os.listdir("/proc"):  # noqa: PTH208
+        if not name.isdecimal():
+            continue
+        process = f"/proc/{name}"
+        try:
+            if [os.stat(f"{process}/ns/{kind}").st_ino for kind in ("net", "user")] != own:  # noqa: PTH116
+                continue
+            for fd in os.listdir(f"{process}/fd"):  # noqa: PTH208
+                if os.readlink(f"{process}/fd/{fd}") == "/dev/net/tun":  # noqa: PTH115
+                    info = Path(f"{process}/fdinfo/{fd}").read_text()
+                    if f"iff:\t{interface}\n" in info and may_configure(process):
+                        return int(name)
+        except OSError:
+            continue  # it has just ended, or is not ours to look into
+    return None
+
+
+def read_version(process: int, root: Path) -> str:
+    """The version that the daemon's installed executable tells; "" if the process runs another one,
+    or if others than root could have put it there."""
+    import subprocess
+
+    for path in _daemon_executables(root):
+        try:
+            running = path.samefile(f"/proc/{process}/exe")
+            if not running or programs.doubt(path):
+                continue
+            words = programs.run([str(path), "--version"], within_s=0.3).stdout.split()
+        except (OSError, subprocess.TimeoutExpired):
+            continue
+        if len(words) == 2 and words[0].startswith("mycelium"):
+            return words[1]
+    return ""
+
+
+def _daemon_executables(root: Path) -> Iterator[Path]:
+    """Where the daemon's unit or package has its executable."""
+    for folder in ("etc", "run", "usr/lib", "lib"):  # as in systemd.unit(5)
+        unit = root / folder / "systemd/system/mycelium.service"
+        if unit.is_file():
+            for line in unit.read_text(errors="replace").splitlines():
+                key, _, command = line.partition("=")
+                words = command.strip().lstrip("@-:+!|").split()
+                if key.strip() == "ExecStart" and words and words[0].startswith("/"):
+                    yield root / words[0].lstrip("/")
+    yield from (root / place / "mycelium" for place in ("usr/bin", "usr/local/bin"))
