@@ -15,6 +15,7 @@ import argparse
 import json
 from typing import Any
 
+from mycelium_ctl.arguments import seconds
 from mycelium_ctl.node import state as nodestate
 from mycelium_ctl.node.state import Attached, State
 from mycelium_ctl.view import Mark, Page, amount, worst
@@ -79,7 +80,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument(
         "--watch",
-        type=float,
+        type=seconds,
         nargs="?",
         const=1.0,
         metavar="SECONDS",
