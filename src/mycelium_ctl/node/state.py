@@ -111,6 +111,7 @@ class LinkFacts:
     sent_bytes: int
     received_packets: int
     sent_packets: int
+    dropped_packets: int
 
     @property
     def ours(self) -> bool:
@@ -195,7 +196,7 @@ def _link(payload: bytes) -> LinkFacts:
     info = nl.decode(link.attribute(nl.IFLA_LINKINFO), 0)
     kind = nl.text(info.get(nl.IFLA_INFO_KIND, b""))
     data = nl.decode(info.get(nl.IFLA_INFO_DATA, b""), 0) if kind == "tun" else {}
-    counters = link.attribute(IFLA_STATS64, bytes(32))
+    counters = link.attribute(IFLA_STATS64, bytes(64))
     nsid = link.attribute(IFLA_LINK_NETNSID)
     return LinkFacts(
         index=link.index,
@@ -216,6 +217,7 @@ def _link(payload: bytes) -> LinkFacts:
         sent_packets=int.from_bytes(counters[8:16], "little"),
         received_bytes=int.from_bytes(counters[16:24], "little"),
         sent_bytes=int.from_bytes(counters[24:32], "little"),
+        dropped_packets=sum(int.from_bytes(counters[n : n + 8], "little") for n in (48, 56)),
     )
 
 
