@@ -490,10 +490,12 @@ def test_a_pod_is_told_by_any_of_its_names(tool: Tool) -> None:
 def test_a_pod_is_told_where_its_packets_are_lost(tool: Tool) -> None:
     pod = tool.attach("web")
     tool.attach("db")
-    rules = "table inet theirs { chain c { type filter hook forward priority 0; \n"
-    tool.node.run(
-        ["nft", "-f", "-"], input=f"{rules} meta length 64 counter drop comment lossy\n}}}}"
-    )
+    for line in (
+        "add table inet theirs",
+        "add chain inet theirs c { type filter hook forward priority 0; }",
+        "add rule inet theirs c meta length 64 counter drop comment lossy",
+    ):
+        tool.node.run(["nft", line])
     done = tool("doctor", "web", "--json")
     assert done.returncode == 1
     packets = [f for f in json.loads(done.stdout)["findings"] if f["section"] == "Packets"]
