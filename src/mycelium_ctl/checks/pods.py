@@ -117,7 +117,13 @@ class Ought:
         return [*on_node, *in_pod, *(Absent(f, str(f)) for f in absent(self.reach(), seen))]
 
     def restore(self) -> None:
-        """Make what is absent, in the order of ADD. Raises OSError."""
+        """Make what is absent now, in the order of ADD. Raises OSError."""
+        fresh = State(self.state.where)
+        one = next((a for a in fresh.attachments if a.link.index == self.one.link.index), None)
+        if one is not None and one.octets:
+            Ought(fresh, one)._restore()  # the bridge may be back by now
+
+    def _restore(self) -> None:
         host = self.state.host
         self._make(host, absent(self.on_node(), Snapshot(host)))
         with self.state.inside(self.one) as entered:
