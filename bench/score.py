@@ -13,8 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from mycelium_cni.guard import counterpart
 from mycelium_cni.kernel import netlink as nl
 from mycelium_cni.kernel.address import format_mac, parse_address
+from mycelium_cni.pod.addresses import mac_of
 from mycelium_cni.pod.attachment import Attachment
 
 _CALL = re.compile(r"(\w+)\((.*)\)\s+= (-?\d+)")
@@ -45,7 +47,8 @@ class PodNames:
     def words(self) -> list[bytes]:
         """The bytes to look for in a request, the same order for every pod."""
         attachment = Attachment(self.network, self.container, self.ifname)
-        macs = (attachment.host_mac, attachment.pod_mac)
+        pod_mac = mac_of(parse_address(self.address))
+        macs = (counterpart(pod_mac), pod_mac)
         return [
             self.netns.encode(),
             self.container.encode(),

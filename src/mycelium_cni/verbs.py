@@ -12,7 +12,6 @@ from errno import EMFILE, ENFILE, ENOMEM
 from mycelium_cni import guard
 from mycelium_cni.cni.config import Config, Network, Wishes
 from mycelium_cni.cni.errors import (
-    ADDRESS_TAKEN,
     INVALID_CONFIG,
     INVALID_ENVIRONMENT,
     INVALID_NETNS,
@@ -56,8 +55,7 @@ def add(request: Request, network: Network, reply: Reply) -> str:
     if config.prev_result and _is_taken(pod_link, result, pod_netns, home):
         pod_link = config.interface_name
     node = subnet.find(host, config)
-    candidates = _candidates(request, network, config, wishes, node)
-    pod_mac = wishes.mac or attachment.pod_mac
+    address = _address(host, request, network, wishes, config, node)
     mtu = config.mtu or node.mtu
 
     try:
@@ -66,22 +64,23 @@ def add(request: Request, network: Network, reply: Reply) -> str:
             if node.bridged:
                 bridge = prepare.ensure_bridge(host, config.bridge_name, node, undo)
             wiring = datapath.Wiring(node, bridge, config.routes)
-            plan = datapath.Plan(attachment, wiring, pod_link, pod_mac, mtu)
+            plan = datapath.Plan(attachment, wiring, pod_link, address, wishes.mac, mtu)
             pair = datapath.create_pair(host, pod_netns, plan, undo)
             if node.bridge:
                 prepare.keep_bridge_mac(host, node.bridge)
-            address = _reserve(host, pair, attachment, request, candidates)
+            datapath.reserve(host, pair, plan, plan.alias(_pod_name(request)))
             wanted = guard.Wanted(network.name, config, node)
-            guard.protect(host, wanted, undo, plan.port(pair, address))
+            guard.protect(host, wanted, undo, plan.port(pair))
             datapath.raise_host_link(host, pair, plan)
             pod, monitor = datapath.enter_pod(pod_netns, home, pod_link, undo)
-            table = datapath.configure_pod(pod, pair, plan, address, undo)
+            table = datapath.configure_pod(pod, pair, plan, undo)
             if table:
-                alias = attachment.alias(format_address(address), _pod_name(request), table)
-                datapath.rename_alias(host, pair, alias)
+                datapath.rename_alias(host, pair, plan.alias(_pod_name(request), table))
             datapath.await_carrier(host, pod, pair, plan)
             if not bridge:
-                datapath.route_to_pod(host, pair, plan, address)
+                datapath.route_to_pod(host, pair, plan)
+            elif wishes.address or wishes.mac or config.addressing == "stable":
+                datapath.announce(pod, pair, plan)
             datapath.await_address(monitor, address)
             prepare.prepare(host, node, undo)
 
@@ -95,7 +94,7 @@ def add(request: Request, network: Network, reply: Reply) -> str:
                     },
                     {
                         "name": pod_link,
-                        "mac": format_mac(pod_mac),
+                        "mac": format_mac(plan.pod_mac),
                         "mtu": mtu,
                         "sandbox": request.netns,
                     },
@@ -234,55 +233,36 @@ def _open_netns(request: Request, host: nl.Socket) -> tuple[int, int]:
     return pod, home
 
 
-def _candidates(
-    request: Request, network: Network, config: Config, wishes: Wishes, node: subnet.Node
-) -> list[bytes]:
-    """The addresses to try, in order: one that was asked for, or is always this pod's, or random
-    ones (of 2^48, so the second is for the one case in a lifetime)."""
-    own = (node.address, node.gateway, node.subnet + bytes(8))
-    wanted = wishes.address
-    if wanted:
-        text = format_address(wanted)
-        if wanted[:8] != node.subnet:
-            prefix = format_prefix((node.subnet + bytes(8), 64))
-            raise CniError(
-                INVALID_CONFIG,
-                f"requested IP {text} is not in the node's subnet {prefix}",
-                "a pod's address must come from the node it runs on",
-            )
-        if wanted in own:
-            raise CniError(ADDRESS_TAKEN, f"requested IP {text} is the node's own")
-        return [wanted]
+def _address(
+    host: nl.Socket,
+    request: Request,
+    network: Network,
+    wishes: Wishes,
+    config: Config,
+    node: subnet.Node,
+) -> bytes:
+    """The pod's address: one that was asked for, or is always this pod's, or a random one (of 2^48:
+    should another pod have it, the runtime tries again)."""
+    stable = None
     if config.addressing == "stable":
         namespace = request.args.get("K8S_POD_NAMESPACE", "")
         name = request.args.get("K8S_POD_NAME", "")
-        if not namespace or not name:
+        owner = (network.name, namespace, name, request.ifname)
+        stable = stable_address(node.subnet, *owner) if namespace and name else b""
+        if not stable and not wishes.address:
             raise CniError(
                 INVALID_ENVIRONMENT,
                 '"addressing": "stable" needs K8S_POD_NAMESPACE and K8S_POD_NAME in CNI_ARGS',
             )
-        return [stable_address(node.subnet, network.name, namespace, name, request.ifname)]
-    return [a for a in (random_address(node.subnet) for _ in range(4)) if a not in own]
+    address = wishes.address or stable or random_address(node.subnet)
+    if wishes.address or wishes.mac:
+        from mycelium_cni.pod import claims  # noqa: PLC0415 - few pods ask
 
-
-def _reserve(
-    host: nl.Socket,
-    pair: datapath.Pair,
-    attachment: Attachment,
-    request: Request,
-    candidates: list[bytes],
-) -> bytes:
-    """The first candidate that is free; raises CniError (ADDRESS_TAKEN) if none is."""
-    pod = _pod_name(request)
-    for address in candidates:
-        try:
-            datapath.reserve(host, pair, address, attachment.alias(format_address(address), pod))
-        except CniError as error:
-            if error.code != ADDRESS_TAKEN or address == candidates[-1]:
-                raise
-        else:
-            return address
-    raise AssertionError("no candidates")
+        if wishes.address:
+            claims.check_address(host, node, address, stable)
+        if wishes.mac and node.bridged:
+            claims.check_mac(host, address, wishes.mac)
+    return address
 
 
 def _pod_name(request: Request) -> str:

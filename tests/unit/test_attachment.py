@@ -11,6 +11,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
+from mycelium_cni.guard import counterpart
 from mycelium_cni.kernel.address import (
     format_address,
     format_mac,
@@ -20,7 +21,7 @@ from mycelium_cni.kernel.address import (
 )
 from mycelium_cni.node import marks
 from mycelium_cni.overlay import on_mycelium
-from mycelium_cni.pod.addresses import random_address, stable_address
+from mycelium_cni.pod.addresses import mac_of, random_address, stable_address
 from mycelium_cni.pod.attachment import Attachment
 
 IFNAMSIZ, IFALIASZ, ALTIFNAMSIZ = 16, 256, 128  # linux/if.h, linux/if_link.h: with the final NUL
@@ -51,8 +52,6 @@ def test_attachments_whose_words_run_together_have_names_of_their_own(
 ) -> None:
     a, b = Attachment(*one), Attachment(*other)
     assert a.host_link != b.host_link
-    assert a.pod_mac != b.pod_mac
-    assert a.host_mac != b.host_mac
 
 
 def test_a_hundred_thousand_attachments_have_a_hundred_thousand_names() -> None:
@@ -66,32 +65,34 @@ def test_the_names_of_an_attachment_are_what_the_kernel_takes(one: Attachment) -
     assert one.host_link.startswith("myc")
     assert len(one.host_link.encode()) < IFNAMSIZ
     assert set(one.host_link[3:]) <= set("0123456789abcdef")
-    for mac in (one.host_mac, one.pod_mac):
-        assert len(mac) == 6
-        assert mac[0] & 0b11 == 0b10  # locally administered, unicast
-    assert one.host_mac != one.pod_mac
+
+
+@given(addresses, addresses)
+def test_every_address_has_a_mac_and_it_is_nobody_elses(one: bytes, other: bytes) -> None:
+    mac = mac_of(one)
+    host_mac = counterpart(mac)
+    for octets in (mac, host_mac):
+        assert len(octets) == 6
+        assert octets[0] & 0b11 == 0b10  # locally administered, unicast
+    assert counterpart(host_mac) == mac != host_mac
+    assume(one != other)
+    assert len({mac, host_mac, mac_of(other), counterpart(mac_of(other))}) == 4
 
 
 def test_the_names_never_change_from_one_release_to_the_next() -> None:
-    """DEL of a later release must find what an earlier one made.
-
-    Computed with coreutils: printf 'net\\0c1\\0eth0' | b2sum -l 144
-    """
-    one = Attachment("net", "c1", "eth0")
-    assert one.host_link == "myc" + B2SUM_144[:12]
-    assert one.host_mac == local(B2SUM_144[12:24])
-    assert one.pod_mac == local(B2SUM_144[24:36])
+    """DEL of a later release must find what an earlier one made; and a pod that gets its address
+    again, its neighbours."""
+    # printf 'net\0c1\0eth0' | b2sum -l 144
+    assert Attachment("net", "c1", "eth0").host_link == "myc" + B2SUM_144[:12]
     # printf net | b2sum -l 32
     assert marks.group("net") == 0x60000000 | int(B2SUM_32, 16) & 0x0FFFFFFF
+    # printf '\5\241\0\0\0\0\0\0\0\0\0\0\0\0\0\11' | b2sum -l 40
+    assert mac_of(parse_address("5a1::9")).hex() == "62" + B2SUM_40
 
 
 B2SUM_144 = "ad4d248d5f41b933dffd22b5e62f226fe9b4"
 B2SUM_32 = "fcaf59ed"
-
-
-def local(hexadecimal: str) -> bytes:
-    octets = bytes.fromhex(hexadecimal)
-    return bytes([octets[0] & ~3 | 2]) + octets[1:]
+B2SUM_40 = "e606bc0185"
 
 
 @given(identifiers, identifiers)
@@ -113,27 +114,28 @@ hostile = st.text(max_size=400) | st.text(max_size=400).map(
 @example(Attachment("n", "c", "\x1b[31m\n"), bytes(16), "x\ny address=::1")
 def test_an_alias_fits_the_kernel_and_the_eye(one: Attachment, address: bytes, pod: str) -> None:
     text = format_address(address)
-    alias = one.alias(text, pod)
+    alias = one.alias("bridge", text, pod)
     assert len(alias.encode()) < IFALIASZ
     assert alias.isascii()
     assert alias.isprintable()
     words = alias.split(" ")
     assert words[0] == "mycelium-cni"
     keys = [word.partition("=")[0] for word in words[1:]]
-    assert keys == ["pod"] * bool(pod) + ["address", "ifname", "network", "container"]
+    assert keys == ["pod"] * bool(pod) + ["address", "mode", "ifname", "network", "container"]
     assert f"address={text}" in words  # whatever else had to be cut
 
 
 def test_an_alias_tells_who_the_link_belongs_to() -> None:
-    alias = Attachment("net", "c1", "eth0").alias("5a1::9", "shop/web-0")
-    assert (
-        alias == "mycelium-cni pod=shop/web-0 address=5a1::9 ifname=eth0 network=net container=c1"
+    alias = Attachment("net", "c1", "eth0").alias("routed", "5a1::9", "shop/web-0")
+    assert alias == (
+        "mycelium-cni pod=shop/web-0 address=5a1::9 mode=routed ifname=eth0 network=net "
+        "container=c1"
     )
 
 
 def test_a_word_that_was_cut_shows_it() -> None:
-    alias = Attachment("net", "c1", "eth0").alias("5a1::9", "shop/" + "w" * 200)
-    assert f" pod=shop/{'w' * 94}~ " in alias
+    alias = Attachment("net", "c1", "eth0").alias("routed", "5a1::9", "shop/" + "w" * 200)
+    assert f" pod=shop/{'w' * 74}~ " in alias
 
 
 @given(addresses)

@@ -23,9 +23,9 @@ from errno import (
 
 from mycelium_cni.cni.errors import NODE_MISCONFIGURED, CniError, refusal
 from mycelium_cni.kernel import netlink as nl
-from mycelium_cni.kernel.address import format_prefix, parse_address
+from mycelium_cni.kernel.address import format_prefix, parse_address, parse_mac
 from mycelium_cni.kernel.link import Link
-from mycelium_cni.node.marks import GROUP, GROUP_MASK, group
+from mycelium_cni.node.marks import GROUP, GROUP_MASK, group, word
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -93,21 +93,23 @@ class Port:
 
 
 def counterpart(mac: bytes) -> bytes:
-    """In bridge mode the two ends of a pair have MACs that tell each other: the kernel is asked for
-    the host end's only, and the pod may say of its own what it likes."""
+    """The MAC of one end of a pair, from that of the other, where it was made from the address. The
+    kernel is asked for the host end's: the pod may say of its own what it likes."""
     return bytes((mac[0] ^ 0x04,)) + mac[1:]
 
 
 def port_of(link: Link) -> Port | None:
     """The bridged pod behind a host link; None if the link is another thing, or not finished."""
-    if not _ours(link) or not link.master:
+    if not ours(link) or not link.master:
         return None
     for name in link.altnames:
+        requested = word(link.alias, "mac")
         try:
             address = parse_address(name)
+            mac = parse_mac(requested) if requested else counterpart(link.mac)
         except ValueError:
             continue
-        return Port(link.index, counterpart(link.mac), address, link.group)
+        return Port(link.index, mac, address, link.group)
     return None
 
 
@@ -137,7 +139,7 @@ def protect(host: nl.Socket, wanted: Wanted, undo: Steps, port: Port | None = No
 def _withdraw(host: nl.Socket) -> None:
     """Undo of loading the first rules, unless another ADD has come to rely on them meanwhile. The
     link of the failed one stands still: what is made last is undone first."""
-    if sum(_ours(link) for link in _host_links(host)) < 2:
+    if sum(ours(link) for link in _host_links(host)) < 2:
         remove()
 
 
@@ -282,7 +284,8 @@ def _uses(answer: bytes | None, number: int) -> bool:
     return answer is not None and uses in answer
 
 
-def _ours(link: Link) -> bool:
+def ours(link: Link) -> bool:
+    """Whether it is a pod's host link, of whatever network."""
     return link.group & GROUP_MASK == GROUP
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 # What a command does, beside what it does it to.
-_VERBS = ("-6", "-w", "add", "replace", "property")
+_VERBS = ("-6", "-w", "add", "replace", "set", "dev")
 
 
 class Fact:
@@ -51,7 +51,7 @@ class Fact:
     @property
     def label(self) -> str:
         """What it is, in the words of its command."""
-        words = str(self).replace(" set dev ", " ").split(" ")
+        words = str(self).split(" ")
         return " ".join([word for word in words[1:] if word not in _VERBS])
 
     def holds(self, seen: Snapshot) -> bool:
@@ -291,7 +291,7 @@ class ForwardingEntry(Part):
 
     def __str__(self) -> str:
         where = f"dev {quoted(self.link)} master static sticky"
-        return f"bridge fdb replace {format_mac(self.mac)} {where}"
+        return f"bridge fdb add {format_mac(self.mac)} {where}"
 
     def message(self) -> nl.Message:
         return nl.forwarding_entry(self, self.index, self.mac)

@@ -63,6 +63,7 @@ RTA_PREFSRC, RTA_METRICS, RTA_TABLE = 7, 8, 15
 RTAX_MTU, RTAX_ADVMSS = 2, 8
 RT_TABLE_UNSPEC, RT_TABLE_MAIN, RT_TABLE_LOCAL = 0, 254, 255
 RTPROT_RA = 9
+RTM_F_FIB_MATCH = 0x2000
 RT_SCOPE_UNIVERSE = 0
 RTN_UNSPEC, RTN_UNICAST, RTN_UNREACHABLE = 0, 1, 7
 
@@ -70,7 +71,7 @@ FRA_DST, FRA_SRC, FRA_IIFNAME, FRA_PRIORITY, FRA_FWMARK = 1, 2, 3, 6, 10
 FRA_TABLE, FRA_OIFNAME, FRA_PROTOCOL = 15, 17, 21
 FR_ACT_TO_TBL = 1
 
-NDA_DST, NDA_LLADDR, NDA_PROTOCOL = 1, 2, 12
+NDA_DST, NDA_LLADDR, NDA_MASTER, NDA_PROTOCOL = 1, 2, 9, 12
 NUD_REACHABLE, NUD_NOARP, NUD_PERMANENT = 0x02, 0x40, 0x80
 NTF_MASTER, NTF_PROXY, NTF_EXT_LEARNED, NTF_STICKY = 0x04, 0x08, 0x10, 0x40
 
@@ -235,10 +236,17 @@ def bridge_port(what: object, index: int, *, learning: bool) -> Message:
 
 
 def forwarding_entry(what: object, index: int, mac: bytes) -> Message:
-    """RTM_NEWNEIGH of a bridge: that MAC is behind this port, whatever other ports send."""
+    """RTM_NEWNEIGH of a bridge: that MAC is behind this port, whatever other ports send. EEXIST if
+    the bridge has it elsewhere: as its own, as a port's, or behind another port."""
     body = NDMSG.pack(AF_BRIDGE, index, NUD_NOARP, NTF_MASTER | NTF_STICKY, RTN_UNSPEC)
-    flags = NLM_F_CREATE | NLM_F_REPLACE
+    flags = NLM_F_CREATE | NLM_F_EXCL
     return Message(RTM_NEWNEIGH, flags, body + encode(((NDA_LLADDR, mac),)), what)
+
+
+def get_forwarding_entry(what: object, bridge: int, mac: bytes) -> Message:
+    """RTM_GETNEIGH of a bridge: the port that the MAC is behind."""
+    body = NDMSG.pack(AF_BRIDGE, 0, 0, NTF_MASTER, RTN_UNSPEC)
+    return Message(RTM_GETNEIGH, 0, body + encode(((NDA_LLADDR, mac), (NDA_MASTER, bridge))), what)
 
 
 def route(

@@ -21,6 +21,14 @@ def group(network: str) -> int:
     return GROUP | int.from_bytes(digest(4, network), "big") & ~GROUP_MASK
 
 
+def word(alias: str, key: str) -> str:
+    """What the alias of a host link says under that key, '' if nothing."""
+    for each in alias.split(" "):
+        if each.startswith(f"{key}="):
+            return each[len(key) + 1 :]
+    return ""
+
+
 def digest(size: int, *words: str) -> bytes:
     """The hash of `size` bytes by which names, groups and addresses are derived."""
     # NUL cannot stand in any of the words, so ("a-b", "c") and ("a", "b-c") differ.

@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which addresses of its node's subnet a pod may get."""
+"""Which addresses of its node's subnet a pod may get, and the MAC that goes with each."""
 
 from __future__ import annotations
 
+from _blake2 import blake2b
 from posix import urandom
 
 from mycelium_cni.node.marks import digest
 
 POD_MARK = b"\xff\x0f"  # groups 5 of every pod address, as Zero-OS gives them
+# The first octet of MACs that are made from addresses: locally administered, unicast, and nobody's
+# habit. That of the host end is the counterpart's (guard.counterpart), 66.
+MAC_OCTET = b"\x62"
 
 
 def random_address(subnet: bytes) -> bytes:
@@ -21,3 +25,9 @@ def random_address(subnet: bytes) -> bytes:
 def stable_address(subnet: bytes, *owner: str) -> bytes:
     """The pod address that always belongs to `owner` in this subnet."""
     return subnet + POD_MARK + digest(6, *owner)
+
+
+def mac_of(address: bytes) -> bytes:
+    """The MAC of the pod with that address, unless another was asked for: who has learned it still
+    knows where to send when the address is used again (docs/adr/0007)."""
+    return MAC_OCTET + blake2b(address, digest_size=5).digest()

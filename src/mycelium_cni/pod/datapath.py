@@ -34,13 +34,14 @@ from mycelium_cni.cni.errors import (
 from mycelium_cni.guard import Port, counterpart
 from mycelium_cni.kernel import netlink as nl
 from mycelium_cni.kernel import sysctl
-from mycelium_cni.kernel.address import format_address, format_prefix, link_local
+from mycelium_cni.kernel.address import format_address, format_mac, format_prefix, link_local
 from mycelium_cni.kernel.link import Link, find_link
 from mycelium_cni.kernel.netns import enter, inside, netns_of, open_netns
 from mycelium_cni.node.facts import LINK_LOCAL_GATEWAY, LOOPBACK
-from mycelium_cni.node.marks import DELETE_GROUP, GROUP_MASK, PROTOCOL, group
+from mycelium_cni.node.marks import DELETE_GROUP, GROUP_MASK, PROTOCOL, group, word
 from mycelium_cni.node.subnet import Node
-from mycelium_cni.pod.attachment import Attachment, table_of
+from mycelium_cni.pod.addresses import mac_of
+from mycelium_cni.pod.attachment import Attachment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -92,24 +93,42 @@ _POD_SWITCHES = {
 class Plan:
     """An attachment as it will be: what of it is decided before the kernel is asked."""
 
-    __slots__ = ("attachment", "host_mac", "mtu", "pod_link", "pod_mac", "wiring")
+    __slots__ = (
+        *("address", "attachment", "host_mac", "mtu", "pod_link", "pod_mac", "requested_mac"),
+        "wiring",
+    )
 
     def __init__(
-        self, attachment: Attachment, wiring: Wiring, pod_link: str, pod_mac: bytes, mtu: int
+        self,
+        attachment: Attachment,
+        wiring: Wiring,
+        pod_link: str,
+        address: bytes,
+        requested_mac: bytes | None,
+        mtu: int,
     ) -> None:
         self.attachment: Final = attachment
         self.wiring: Final = wiring
         self.pod_link: Final = pod_link
-        self.pod_mac: Final = pod_mac
-        # On a bridge nobody speaks to the host end: its MAC says which one the pod may use.
-        self.host_mac: Final = counterpart(pod_mac) if wiring.bridge else attachment.host_mac
+        self.address: Final = address
+        # Set at creation: udev leaves alone what was set.
+        mac = mac_of(address)
+        self.pod_mac: Final = requested_mac or mac
+        self.host_mac: Final = counterpart(mac)
+        self.requested_mac: Final = requested_mac
         self.mtu: Final = mtu
 
-    def port(self, pair: Pair, address: bytes) -> Port | None:
+    def alias(self, pod: str, table: int = 0) -> str:
+        """What the host link says of itself."""
+        mac = format_mac(self.requested_mac) if self.requested_mac else ""
+        mode = "bridge" if self.wiring.bridge else "routed"
+        return self.attachment.alias(mode, format_address(self.address), pod, mac, table)
+
+    def port(self, pair: Pair) -> Port | None:
         """What the guard must know of a pod behind a bridge; of a routed one it knows enough."""
         if not self.wiring.bridge:
             return None
-        return Port(pair.host, self.pod_mac, address, group(self.attachment.network))
+        return Port(pair.host, self.pod_mac, self.address, group(self.attachment.network))
 
 
 class Pair:
@@ -220,14 +239,14 @@ def _refused_name(error: nl.NetlinkError) -> OSError | CniError:
     return CniError(NODE_MISCONFIGURED, problem, "Linux 5.5 or newer is needed")
 
 
-def reserve(host: nl.Socket, pair: Pair, address: bytes, alias: str) -> None:
+def reserve(host: nl.Socket, pair: Pair, plan: Plan, alias: str) -> None:
     """Make the address the host link's alternative name. The kernel keeps names unique in a network
     namespace and frees them with the link, so of any number of callers one wins, and nothing leaks.
     The alias comes first: whoever loses can read there who won.
 
     Raises CniError (ADDRESS_TAKEN) that names the holder.
     """
-    text = format_address(address)
+    text = format_address(plan.address)
     words: nl.Attribute = (nl.IFLA_IFALIAS, alias.encode())
     try:
         host.request(
@@ -237,10 +256,14 @@ def reserve(host: nl.Socket, pair: Pair, address: bytes, alias: str) -> None:
     except nl.NetlinkError as error:
         if error.errno != EEXIST:
             raise _refused_name(error) from None
-        holder = find_link(host, text)
-        owner = holder.alias if holder else ""
-        name = f"link {holder.name}" if holder else "an attachment that has just ended"
-        raise CniError(ADDRESS_TAKEN, f"address {text} is taken by {name} ({owner})") from None
+        raise taken(f"address {text}", find_link(host, text)) from None
+
+
+def taken(what: str, holder: Link | None) -> CniError:
+    """The error for an address or a MAC that a link of the node has, and whose link that is."""
+    name = f"link {holder.name}" if holder else "an attachment that has just ended"
+    owner = f" ({holder.alias})" if holder and holder.alias else ""
+    return CniError(ADDRESS_TAKEN, f"{what} is taken by {name}{owner}")
 
 
 def raise_host_link(host: nl.Socket, pair: Pair, plan: Plan) -> None:
@@ -262,13 +285,31 @@ def raise_host_link(host: nl.Socket, pair: Pair, plan: Plan) -> None:
             nl.forwarding_entry(f"pin the pod's MAC to {name}", pair.host, plan.pod_mac),
             *batch,
         ]
-    host.request(*batch)
+    try:
+        host.request(*batch)
+    except nl.NetlinkError as error:
+        if error.errno != EEXIST:
+            raise
+        raise _mac_taken(host, plan) from None
 
 
-def route_to_pod(host: nl.Socket, pair: Pair, plan: Plan, address: bytes) -> None:
+def _mac_taken(host: nl.Socket, plan: Plan) -> CniError:
+    """The bridge's table has the pod's MAC, as another port's or as its own."""
+    question = nl.get_forwarding_entry("read who has the MAC", plan.wiring.bridge, plan.pod_mac)
+    try:
+        (entry,) = host.request(question)
+        index = nl.NDMSG.unpack_from(entry)[1]
+        holder = Link(host.request(nl.link(nl.RTM_GETLINK, "read link", index=index))[0])
+    except nl.NetlinkError:  # gone meanwhile
+        holder = None
+    return taken(f"MAC {format_mac(plan.pod_mac)}", holder)
+
+
+def route_to_pod(host: nl.Socket, pair: Pair, plan: Plan) -> None:
     """Host side, second half, in routed mode: the pod's neighbour and route. After the carrier is
     up: when the kernel's link watch sees a link without one, it drops the link's neighbours."""
-    name, text = plan.attachment.host_link, format_address(address)
+    name, address = plan.attachment.host_link, plan.address
+    text = format_address(address)
     host.request(
         # Who asks for a neighbour must have an address to ask from. One that no other link has,
         # and with no prefix, so that nothing in the kernel grows with the number of pods.
@@ -276,7 +317,7 @@ def route_to_pod(host: nl.Socket, pair: Pair, plan: Plan, address: bytes) -> Non
             nl.RTM_NEWADDR,
             f"add link-local address dev {name}",
             pair.host,
-            link_local(plan.attachment.host_mac),
+            link_local(plan.host_mac),
             128,
         ),
         nl.proxy_neighbour(
@@ -329,7 +370,7 @@ def _switch_back(pod_netns: int, home: int, switch: str) -> None:
         sysctl.put(switch, "1")
 
 
-def configure_pod(pod: nl.Socket, pair: Pair, plan: Plan, address: bytes, undo: Undo) -> int:
+def configure_pod(pod: nl.Socket, pair: Pair, plan: Plan, undo: Undo) -> int:
     """Pod side: no link-local address, up, address, the gateway's neighbour, routes.
 
     Returns the number of the link's own table, 0 if it needs none (see `_route_by_source`).
@@ -341,9 +382,9 @@ def configure_pod(pod: nl.Socket, pair: Pair, plan: Plan, address: bytes, undo: 
         nl.set_up(pair.pod, pod_link),
         nl.address(
             nl.RTM_NEWADDR,
-            f"add address {format_address(address)} dev {pod_link}",
+            f"add address {format_address(plan.address)} dev {pod_link}",
             pair.pod,
-            address,
+            plan.address,
             wiring.prefixlen,
         ),
     ]
@@ -362,7 +403,15 @@ def configure_pod(pod: nl.Socket, pair: Pair, plan: Plan, address: bytes, undo: 
     batch += [_pod_route(route, pair, plan) for route in wiring.routes]
     made = pod.ensure(*batch)[first_route:]
     shadowed = [route for route, new in zip(wiring.routes, made, strict=True) if not new]
-    return _route_by_source(pod, pair, plan, address, shadowed, undo) if shadowed else 0
+    return _route_by_source(pod, pair, plan, shadowed, undo) if shadowed else 0
+
+
+def announce(pod: nl.Socket, pair: Pair, plan: Plan) -> None:
+    """Have the pod tell its neighbours, the node among them, the MAC of an address that another pod
+    may have had with another MAC: whoever has that one would send there for half a minute more. A
+    link that is given a MAC, be it the same, advertises its addresses (`ndisc_notify`)."""
+    mac: nl.Attribute = (nl.IFLA_ADDRESS, plan.pod_mac)
+    pod.request(nl.link(nl.RTM_NEWLINK, f"announce {plan.pod_link}", mac, index=pair.pod))
 
 
 def _pod_route(
@@ -387,7 +436,7 @@ def _pod_route(
 
 
 def _route_by_source(
-    pod: nl.Socket, pair: Pair, plan: Plan, address: bytes, shadowed: list[Route], undo: Undo
+    pod: nl.Socket, pair: Pair, plan: Plan, shadowed: list[Route], undo: Undo
 ) -> int:
     """Another of the pod's links has routes to the same prefixes, and keeps them. What is sent from
     this link's address must take this link all the same, for the node drops it on any other: a rule
@@ -397,7 +446,7 @@ def _route_by_source(
     pod.request(
         *[_pod_route(route, pair, plan, metric=_POD_METRIC + pair.pod) for route in shadowed],
         *[_pod_route(route, pair, plan, own_table=table) for route in shadowed],
-        nl.rule(nl.RTM_NEWRULE, "add rule from the pod's address", table, PROTOCOL, address),
+        nl.rule(nl.RTM_NEWRULE, "add rule from the pod's address", table, PROTOCOL, plan.address),
     )
     return table
 
@@ -405,7 +454,7 @@ def _route_by_source(
 def forget_rule(host: nl.Socket, link: Link, path: str) -> None:
     """Part of DEL: drop the rule of `_route_by_source`, the one thing of an attachment that does
     not go with its link. Where no network namespace is at `path`, it goes with the pod."""
-    table = table_of(link.alias)
+    table = int(word(link.alias, "table") or 0)
     if not table:
         return
     try:
@@ -432,7 +481,7 @@ def route_attributes(route: Route) -> tuple[list[nl.Attribute], int, int]:
     if "priority" in said:
         attributes.append((nl.RTA_PRIORITY, said["priority"]))
     names = (("mtu", nl.RTAX_MTU), ("advmss", nl.RTAX_ADVMSS))
-    metrics: list[nl.Attribute] = [(rtax, said[word]) for word, rtax in names if word in said]
+    metrics: list[nl.Attribute] = [(rtax, said[name]) for name, rtax in names if name in said]
     if metrics:
         attributes.append((nl.RTA_METRICS, metrics))
     return attributes, said.get("table", nl.RT_TABLE_MAIN), said.get("scope", nl.RT_SCOPE_UNIVERSE)

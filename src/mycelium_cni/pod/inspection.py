@@ -64,7 +64,8 @@ def inspect(
         raise _broken("net.ipv6.conf.all.forwarding is 0 on the node: run `mycelium-cni setup`")
     if config.policy.required:
         guard.inspect(host, guard.Wanted(attachment.network, config, node))
-    if wiring.bridge and guard.counterpart(host_link.mac) != pod_link.mac:
+    port = guard.port_of(host_link)
+    if port and port.mac != pod_link.mac:
         raise _broken(
             f"{pod_link.name} has changed its MAC, and on a bridge a pod may only use the one it "
             'was given: set it with the capability "mac" instead'

@@ -26,7 +26,7 @@ from mycelium_cni.kernel.address import format_address, format_mac, parse_addres
 from mycelium_cni.kernel.link import Link
 from mycelium_cni.kernel.snapshot import Address, Route, Snapshot
 from mycelium_cni.node import subnet
-from mycelium_cni.node.marks import GROUP, GROUP_MASK
+from mycelium_cni.node.marks import GROUP, GROUP_MASK, word
 from mycelium_cni.overlay import on_mycelium
 from mycelium_cni.pod.attachment import ALIAS_PREFIX, ALIAS_SIZE, LINK_PREFIX
 from mycelium_ctl.errors import ToolError
@@ -38,13 +38,7 @@ from mycelium_ctl.node.runtimes import ConfDir, read_confs
 API: Final = "127.0.0.1:8989"
 
 # linux/if_link.h, net_namespace.h, rtnetlink.h, neighbour.h: what the plugin has no need of.
-IFLA_BRPORT_STATE, IFLA_STATS64, IFLA_CARRIER, IFLA_LINK_NETNSID, IFLA_TARGET_NETNSID = (
-    1,
-    23,
-    33,
-    37,
-    46,
-)
+IFLA_STATS64, IFLA_CARRIER, IFLA_LINK_NETNSID, IFLA_TARGET_NETNSID = 23, 33, 37, 46
 IFLA_TUN_PERSIST = 6
 RTA_CACHEINFO = 12
 
@@ -112,13 +106,11 @@ class LinkFacts:
     peer: int  # index of the other end, in its own namespace
     nsid: int | None  # which namespace that is; None: this one, or there is no peer
     carrier: bool  # of a TUN: a program holds it
-    port_state: int  # BR_STATE_* of a bridge's port; 0 of another link
     persistent: bool  # a TUN that stays without its program
     received_bytes: int
     sent_bytes: int
     received_packets: int
     sent_packets: int
-    dropped_packets: int
 
     @property
     def ours(self) -> bool:
@@ -179,7 +171,8 @@ class Attached:
     def expected_pod_mac(self) -> bytes:
         """The pod's MAC: in routed mode whatever it has by now, on a bridge what it was given."""
         if self.bridged:
-            return counterpart(parse_mac(self.link.mac))
+            requested = word(self.link.alias, "mac")
+            return parse_mac(requested) if requested else counterpart(parse_mac(self.link.mac))
         return parse_mac(self.pod_mac) if self.pod_mac else bytes(6)
 
 
@@ -203,7 +196,7 @@ def _link(payload: bytes) -> LinkFacts:
     info = nl.decode(link.attribute(nl.IFLA_LINKINFO), 0)
     kind = nl.text(info.get(nl.IFLA_INFO_KIND, b""))
     data = nl.decode(info.get(nl.IFLA_INFO_DATA, b""), 0) if kind == "tun" else {}
-    counters = link.attribute(IFLA_STATS64, bytes(64))
+    counters = link.attribute(IFLA_STATS64, bytes(32))
     nsid = link.attribute(IFLA_LINK_NETNSID)
     return LinkFacts(
         index=link.index,
@@ -219,19 +212,12 @@ def _link(payload: bytes) -> LinkFacts:
         peer=link.peer,
         nsid=int.from_bytes(nsid, "little", signed=True) if nsid else None,
         carrier=link.attribute(IFLA_CARRIER, b"\0") != b"\0",
-        port_state=_port_state(info),
         persistent=bool(data.get(IFLA_TUN_PERSIST, b"\0")[0]),
         received_packets=int.from_bytes(counters[0:8], "little"),
         sent_packets=int.from_bytes(counters[8:16], "little"),
         received_bytes=int.from_bytes(counters[16:24], "little"),
         sent_bytes=int.from_bytes(counters[24:32], "little"),
-        dropped_packets=sum(int.from_bytes(counters[n : n + 8], "little") for n in (48, 56)),
     )
-
-
-def _port_state(info: dict[int, bytes]) -> int:
-    port = nl.decode(info.get(nl.IFLA_INFO_SLAVE_DATA, b""), 0)
-    return port.get(IFLA_BRPORT_STATE, b"\0")[0]
 
 
 def read_attachments(host: nl.Socket, links: Sequence[LinkFacts]) -> list[Attached]:

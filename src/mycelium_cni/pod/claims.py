@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether a pod may have the address or the MAC that was asked for it, and who has it already.
+
+Whoever fills `args` or CNI_ARGS may be a stranger (docs/security.md), so what anybody else has
+comes first. Two who ask for the same at once are told apart later, by the kernel: an alternative
+name (`datapath.reserve`) and an entry of the bridge's table (`datapath.raise_host_link`) are one's.
+"""
+
+from __future__ import annotations
+
+from errno import EADDRNOTAVAIL, EHOSTUNREACH, ENETUNREACH
+
+from mycelium_cni import guard
+from mycelium_cni.cni.errors import ADDRESS_TAKEN, INVALID_CONFIG, CniError
+from mycelium_cni.kernel import netlink as nl
+from mycelium_cni.kernel.address import format_address, format_mac, format_prefix
+from mycelium_cni.kernel.link import Link
+from mycelium_cni.pod.addresses import POD_MARK, mac_of
+from mycelium_cni.pod.datapath import taken
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from mycelium_cni.node.subnet import Node
+
+_SUBNET_PREFIXLEN = 64
+
+
+def check_address(host: nl.Socket, node: Node, address: bytes, stable: bytes | None) -> None:
+    """Raises CniError: INVALID_CONFIG outside the node's subnet, otherwise ADDRESS_TAKEN. `stable`:
+    where addresses belong to pods by name, the one that is this pod's, b'' without a name."""
+    requested = f"requested IP {format_address(address)}"
+    if address[:8] != node.subnet:
+        prefix = format_prefix((node.subnet + bytes(8), _SUBNET_PREFIXLEN))
+        raise CniError(
+            INVALID_CONFIG,
+            f"{requested} is not in the node's subnet {prefix}",
+            "a pod's address must come from the node it runs on",
+        )
+    if address in (node.address, node.gateway, node.subnet + bytes(8)):
+        raise CniError(ADDRESS_TAKEN, f"{requested} is the node's own")
+    if stable is not None and address[8:10] == POD_MARK and address != stable:
+        prefix = format_prefix((node.subnet + POD_MARK + bytes(6), 80))
+        own = f", and this pod's is {format_address(stable)}" if stable else ""
+        raise CniError(
+            ADDRESS_TAKEN,
+            f'{requested} is kept for a pod of another name: with "addressing": "stable" all of '
+            f"{prefix} belongs to pods by name{own}",
+            f"ask for an address outside {prefix}, or for none",
+        )
+    _check_node(host, address, requested)
+
+
+def _check_node(host: nl.Socket, address: bytes, requested: str) -> None:
+    """The node's other links may have the address, or its routes lead elsewhere."""
+    sought = nl.IFADDRMSG.pack(nl.AF_INET6, 0, 0, 0, 0) + nl.encode(((nl.IFA_ADDRESS, address),))
+    try:
+        (answer,) = host.request(nl.Message(nl.RTM_GETADDR, 0, sought, "read address"))
+    except nl.NetlinkError as error:
+        if error.errno != EADDRNOTAVAIL:
+            raise
+    else:
+        holder = _link(host, nl.IFADDRMSG.unpack_from(answer)[4])
+        raise CniError(ADDRESS_TAKEN, f"{requested} is the node's own, on {holder.name}")
+
+    header = nl.RTMSG.pack(nl.AF_INET6, 128, 0, 0, 0, 0, 0, 0, nl.RTM_F_FIB_MATCH)
+    question = nl.Message(
+        nl.RTM_GETROUTE, 0, header + nl.encode(((nl.RTA_DST, address),)), "read route"
+    )
+    try:
+        (answer,) = host.request(question)
+    except nl.NetlinkError as error:
+        if error.errno in (EHOSTUNREACH, ENETUNREACH):  # the subnet's standing route, or none
+            return
+        problem = f"{requested} is not for pods: the node refuses what is sent there"
+        raise CniError(ADDRESS_TAKEN, problem) from None
+    length = nl.RTMSG.unpack_from(answer)[1]
+    if length <= _SUBNET_PREFIXLEN:
+        return
+    attributes = nl.decode(answer, nl.RTMSG.size)
+    link = _link(host, nl.u32(attributes[nl.RTA_OIF]))
+    if guard.ours(link):
+        raise taken(f"address {format_address(address)}", link)
+    prefix = format_prefix((attributes[nl.RTA_DST], length))
+    problem = f"{requested} is not for pods: the node routes {prefix} to link {link.name}"
+    raise CniError(ADDRESS_TAKEN, problem)
+
+
+def check_mac(host: nl.Socket, address: bytes, mac: bytes) -> None:
+    """For a pod on a bridge; in routed mode each pod has a wire of its own, and nobody is behind it
+    whom a MAC could hurt. Raises CniError (ADDRESS_TAKEN).
+
+    What is behind a port that is not ours, only the bridge knows: see `datapath.raise_host_link`.
+    """
+    requested, own = f"requested MAC {format_mac(mac)}", mac_of(address)
+    if own[:1] in (mac[:1], guard.counterpart(mac)[:1]) and mac != own:
+        raise CniError(
+            ADDRESS_TAKEN,
+            f"{requested} is kept for a pod with another address: MACs that begin with 62 or 66 "
+            f"are made from addresses, and this pod's is {format_mac(own)}",
+            "ask for a MAC that begins otherwise, or for none",
+        )
+    for payload in host.dump(nl.link(nl.RTM_GETLINK, "list links")):
+        link = Link(payload)
+        port = guard.port_of(link)
+        if mac == link.mac or (port and mac == port.mac):
+            raise taken(requested, link)
+
+
+def _link(host: nl.Socket, index: int) -> Link:
+    return Link(host.request(nl.link(nl.RTM_GETLINK, "read link", index=index))[0])

@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whose an address and a MAC are: nobody gets what another has, and who gets an address again is
+found at once."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+from attaching import (
+    BRIDGE,
+    Attached,
+    Homes,
+    Mode,
+    at_once,
+    attach,
+    both_modes,
+    network,
+    reaches,
+    refused,
+    silent,
+)
+from observe import difference, picture
+
+from mycelium_lab.lab import Node, await_fact
+
+MAC, OTHER_MAC = "02:00:5e:10:00:01", "02:00:5e:10:00:02"
+SHOP = "K8S_POD_NAMESPACE=shop;K8S_POD_NAME=db-0"
+CROWD = 12
+
+
+def subnet_of(node: Node) -> ipaddress.IPv6Network:
+    return ipaddress.IPv6Network(f"{node.overlay_address}/64", strict=False)
+
+
+@pytest.fixture
+def node(homes: Homes, mode: Mode) -> Node:
+    return homes.pair(mode)[0]
+
+
+# An address that is used again
+
+
+@pytest.mark.parametrize(
+    "macs",
+    [("", ""), (MAC, ""), ("", MAC), (MAC, OTHER_MAC)],
+    ids=["own-own", "asked-own", "own-asked", "asked-asked"],
+)
+@pytest.mark.parametrize("addressing", ["stable", "random"])
+@both_modes
+def test_a_pod_that_gets_an_address_again_is_found_at_once(
+    homes: Homes, mode: Mode, addressing: str, macs: tuple[str, str]
+) -> None:
+    """By its node, by its neighbour and on the overlay, where the last pod with that address, and
+    maybe another MAC, is still remembered."""
+    node, afar = homes.pair(mode)
+    (neighbour,) = homes.fresh(node)
+    kept = attach(node, neighbour, network(mode))
+    conf = network(mode, addressing=addressing)
+    address = SHOP if addressing == "stable" else f"IP={subnet_of(node)[7 << 48 | 7]}"
+    for mac in macs:
+        (pod,) = homes.fresh(node)
+        attached = attach(node, pod, conf, args=f"{address};MAC={mac}" if mac else address)
+        assert not mac or attached.pod_mac == mac
+        for source in (node, neighbour, afar):
+            assert reaches(source, attached.address), source
+        silent(attached.check())
+        silent(attached.delete())
+    silent(kept.delete())
+
+
+# MACs on a bridge
+
+
+@pytest.fixture
+def street(homes: Homes) -> Iterator[tuple[Node, Attached, dict[str, tuple[str, str]]]]:
+    """A node with a pod on its bridge; and all the MACs that are somebody's, with the link that has
+    each."""
+    node = homes.pair("bridge")[0]
+    pod, beyond = homes.fresh(node, 2)
+    attached = attach(node, pod, network("bridge"), args=SHOP)
+    asked = attach(node, homes.fresh(node)[0], network("bridge"), args=f"MAC={MAC}")
+    node.configure(
+        "link add nic0 type veth peer name nic1",
+        f"link add tap0 master {BRIDGE} type veth peer name guest0 netns {beyond.netns}",
+        "link set tap0 up",
+    )
+    beyond.configure("link set guest0 up")
+
+    def mac(link: str, space: Any = node) -> str:
+        shown: str = space.link(link)["address"]
+        return shown
+
+    guest = mac("guest0", beyond)
+
+    def learned() -> bool:
+        shown = node.run(["bridge", "fdb", "show", "br", BRIDGE]).stdout
+        return f"{guest} dev tap0" in shown
+
+    await_fact(learned, "the bridge has learned who is behind tap0")
+    yield (
+        node,
+        attached,
+        {
+            "bridge": (mac(BRIDGE), BRIDGE),
+            "port": (mac("tap0"), "tap0"),
+            "host end": (mac(attached.host_link), ""),
+            "pod": (attached.pod_mac, ""),
+            "pod that asked": (MAC, asked.host_link),
+            "node": (mac("nic0"), "nic0"),
+            "behind a port": (guest, "tap0"),
+        },
+    )
+    node.configure("link del nic0", "link del tap0")
+    silent(attached.delete())
+    silent(asked.delete())
+
+
+def test_a_mac_that_somebody_has_is_refused_and_nobody_notices(
+    homes: Homes, street: tuple[Node, Attached, dict[str, tuple[str, str]]]
+) -> None:
+    node, attached, macs = street
+    (pod,) = homes.fresh(node)
+    before = picture(node, pod)
+    for mac, holder in macs.values():
+        call = node.plugin("ADD", network("bridge"), pod, args=f"MAC={mac}")
+        refused(call, 101, says=mac)
+        refused(call, 101, says=holder or "made from addresses")
+        silent(node.plugin("DEL", network("bridge"), pod))
+        assert difference(before, picture(node, pod)) == []
+    assert reaches(attached.pod, attached.gateway)
+    assert reaches(node, attached.address)
+
+
+def test_a_pod_may_ask_for_the_mac_that_is_its_own(homes: Homes) -> None:
+    node = homes.pair("bridge")[0]
+    first, second = homes.fresh(node, 2)
+    conf = network("bridge", addressing="stable")
+    attached = attach(node, first, conf, args=SHOP)
+    silent(attached.delete())
+    again = attach(node, second, conf, args=f"{SHOP};MAC={attached.pod_mac}")
+    assert again.pod_mac == attached.pod_mac
+    assert reaches(node, again.address)
+    silent(again.delete())
+
+
+def test_of_many_that_want_one_mac_exactly_one_gets_it(homes: Homes) -> None:
+    node = homes.pair("bridge")[0]
+    pods = homes.fresh(node, CROWD)
+    conf = network("bridge")
+    add = partial(node.plugin, "ADD", conf, args=f"MAC={OTHER_MAC}")
+    outcomes = at_once([partial(add, pod) for pod in pods])
+    winners = [pod for pod, call in zip(pods, outcomes, strict=True) if call.code == 0]
+    assert len(winners) == 1
+    for call in outcomes:
+        if call.code != 0:
+            refused(call, 101, says=OTHER_MAC)
+    assert reaches(winners[0], str(subnet_of(node)[1]))
+    for pod in pods:
+        assert (pod.link("eth0") is not None) == (pod in winners)
+        silent(node.plugin("DEL", conf, pod))
+
+
+def test_two_routed_pods_may_have_one_mac(homes: Homes) -> None:
+    """Each has a wire of its own: a MAC means nothing to anybody else."""
+    node = homes.pair("routed")[0]
+    pods = homes.fresh(node, 2)
+    made = [attach(node, pod, network("routed"), args=f"MAC={MAC}") for pod in pods]
+    for attached in made:
+        assert reaches(node, attached.address)
+        silent(attached.delete())
+
+
+# Addresses
+
+
+@both_modes
+def test_an_address_of_any_link_of_the_node_is_refused(
+    homes: Homes, node: Node, mode: Mode
+) -> None:
+    (pod,) = homes.fresh(node)
+    address = subnet_of(node)[0x77]
+    # Without a carrier the address is tentative, and has no route; it is the node's all the same.
+    node.configure(
+        "link add nic0 type veth peer name nic1",
+        "link set nic0 up",
+        f"address add {address}/128 dev nic0",
+    )
+    before = picture(node, pod)
+    call = node.plugin("ADD", network(mode), pod, args=f"IP={address}")
+    refused(call, 101, says=str(address))
+    refused(call, 101, says="nic0")
+    assert difference(before, picture(node, pod)) == []
+    node.configure("link del nic0")
+
+
+@both_modes
+@pytest.mark.parametrize("kind", ["", "prohibit ", "blackhole "])
+def test_an_address_that_the_node_routes_elsewhere_is_refused(
+    homes: Homes, node: Node, mode: Mode, kind: str
+) -> None:
+    (pod,) = homes.fresh(node)
+    prefix = ipaddress.IPv6Network((int(subnet_of(node)[5 << 48]), 80))
+    node.configure(
+        "link add nic0 type veth peer name nic1",
+        "link set nic0 up",
+        "link set nic1 up",
+        f"route add {kind}{prefix}" + ("" if kind else " dev nic0"),
+    )
+    before = picture(node, pod)
+    call = node.plugin("ADD", network(mode), pod, args=f"IP={prefix[9]}")
+    refused(call, 101, says=str(prefix[9]))
+    refused(call, 101, says="refuses" if kind else f"{prefix} to link nic0")
+    assert difference(before, picture(node, pod)) == []
+    node.configure(f"route del {kind}{prefix}", "link del nic0")
+
+
+@both_modes
+def test_an_address_that_belongs_to_another_pods_name_is_refused(
+    homes: Homes, node: Node, mode: Mode
+) -> None:
+    """Also while that pod is away, as between two lives of a StatefulSet's pod."""
+    owner, thief = homes.fresh(node, 2)
+    conf = network(mode, addressing="stable")
+    attached = attach(node, owner, conf, args=SHOP)
+    silent(attached.delete())
+    wish = f"IP={attached.address}"
+    for name in ("K8S_POD_NAMESPACE=evil;K8S_POD_NAME=db-0;", ""):
+        call = node.plugin("ADD", conf, thief, args=name + wish)
+        refused(call, 101, says="a pod of another name")
+    again = attach(node, owner, conf, args=f"{SHOP};{wish}")
+    assert again.address == attached.address
+    silent(again.delete())
+    beside = str(subnet_of(node)[7 << 48 | 9])
+    free = attach(node, thief, conf, args=f"IP={beside}")
+    assert free.address == beside
+    silent(free.delete())
