@@ -13,6 +13,7 @@ import difflib
 import importlib
 import os
 import sys
+from errno import EBADF, EIO, ENOSPC, EPIPE
 from typing import Final, Protocol
 
 from mycelium_cni.cni.errors import __version__
@@ -21,6 +22,7 @@ from mycelium_ctl.errors import ToolError
 from mycelium_lab.errors import LabError
 
 PROGRAM: Final = "mycelium-cni"
+_OUTPUT_ENDS: Final = (EPIPE, ENOSPC, EIO, EBADF)
 
 # name: module, one line of help
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
@@ -71,6 +73,29 @@ def main(argv: list[str]) -> int:
 
     0: all is well. 1: it is not. 2: the command line is wrong. 130: stopped with Ctrl-C.
     """
+    for stream in ("stdout", "stderr"):
+        if getattr(sys, stream) is None:  # closed by whoever started us
+            setattr(sys, stream, open(os.devnull, "w"))  # noqa: PTH123, SIM115 - until the end
+    try:
+        try:
+            code = _main(argv)
+        except SystemExit as done:  # argparse: --help, or a wrong command line
+            code = int(done.code or 0)
+        sys.stdout.flush()
+    except OSError as error:
+        if error.errno not in _OUTPUT_ENDS or error.filename is not None:
+            raise
+        # Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if error.errno != EPIPE:  # then the reader has enough (`| head`)
+            print(f"{PROGRAM}: cannot write the output: {error.strerror}", file=sys.stderr)
+        return 1
+    return code
+
+
+def _main(argv: list[str]) -> int:
+    if argv[:1] == ["help"] and len(argv) > 1:
+        argv = [argv[1], "--help"]
     name = argv[0] if argv else "--help"
     if name in ("-h", "--help", "help"):
         print(_overview())
@@ -94,8 +119,7 @@ def main(argv: list[str]) -> int:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         command.configure(parser)
-        code = command.run(parser.parse_args(argv[1:]))
-        sys.stdout.flush()
+        return command.run(parser.parse_args(argv[1:]))
     except (ToolError, LabError) as error:
         from mycelium_ctl.view import readable
 
@@ -104,11 +128,6 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         print(file=sys.stderr)  # the shell's next prompt starts on a line of its own
         return 130
-    except BrokenPipeError:
-        # The reader has enough (`| head`). Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    return code
 
 
 def _overview() -> str:

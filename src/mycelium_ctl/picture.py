@@ -13,8 +13,10 @@ from html import escape
 from typing import Final, NamedTuple
 
 from mycelium_cni.kernel.address import format_address
-from mycelium_ctl.node.state import State
-from mycelium_ctl.view import visible
+from mycelium_ctl.checks.pods import Ought
+from mycelium_ctl.node.stale import verdict
+from mycelium_ctl.node.state import Attached, State
+from mycelium_ctl.view import Mark, visible
 
 # All lengths in pixels.
 POD_WIDTH, POD_HEIGHT, GAP, GUTTER, PAD = 292, 66, 14, 26, 22
@@ -29,6 +31,7 @@ STYLE: Final = """
   .overlay { fill: #e3f4ec; stroke: #2a9d6f }
   .node { fill: #f7f9fb; stroke: #8fa1b3 }
   .interface { fill: #d9f0e6; stroke: #2a9d6f }
+  .broken { fill: #f9dede; stroke: #c0392b; stroke-dasharray: 6 4 }
   .bar { fill: #e6e4f7; stroke: #6a5fc1 }
   .pod { fill: #ffffff; stroke: #8fa1b3 }
   .wire { stroke: #2a9d6f; stroke-width: 2; fill: none }
@@ -56,6 +59,7 @@ class NodeShape:
     interface: str
     address: str
     mtu: int = 0  # bytes; 0: not said
+    broken: bool = False  # the interface is missing, down or without an address
     bridge: str = ""
     gateway: str = ""  # the bridge's address, with prefix length
     pods: list[PodShape] = field(default_factory=list)
@@ -65,24 +69,29 @@ def read_node(state: State) -> NodeShape:
     """This node."""
     import socket
 
-    from mycelium_ctl.commands.list import mark
-
     address = state.address
     gateway = f"{format_address(address[:8] + bytes(7) + bytes((1,)))}/64" if address else ""
     return NodeShape(
         name=socket.gethostname(),
         interface=state.config.interface,
+        broken=state.interface is None or not state.interface.up or state.address is None,
         address=format_address(address) if address else "no address",
         mtu=state.interface.mtu if state.interface else 0,
         bridge=state.config.bridge_name if state.bridged else "",
         gateway=gateway if state.bridged else "",
         pods=[
             PodShape(
-                one.who, one.address, one.link.name, one.pod_link or one.ifname, mark(one, state)[0]
+                one.who, one.address, one.link.name, one.pod_link or one.ifname, _mark(one, state)
             )
             for one in state.attachments
         ],
     )
+
+
+def _mark(one: Attached, state: State) -> Mark:
+    """The mark of a pod: that of `list`, and of its facts."""
+    mark, _ = verdict(one, state)
+    return "fail" if mark == "ok" and Ought(state, one).absent() else mark
 
 
 class Box(NamedTuple):
@@ -144,7 +153,7 @@ def _node(node: NodeShape, columns: int, box: Box) -> Iterator[str]:
     yield _rect("node", box, 12)
     yield _label("title", x + PAD, y + 26, _cut(f"{node.name}, {mode} mode", inner - 60, 9.1))
     yield f'<path class="wire" d="M{middle} {y - WIRE} V{top}"/>'
-    yield _rect("interface", Box(x + PAD, top, inner, BOX_HEIGHT), 8)
+    yield _rect("broken" if node.broken else "interface", Box(x + PAD, top, inner, BOX_HEIGHT), 8)
     size = f", MTU {node.mtu}" if node.mtu else ""
     yield _label("name", middle, top + 19, f"{node.interface}{size}", anchor="middle")
     yield _label("address", middle, top + 36, node.address, anchor="middle")

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -462,3 +464,60 @@ def test_in_a_pipe_a_fact_is_a_line(tool: Tool) -> None:
     lines = printed.splitlines()
     marked = [line.split() for line in lines if line.split()[0] in ("ok", "warn", "fail", "skip")]
     assert list(dict.fromkeys(words[1] for words in marked)) == list(NAMES)
+
+
+def test_a_pod_is_told_by_any_of_its_names(tool: Tool) -> None:
+    tool.attach("db")
+    pod = tool.attach("web", namespace="shop")
+    attached = next(each for each in tool.json("list") if each["pod"] == "web")
+    for name in ("shop/web", "web", pod.container_id, attached["address"], attached["hostLink"]):
+        told = tool.json("doctor", name)
+        assert told["address"] == attached["address"]
+        assert {each["state"] for each in told["findings"]} <= {"ok", "warn"}, told
+    sections = {each["section"] for each in told["findings"]}
+    assert sections == {"On the node", "In the pod", "There and back", "Packets"}
+    answered = [each["found"] for each in told["findings"] if "answered after" in each["found"]]
+    assert [found.partition(":")[0] for found in answered] == [
+        "node → pod",
+        "pod → node",
+        "pod → pod default/db",
+    ]
+    done = tool("doctor", "nobody")
+    assert done.returncode == 1
+    assert "there is no pod and no check 'nobody'" in done.stderr
+
+
+def test_a_pod_is_told_where_its_packets_are_lost(tool: Tool) -> None:
+    pod = tool.attach("web")
+    tool.attach("db")
+    for line in (
+        "add table inet theirs",
+        "add chain inet theirs c { type filter hook forward priority 0; }",
+        "add rule inet theirs c meta length 64 counter drop comment lossy",
+    ):
+        tool.node.run(["nft", line])
+    done = tool("doctor", "web", "--json")
+    assert done.returncode == 1
+    packets = [f for f in json.loads(done.stdout)["findings"] if f["section"] == "Packets"]
+    lost = [each["found"] for each in packets if each["state"] == "fail"]
+    assert len(lost) == 1
+    assert lost[0].startswith("pod → pod default/db: no answer")
+    assert "rule `lossy` of chain theirs c +3" in lost[0]
+    tool.node.run(["nft", "delete", "table", "inet", "theirs"])
+    pod.configure("address flush dev eth0")
+    told = tool("doctor", "web", "--json", "--fix")
+    assert told.returncode == 0, told.stdout
+    assert pod.ip("-6", "address", "show", "dev", "eth0")[0]["addr_info"]
+
+
+def test_a_daemon_that_hangs(node: Node, root: Path) -> None:
+    tool = Tool(node, root)
+    tool("setup")
+    assert node.overlay is not None
+    os.kill(node.overlay.pid, signal.SIGSTOP)
+    try:
+        fails(tool, "api", "does not answer: it hangs", "systemctl restart mycelium")
+        assert "not ready" not in tool("status").stdout
+        assert "all is well" not in tool("doctor").stdout
+    finally:
+        os.kill(node.overlay.pid, signal.SIGCONT)

@@ -46,6 +46,24 @@ def test_this_node(tool: Tool, tmp_path: Path) -> None:
     assert inside(path.read_text())
 
 
+def test_what_is_broken_is_drawn_as_broken(tool: Tool, tmp_path: Path) -> None:
+    tool.attach("web")
+    pod = tool.attach("db")
+    path = tmp_path / "node.svg"
+
+    def classes(kind: str) -> list[str | None]:
+        tool("status", "--picture", str(path))
+        root = ElementTree.fromstring(path.read_text())  # noqa: S314
+        return [element.get("class") for element in root.iter(f"{SVG}{kind}")]
+
+    assert sorted(map(str, classes("circle"))) == ["ok", "ok"]
+    pod.configure("route del 400::/7")
+    assert sorted(map(str, classes("circle"))) == ["fail", "ok"]
+    assert "interface" in classes("rect")
+    tool.node.configure("link set mycelium down")
+    assert "broken" in classes("rect")
+
+
 def test_routed_mode_has_no_bridge() -> None:
     found = texts(draw([NodeShape("n", "mycelium", NODE, 1400)]))
     assert "n, routed mode" in found

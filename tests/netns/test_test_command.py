@@ -55,10 +55,14 @@ def test_all_answer_and_nothing_is_left(pair: tuple[Node, Node], root: Path, mod
 
 def test_without_a_peer_it_says_so(tool: Tool) -> None:
     tool("setup")
-    trials = tool.json("test")
+    done = tool("test", "--json")
+    trials = json.loads(done.stdout)
     assert failed(trials) == []
-    skipped = [trial for trial in trials if trial["state"] == "skip"]
-    assert "--peer" in skipped[0]["note"]
+    untried = [trial for trial in trials if trial["state"] == "warn"]
+    assert [trial["target"] for trial in untried] == ["overlay"]
+    assert "--peer" in untried[0]["note"]
+    assert done.returncode == 1  # what was not tried is no pass
+    assert "the overlay was not tried" in tool("test").stdout
 
 
 def test_what_does_not_pass_is_found(tool: Tool) -> None:
@@ -74,6 +78,17 @@ def test_what_does_not_pass_is_found(tool: Tool) -> None:
         ("1400 bytes", "pod b", "pod a"),
     ]
     assert "no answer within 1 s" in wrong[0]["note"]
+
+
+def test_when_it_fails_it_has_asked_doctor_about_its_pods(tool: Tool) -> None:
+    tool("setup")
+    chain = "{ type filter hook forward priority 0; policy drop; }"
+    tool.node.run(["nft", "add", "table", "inet", "theirs"])
+    tool.node.run(["nft", "add", "chain", "inet", "theirs", "theirs", chain])
+    done = tool("test")
+    assert done.returncode == 1
+    assert "chain inet theirs theirs drops" in done.stdout
+    assert "nft insert rule inet theirs theirs" in done.stdout
 
 
 def test_a_guard_with_a_hole_is_found(tool: Tool) -> None:

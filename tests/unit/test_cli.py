@@ -45,6 +45,37 @@ def test_version_is_the_plugins(command: list[str]) -> None:
     assert version in about
 
 
+def test_help_of_a_command_is_the_commands_own(command: list[str]) -> None:
+    assert run(command, "help", "doctor").stdout == run(command, "doctor", "--help").stdout
+    assert run(command, "help", "dmeo").returncode == 2
+
+
+@pytest.mark.parametrize("text", ["-1", "nan", "inf", "soon", ""])
+@pytest.mark.parametrize("option", [("list", "--watch"), ("setup", "--wait"), ("gc", "--grace")])
+def test_a_time_that_is_none_is_refused(
+    command: list[str], option: tuple[str, str], text: str
+) -> None:
+    done = run(command, option[0], f"{option[1]}={text}")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"'{text}' is not a number of seconds" in done.stderr
+
+
+@pytest.mark.parametrize("words", ["--help", "config new", "version --json"])
+def test_a_full_disk_is_said_in_a_line(command: list[str], words: str) -> None:
+    argv = ["sh", "-c", f'"$@" {words} >/dev/full', "sh", *command]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    said = "mycelium-cni: cannot write the output: No space left on device\n"
+    assert (done.returncode, done.stderr) == (1, said)
+
+
+@pytest.mark.parametrize("words", ["--help", "list --help", "config new", "version --json"])
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&- <&-"])
+def test_a_closed_stream_is_no_error(command: list[str], words: str, closed: str) -> None:
+    argv = ["sh", "-c", f'"$@" {words} {closed}', "sh", *command]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_an_unknown_command_is_refused_with_the_nearest_one(command: list[str]) -> None:
     done = run(command, "dmeo")
     assert (done.returncode, done.stdout) == (2, "")

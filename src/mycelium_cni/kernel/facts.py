@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 # What a command does, beside what it does it to.
-_VERBS = ("-6", "-w", "add", "replace", "set", "dev")
+_VERBS = ("-6", "-w", "add", "replace", "property")
 
 
 class Fact:
@@ -51,7 +51,7 @@ class Fact:
     @property
     def label(self) -> str:
         """What it is, in the words of its command."""
-        words = str(self).split(" ")
+        words = str(self).replace(" set dev ", " ").split(" ")
         return " ".join([word for word in words[1:] if word not in _VERBS])
 
     def holds(self, seen: Snapshot) -> bool:

@@ -34,7 +34,7 @@ def ensure_bridge(host: nl.Socket, name: str, node: Node, undo: Undo) -> int:
             raise CniError(TRY_AGAIN_LATER, f"bridge {name} vanished while a pod was attached")
     index = bridge.index
     if bridge.group == BRIDGE_GROUP and not bridge.alias:
-        for fact in facts.new_bridge(name, index):
+        for fact in (*facts.bridge_answers(name, index, node), *facts.new_bridge(name, index)):
             fact.ensure(host, shared)
     up, gateway = facts.bridge(name, index, node)
     if not bridge.up:

@@ -9,8 +9,10 @@ from functools import partial
 from mycelium_cni import guard as guards
 from mycelium_cni.cni.errors import CniError
 from mycelium_cni.kernel import sysctl
-from mycelium_cni.kernel.facts import Address, Fact, Part, Route, Switch, Up
+from mycelium_cni.kernel.facts import Address, Fact, Part, Proxy, Route, Switch, Up
+from mycelium_cni.kernel.shell import quoted
 from mycelium_cni.node import facts, prepare
+from mycelium_cni.node.marks import BRIDGE_GROUP
 from mycelium_ctl.checks.finding import Finding, of_error, ok, own, skip
 from mycelium_ctl.errors import ToolError
 from mycelium_ctl.node import state as nodestate
@@ -104,7 +106,33 @@ def bridge(state: State) -> list[Finding] | Finding:
             f"{name} is {link.kind or 'hardware'}, not a bridge",
             'rename it, or set "bridge" in the network configuration to another name',
         )
-    return _absent(state, _of_bridge, f"{name} is complete")
+    if waiting := _spanning_tree(state):
+        return waiting
+    # What pods of older plugins need on somebody else's bridge is for `setup` to make.
+    wanted = _of_bridge if link.group == BRIDGE_GROUP else _of_any_bridge
+    return _absent(state, wanted, f"{name} is complete")
+
+
+def _spanning_tree(state: State) -> Finding | None:
+    """A port that spanning tree keeps waiting carries nothing, for half a minute or for ever."""
+    link = state.bridge
+    waiting = [
+        one.link.name
+        for one in state.attachments
+        if link and one.link.master == link.index and one.link.port_state in _WAITING
+    ]
+    if not waiting or link is None or not link.up:
+        return None
+    off = f"ip link set dev {quoted(link.name)} type bridge stp_state 0"
+    return Finding(
+        "fail",
+        f"spanning tree on {link.name} keeps {waiting[0]} waiting ({len(waiting)} in all)",
+        "a pod is no bridge, so it is not needed for pods",
+        run=(off,),
+    )
+
+
+_WAITING = (1, 2, 4)  # linux/if_bridge.h: BR_STATE_LISTENING, _LEARNING, _BLOCKING
 
 
 def standing(state: State) -> list[Finding] | Finding:
@@ -115,6 +143,11 @@ def _of_bridge(fact: Fact) -> bool:
     of_link = isinstance(fact, Part) and fact.index != facts.LOOPBACK
     of_switch = isinstance(fact, Switch) and not _routing(fact)
     return of_link or of_switch or isinstance(fact, facts.Bridge)
+
+
+def _of_any_bridge(fact: Fact) -> bool:
+    answers = isinstance(fact, Proxy) or (isinstance(fact, Switch) and "proxy" in fact.path)
+    return _of_bridge(fact) and not answers
 
 
 def _stands(fact: Fact) -> bool:

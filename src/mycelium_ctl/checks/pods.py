@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from mycelium_cni.kernel import facts as kinds
 from mycelium_cni.kernel import netlink as nl
@@ -27,6 +27,14 @@ from mycelium_ctl.node.state import Attached, State
 from mycelium_ctl.view import count
 
 CARRIER_S: Final = 2.0  # how long a link that was set up may take to carry packets
+
+
+class Absent(NamedTuple):
+    """A fact that does not hold, the command that makes it, and where."""
+
+    fact: Fact
+    command: str
+    where: str = ""
 
 
 class Ought:
@@ -95,17 +103,27 @@ class Ought:
         """The node's side, once there is a carrier."""
         return facts.host_reach(self.shape)
 
-    def lacking(self) -> tuple[list[Fact], list[Fact]]:
-        """What is absent on the node, and in the pod. Raises OSError."""
-        node = absent([*self.on_node(), *self.reach()], self.state.seen)
+    def absent(self) -> list[Absent]:
+        """What is absent, in the order of ADD. Raises OSError."""
+        seen = self.state.seen
+        on_node = [Absent(fact, str(fact)) for fact in absent(self.on_node(), seen)]
+        in_pod = []
         with self.state.inside(self.one) as entered:
-            if not entered:
-                return node, []
-            with nl.Socket() as socket:
-                return node, absent(self.in_pod(), Snapshot(socket))
+            if entered:
+                with nl.Socket() as socket:
+                    for fact in absent(self.in_pod(), Snapshot(socket)):
+                        command = inside(self.state, self.one, fact)
+                        in_pod.append(Absent(fact, command, "in the pod "))
+        return [*on_node, *in_pod, *(Absent(f, str(f)) for f in absent(self.reach(), seen))]
 
     def restore(self) -> None:
-        """Make what is absent, in the order of ADD. Raises OSError."""
+        """Make what is absent now, in the order of ADD. Raises OSError."""
+        fresh = State(self.state.where)
+        one = next((a for a in fresh.attachments if a.link.index == self.one.link.index), None)
+        if one is not None and one.octets:
+            Ought(fresh, one)._restore()  # the bridge may be back by now
+
+    def _restore(self) -> None:
         host = self.state.host
         self._make(host, absent(self.on_node(), Snapshot(host)))
         with self.state.inside(self.one) as entered:
@@ -162,11 +180,11 @@ def pods(state: State) -> list[Finding] | Finding:
             )
             continue
         ought = Ought(state, one)
-        on_node, in_pod = ought.lacking()
+        missing = ought.absent()
         looked += 1
         unseen += not _can_enter(state, one)
-        if on_node or in_pod:
-            found.append(_lacks(state, one, on_node, in_pod, ought.restore))
+        if missing:
+            found.append(_lacks(one, missing, ought.restore))
     if found:
         return found
     hidden = f", {unseen} of them from outside" if unseen else ""
@@ -177,20 +195,13 @@ def _can_enter(state: State, one: Attached) -> bool:
     return one.link.nsid is not None and one.link.nsid in state.netns
 
 
-def _lacks(
-    state: State,
-    one: Attached,
-    on_node: Sequence[Fact],
-    in_pod: Sequence[Fact],
-    restore: Callable[[], object],
-) -> Finding:
-    labels = [fact.label for fact in on_node] + [f"in the pod {fact.label}" for fact in in_pod]
+def _lacks(one: Attached, missing: Sequence[Absent], restore: Callable[[], object]) -> Finding:
+    labels = [f"{each.where}{each.fact.label}" for each in missing]
     more = f" and {len(labels) - 3} more" if len(labels) > 3 else ""
-    why = (on_node or in_pod)[0].why
     return Finding(
         "fail",
-        f"{one.who}: absent: {', '.join(labels[:3])}{more} ({why})",
-        run=tuple(str(fact) for fact in on_node) + tuple(inside(state, one, f) for f in in_pod),
+        f"{one.who}: absent: {', '.join(labels[:3])}{more} ({missing[0].fact.why})",
+        run=tuple(each.command for each in missing),
         fix=restore,
     )
 

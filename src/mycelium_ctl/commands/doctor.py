@@ -1,13 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every trap a node is known to fall into: checked, explained, and mended if you say so.
 
-Each check says what it found; one that fails also why it matters and what mends it. --fix mends
-those that can be mended without harm to what runs, and looks again. The exit code is 1 if a check
-fails; a warning alone leaves it 0.
+Each check says what it found; one that fails also why it matters and what to run. --fix makes what
+is absent and harms nothing that works, then looks again and sends packets. It writes no file. The
+exit code is 1 if a check fails; a warning alone leaves it 0.
+
+With a pod (its name, container ID, address or link) it tells everything about that one: what it
+ought to have on the node and in the pod, which way packets go there and back, and what becomes of
+packets that are sent on each of these ways.
 
     mycelium-cni doctor
     mycelium-cni doctor --fix
     mycelium-cni doctor mtu firewall
+    mycelium-cni doctor shop/web-0
     mycelium-cni doctor --json | jq '.[] | select(.state == "fail")'
 """
 
@@ -17,8 +22,9 @@ import argparse
 import json
 
 from mycelium_cni.cni.errors import CniError
-from mycelium_ctl.checks import NAMES, examine
+from mycelium_ctl.checks import NAMES, examine, onepod
 from mycelium_ctl.checks.finding import Check, Finding
+from mycelium_ctl.checks.pods import Ought
 from mycelium_ctl.errors import ToolError, refused
 from mycelium_ctl.node import state as nodestate
 from mycelium_ctl.node.state import Options, State
@@ -30,7 +36,10 @@ Findings = list[tuple[Check, list[Finding]]]
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument(
-        "check", nargs="*", metavar="CHECK", help=f"only these, of {', '.join(NAMES)}"
+        *("check",),
+        nargs="*",
+        metavar="CHECK|POD",
+        help=f"only these checks, of {', '.join(NAMES)}; or one pod",
     )
     parser.add_argument("--fix", action="store_true", help="mend what can be mended without harm")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
@@ -39,11 +48,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Check, maybe mend, report; 1 if a check fails at the end."""
-    for name in arguments.check:
-        if name not in NAMES:
-            raise ToolError(f"there is no check {name!a}; there are {', '.join(NAMES)}")
-    wanted = arguments.check or list(NAMES)
     where = nodestate.options(arguments)
+    strange = [name for name in arguments.check if name not in NAMES]
+    if strange:
+        return _about_pod(State(where), arguments.check, arguments)
+    wanted = arguments.check or list(NAMES)
     findings = _examine(where, wanted)
     mended = Mended()
     if arguments.fix:
@@ -57,6 +66,63 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         _report(findings, mended)
     return 1 if _marks(findings).count("fail") else 0
+
+
+def _about_pod(state: State, wanted: list[str], arguments: argparse.Namespace) -> int:
+    """Everything about one attachment; 1 if something of it fails."""
+    found = onepod.find(state, wanted[0])
+    if len(wanted) > 1 or not found:
+        name = next(each for each in wanted if each not in NAMES)
+        raise ToolError(
+            f"there is no pod and no check {name!a}: `mycelium-cni list` shows the pods; the "
+            f"checks are {', '.join(NAMES)}"
+        )
+    if len(found) > 1:
+        links = ", ".join(one.link.name for one in found)
+        raise ToolError(f"{wanted[0]} has several attachments: name one of the links {links}")
+    one = found[0]
+    if arguments.fix:
+        try:
+            Ought(state, one).restore()
+        except OSError as error:
+            raise ToolError(refused(error)) from error
+        state = State(state.where)
+        one = next(each for each in onepod.find(state, one.link.name))
+    sections = onepod.examine_pod(state, one)
+    marks = [each.mark for listed in sections.values() for each in listed]
+    if arguments.json:
+        document = {
+            "pod": one.who,
+            "container": one.container,
+            "network": one.network,
+            "address": one.address,
+            "hostLink": one.link.name,
+            "mode": "bridge" if one.bridged else "routed",
+            "findings": [
+                {
+                    "section": title,
+                    "state": each.mark,
+                    "found": each.found,
+                    "run": list(each.run),
+                    "advice": each.advice or None,
+                }
+                for title, listed in sections.items()
+                for each in listed
+            ],
+        }
+        print(json.dumps(document, indent=2))
+        return 1 if "fail" in marks else 0
+    page = Page()
+    mode = "bridge" if one.bridged else "routed"
+    page.say(f"{one.who}: {one.address} on {one.link.name}, {mode} mode, network {one.network}")
+    page.say(f"container {one.container}, {one.pod_link or one.ifname} in the pod")
+    for title, listed in sections.items():
+        page.heading(title)
+        for each in listed:
+            below = [("run", command) for command in each.run]
+            below += [("advice", each.advice)] if each.advice else []
+            page.fact(each.mark, "", each.found, *below)
+    return 1 if "fail" in marks else 0
 
 
 def _examine(where: Options, wanted: list[str]) -> Findings:

@@ -18,6 +18,7 @@ import time
 
 from mycelium_cni import guard
 from mycelium_cni.pod import datapath
+from mycelium_ctl.arguments import seconds
 from mycelium_ctl.errors import ToolError, refused
 from mycelium_ctl.node import state as nodestate
 from mycelium_ctl.node.rights import require_rights, sees_all_processes
@@ -32,7 +33,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--empty", action="store_true", help="also named namespaces, if empty")
     parser.add_argument(
         "--grace",
-        type=float,
+        type=seconds,
         default=5.0,
         metavar="SECONDS",
         help="between the two looks of --empty (%(default)g)",

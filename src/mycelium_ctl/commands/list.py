@@ -15,36 +15,25 @@ import argparse
 import json
 from typing import Any
 
+from mycelium_ctl.arguments import seconds
 from mycelium_ctl.node import state as nodestate
-from mycelium_ctl.node.state import Attached, State
+from mycelium_ctl.node.stale import verdict
+from mycelium_ctl.node.state import State
 from mycelium_ctl.view import Mark, Page, amount, worst
 
 HEADERS = ("pod", "address", "container", "host link", "received", "sent", "pod end")
 TRAFFIC = ("received", "sent")  # bytes, packets
 
 
-def mark(attached: Attached, state: State) -> tuple[Mark, str]:
-    """The verdict on an attachment, in a word or two."""
-    if not attached.answers:
-        return "fail", "gone"
-    if not attached.link.up:
-        return "fail", "host link down"
-    if not attached.pod_up:
-        return "fail", f"{attached.pod_link} down"
-    if state.address and attached.subnet != state.address[:8]:
-        return "warn", "old subnet"
-    return "ok", attached.pod_link
-
-
 def rows(state: State) -> list[tuple[Mark, tuple[str, ...]]]:
     """The table. Traffic is the pod's: what the host link has sent, the pod has received."""
     found: list[tuple[Mark, tuple[str, ...]]] = []
     for one in state.attachments:
-        sign, verdict = mark(one, state)
+        sign, words = verdict(one, state)
         link = one.link
         received = f"{amount(link.sent_bytes)}, {link.sent_packets}"
         sent = f"{amount(link.received_bytes)}, {link.received_packets}"
-        cells = (one.who, one.address, one.container[:13], link.name, received, sent, verdict)
+        cells = (one.who, one.address, one.container[:13], link.name, received, sent, words)
         found.append((sign, cells))
     return found
 
@@ -67,8 +56,8 @@ def document(state: State) -> list[dict[str, Any]]:
             "receivedPackets": one.link.sent_packets,
             "sentBytes": one.link.received_bytes,
             "sentPackets": one.link.received_packets,
-            "state": mark(one, state)[0],
-            "verdict": mark(one, state)[1],
+            "state": verdict(one, state)[0],
+            "verdict": verdict(one, state)[1],
         }
         for one in state.attachments
     ]
@@ -79,7 +68,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument(
         "--watch",
-        type=float,
+        type=seconds,
         nargs="?",
         const=1.0,
         metavar="SECONDS",

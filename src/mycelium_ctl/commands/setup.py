@@ -31,6 +31,7 @@ from mycelium_cni.cni.errors import TRY_AGAIN_LATER, CniError
 from mycelium_cni.kernel.address import format_address
 from mycelium_cni.node import subnet
 from mycelium_ctl import units
+from mycelium_ctl.arguments import seconds
 from mycelium_ctl.errors import ToolError
 from mycelium_ctl.node import state as nodestate
 from mycelium_ctl.node.expected import Expected
@@ -63,7 +64,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("--dry-run", action="store_true", help="print the changes, make none")
     parser.add_argument(
-        "--wait", type=float, default=0, metavar="SECONDS", help="for the interface (%(default)g)"
+        "--wait", type=seconds, default=0, metavar="SECONDS", help="for the interface (%(default)g)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     units = parser.add_mutually_exclusive_group()

@@ -35,11 +35,10 @@ SECTIONS: Final = {
     "Pods": ("pods", "reach", "subnet"),
     "Runtime": ("conf", "plugin", "chain"),
 }
-VERDICTS: Final[dict[Mark, str]] = {
-    "ok": "ready: a pod would get its address now",
-    "warn": "ready, but not all is well",
-    "fail": "not ready: ADD would fail",
-}
+READY: Final = "ready: a pod would get its address now"
+WARNED: Final = "ADD would work; something is to be looked at"
+BROKEN: Final = "ADD would work, but pods or the node are broken"
+NOT_READY: Final = "not ready: ADD would fail"
 
 Findings = dict[str, tuple[Check, list[Finding]]]
 
@@ -101,17 +100,18 @@ def _mark(found: list[Finding]) -> Mark:
     return worst([each.mark for each in found])
 
 
-def _overall(findings: Findings, *, ready: bool) -> Mark:
+def _overall(findings: Findings, *, ready: bool) -> tuple[Mark, str]:
+    """The mark of the whole node, and its verdict."""
+    mark = worst([_mark(found) for _, found in findings.values()])
     if not ready:
-        return "fail"
-    marks = [_mark(found) for _, found in findings.values()]
-    return "warn" if worst(marks) in ("warn", "fail") else "ok"
+        return "fail", NOT_READY
+    return mark, {"fail": BROKEN, "warn": WARNED}.get(mark, READY)
 
 
 def _report(state: State, findings: Findings, *, ready: bool) -> None:
     page = Page()
-    overall = _overall(findings, ready=ready)
-    page.fact(overall, "status", VERDICTS[overall])
+    mark, verdict = _overall(findings, ready=ready)
+    page.fact(mark, "status", verdict)
     if refused_as := refusal(state):
         page.fact("fail", "STATUS", refused_as)
     for title, names in SECTIONS.items():
@@ -145,7 +145,7 @@ def _document(state: State, findings: Findings, *, ready: bool) -> dict[str, obj
     ours = next((one.ours for one in state.confs if one.ours), None)
     return {
         "ready": ready,
-        "state": _overall(findings, ready=ready),
+        "state": _overall(findings, ready=ready)[0],
         "nextStep": {"run": list(step[1].run), "advice": step[1].advice or None} if step else None,
         "daemon": {
             "interface": state.config.interface if state.interface else None,

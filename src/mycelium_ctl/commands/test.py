@@ -19,22 +19,30 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import select
 import signal
-import socket
-import struct
 import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, NoReturn
+from typing import Any, Final, NoReturn
 
 from mycelium_cni import guard
 from mycelium_cni.cni.errors import CniError
 from mycelium_cni.kernel.address import format_address
 from mycelium_cni.kernel.link import find_link
 from mycelium_cni.pod.attachment import Attachment
+from mycelium_ctl.checks import examine
+from mycelium_ctl.checks.finding import Check, Finding
+from mycelium_ctl.echo import (
+    ALL_HOPS,
+    ECHO_REPLY,
+    ERRORS,
+    HOPS_TO_PEER,
+    OVERLAY_S,
+    Pinger,
+    Question,
+)
 from mycelium_ctl.errors import ToolError, refused
 from mycelium_ctl.node import state as nodestate
 from mycelium_ctl.node.expected import Expected
@@ -46,15 +54,12 @@ from mycelium_lab.lab import own_executable, visit
 
 TEST: Final = "mycelium-cni-test"
 POD_IFNAME: Final = "eth0"
-ANSWER_S: Final = 1.0  # on this node
-OVERLAY_S: Final = 5.0  # a route may have to be asked for first
 PEERS_ASKED: Final = 2
-ALL_HOPS: Final = 64
-HOPS_TO_PEER: Final = 3  # pod, node, our daemon: the next daemon has none left and says so
-IPV6_HEADER, ICMPV6_HEADER = 40, 8  # bytes
-ECHO_REQUEST, ECHO_REPLY = 128, 129
-ERRORS: Final = {1: "unreachable", 2: "packet too big", 3: "hop limit reached", 4: "bad packet"}
-IPV6_MTU_DISCOVER, IPV6_PMTUDISC_DO = 23, 2  # linux/in6.h: never fragment
+# The checks of `doctor` that tell why packets of a pod are lost.
+SUSPECTS: Final = (
+    *("loopback", "ipv6", "forwarding", "bridge", "standing", "guard", "overlay-routes"),
+    *("pod-ways", "pod-routes", "pods", "firewall"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,26 +72,6 @@ class Trial:
     mark: Mark
     milliseconds: float | None = None
     note: str = ""
-
-
-class Answer(NamedTuple):
-    """What came back on an echo request."""
-
-    kind: int
-    source: str
-    milliseconds: float
-
-
-class Question(NamedTuple):
-    """One echo request of `size` bytes, headers included."""
-
-    what: str
-    size: int
-    source: str
-    target: str
-    address: str
-    hops: int = ALL_HOPS
-    within_s: float = ANSWER_S
 
 
 class TestPod:
@@ -129,43 +114,6 @@ class TestPod:
         return visit(self.path)
 
 
-class Pinger:
-    """A raw ICMPv6 socket that never sends fragments; it stays in the namespace it was made in."""
-
-    _sequence = 0
-
-    def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
-        self._socket.setsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, IPV6_PMTUDISC_DO)
-
-    def close(self) -> None:
-        self._socket.close()
-
-    def ask(self, asked: Question) -> Answer | None:
-        """Send an echo request, and wait for what comes back.
-
-        None: nothing did. Raises OSError if the kernel refuses to send, such as EMSGSIZE.
-        """
-        Pinger._sequence += 1
-        ours = struct.pack("!HH", os.getpid() & 0xFFFF, Pinger._sequence & 0xFFFF)
-        payload = bytes(max(asked.size - IPV6_HEADER - ICMPV6_HEADER, 0))
-        self._socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, asked.hops)
-        start = time.perf_counter()
-        head = struct.pack("!BBH", ECHO_REQUEST, 0, 0)  # the kernel puts the checksum in
-        self._socket.sendto(head + ours + payload, (asked.address, 0))
-        while (left := start + asked.within_s - time.perf_counter()) > 0:
-            if not select.select([self._socket], [], [], left)[0]:
-                return None
-            packet, sender = self._socket.recvfrom(65535)
-            kind = packet[0]
-            quoted = ICMPV6_HEADER + IPV6_HEADER + 4
-            place = 4 if kind == ECHO_REPLY else quoted if kind in ERRORS else None
-            if place is not None and packet[place : place + 4] == ours:
-                passed = (time.perf_counter() - start) * 1000
-                return Answer(kind, sender[0].partition("%")[0], passed)
-        return None
-
-
 class LiveTest:
     """The trials, in order. Every one is kept, whatever becomes of it."""
 
@@ -173,6 +121,7 @@ class LiveTest:
         self._state: Final = state
         self._peers: Final = peers
         self.trials: Final[list[Trial]] = []
+        self.causes: Final[list[tuple[Check, Finding]]] = []
         # The network's own name and policy: another one would leave rules of its own behind. What
         # else the network wishes is not for throw-away pods.
         wanted = (
@@ -205,6 +154,15 @@ class LiveTest:
             self._talk(pingers, {f"pod {pod.name}": pod.address for pod in pods})
             self._attack(stack, *pods)
             self._check(pods[0])
+            if any(trial.mark == "fail" for trial in self.trials):
+                self._ask_doctor()
+
+    def _ask_doctor(self) -> None:
+        """Why packets were lost, while the pods that lost them are still there."""
+        for check, listed in examine(State(self._state.where), SUSPECTS):
+            for found in listed:
+                if found.mark == "fail":
+                    self.causes.append((check, found))
 
     def _plugin(self, verb: str, pod: TestPod, **more: Any) -> tuple[dict[str, Any], float]:
         """Call the plugin; its document and the milliseconds it took. Raises ToolError."""
@@ -333,7 +291,7 @@ class LiveTest:
         if not routes:
             known = self._state.daemon.trouble or "the daemon knows no other node"
             note = f"not tried: {known}; name one with --peer"
-            self.trials.append(Trial("packet", "pod a", "overlay", "skip", note=note))
+            self.trials.append(Trial("packet", "pod a", "overlay", "warn", note=note))
         for subnet, _ in (routes or [])[:PEERS_ASKED]:
             with suppress(ValueError):
                 prefix = nodestate.subnet_of(subnet.partition("/")[0])
@@ -372,7 +330,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Try it all; 0 if nothing failed."""
+    """Try it all; 0 if all that matters was tried and nothing failed."""
     require_rights()
     state = State(nodestate.options(arguments))
     for peer in arguments.peer:
@@ -398,7 +356,7 @@ def run(arguments: argparse.Namespace) -> int:
     except OSError as error:
         raise ToolError(refused(error)) from error
     if arguments.json:
-        document = [
+        document: list[dict[str, object]] = [
             {
                 "what": trial.what,
                 "source": trial.source,
@@ -411,15 +369,16 @@ def run(arguments: argparse.Namespace) -> int:
         ]
         print(json.dumps(document, indent=2))
     else:
-        _report(page, test.trials)
-    return 1 if any(trial.mark == "fail" for trial in test.trials) else 0
+        _report(page, test)
+    return 0 if worst([trial.mark for trial in test.trials]) not in ("fail", "warn") else 1
 
 
 def _stop(number: int, _frame: object) -> NoReturn:
     raise SystemExit(128 + number)  # the pods are detached on the way out
 
 
-def _report(page: Page, trials: list[Trial]) -> None:
+def _report(page: Page, test: LiveTest) -> None:
+    trials = test.trials
     rows = []
     for trial in trials:
         took = "" if trial.milliseconds is None else f"{trial.milliseconds:.2f} ms"
@@ -427,10 +386,16 @@ def _report(page: Page, trials: list[Trial]) -> None:
             (trial.mark, (trial.what, f"{trial.source} → {trial.target}", took, trial.note))
         )
     page.table(("what", "way", "after", "note"), rows, right=("after",))
+    for check, found in test.causes:
+        below = [("run", command) for command in found.run]
+        below += [("advice", found.advice)] if found.advice else []
+        page.fact(found.mark, check.name, found.found, *below)
     failed = sum(trial.mark == "fail" for trial in trials)
+    untried = sum(trial.mark == "warn" for trial in trials)
     if failed:
-        page.say(
-            f"{failed} of {count(len(trials), 'trial')} failed; `mycelium-cni doctor` knows more"
-        )
-    elif worst([trial.mark for trial in trials]) == "ok":
+        known = "" if test.causes else "; `mycelium-cni doctor` finds no cause"
+        page.say(f"{failed} of {count(len(trials), 'trial')} failed{known}")
+    elif untried:
+        page.say("what was tried works; the overlay was not tried, so this is no pass")
+    else:
         page.say("all answered, nothing is left behind")

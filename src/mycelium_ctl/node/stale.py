@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from mycelium_cni.node.marks import DELETE_GROUP, GROUP_MASK
 from mycelium_ctl.node.state import Attached, LinkFacts, State
+from mycelium_ctl.view import Mark
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,19 @@ def find_gone(state: State, *, empty: bool = False) -> list[Gone]:
         elif empty and not held.processes:
             gone.append(Gone(attached, f"no process is in its namespace {held.names[0]}"))
     return gone
+
+
+def verdict(one: Attached, state: State) -> tuple[Mark, str]:
+    """What is to be seen of an attachment at a glance, in a word or two."""
+    if not one.answers:
+        return "fail", "gone"
+    if not one.link.up:
+        return "fail", "host link down"
+    if not one.pod_up:
+        return "fail", f"{one.pod_link} down"
+    if state.address and one.subnet != state.address[:8]:
+        return "warn", "old subnet"
+    return "ok", one.pod_link
 
 
 def find_left_over(state: State) -> list[LinkFacts]:

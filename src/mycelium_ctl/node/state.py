@@ -38,7 +38,13 @@ from mycelium_ctl.node.runtimes import ConfDir, read_confs
 API: Final = "127.0.0.1:8989"
 
 # linux/if_link.h, net_namespace.h, rtnetlink.h, neighbour.h: what the plugin has no need of.
-IFLA_STATS64, IFLA_CARRIER, IFLA_LINK_NETNSID, IFLA_TARGET_NETNSID = 23, 33, 37, 46
+IFLA_BRPORT_STATE, IFLA_STATS64, IFLA_CARRIER, IFLA_LINK_NETNSID, IFLA_TARGET_NETNSID = (
+    1,
+    23,
+    33,
+    37,
+    46,
+)
 IFLA_TUN_PERSIST = 6
 RTA_CACHEINFO = 12
 
@@ -106,11 +112,13 @@ class LinkFacts:
     peer: int  # index of the other end, in its own namespace
     nsid: int | None  # which namespace that is; None: this one, or there is no peer
     carrier: bool  # of a TUN: a program holds it
+    port_state: int  # BR_STATE_* of a bridge's port; 0 of another link
     persistent: bool  # a TUN that stays without its program
     received_bytes: int
     sent_bytes: int
     received_packets: int
     sent_packets: int
+    dropped_packets: int
 
     @property
     def ours(self) -> bool:
@@ -196,7 +204,7 @@ def _link(payload: bytes) -> LinkFacts:
     info = nl.decode(link.attribute(nl.IFLA_LINKINFO), 0)
     kind = nl.text(info.get(nl.IFLA_INFO_KIND, b""))
     data = nl.decode(info.get(nl.IFLA_INFO_DATA, b""), 0) if kind == "tun" else {}
-    counters = link.attribute(IFLA_STATS64, bytes(32))
+    counters = link.attribute(IFLA_STATS64, bytes(64))
     nsid = link.attribute(IFLA_LINK_NETNSID)
     return LinkFacts(
         index=link.index,
@@ -212,12 +220,19 @@ def _link(payload: bytes) -> LinkFacts:
         peer=link.peer,
         nsid=int.from_bytes(nsid, "little", signed=True) if nsid else None,
         carrier=link.attribute(IFLA_CARRIER, b"\0") != b"\0",
+        port_state=_port_state(info),
         persistent=bool(data.get(IFLA_TUN_PERSIST, b"\0")[0]),
         received_packets=int.from_bytes(counters[0:8], "little"),
         sent_packets=int.from_bytes(counters[8:16], "little"),
         received_bytes=int.from_bytes(counters[16:24], "little"),
         sent_bytes=int.from_bytes(counters[24:32], "little"),
+        dropped_packets=sum(int.from_bytes(counters[n : n + 8], "little") for n in (48, 56)),
     )
+
+
+def _port_state(info: dict[int, bytes]) -> int:
+    port = nl.decode(info.get(nl.IFLA_INFO_SLAVE_DATA, b""), 0)
+    return port.get(IFLA_BRPORT_STATE, b"\0")[0]
 
 
 def read_attachments(host: nl.Socket, links: Sequence[LinkFacts]) -> list[Attached]:

@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Everything about one attachment: its facts, the way there and back, and packets sent on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from mycelium_cni.kernel import netlink as nl
+from mycelium_cni.kernel import nftables as nf
+from mycelium_cni.kernel.address import format_address
+from mycelium_cni.kernel.facts import Fact
+from mycelium_cni.kernel.snapshot import Snapshot
+from mycelium_ctl.checks.finding import Finding, ok, skip
+from mycelium_ctl.checks.pods import Ought, inside
+from mycelium_ctl.checks.routing import ELSEWHERE, Way
+from mycelium_ctl.echo import (
+    ALL_HOPS,
+    ANSWER_S,
+    ECHO_REPLY,
+    ERRORS,
+    HOPS_TO_PEER,
+    OVERLAY_S,
+    Pinger,
+    Question,
+)
+from mycelium_ctl.node import state as nodestate
+from mycelium_ctl.node.state import Attached, State
+
+Sections = dict[str, list[Finding]]
+SMALL: Final = 64  # bytes, headers included
+TRIES: Final = 3  # one echo that is lost proves little (mycelium_ctl.echo)
+_SNMP: Final = {
+    "Ip6InDiscards": "packets discarded on the way in",
+    "Ip6InNoRoutes": "packets without a route",
+    "Ip6OutNoRoutes": "packets of the node's without a route",
+    "Ip6InAddrErrors": "packets to a wrong address",
+    "Ip6InTooBigErrors": "packets too big for the next link",
+    "Ip6OutDiscards": "packets discarded on the way out",
+}
+
+
+def find(state: State, wanted: str) -> list[Attached]:
+    """The attachments that a pod's name (`shop/web`), a container ID or its beginning, an address
+    or a link means."""
+    return [
+        one
+        for one in state.attachments
+        if wanted in (one.who, one.pod, one.address, one.link.name, one.container)
+        or (len(wanted) >= 6 and one.container.startswith(wanted))
+    ]
+
+
+def examine_pod(state: State, one: Attached) -> Sections:
+    """What is to be said of an attachment, by heading."""
+    return {
+        "On the node": _on_node(state, one),
+        "In the pod": _in_pod(state, one),
+        "There and back": list(_ways(state, one)),
+        "Packets": list(_packets(state, one)),
+    }
+
+
+def _told(facts: list[Fact], seen: Snapshot) -> list[Finding]:
+    return [
+        ok(f"{fact.label}: {fact.why}")
+        if fact.holds(seen)
+        else Finding("fail", f"absent: {fact.label} ({fact.why})", run=(str(fact),))
+        for fact in facts
+    ]
+
+
+def _on_node(state: State, one: Attached) -> list[Finding]:
+    ought = Ought(state, one)
+    return _told([*ought.on_node(), *ought.reach()], state.seen)
+
+
+def _in_pod(state: State, one: Attached) -> list[Finding]:
+    ought = Ought(state, one)
+    with state.inside(one) as entered:
+        if not entered:
+            return [skip("the pod's network namespace cannot be entered from here")]
+        with nl.Socket() as socket:
+            told = _told(ought.in_pod(), Snapshot(socket))
+    return [
+        Finding(found.mark, found.found, run=tuple(inside(state, one, line) for line in found.run))
+        for found in told
+    ]
+
+
+def _ways(state: State, one: Attached) -> Iterator[Finding]:
+    """Where the kernel sends a packet at each hop."""
+    interface = state.interface
+    names = {link.index: link.name for link in state.links}
+    far = format_address(ELSEWHERE[0])
+    with state.inside(one) as entered:
+        if entered:
+            with nl.Socket() as socket:
+                way = Way(socket, ELSEWHERE[0], one.octets)
+            yield _hop("pod → overlay, in the pod", way, one.link.peer, one.pod_link, far)
+    if interface is None:
+        yield skip("pod → overlay, on the node: there is no interface")
+        return
+    came_in = one.link.master or one.link.index
+    way = Way(state.host, ELSEWHERE[0], one.octets, came_in)
+    where = names.get(way.link, "?")
+    yield _hop("pod → overlay, on the node", way, interface.index, where, far)
+    way = Way(state.host, one.octets, ELSEWHERE[0], interface.index)
+    where = names.get(way.link, "?")
+    yield _hop("overlay → pod, on the node", way, came_in, where, one.address)
+
+
+def _hop(what: str, way: Way, wanted: int, name: str, destination: str) -> Finding:
+    if way.link == wanted:
+        return ok(f"{what}: dev {name}")
+    where = way.refusal or f"sent to {name}"
+    return Finding("fail", f"{what}: {where}", f"look at `ip -6 route get {destination}` there")
+
+
+def _packets(state: State, one: Attached) -> Iterator[Finding]:
+    """Echo requests on every way that a pod lives by, with what counted where one was lost."""
+    own = state.address
+    if own is None or not one.octets:
+        return
+    yield _probe(
+        state, None, Question("node → pod", SMALL, "", "", one.address, ALL_HOPS, ANSWER_S)
+    )
+    with state.inside(one) as entered:
+        if not entered:
+            yield skip("packets from the pod: its network namespace cannot be entered from here")
+            return
+    yield _probe(
+        state, one, Question("pod → node", SMALL, "", "", format_address(own), ALL_HOPS, ANSWER_S)
+    )
+    other = next((a for a in state.attachments if a.octets not in (b"", one.octets)), None)
+    config = state.config_of(other.network) if other else None
+    if other is None or (config and config.policy.ingress == "closed"):
+        yield skip("pod → pod: there is no other pod that lets it in")
+    else:
+        what = f"pod → pod {other.who}"
+        yield _probe(state, one, Question(what, SMALL, "", "", other.address, ALL_HOPS, ANSWER_S))
+    routes = state.daemon.routes
+    if not routes:
+        why = state.daemon.trouble or "the daemon knows no other node"
+        yield Finding("warn", f"pod → overlay: not tried, {why}", "give the daemon a peer")
+        return
+    prefix = nodestate.subnet_of(routes[0][0].partition("/")[0])
+    peer = format_address(prefix + bytes(7) + b"\x01")
+    what = f"pod → node of {nodestate.show_subnet(prefix)}"
+    yield _probe(state, one, Question(what, SMALL, "", "", peer, HOPS_TO_PEER, OVERLAY_S))
+
+
+def _probe(state: State, source: Attached | None, asked: Question) -> Finding:
+    """Ask up to TRIES times. With few hops the answer is an error, and good if it comes from
+    another node."""
+    what = asked.what
+    before = _counters(state)
+    reason = f"no answer within {asked.within_s:g} s"
+    for _ in range(TRIES):
+        try:
+            answer = _ask(state, source, asked)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            break
+        if answer is None:
+            continue
+        kind, whose, took = answer
+        far = (
+            asked.hops == HOPS_TO_PEER and nodestate.subnet_of(whose) != (state.address or b"")[:8]
+        )
+        if kind == ECHO_REPLY or far:
+            return ok(f"{what}: answered after {took:.2f} ms")
+        reason = f"{ERRORS[kind]}, says {whose}"
+        break
+    after = _counters(state)
+    growth = {name: number - before.get(name, 0) for name, number in after.items()}
+    grew = [f"{name} +{number}" for name, number in growth.items() if number > 0]
+    counted = f"; what grew meanwhile: {', '.join(grew[:6])}" if grew else ""
+    return Finding("fail", f"{what}: {reason}{counted}", "`mycelium-cni doctor` names causes")
+
+
+def _ask(
+    state: State, source: Attached | None, question: Question
+) -> tuple[int, str, float] | None:
+    if source is None:
+        pinger = Pinger()
+    else:
+        with state.inside(source):
+            pinger = Pinger(source.octets)
+    try:
+        return pinger.ask(question)
+    finally:
+        pinger.close()
+
+
+def _counters(state: State) -> dict[str, int]:
+    """What counts losses: rules that drop, links, and the kernel's own counters for IPv6."""
+    found: dict[str, int] = {}
+    try:
+        with nl.Socket(nf.NETLINK_NETFILTER) as socket:
+            for payload in socket.dump(nf.message(nf.NFT_MSG_GETRULE, 0, "list rules")):
+                found.update(_rule_counter(payload))
+    except OSError:
+        pass  # no packet filter, or no right to read it
+    try:
+        with open("/proc/thread-self/net/snmp6") as lines:  # noqa: PTH123 - of this namespace
+            for line in lines:
+                name, number = line.split()
+                if name in _SNMP:
+                    found[_SNMP[name]] = int(number)
+    except (OSError, ValueError):
+        pass
+    for link in nodestate.read_links(state.host):
+        found[f"dropped by link {link.name}"] = link.dropped_packets
+    return found
+
+
+def _rule_counter(payload: bytes) -> dict[str, int]:
+    """Name and packets of a rule that counts what it drops; {} of another rule."""
+    said = nl.decode(payload, 4)
+    packets, drops = None, False
+    for _, element in nl.attributes(said.get(nf.NFTA_RULE_EXPRESSIONS, b""), 0):
+        expression = nl.decode(element, 0)
+        name = nl.text(expression[nf.NFTA_EXPR_NAME])
+        data = nl.decode(expression.get(nf.NFTA_EXPR_DATA, b""), 0)
+        if name == "counter":
+            packets = int.from_bytes(data.get(_NFTA_COUNTER_PACKETS, b""), "big")
+        elif name == "reject":
+            drops = True
+        elif name == "immediate":
+            verdict = nl.decode(nl.decode(data.get(2, b""), 0).get(nf.NFTA_DATA_VERDICT, b""), 0)
+            drops = drops or verdict.get(nf.NFTA_VERDICT_CODE) == bytes(4)
+    if packets is None or not drops:
+        return {}
+    comment = said.get(nf.NFTA_RULE_USERDATA, b"\0\0")[2:].rstrip(b"\0").decode("utf-8", "replace")
+    table, chain = nl.text(said[nf.NFTA_RULE_TABLE]), nl.text(said[nf.NFTA_RULE_CHAIN])
+    handle = int.from_bytes(said.get(_NFTA_RULE_HANDLE, b""), "big")
+    return {f"rule `{comment or handle}` of chain {table} {chain}": packets}
+
+
+_NFTA_COUNTER_PACKETS, _NFTA_RULE_HANDLE = 2, 3  # linux/netfilter/nf_tables.h

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Echo requests from the network namespace that the calling thread is in, and what comes back."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import struct
+import time
+from typing import Final, NamedTuple
+
+from mycelium_cni.kernel.address import format_address
+
+ANSWER_S: Final = 1.0  # on this node
+OVERLAY_S: Final = 5.0  # a route may have to be asked for first
+ALL_HOPS: Final = 64
+HOPS_TO_PEER: Final = 3  # pod, node, our daemon: the next daemon has none left and says so
+IPV6_HEADER, ICMPV6_HEADER = 40, 8  # bytes
+ECHO_REQUEST, ECHO_REPLY = 128, 129
+ERRORS: Final = {1: "unreachable", 2: "packet too big", 3: "hop limit reached", 4: "bad packet"}
+IPV6_MTU_DISCOVER, IPV6_PMTUDISC_DO = 23, 2  # linux/in6.h: never fragment
+ROUND_S: Final = 0.4  # for the answers to one round of many
+# The kernel answers echo requests through one socket per CPU that all network namespaces share,
+# and drops an answer when others have filled it (net/ipv6/icmp.c): one that is lost proves little.
+ROUNDS: Final = 3
+
+
+class Answer(NamedTuple):
+    """What came back on an echo request."""
+
+    kind: int
+    source: str
+    milliseconds: float
+
+
+class Question(NamedTuple):
+    """One echo request of `size` bytes, headers included."""
+
+    what: str
+    size: int
+    source: str
+    target: str
+    address: str
+    hops: int = ALL_HOPS
+    within_s: float = ANSWER_S
+
+
+class Pinger:
+    """A raw ICMPv6 socket that never sends fragments; it stays in the namespace it was made in."""
+
+    _sequence = 0
+
+    def __init__(self, source: bytes = b"") -> None:
+        self._socket = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
+        if source:
+            self._socket.bind((format_address(source), 0))
+        self._socket.setsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, IPV6_PMTUDISC_DO)
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def ask(self, asked: Question) -> Answer | None:
+        """Send an echo request, and wait for what comes back.
+
+        None: nothing did. Raises OSError if the kernel refuses to send, such as EMSGSIZE.
+        """
+        Pinger._sequence += 1
+        ours = struct.pack("!HH", os.getpid() & 0xFFFF, Pinger._sequence & 0xFFFF)
+        payload = bytes(max(asked.size - IPV6_HEADER - ICMPV6_HEADER, 0))
+        self._socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, asked.hops)
+        start = time.perf_counter()
+        head = struct.pack("!BBH", ECHO_REQUEST, 0, 0)  # the kernel puts the checksum in
+        self._socket.sendto(head + ours + payload, (asked.address, 0))
+        while (left := start + asked.within_s - time.perf_counter()) > 0:
+            if not select.select([self._socket], [], [], left)[0]:
+                return None
+            packet, sender = self._socket.recvfrom(65535)
+            kind = packet[0]
+            quoted = ICMPV6_HEADER + IPV6_HEADER + 4
+            place = 4 if kind == ECHO_REPLY else quoted if kind in ERRORS else None
+            if place is not None and packet[place : place + 4] == ours:
+                passed = (time.perf_counter() - start) * 1000
+                return Answer(kind, sender[0].partition("%")[0], passed)
+        return None
+
+
+class Echoes:
+    """Echo requests from one namespace: `ask` sends them, `answered` tells whose replies came."""
+
+    def __init__(self, source: bytes = b"") -> None:
+        self._socket = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
+        self._socket.setblocking(False)
+        if source:
+            self._socket.bind((format_address(source), 0))
+        self._token = os.urandom(8)
+
+    def __enter__(self) -> Echoes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+    def ask(self, addresses: set[bytes], within_s: float = ROUND_S) -> set[bytes]:
+        """The addresses that answer, each asked up to ROUNDS times."""
+        silent = set(addresses)
+        for number in range(ROUNDS):
+            for address in silent:
+                # Type, code, checksum (the kernel's work), identifier, sequence number.
+                header = struct.pack("!BBHHH", ECHO_REQUEST, 0, 0, os.getpid() & 0xFFFF, number)
+                try:
+                    self._socket.sendto(header + self._token, (format_address(address), 0))
+                except OSError:
+                    continue  # no route, or refused: it stays silent
+            silent -= self._answers(silent, within_s)
+            if not silent:
+                break
+        return addresses - silent
+
+    def _answers(self, awaited: set[bytes], within_s: float) -> set[bytes]:
+        heard: set[bytes] = set()
+        deadline = time.monotonic() + within_s
+        while awaited - heard:
+            left = deadline - time.monotonic()
+            if left <= 0 or not select.select([self._socket], [], [], left)[0]:
+                break
+            try:
+                packet, peer = self._socket.recvfrom(2048)
+            except OSError:
+                continue
+            if packet[:1] == bytes((ECHO_REPLY,)) and packet[8:16] == self._token:
+                heard.add(socket.inet_pton(socket.AF_INET6, peer[0].partition("%")[0]))
+        return heard
