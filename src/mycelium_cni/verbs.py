@@ -136,12 +136,17 @@ def check(request: Request, network: Network, _: Reply) -> str:
     result = Result(config.prev_result, network.cni_version)
     host = nl.Socket()
     pod_netns, home = _open_netns(request, host)
-    with netns.inside(pod_netns, home=home):
-        pod = nl.Socket()
-    attachment = Attachment(network.name, request.container, request.ifname)
-    from mycelium_cni.pod import inspection  # noqa: PLC0415 - no other verb needs it
+    from mycelium_cni.kernel.snapshot import Snapshot  # noqa: PLC0415 - no other verb needs it
+    from mycelium_cni.pod import check as comparison  # noqa: PLC0415
 
-    inspection.inspect(host, pod, config, attachment, result, request.netns)
+    def inside(read: Callable[[], str]) -> str:
+        with netns.inside(pod_netns, home=home):
+            return read()
+
+    with netns.inside(pod_netns, home=home):
+        pod = Snapshot(nl.Socket(), inside)
+    attachment = Attachment(network.name, request.container, request.ifname)
+    comparison.check(host, pod, config, attachment, result, request.netns)
     return "as ADD made it"
 
 

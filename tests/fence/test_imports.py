@@ -75,7 +75,7 @@ def test_a_served_add_has_loaded_the_plugin_and_what_is_allowed(node: Node, bare
     ours = {name for name in modules if name.startswith("mycelium_")}
     assert packages(modules - bare) == {"mycelium_cni", "mycelium_door"}
     assert "mycelium_cni.pod.datapath" in ours
-    assert not {"mycelium_cni.pod.inspection", "mycelium_cni.node.identity"} & ours
+    assert not {"mycelium_cni.pod.check", "mycelium_cni.node.identity"} & ours
 
 
 def test_a_version_has_loaded_next_to_nothing(node: Node, bare: set[str]) -> None:

@@ -32,9 +32,11 @@ _VERBS = ("-6", "-w", "add", "replace", "property")
 
 
 class Fact:
-    """One thing that a namespace ought to have; `why`, in a few words, is what it is for."""
+    """One thing that a namespace ought to have; `why`, in a few words, is what it is for. Without
+    one that is not `needed` packets pass all the same."""
 
     __slots__ = ("why",)
+    needed = True
 
     def __init__(self, why: str) -> None:
         self.why: Final = why
@@ -343,6 +345,7 @@ class Neighbour(Part):
     otherwise; either way exempt from the limit that all namespaces share."""
 
     __slots__ = ("address", "mac", "permanent", "protocol")
+    needed = False  # the kernel finds out by itself, and again when a MAC has changed
 
     def __init__(
         self,
@@ -563,5 +566,5 @@ class Rule(Object):
 
 
 def absent(facts: Sequence[Fact], seen: Snapshot) -> list[Fact]:
-    """Those that the namespace does not have, in order. Raises OSError."""
-    return [fact for fact in facts if not fact.holds(seen)]
+    """Those that the namespace needs and does not have, in order. Raises OSError."""
+    return [fact for fact in facts if fact.needed and not fact.holds(seen)]

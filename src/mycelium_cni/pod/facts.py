@@ -149,9 +149,16 @@ def host_reach(shape: Shape) -> list[Fact]:
 
 
 def pod_switches(pod_link: str) -> list[Switch]:
-    """The settings of the pod link, which only a task in the pod's namespace can make."""
+    """The settings that the pod link needs; only a task in the pod's namespace can make them."""
     return [
+        Switch(sysctl.conf("lo", "disable_ipv6"), "0", "the pod reaches itself"),
         Switch(sysctl.conf(pod_link, "disable_ipv6"), "0", "the overlay is IPv6"),
+    ]
+
+
+def pod_preferences(pod_link: str) -> list[Switch]:
+    """The settings that ADD makes besides; a plugin behind us (`tuning`) may choose others."""
+    return [
         Switch(sysctl.conf(pod_link, "accept_ra"), "0", "nobody announces routers here"),
         Switch(sysctl.conf(pod_link, "keep_addr_on_down"), "1", "the address outlives down and up"),
         Switch(sysctl.conf(pod_link, "ndisc_notify"), "1", "the node is told of a changed MAC"),

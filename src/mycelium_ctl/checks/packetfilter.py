@@ -30,6 +30,7 @@ _INET_HOOKS: Final = {0: "prerouting", 1: "input", 2: "forward", 3: "output", 4:
 _BRIDGE_HOOKS: Final = {0: "prerouting", 1: "input", 2: "forward", 3: "output", 4: "postrouting"}
 _ELSEWHERE: Final = parse_address("4ff:ffff::1")
 _ECHO_REQUEST, _NEIGHBOUR_ADVERTISEMENT = 128, 136
+MOST_PODS: Final = 32  # each is followed through all chains
 _DEEPEST: Final = 16  # linux/netfilter/nf_tables.h, NFT_JUMP_STACK_SIZE
 
 
@@ -108,8 +109,13 @@ def _takes(rule: list[tuple[str, dict[int, bytes]]]) -> bool:
 
 def _packets(state: State) -> list[tuple[str, Packet]]:
     """What must pass, and at which hook."""
+    live = [one for one in state.attachments if one.octets and one.answers]
+    chosen: list[Attached | None] = [*live[:MOST_PODS]] or [None]
+    return [each for one in chosen for each in _packets_of(state, one)]
+
+
+def _packets_of(state: State, one: Attached | None) -> list[tuple[str, Packet]]:
     interface, own = state.interface, state.address
-    one = next((a for a in state.attachments if a.octets and a.answers), None)
     if interface is None or own is None:
         return []
     (link, index), pod = _pod(state, one)

@@ -9,9 +9,8 @@ from typing import Final, NamedTuple
 
 from mycelium_cni.kernel import facts as kinds
 from mycelium_cni.kernel import netlink as nl
-from mycelium_cni.kernel import sysctl
 from mycelium_cni.kernel.address import format_prefix, parse_mac
-from mycelium_cni.kernel.facts import AlternativeName, Fact, Setting, Switch, Up, absent
+from mycelium_cni.kernel.facts import AlternativeName, Fact, Setting, Up, absent
 from mycelium_cni.kernel.link import Link
 from mycelium_cni.kernel.shell import quoted
 from mycelium_cni.kernel.snapshot import Snapshot
@@ -89,7 +88,6 @@ class Ought:
         """The pod's side. Routes, once the rest is there."""
         end = self.shape.pod
         found: list[Fact] = [
-            Switch(sysctl.conf("lo", "disable_ipv6"), "0", "the pod reaches itself"),
             *facts.pod_switches(end.name),
         ]
         if self.mtu:
@@ -125,16 +123,17 @@ class Ought:
 
     def _restore(self) -> None:
         host = self.state.host
-        self._make(host, absent(self.on_node(), Snapshot(host)))
+        self._make(host, self.on_node())
         with self.state.inside(self.one) as entered:
             if entered:
                 with nl.Socket() as socket:
-                    self._make(socket, absent(self.in_pod(), Snapshot(socket)))
+                    self._make(socket, self.in_pod())
         _await_carrier(host, self.one.link.index)
-        self._make(host, absent(self.reach(), Snapshot(host)))
+        self._make(host, self.reach())
 
-    def _make(self, socket: nl.Socket, lacking: Sequence[Fact]) -> None:
-        for fact in lacking:
+    def _make(self, socket: nl.Socket, wanted: Sequence[Fact]) -> None:
+        seen = Snapshot(socket)
+        for fact in [fact for fact in wanted if not fact.holds(seen)]:
             fact.restore(socket)
             if isinstance(fact, Up):
                 _await_carrier(socket, fact.index)

@@ -204,6 +204,13 @@ def pod_ways(state: State) -> list[Finding] | Finding:
             continue
         if _has_no_route(state, one):
             continue
+        holder = next((a for a in state.addresses if a.address == one.octets), None)
+        if holder:
+            name = names.get(holder.link, "?")
+            command = f"ip address del {one.address}/{holder.prefixlen} dev {quoted(name)}"
+            what = f"{name} of the node has the address of {one.who}"
+            found.append(Finding("fail", what, run=(command,)))
+            continue
         rule = _first_foreign_rule(state)
         where = way.refusal or f"sent to {names.get(way.link, '?')}"
         what = f"packets for {one.who} are {where}, not to {one.link.name}"

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CHECK's comparison: the chain's final result, and the attachment's facts, against what the kernel
+has. Changes nothing.
+
+Other plugins may have added addresses and routes, changed the MAC (and with it the result) or moved
+routes to other tables; all that is fine. What ADD made and the result lists must be there and work.
+"""
+
+from __future__ import annotations
+
+from mycelium_cni import guard
+from mycelium_cni.cni.config import Config, Route
+from mycelium_cni.cni.errors import ATTACHMENT_BROKEN, CniError
+from mycelium_cni.kernel import netlink as nl
+from mycelium_cni.kernel.address import format_address, format_mac, format_prefix, parse_prefix
+from mycelium_cni.kernel.facts import AlternativeName, Fact, absent, master
+from mycelium_cni.kernel.link import Link, find_link
+from mycelium_cni.kernel.snapshot import Snapshot
+from mycelium_cni.node import facts as node_facts
+from mycelium_cni.node import subnet
+from mycelium_cni.pod import facts
+from mycelium_cni.pod.attachment import Attachment
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mycelium_cni.cni.config import Document
+    from mycelium_cni.cni.result import Result
+
+
+def check(
+    host: nl.Socket,
+    pod: Snapshot,
+    config: Config,
+    attachment: Attachment,
+    result: Result,
+    sandbox: str,
+) -> None:
+    """Raises CniError: ATTACHMENT_BROKEN for the first difference, or what `subnet.find` raises,
+    because without the overlay the attachment is no use."""
+    host_link = find_link(host, attachment.host_link)
+    if host_link is None:
+        raise _broken(f"host link {attachment.host_link} of {attachment} is missing")
+    pod_link = _pod_link(pod, host_link, sandbox)
+    place = _place(result, pod_link.name, sandbox)
+    said = str(result.interfaces[place].get("mac") or format_mac(pod_link.mac))
+    if said.lower() != format_mac(pod_link.mac):
+        raise _broken(f"{pod_link.name} has MAC {format_mac(pod_link.mac)}, the result says {said}")
+
+    node = subnet.find(host, config)
+    if node.bridged and not node.bridge:
+        raise _broken(f"bridge {config.bridge_name} is missing")
+    port = guard.port_of(host_link)
+    if port and port.mac != pod_link.mac:
+        raise _broken(
+            f"{pod_link.name} has changed its MAC, and on a bridge a pod may only use the one it "
+            'was given: set it with the capability "mac" instead'
+        )
+    addresses = [_address(ip) for ip in result.ips if ip.get("interface") == place]
+    own = next((address for address in addresses if address[:8] == node.subnet), None)
+    if own is None:
+        raise _broken(
+            f"the result has no address of {pod_link.name} in the node's subnet "
+            f"{format_address(node.subnet + bytes(8))}/64: has the daemon's key changed?"
+        )
+    shape = facts.Shape(
+        node,
+        node.bridge.index if node.bridge else 0,
+        facts.End(host_link.index, host_link.name, host_link.mac),
+        facts.End(pod_link.index, pod_link.name, pod_link.mac),
+        own,
+        _routes(result, config, node),
+    )
+    _look(Snapshot(host), _on_node(config, node, shape), "the node has lost")
+    _look(pod, _in_pod(shape), "the pod has lost")
+    for address in filter(None, addresses):
+        if (pod_link.index, address) not in pod.addresses:
+            raise _broken(f"{pod_link.name} has lost its address {format_address(address)}")
+    if config.policy.required:
+        guard.inspect(host, guard.Wanted(attachment.network, config, node))
+
+
+def _on_node(config: Config, node: subnet.Node, shape: facts.Shape) -> list[Fact]:
+    index, name = shape.host.index, shape.host.name
+    text = format_address(shape.address)
+    found: list[Fact] = []
+    if node.bridge:
+        found += node_facts.bridge(config.bridge_name, node.bridge.index, node)
+        found.append(master(index, name, node.bridge.index, config.bridge_name))
+    return [
+        *found,
+        AlternativeName(index, name, text, "the address is reserved by this name"),
+        *facts.host_switches(shape),
+        *facts.host_link(shape),
+        *facts.host_reach(shape),
+        *node_facts.standing(node),
+        *node_facts.forwarding([]),
+    ]
+
+
+def _in_pod(shape: facts.Shape) -> list[Fact]:
+    return [
+        *facts.pod_switches(shape.pod.name),
+        *facts.pod_link(shape),
+        *facts.pod_routes(shape),
+    ]
+
+
+def _look(seen: Snapshot, wanted: Sequence[Fact], words: str) -> None:
+    lost = absent(wanted, seen)
+    if lost:
+        raise _broken(f"{words} {lost[0].label} ({lost[0].why})")
+
+
+def _broken(what: str) -> CniError:
+    return CniError(
+        ATTACHMENT_BROKEN,
+        what,
+        "`mycelium-cni doctor --fix` restores it, or delete the pod: its successor gets a new "
+        "attachment",
+    )
+
+
+def _pod_link(pod: Snapshot, host_link: Link, sandbox: str) -> Link:
+    """The other end of the host link, which must be in the pod's network namespace, and up."""
+    link = pod.links.get(host_link.peer)
+    # Indexes are counted in each namespace: another link may have the one our link had elsewhere.
+    if link is None or link.peer != host_link.index:
+        raise _broken(f"the pod end of {host_link.name} is not in {sandbox!a}")
+    return link
+
+
+def _place(result: Result, name: str, sandbox: str) -> int:
+    """Where the result lists the pod link."""
+    for place, interface in enumerate(result.interfaces):
+        if interface.get("name") == name and interface.get("sandbox"):
+            if interface["sandbox"] != sandbox:
+                raise _broken(f"the result has {name} in {interface['sandbox']}, not in {sandbox}")
+            return place
+    raise _broken(f"the result does not list interface {name}")
+
+
+def _address(ip: Document) -> bytes:
+    try:
+        base = str(ip.get("address")).partition("/")[0]
+        return parse_prefix(f"{base}/128")[0]
+    except ValueError:
+        return b""  # IPv4: not ours
+
+
+def _routes(result: Result, config: Config, node: subnet.Node) -> list[Route]:
+    """The routes that the result lists and that are ours, by destination or by gateway; somebody
+    may have taken others from the pod, and from the result."""
+    gateway = format_address(node.gateway if node.bridge else node_facts.LINK_LOCAL_GATEWAY)
+    ours = {format_prefix(route.destination) for route in config.routes}
+    found = []
+    for route in result.routes:
+        dst, gw = str(route.get("dst")), route.get("gw")
+        if gw != gateway and (gw or dst not in ours):
+            continue
+        try:
+            found.append(Route(parse_prefix(dst), {}))
+        except ValueError as error:
+            raise _broken(f"the result has a route that is none: {error}") from None
+    return found
