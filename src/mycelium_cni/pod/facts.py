@@ -7,6 +7,7 @@ The lists depend on nothing but the shape of the attachment, so ADD, which makes
 
 from __future__ import annotations
 
+from mycelium_cni.cni import config
 from mycelium_cni.kernel import netlink as nl
 from mycelium_cni.kernel import sysctl
 from mycelium_cni.kernel.address import link_local
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Final
 
-    from mycelium_cni.cni import config
     from mycelium_cni.node.subnet import Node
 
 
@@ -66,7 +66,9 @@ class Shape:
         self.host: Final = host
         self.pod: Final = pod
         self.address: Final = address
-        self.routes: Final = routes
+        # On a bridge the node's own address lies in the subnet that the pod takes for its link's.
+        own = [config.Route((node.address, 128), {})] if bridge else []
+        self.routes: Final = [*own, *routes]
 
     @property
     def gateway(self) -> bytes:

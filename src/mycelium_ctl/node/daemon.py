@@ -74,7 +74,13 @@ def _ask(api: str, within_s: float, answers: dict[str, Any], trouble: list[str])
     for page in ("admin", "admin/peers", "admin/routes/selected"):
         left = max(deadline - time.monotonic(), 0.01)
         try:
-            connection = http.client.HTTPConnection(host.strip("[]"), int(port), timeout=left)
+            # Half of it to connect: a daemon that hangs accepts, a filter that drops does not.
+            connection = http.client.HTTPConnection(host.strip("[]"), int(port), timeout=left / 2)
+            try:
+                connection.connect()
+            except TimeoutError:
+                trouble.append("no connection: does a packet filter drop what goes over lo?")
+                return
             connection.request("GET", f"/api/v1/{page}")
             answer = connection.getresponse()
             if answer.status == http.HTTPStatus.OK:
