@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import subprocess
 from pathlib import Path
@@ -105,6 +106,122 @@ def plugin(*rows: str) -> str:
 def beside(members: str) -> str:
     """A list of our plugin, with these members beside `plugins`."""
     return f'{{{V1} "name": "n", "plugins": [{{"type": "mycelium-cni"}}], {members}}}'
+
+
+GOOD_TEXT = json.dumps(GOOD)
+OTHER_FILES = {
+    "byte order mark": ("\ufeff" + GOOD_TEXT, 1, "without BOM"),
+    "NUL at the end": (GOOD_TEXT + "\0", 1, "NUL byte at the end"),
+    "NULs in the middle": (GOOD_TEXT.replace(",", ",\0", 1), 1, "NUL"),
+    "word processor": (GOOD_TEXT.replace('"', "\u201c"), 1, 'write "'),
+    "no-break space": (GOOD_TEXT.replace(": ", ":\u00a0"), 1, "no-break space"),
+    "zero width space": (GOOD_TEXT.replace(": ", ":\u200b "), 1, "zero width space"),
+    "} missing": ('{"cniVersion": "1.0.0", "name": "n", "plugins": [{"type": "x"]}', 1, "a } is"),
+    "] missing": ('{"cniVersion": "1.0.0", "plugins": [{"type": "x"}, "name": "n"}', 1, "list"),
+    "cut off": (lines("{", V1, '"name": "n",', '"plugins": [{"type": "x"'), 4, "add }]} at the"),
+    "} too many": (GOOD_TEXT + "}", 1, "a } too many"),
+    "{ missing": (GOOD_TEXT[1:], 1, "a { is missing"),
+    "quote of a key": (plugin('"ingress: "closed"'), 6, 'write "ingress":'),
+    "quote of a value": (plugin('"mode": "routed, "mtu": 1400'), 6, 'write "routed"'),
+    "quote at the end of a line": (plugin('"mode": "routed,', '"mtu": 1400'), 6, 'write "routed"'),
+    "quote before a value": (plugin('"mode": routed"'), 6, 'missing before routed'),
+    "no quotes at all": (plugin("mode: routed"), 6, 'write "mode"'),
+    "colon": (plugin('"mtu" 1400'), 6, "add the colon"),
+    "equals sign": (plugin('"mtu" = 1400'), 6, "write a colon"),
+    "semicolon": (plugin('"mtu": 1400;', '"mode": "routed"'), 6, "write a comma"),
+    "comma between plugins": (lines("{", V1, '"name": "n", "plugins": [', '{"type": "a"}',
+                                    '{"type": "b"}]}'), 5, "add the comma"),
+    "comma at the end": (plugin('"mtu": 1400,'), 6, "remove the comma"),
+    "two commas": (plugin('"mtu": 1400,,', '"mode": "routed"'), 6, "remove the comma"),
+    "plugin among keys": (lines("{", V1, '"name": "n", "type": "mycelium-cni",', '{"type": "b"}}'),
+                          4, 'plugins belong into "plugins"'),
+    "Python": (plugin('"defaultRoute": True'), 6, "write true"),
+    "hexadecimal": (plugin('"mtu": 0x578'), 6, "write 1400"),
+    "prefix without quotes": (plugin('"routes": [{"dst": 400::/7}]'), 6, 'write "400::/7"'),
+    "backslash": (plugin(r'"logFile": "C:\Users"'), 6, "write \\\\ for a backslash"),
+    "tab in a string": (plugin('"logFile": "/var/\tlog"'), 6, "write \\t"),
+    "comment": (plugin('"mtu": 1400 # bytes'), 6, "no comments"),
+    "YAML": ("cniVersion: 1.0.0\nname: n\nplugins:\n- type: mycelium-cni\n", 1, "is YAML"),
+    "manifest": ("apiVersion: k8s.cni.cncf.io/v1\nkind: NetworkAttachmentDefinition\n", 1,
+                 "check the text of spec.config"),
+    "JSON manifest": ('{"apiVersion": "v1", "kind": "Pod"}', 1, "Kubernetes manifest"),
+    "template": (plugin('"mtu": {{ .Values.mtu }}'), 6, "{{ .Values.mtu }} is not filled in"),
+    "placeholder": (plugin('"mtu": __CNI_MTU__'), 6, "__CNI_MTU__ is not filled in"),
+    "web page": ("<!DOCTYPE html>\n<html><title>404</title></html>", 1, "fetch it again"),
+    "gzip": (gzip.compress(GOOD_TEXT.encode()), 1, "gunzip"),
+    "UTF-16": (GOOD_TEXT.encode("utf-16"), 1, "save it as UTF-8"),
+    "a program": (b"\x7fELF\2\1\1", 1, "is a program"),
+    "two documents": (f"{GOOD_TEXT}\n{GOOD_TEXT}", 2, "a second document"),
+    "here-document": (f"{GOOD_TEXT}\nEOF\n", 2, "here-document"),
+    "all in quotes": (json.dumps(GOOD_TEXT), 1, "remove the quotes around it"),
+    "list in a list": (f'{{{V1} "name": "n", "plugins": [[{{"type": "x"}}]]}}', 1, "the inner ["),
+    "path as type": (f'{{{V1} "name": "n", "plugins": [{{"type": "/opt/cni/bin/x"}}]}}', 1,
+                     'write "x"'),
+    "name with a slash": (GOOD_TEXT.replace('"n"', '"default/net"'), 1, '"default-net"'),
+    "version with a v": ('{"cniVersion": "v1.0.0", "name": "n", "plugins": [{"type": "x"}]}', 1,
+                         'write "1.0.0"'),
+    "version as a number": ('{"cniVersion": 1.0, "name": "n", "plugins": [{"type": "x"}]}', 1,
+                            'write "1.0.0"'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "line", "words"), OTHER_FILES.values(), ids=OTHER_FILES)
+def test_what_people_really_have_is_named_with_what_mends_it(
+    config: Config, text: str | bytes, line: int, words: str
+) -> None:
+    found = config.check(text)
+    assert not found["valid"], found
+    fatal = [fault for fault in found["faults"] if fault["fatal"]]
+    assert any(
+        fault["line"] == line and words in f"{fault['what']}; {fault['mend']}" for fault in fatal
+    ), fatal
+    for fault in fatal:
+        assert "look at" not in fault["mend"]
+
+
+def test_all_faults_are_told_at_once(config: Config) -> None:
+    """Those of JSON, those of the list and those of the plugin."""
+    text = lines(
+        "{",
+        "  // our network",
+        '  "cniVersion": "v1.0.0",',
+        '  "name": "my net",',
+        '  "plugins": [',
+        "    {'type': 'mycelium-cni',",
+        '     "mtu": 12,',
+        '     "mode": "bridged"',
+        '     "defaultRoute": True,',
+        '     "routes": [{"dst": "10.0.0.0/8"}],',
+        "    }",
+        "  ]",
+    )
+    found = config.check(text)
+    told = {fault["line"]: fault["what"] for fault in found["faults"] if fault["fatal"]}
+    assert set(told) >= {2, 3, 4, 6, 7, 8, 9, 10, 12}, told
+
+
+@pytest.mark.parametrize(
+    ("plugins", "words"),
+    [
+        ('[{"type": "mycelium"}]', 'did you mean "mycelium-cni"?'),
+        ('[{"type": "mycelium_cni"}]', 'did you mean "mycelium-cni"?'),
+        ('[{"type": "portmap"}, {"type": "mycelium-cni"}]', "move it behind mycelium-cni"),
+        ('[{"type": "mycelium-cni"}, {"type": "mycelium-cni"}]', "twice"),
+        ('[{"type": "multus", "delegates": "[{\\"type\\": \\"mycelium-cni\\"}]"}]', "holds JSON"),
+    ],
+)
+def test_what_cannot_work_is_a_warning(config: Config, plugins: str, words: str) -> None:
+    found = config.check(f'{{{V1} "name": "n", "plugins": {plugins}}}')
+    assert found["valid"]
+    assert any(words in f"{fault['what']}; {fault['mend']}" for fault in found["faults"]), found
+
+
+def test_a_text_of_any_shape_is_answered_in_time(config: Config) -> None:
+    for text in ("[" * 500_000, '{"a":' * 100_000, "{" * 500_000, '"' * 500_000, ",{" * 300_000):
+        assert not config.check(text)["valid"]
+    assert not config.check('{"name": "' + "n" * 900_000 + '", "plugins": []}')["valid"]
+    shown = config("check", str(config.directory / "10-a.conflist")).stdout
+    assert len(shown) < 5_000
 
 
 @pytest.mark.parametrize(

@@ -8,30 +8,49 @@ import os
 import shlex
 import subprocess
 from pathlib import Path
+from typing import Final
 
 from mycelium_cni.cni.errors import __version__
 from mycelium_cni.kernel.shell import quoted
 from mycelium_ctl import programs
 from mycelium_ctl.checks.finding import Finding, ok, own, skip
 from mycelium_ctl.node import conflist
+from mycelium_ctl.node.conflist import ConfFile
+from mycelium_ctl.node.lenient import Fault
 from mycelium_ctl.node.runtimes import ConfDir, find_executable
 from mycelium_ctl.node.state import State
 from mycelium_ctl.view import count
 
+_REFERENCE_PLUGINS: Final = (
+    *("loopback", "bridge", "ptp", "macvlan", "ipvlan", "vlan", "host-device", "dummy", "tap"),
+    *("portmap", "bandwidth", "firewall", "sbr", "tuning", "vrf", "host-local", "dhcp", "static"),
+)
+
 
 def conf(state: State) -> Finding:
     """A configuration of ours counts in every directory that matters."""
-    good = []
+    good, hidden = [], []
     for directory in state.confs:
         winner, ours = directory.winner, directory.ours
         folder = directory.dirs.conf
-        if winner and not winner.valid:
+        if directory.trouble:
+            hidden.append(f"{folder} cannot be listed: {directory.trouble}")
+        elif winner and winner.hidden:
+            hidden.append(f"{winner.path} {winner.faults[0].what}")
+        elif directory.dirs.network and not winner:
+            return Finding(
+                "fail",
+                f"CRI-O waits for network {directory.dirs.network} (cni_default_network), and no "
+                f"file in {folder} has it",
+                "give the network that name, or CRI-O's configuration the network's",
+            )
+        elif winner and not winner.valid:
             return Finding(
                 "fail",
                 f"{winner.path} comes first and is invalid: the runtime loads nothing",
                 run=(own("config", "check", str(winner.path)),),
             )
-        if winner and ours and (winner is ours or directory.by_multus):
+        elif winner and ours and (winner is ours or directory.by_multus):
             by = "" if winner is ours else f", called by {winner.path.name}"
             good.append(f"{ours.path} counts{by}")
         elif winner and ours:
@@ -56,6 +75,8 @@ def conf(state: State) -> Finding:
             )
     if good:
         return ok("; ".join(good))
+    if hidden:
+        return skip("; ".join(hidden))
     folder = state.confs[0].dirs.conf
     return Finding(
         "fail",
@@ -85,16 +106,19 @@ def conf_valid(state: State) -> Finding:
     for one in files:
         for fault in one.faults:
             if fault.fatal:
-                what = f"{one.path}, line {fault.line}: {fault.what}"
+                what = f"{_where(one, fault)}: {fault.what}"
                 command = own("config", "check", str(one.path))
                 return Finding("fail", what, fault.mend, run=(command,))
     if not files:
         return skip("there is no file to check")
     for one in files:
         for fault in one.faults:
-            where = f"{one.path}, line {fault.line}"
-            return Finding("warn", f"{where}: {fault.what}", fault.mend)
+            return Finding("warn", f"{_where(one, fault)}: {fault.what}", fault.mend)
     return ok(f"{count(len(files), 'file')}, all valid")
+
+
+def _where(one: ConfFile, fault: Fault) -> str:
+    return f"{one.path}, line {fault.line}" if fault.line else str(one.path)
 
 
 def plugin(state: State) -> Finding:
@@ -167,16 +191,17 @@ def chain(state: State) -> Finding:
     """The other executables that the runtime needs: loopback, and the rest of the chain."""
     for directory in _used(state):
         wanted = {"loopback": "containerd and CRI-O before 2.0 call it for every pod"}
-        for kind in directory.ours.types if directory.ours else ():
-            wanted[kind] = "the chain names it"
+        for conf in filter(None, (directory.winner, directory.ours)):
+            for kind in conf.needs:
+                wanted.setdefault(kind, f"{conf.path.name} names it")
         for name, reason in wanted.items():
-            if name == conflist.TYPE:
+            if name == conflist.TYPE or find_executable(name, directory.dirs):
                 continue
-            if find_executable(name, directory.dirs) is None:
-                folder = directory.dirs.bins[0]
-                return Finding(
-                    "fail",
-                    f'failed to find plugin "{name}" in {folder}: {reason}',
-                    f"install the CNI plugins (containernetworking/plugins) into {folder}",
-                )
-    return ok("loopback and all of the chain are there")
+            folder = directory.dirs.bins[0]
+            advice = (
+                f"install the CNI plugins (containernetworking/plugins) into {folder}"
+                if name in _REFERENCE_PLUGINS
+                else f"install it into {folder}, or, if it is left over, remove what names it"
+            )
+            return Finding("fail", f'failed to find plugin "{name}" in {folder}: {reason}', advice)
+    return ok("loopback, and all that the configuration names, are there")

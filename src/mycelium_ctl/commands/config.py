@@ -21,7 +21,7 @@ from typing import Any
 
 from mycelium_cni.cni.request import VERSIONS
 from mycelium_ctl import files
-from mycelium_ctl.errors import ToolError
+from mycelium_ctl.errors import ToolError, refused
 from mycelium_ctl.node import conflist
 from mycelium_ctl.node.conflist import ConfFile
 from mycelium_ctl.view import Mark, Page, count
@@ -119,9 +119,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _check(name: str, *, as_json: bool) -> int:
     if name == "-":
-        confs = [conflist.check(sys.stdin.buffer.read(), Path("-.conflist"))]
+        confs = [conflist.check(sys.stdin.buffer.read(files.SIZE_LIMIT + 1), Path("-.conflist"))]
     elif Path(name).is_dir():
-        paths = conflist.list_files(Path(name))
+        try:
+            paths = conflist.list_files(Path(name))
+        except OSError as error:
+            raise ToolError(f"cannot list {name}: {refused(error)}") from error
         if not paths:
             raise ToolError(f"{name}: no .conf, .conflist or .json file; `config new` writes one")
         confs = [_read(path) for path in paths]
@@ -132,13 +135,13 @@ def _check(name: str, *, as_json: bool) -> int:
     else:
         for conf in confs:
             _show(conf)
-    return 0 if all(conf.valid for conf in confs) else 1
+    return 0 if all(conf.valid and not conf.hidden for conf in confs) else 1
 
 
 def _read(path: Path) -> ConfFile:
     try:
         return conflist.read(path)
-    except OSError as error:
+    except FileNotFoundError as error:
         raise ToolError(f"cannot read {path}: {error.strerror}") from error
 
 
@@ -149,7 +152,8 @@ def _document(conf: ConfFile) -> dict[str, Any]:
         "network": conf.network or None,
         "plugins": conf.types,
         "faults": [
-            {"line": f.line, "what": f.what, "mend": f.mend, "fatal": f.fatal} for f in conf.faults
+            {"line": f.line or 1, "what": f.what, "mend": f.mend, "fatal": f.fatal}
+            for f in conf.faults
         ],
         "better": json.loads(conf.better) if conf.better else None,
     }
@@ -159,7 +163,11 @@ def _show(conf: ConfFile) -> None:
     page = Page()
     name = "standard input" if conf.path.name == "-.conflist" else str(conf.path)
     chain = " → ".join(conf.types)
-    if conf.valid:
+    if conf.hidden:
+        page.say(f"{name}: unknown")
+    elif conf.passed_over:
+        page.say(f"{name}: passed over")
+    elif conf.valid:
         page.say(f"{name}: good, network {conf.network}: {chain}")
         if not conf.entries:
             page.say(f"  (none of its plugins is {conflist.TYPE})")
@@ -168,7 +176,9 @@ def _show(conf: ConfFile) -> None:
         page.say(f"{name}: refused, {count(fatal, 'fault')}")
     for fault in conf.faults:
         mark: Mark = "fail" if fault.fatal else "warn"
-        page.fact(mark, f"line {fault.line}", fault.what, ("mend", fault.mend))
+        page.fact(
+            mark, f"line {fault.line}" if fault.line else "file", fault.what, ("mend", fault.mend)
+        )
     if conf.better:
         page.say("The valid form:")
         page.block(conf.better)

@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from errno import EACCES, EISDIR, ELOOP, ENOENT, EPERM
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,30 +21,22 @@ from mycelium_cni.cni.errors import CniError
 from mycelium_cni.cni.request import VERSIONS, is_identifier
 from mycelium_cni.cni.spelling import meant
 from mycelium_cni.kernel.shell import quoted
+from mycelium_ctl import files
+from mycelium_ctl.node import lenient
+from mycelium_ctl.node.lenient import Fault, Object, Place
 
 TYPE: Final = "mycelium-cni"
 SUFFIXES: Final = (".conf", ".conflist", ".json")
-SIZE_LIMIT: Final = 1 << 20  # bytes; a configuration has hundreds
-_WHITE: Final = re.compile(r"[ \t\n\r]*")
 
 # Beside `plugins`: libcni's (libcni/conf.go), and podman's labels.
 _LIST_KEYS: Final = (
     *("cniVersion", "cniVersions", "name", "plugins", "args"),
     *("disableCheck", "disableGC", "loadOnlyInlinedPlugins"),
 )
+# They work on what a plugin before them made (prevResult).
+_NOT_FIRST: Final = ("portmap", "bandwidth", "firewall", "sbr", "tuning", "vrf")
+_NEARLY: Final = ("mycelium", "myceliumcni", "mycellium", "mycelliumcni", "myceliumcniplugin")
 _COMMENTS: Final = ("_", "#", "//")
-
-Place = tuple[str | int, ...]  # where in the document: ("plugins", 1, "mtu")
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """One thing that is wrong. `fatal`: libcni or the plugin refuses the file for it."""
-
-    line: int
-    what: str
-    mend: str
-    fatal: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +51,12 @@ class ConfFile:
     path: Path
     network: str = ""
     types: list[str] = field(default_factory=list)
+    needs: list[str] = field(default_factory=list)  # executables: of these types, and of their ipam
     entries: list[dict[str, Any]] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     better: str = ""
+    hidden: bool = False  # not to be read by this user
+    passed_over: bool = False  # by runtimes
 
     @property
     def valid(self) -> bool:
@@ -68,7 +64,7 @@ class ConfFile:
 
 
 def list_files(directory: Path) -> list[Path]:
-    """The files that a runtime reads there, in its order: the first one wins."""
+    """The files that a runtime reads there, in its order: the first one wins. Raises OSError."""
     try:
         names = sorted(path.name for path in directory.iterdir() if path.suffix in SUFFIXES)
     except (FileNotFoundError, NotADirectoryError):
@@ -77,44 +73,45 @@ def list_files(directory: Path) -> list[Path]:
 
 
 def read(path: Path) -> ConfFile:
-    """Read and check a file. Raises OSError if it cannot be read."""
-    with path.open("rb") as file:
-        return check(file.read(SIZE_LIMIT + 1), path)
+    """Read and check a file. That it cannot be read is a fault like others, for nothing foreign
+    may stop a command. Raises FileNotFoundError where there is nothing of that name."""
+    try:
+        return check(files.read(path), path)
+    except OSError as error:
+        return _unreadable(path, error)
+
+
+def _unreadable(path: Path, error: OSError) -> ConfFile:
+    link = f"it is a symbolic link to {path.readlink()}" if path.is_symlink() else ""
+    remove = f"remove it: rm {quoted(str(path))}"
+    if error.errno in (EACCES, EPERM):
+        fault = Fault(0, f"it cannot be read: {error.strerror}", "look at it as root", fatal=False)
+        return ConfFile(path, faults=[fault], hidden=True)
+    if error.errno == EISDIR and not link:
+        fault = Fault(0, "it is a directory, and runtimes pass over it", "remove it", fatal=False)
+        return ConfFile(path, faults=[fault], passed_over=True)
+    if error.errno == ENOENT and not link:
+        raise error
+    if error.errno == ENOENT:
+        return ConfFile(path, faults=[Fault(0, f"{link}, which is not there", remove)])
+    if error.errno == ELOOP:
+        return ConfFile(path, faults=[Fault(0, f"{link}, a loop", remove)])
+    what = f"{link}: {error.strerror}" if link else error.strerror or str(error)
+    return ConfFile(path, faults=[Fault(0, what, remove)])
 
 
 def check(octets: bytes, path: Path) -> ConfFile:
     """Check the bytes of a file; `path` says by its suffix which kind it claims to be."""
-    conf = ConfFile(path)
-    if len(octets) > SIZE_LIMIT:
-        conf.faults.append(Fault(1, "it is larger than 1 MiB", "is this the right file?"))
+    if len(octets) > files.SIZE_LIMIT:
+        fault = Fault(0, "it is larger than 1 MiB", "is this the right file?")
+        return ConfFile(path, faults=[fault])
+    parsed = lenient.parse(octets)
+    conf = ConfFile(path, faults=parsed.faults)
+    if not parsed.readable:
         return conf
-    try:
-        text = octets.decode()
-        document = json.loads(text, object_pairs_hook=_Object, parse_constant=_refuse)
-        lines = _lines(text)
-    except UnicodeDecodeError as error:
-        line = octets.count(b"\n", 0, error.start) + 1
-        conf.faults.append(Fault(line, "it is not UTF-8", "save it as UTF-8"))
-    except json.JSONDecodeError as error:
-        conf.faults.append(_syntax(error))
-    except ValueError as error:  # NaN, or a number of thousands of digits
-        conf.faults.append(Fault(1, str(error), "write a number that JSON has"))
-    except RecursionError:
-        conf.faults.append(Fault(1, "it is nested too deeply", "is this the right file?"))
-    else:
-        found = _Checker(conf, lines).check(document)
-        conf = ConfFile(path, found, conf.types, conf.entries, conf.faults, _better(conf, document))
-        conf.faults.sort(key=lambda fault: fault.line)
-    return conf
-
-
-class _Object(dict[str, Any]):
-    """A JSON object that remembers which keys were given twice."""
-
-    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
-        super().__init__(pairs)
-        keys = [key for key, _ in pairs]
-        self.twice: Final = sorted({key for key in keys if keys.count(key) > 1})
+    found = _Checker(conf, parsed.lines).check(parsed.document)
+    conf.faults.sort(key=lambda fault: fault.line)
+    return replace(conf, network=found, better=_better(conf, parsed.document))
 
 
 class _Checker:
@@ -132,17 +129,33 @@ class _Checker:
 
     def check(self, document: Any) -> str:
         """Check the whole document; the network's name."""
+        if isinstance(document, str) and document.lstrip()[:1] in ("{", "["):
+            mend = "remove the quotes around it, and every \\ before those inside"
+            self._fault((), "all of it is in quotes, as one string", mend)
+            return ""
         if not isinstance(document, dict):
             self._fault((), "it holds no object", "put everything between { and }")
+            return ""
+        if "apiVersion" in document and "kind" in document:
+            mend = "give it to kubectl apply, and check the text of its spec.config"
+            self._fault((), "it is a Kubernetes manifest", mend)
             return ""
         for at, value in _objects(document):
             for key in value.twice:
                 self._fault(
                     (*at, key),
-                    f"{key} is given twice, and the last one counts",
+                    f"{key[:60]} is given twice, and the last one counts",
                     "remove one",
                     fatal=False,
                 )
+            for key, item in value.items():
+                if isinstance(item, str) and re.match(r"\s*[{\[]\s*[\"{\[]", item):
+                    self._fault(
+                        (*at, key),
+                        f"{key[:60]} is a string that holds JSON",
+                        "remove the quotes around it, and every \\ before those inside",
+                        fatal=False,
+                    )
         name = self._name(document)
         version = self._version(document)
         if self._is_list:
@@ -158,16 +171,15 @@ class _Checker:
         name = document.get("name")
         if isinstance(name, str) and is_identifier(name):
             return name
-        if "name" not in document:
-            what = "the network has no name"
-        else:
-            what = f"the network's name is {json.dumps(name)}"
+        rule = "letters, digits, and _ . - behind the first character"
         # A single configuration inside a NetworkAttachmentDefinition gets its name from Multus.
-        self._fault(
-            ("name",),
-            what,
-            'add "name": letters, digits, and _ . - behind the first character',
-        )
+        if "name" not in document:
+            self._fault((), "the network has no name", f'add "name": {rule}')
+        else:
+            fit = re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII) if isinstance(name, str) else ""
+            fit = fit[:60].lstrip("_.-")
+            mend = f"write {json.dumps(fit)}; it takes {rule}" if fit else f"it takes {rule}"
+            self._fault(("name",), f"the network's name is {_shown(name)}", mend)
         return ""
 
     def _version(self, document: dict[str, Any]) -> str:
@@ -187,16 +199,22 @@ class _Checker:
             return VERSIONS[0]
         ours = [v for v in VERSIONS if v in (version, *several)]
         if not ours:
-            shown = json.dumps(several or version)
-            self._fault(("cniVersion",), f"cniVersion {shown} is not one the plugin speaks", known)
+            shown = _shown(several or version)
+            # As 1.0, or "v1.0.0".
+            digits = re.search(r"\d+(\.\d+)*", str(version))
+            near = [v for v in VERSIONS if digits and f"{digits[0]}.0".startswith(v)]
+            near += [v for v in VERSIONS if digits and v == digits[0]]
+            mend = f'write "{near[-1]}"' if near and not several else known
+            self._fault(("cniVersion",), f"cniVersion {shown} is not one the plugin speaks", mend)
         return ours[-1] if ours else VERSIONS[0]
 
     def _list(self, document: dict[str, Any]) -> None:
         plugins = document.get("plugins")
         if "plugins" not in document:
             if document.get("loadOnlyInlinedPlugins") is not True:
-                folder = self._conf.path.parent / str(document.get("name") or "")
-                if document.get("name") and any(folder.glob("*.conf")):
+                name = document.get("name")
+                inlined = isinstance(name, str) and is_identifier(name)
+                if inlined and any((self._conf.path.parent / str(name)).glob("*.conf")):
                     return  # libcni 1.3 takes the plugins from there
             if "type" in document:
                 what = (
@@ -214,6 +232,7 @@ class _Checker:
             self._fault(("plugins",), "the plugins list is empty", f'add {{"type": "{TYPE}"}}')
         for number, plugin in enumerate(plugins if isinstance(plugins, list) else ()):
             self._type(plugin, ("plugins", number))
+        self._order()
         for key in ("disableCheck", "disableGC", "loadOnlyInlinedPlugins"):
             if not isinstance(document.get(key, False), bool):
                 self._fault((key,), f"{key} must be true or false", "remove the quotes")
@@ -231,7 +250,7 @@ class _Checker:
             else:
                 near = meant(key, _LIST_KEYS)
                 mend = f"did you mean {json.dumps(near)}?" if near else "remove it"
-            what = f"nobody reads {json.dumps(key)} beside plugins"
+            what = f"nobody reads {_shown(key)} beside plugins"
             self._fault((key,), what, mend, fatal=False)
 
     def _single(self, document: dict[str, Any]) -> None:
@@ -246,10 +265,43 @@ class _Checker:
 
     def _type(self, plugin: Any, at: Place) -> None:
         kind = plugin.get("type") if isinstance(plugin, dict) else None
-        if isinstance(kind, str) and kind:
-            self._conf.types.append(kind)
-        else:
+        if isinstance(plugin, list):
+            self._fault(at, "a list stands in the list of plugins", "remove the inner [ and ]")
+            return
+        if not isinstance(kind, str) or not kind:
             self._fault(at, "a plugin has no type", f'add "type", such as "{TYPE}"')
+            return
+        self._conf.types.append(kind)
+        self._conf.needs.append(kind)
+        ipam = plugin.get("ipam")
+        if kind != TYPE and isinstance(ipam, dict) and isinstance(ipam.get("type"), str):
+            self._conf.needs.append(ipam["type"])
+        if "/" in kind:
+            name = kind.rstrip("/").rpartition("/")[2]
+            what = f"type {_shown(kind)} is a path, which libcni refuses"
+            self._fault((*at, "type"), what, f"write {json.dumps(name[:60])}")
+        elif kind != TYPE and re.sub(r"[\W_]", "", kind.lower()) in _NEARLY:
+            what = f"type {_shown(kind)} is not this plugin"
+            self._fault((*at, "type"), what, f'did you mean "{TYPE}"?', fatal=False)
+
+    def _order(self) -> None:
+        """What cannot work in the order in which it stands."""
+        types = self._conf.types
+        if types and types[0] in _NOT_FIRST and TYPE in types:
+            self._fault(
+                ("plugins", 0),
+                f"{types[0]} comes first, and needs the addresses of a plugin before it",
+                f"move it behind {TYPE}",
+                fatal=False,
+            )
+        if types.count(TYPE) > 1:
+            second = types.index(TYPE, types.index(TYPE) + 1)
+            self._fault(
+                ("plugins", second),
+                f"{TYPE} is in the list twice: a network has one policy, that of the last",
+                "make two networks of it, the second one through Multus",
+                fatal=False,
+            )
 
     def _ours(
         self, at: Place, entry: dict[str, Any], document: dict[str, Any], name: str, version: str
@@ -261,29 +313,44 @@ class _Checker:
             above = above[step]
             if isinstance(above, dict):
                 name, version = above.get("name", name), above.get("cniVersion", version)
-        sent = {**entry, "name": entry.get("name", name) or name, "cniVersion": version}
-        try:
-            network = Network(json.dumps(sent).encode())
-            network.require_version("ADD")
-            for warning in network.warnings():
-                self._fault((*at, warning.about), warning.problem, warning.remedy, fatal=False)
-            Config(network)
-        except CniError as error:
-            if error.about == "name" and not name:
-                return  # the list's own check has spoken of it
-            path = [int(w) if w.isdecimal() else w for w in re.findall(r"\w+", error.about)]
-            if error.about in entry:
-                path = [error.about]
-            mend = error.remedy or error.details or "correct the value"
-            self._fault((*at, *path), error.problem, mend)
-        else:
+        # Of a network without a valid name the list's own check has told.
+        name = entry.get("name") or name or "unnamed"
+        sent = {**entry, "name": name, "cniVersion": version}
+        network = self._refusals(at, sent)
+        if network:
             self._conf.entries.append(sent)
             self._unsaid(at, entry, network.log()[1])
+
+    def _refusals(self, at: Place, sent: dict[str, Any]) -> Network | None:
+        """Note all that the plugin minds. It names one fault; without that key it names the next
+        one. The network, if there is none."""
+        trial, network, warned = dict(sent), None, False
+        while True:
+            try:
+                network = Network(json.dumps(trial).encode())
+                network.require_version("ADD")
+                for warning in network.warnings() if not warned else ():
+                    self._fault((*at, warning.about), warning.problem, warning.remedy, fatal=False)
+                warned = True
+                Config(network)
+            except CniError as error:
+                words = re.findall(r"\w+", error.about)
+                path = [int(word) if word.isdecimal() else word for word in words]
+                if error.about in trial:
+                    path = [error.about]
+                mend = error.remedy or error.details or "correct the value"
+                self._fault((*at, *path), error.problem, mend)
+                key = path[0] if path else ""
+                if key not in trial or key in ("name", "cniVersion", "type"):
+                    return None
+                del trial[key]
+            else:
+                return network if len(trial) == len(sent) else None
 
     def _unsaid(self, at: Place, entry: dict[str, Any], log: str) -> None:
         """What ADD takes, and will not do."""
         for capability, plugin in OTHERS_CAPABILITIES.items():
-            if entry.get("capabilities", {}).get(capability):
+            if (entry.get("capabilities") or {}).get(capability):
                 self._fault(
                     (*at, "capabilities", capability),
                     f"the plugin lacks {capability}: pods that ask for it are refused",
@@ -298,6 +365,12 @@ class _Checker:
                 f"name a file, and make its folder: mkdir -p {quoted(str(folder))}",
                 fatal=False,
             )
+
+
+def _shown(value: Any) -> str:
+    """A value for a message: strangers' names have no limit."""
+    text = json.dumps(value)
+    return text if len(text) < 100 else f"{text[:96]}..."
 
 
 def _better(conf: ConfFile, document: Any) -> str:
@@ -315,75 +388,12 @@ def _better(conf: ConfFile, document: Any) -> str:
     return json.dumps(whole, indent=2)
 
 
-def _objects(value: Any, at: Place = ()) -> Iterator[tuple[Place, _Object]]:
+def _objects(value: Any, at: Place = ()) -> Iterator[tuple[Place, Object]]:
     """Every object of a document, with its place."""
-    if isinstance(value, _Object):
+    if isinstance(value, Object):
         yield at, value
         for key, item in value.items():
             yield from _objects(item, (*at, key))
     elif isinstance(value, list):
         for number, item in enumerate(value):
             yield from _objects(item, (*at, number))
-
-
-def _lines(text: str) -> dict[Place, int]:
-    """The line of every member of a valid document; a member stands where its key stands."""
-    lines: dict[Place, int] = {}
-    decode = json.JSONDecoder().raw_decode
-
-    def skip(at: int) -> int:
-        match = _WHITE.match(text, at)
-        return match.end() if match else at
-
-    def mark(path: Place, at: int) -> None:
-        lines.setdefault(path, text.count("\n", 0, at) + 1)
-
-    def walk(at: int, path: Place) -> int:
-        """Note the value at `at`; where it ends."""
-        at = skip(at)
-        mark(path, at)
-        if text[at] not in "{[":
-            return decode(text, at)[1]
-        closing, number = "}" if text[at] == "{" else "]", 0
-        at = skip(at + 1)
-        while text[at] != closing:
-            key: str | int = number
-            if closing == "}":
-                start = at
-                key, at = decode(text, at)
-                mark((*path, key), start)
-                at = skip(at) + 1  # the colon
-            at = skip(walk(at, (*path, key)))
-            number += 1
-            if text[at] == ",":
-                at = skip(at + 1)
-        return at + 1
-
-    walk(0, ())
-    return lines
-
-
-def _syntax(error: json.JSONDecodeError) -> Fault:
-    """Where JSON ends to be JSON, and the usual reasons for it."""
-    rest, before = error.doc[error.pos :], error.doc[: error.pos].rstrip()
-    if not error.doc.strip():
-        return Fault(1, "it is empty", "write one with `mycelium-cni config new`")
-    if rest.startswith(("//", "#", "/*")):
-        return Fault(error.lineno, "JSON has no comments", "remove the comment")
-    if before.endswith(",") and rest[:1] in ("}", "]", ""):
-        line = error.doc.count("\n", 0, len(before)) + 1
-        return Fault(line, f"a comma before {rest[:1] or 'the end'}", "remove the comma")
-    if before.endswith(",") and error.msg.startswith(("Expecting property", "Illegal trailing")):
-        return Fault(error.lineno, "a comma with nothing behind it", "remove the comma")
-    if rest.startswith("'"):
-        return Fault(error.lineno, "JSON takes double quotes only", "write \"…\" for '…'")
-    if error.msg.startswith("Expecting ',' delimiter"):
-        if not rest:
-            return Fault(error.lineno, "the file ends too early", "is it complete? add what lacks")
-        return Fault(error.lineno, f"a comma is missing before {rest[:12]!a}", "add the comma")
-    what = f"this is no JSON: {error.msg[:1].lower()}{error.msg[1:]} at column {error.colno}"
-    return Fault(error.lineno, what, f"look at {rest[:20]!a}" if rest else "the file ends there")
-
-
-def _refuse(constant: str) -> Any:
-    raise ValueError(f"{constant} is no JSON")

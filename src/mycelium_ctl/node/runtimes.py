@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where this node's runtimes look for configurations and executables, and what they find there.
 
-The files are read with the rules of libcni, containerd and CRI-O.
+The files are read with the rules of libcni, containerd and CRI-O. A file that cannot be read, or
+says what it must not, is one more thing to tell: it stops nothing.
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from mycelium_ctl.errors import ToolError
+from mycelium_ctl import files
 from mycelium_ctl.node.conflist import ConfFile, list_files
 from mycelium_ctl.node.conflist import read as read_conf
 
@@ -18,102 +22,175 @@ if TYPE_CHECKING:
     from mycelium_ctl.node.state import Options
 
 # Where runtimes look: configurations, executables, whose they are. The grid's k3s image comes last.
-PLACES: Final = (
-    ("etc/cni/net.d", ("opt/cni/bin",), "kubelet"),
-    (
-        "var/lib/rancher/k3s/agent/etc/cni/net.d",
-        ("var/lib/rancher/k3s/data/cni", "var/lib/rancher/k3s/data/current/bin", "opt/cni/bin"),
-        "k3s",
-    ),
-    ("mnt/data/agent/etc/cni/net.d", ("mnt/data/data/cni",), "k3s of the ThreeFold Grid"),
+USUAL: Final = ("etc/cni/net.d", ("opt/cni/bin",), "kubelet")
+K3S: Final = (
+    "var/lib/rancher/k3s/agent/etc/cni/net.d",
+    ("var/lib/rancher/k3s/data/cni", "var/lib/rancher/k3s/data/current/bin", "opt/cni/bin"),
+    "k3s",
 )
+GRID: Final = ("mnt/data/agent/etc/cni/net.d", ("mnt/data/data/cni",), "k3s of the ThreeFold Grid")
+
+# Runtimes' configurations: the file, a directory of drop-ins, whose they are, what holds when they
+# say nothing.
+CONFIGS: Final = (
+    ("etc/containerd/config.toml", "", "containerd", USUAL),
+    ("var/lib/rancher/k3s/agent/etc/containerd/config.toml", "", "k3s", K3S),
+    ("etc/crio/crio.conf", "etc/crio/crio.conf.d", "CRI-O", USUAL),
+)
+MOST_FILES: Final = 100  # of one runtime's configuration
 
 
-class CniDirs(NamedTuple):
-    """A pair of directories that a runtime uses."""
+@dataclass(frozen=True, slots=True)
+class CniDirs:
+    """A pair of directories that a runtime uses. `named`: its configuration is there and says so;
+    `network`: the one that CRI-O is told to take (cni_default_network)."""
 
     conf: Path
     bins: tuple[Path, ...]
     whose: str
+    named: bool = False
+    network: str = ""
 
 
 def find_dirs(where: Options) -> list[CniDirs]:
     """The directories that the runtimes of this node read. Those that the command line names, else
-    those that containerd's and CRI-O's configurations name, and the usual ones that are there."""
+    the usual ones that are there, and those that containerd's and CRI-O's configurations name."""
     root = where.root
     if where.conf_dirs:
-        bins = where.bin_dirs or (root / PLACES[0][1][0],)
+        bins = where.bin_dirs or _below(root, USUAL[1])
         return [CniDirs(conf, bins, "you") for conf in where.conf_dirs]
-    found = [
-        CniDirs(root / conf, where.bin_dirs or tuple(root / name for name in bins), whose)
-        for conf, bins, whose in PLACES
-        if (root / conf).is_dir()
-    ]
-    for config, whose in (
-        ("etc/containerd/config.toml", "containerd"),
-        ("var/lib/rancher/k3s/agent/etc/containerd/config.toml", "k3s"),
-        ("etc/crio/crio.conf", "CRI-O"),
-    ):
-        said, executables = _said_dirs(root / config)
-        known = [dirs.conf for dirs in found]
-        for conf in said:
-            place = root / conf.lstrip("/")
-            if place not in known:
-                named = tuple(root / name.lstrip("/") for name in executables)
-                found.append(CniDirs(place, where.bin_dirs or named, whose))
+    found = {
+        root / conf: CniDirs(root / conf, where.bin_dirs or _below(root, bins), whose)
+        for conf, bins, whose in (USUAL, K3S, GRID)
+        if os.path.isdir(root / conf)  # noqa: PTH112 - also False where it may not be looked at
+    }
+    for config, drop_ins, whose, (usual_conf, usual_bins, _) in CONFIGS:
+        said = _said(root, config, drop_ins)
+        if said is None:
+            continue
+        conf = _below(root, [said.conf or usual_conf])[0]
+        bins = where.bin_dirs or _below(root, said.bins or usual_bins)
+        other = found.get(conf)
+        if other and other.named and other.bins != bins:
+            bins = tuple(dict.fromkeys((*other.bins, *bins)))
+        found[conf] = CniDirs(conf, bins, whose, True, said.network)
     if not found:
-        usual, paths, whose = PLACES[0]
-        bins = where.bin_dirs or tuple(root / name for name in paths)
-        found = [CniDirs(root / usual, bins, whose)]
-    return found
+        conf = root / USUAL[0]
+        found[conf] = CniDirs(conf, where.bin_dirs or _below(root, USUAL[1]), USUAL[2])
+    return list(found.values())
 
 
-def _said_dirs(path: Path) -> tuple[list[str], list[str]]:
-    """CNI directories in a runtime's configuration: their keys differ with the version, so they are
-    looked for wherever they stand."""
-    if not path.is_file():
-        return [], []
+def _below(root: Path, names: Sequence[str]) -> tuple[Path, ...]:
+    return tuple(root / name.lstrip("/") for name in names)
+
+
+class Said(NamedTuple):
+    """What a runtime's configuration says of CNI; empty where it says nothing."""
+
+    conf: str
+    bins: list[str]
+    network: str
+
+
+def _said(root: Path, config: str, drop_ins: str) -> Said | None:
+    """What a runtime's files say together, the later ones over the earlier; None without a file."""
+    documents = list(_documents(root, root / config, set()))
+    if drop_ins:
+        folder = root / drop_ins
+        names = sorted(path.name for path in _listed(folder))
+        documents += [found for name in names if (found := _toml(folder / name)) is not None]
+    if not documents:
+        return None
+    said = Said("", [], "")
+    for document in documents:
+        confs: list[str] = []
+        bins: list[str] = []
+        networks: list[str] = []
+        _look(document, confs, bins, networks)
+        said = Said([said.conf, *confs][-1], bins or said.bins, [said.network, *networks][-1])
+    return said
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())[:MOST_FILES]
+    except OSError:
+        return []
+
+
+def _documents(root: Path, path: Path, seen: set[Path]) -> Iterator[dict[str, Any]]:
+    """A file, and behind it the files that it imports (containerd-config.toml(5))."""
+    if path in seen or len(seen) >= MOST_FILES:
+        return
+    seen.add(path)
+    document = _toml(path)
+    if document is None:
+        return
+    yield document
+    imports = document.get("imports")
+    for pattern in imports if isinstance(imports, list) else ():
+        if not isinstance(pattern, str) or not pattern.strip("/"):
+            continue
+        base = root if pattern.startswith("/") else path.parent
+        try:
+            paths = sorted(base.glob(pattern.lstrip("/")))
+        except (OSError, ValueError, NotImplementedError):
+            continue
+        for imported in paths:
+            yield from _documents(root, imported, seen)
+
+
+def _toml(path: Path) -> dict[str, Any] | None:
+    """A file's document; None where there is none, or it cannot be read."""
     import tomllib
 
     try:
-        document = tomllib.loads(path.read_text())
-    except (OSError, ValueError):
-        return [], []
-    confs: list[str] = []
-    bins: list[str] = []
+        return tomllib.loads(files.read(path).decode())
+    except (OSError, ValueError, RecursionError):
+        return None
 
-    def look(value: Any) -> None:
-        for key, item in value.items() if isinstance(value, dict) else ():
-            if key in ("conf_dir", "network_dir") and isinstance(item, str) and "cni" in item:
-                confs.append(item)
-            elif key in ("bin_dir", "bin_dirs", "plugin_dirs"):
-                listed = item if isinstance(item, list) else [item]
-                bins.extend(str(one) for one in listed)
-            else:
-                look(item)
 
-    look(document)
-    return confs, bins
+def _look(value: Any, confs: list[str], bins: list[str], networks: list[str]) -> None:
+    """Find the keys wherever they stand: where that is differs with the runtime's version."""
+    for key, item in value.items() if isinstance(value, dict) else ():
+        if key in ("conf_dir", "network_dir") and isinstance(item, str) and "cni" in item:
+            confs.append(item)
+        elif key in ("bin_dir", "bin_dirs", "plugin_dirs"):
+            listed = item if isinstance(item, list) else [item]
+            bins += [one for one in listed if isinstance(one, str) and one]
+        elif key == "cni_default_network" and isinstance(item, str):
+            networks.append(item)
+        else:
+            _look(item, confs, bins, networks)
 
 
 @dataclass(frozen=True, slots=True)
 class ConfDir:
-    """A configuration directory with its files, in the order in which runtimes read them."""
+    """A configuration directory with its files, in the order in which runtimes read them.
+    `trouble`: why it could not be listed."""
 
     dirs: CniDirs
     files: list[ConfFile]
+    trouble: str = ""
 
     @property
     def winner(self) -> ConfFile | None:
         """The file that decides how pods are attached: containerd takes the first one, and nothing
-        at all when that is invalid."""
-        return self.files[0] if self.files else None
+        at all when that is invalid; CRI-O the one that it is told, else the first valid one."""
+        read = [conf for conf in self.files if not conf.passed_over]
+        if self.dirs.network:
+            return next((c for c in read if c.valid and c.network == self.dirs.network), None)
+        if self.dirs.whose == "CRI-O":
+            return next((c for c in read if c.valid), None)
+        return read[0] if read else None
 
     @property
     def ours(self) -> ConfFile | None:
         """The file with our plugin's configuration that counts: the winner, else what a
         meta-plugin such as Multus might delegate to."""
-        return next((conf for conf in self.files if conf.valid and conf.entries), None)
+        winner = self.winner
+        ours = [conf for conf in self.files if conf.valid and conf.entries]
+        return next((conf for conf in ours if conf is winner), ours[0] if ours else None)
 
     @property
     def by_multus(self) -> bool:
@@ -122,20 +199,29 @@ class ConfDir:
 
 
 def read_confs(where: Options) -> list[ConfDir]:
+    """What the runtimes find in the directories that they use."""
     found = []
     for dirs in find_dirs(where):
-        files = []
-        for path in list_files(dirs.conf):
-            try:
-                files.append(read_conf(path))
-            except OSError as error:
-                raise ToolError(f"cannot read {path}: {error.strerror}") from error
-        found.append(ConfDir(dirs, files))
+        try:
+            paths = list_files(dirs.conf)
+        except OSError as error:
+            found.append(ConfDir(dirs, [], error.strerror or str(error)))
+            continue
+        confs = []
+        for path in paths:
+            with suppress(FileNotFoundError):  # it has just gone
+                confs.append(read_conf(path))
+        found.append(ConfDir(dirs, confs))
+    # What is in the usual directory counts for nobody where runtimes are told to use another one.
+    if any(one.dirs.named and one.ours for one in found):
+        found = [one for one in found if one.dirs.named or one.ours]
     return found
 
 
 def find_executable(name: str, dirs: CniDirs) -> Path | None:
     """The executable that the runtime starts for a plugin type."""
+    if "/" in name or name in ("", ".", ".."):
+        return None  # libcni refuses such a type
     for directory in dirs.bins:
         path = directory / name
         if path.is_file():

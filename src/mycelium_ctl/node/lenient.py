@@ -1,0 +1,520 @@
+# SPDX-License-Identifier: Apache-2.0
+"""JSON as people write it: read as far as anybody can tell what is meant, with all that is wrong.
+
+A runtime stops at the first fault and names a column. Here the reader goes on behind it, as the
+writer would have meant it, so that every fault is told at once, each with what mends it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from bisect import bisect_left
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+DEEPEST: Final = 100  # brackets in brackets; a configuration has five
+MOST_FAULTS: Final = 20
+
+Place = tuple[str | int, ...]  # where in the document: ("plugins", 1, "mtu")
+
+_WHITE: Final = re.compile(r"[ \t\n\r]*")
+_STRING: Final = re.compile(r'"(?:[^"\\\x00-\x1f]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*"')
+_NUMBER: Final = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?(?![\w.:/+-])", re.ASCII)
+_BARE_KEY: Final = re.compile(r"[\w.$/-]+")
+_BARE_VALUE: Final = re.compile(r'[^\s,;{}\[\]"\u201c\u201d]+')
+_WORDS: Final = {"true": True, "false": False, "null": None}
+_ELSEWHERE: Final = {"True": True, "False": False, "None": None}  # Python's
+# What some keyboards and word processors make of quotes, and what ends them.
+_QUOTES: Final = {
+    "'": "'",
+    "`": "`",
+    "\u2018": "\u2019",  # single quotes, high
+    "\u2019": "\u2019",
+    "\u201c": "\u201d",  # double quotes, high
+    "\u201d": "\u201d",
+    "\u201e": "\u201c\u201d",  # and low
+    "\u00ab": "\u00bb",  # guillemets
+}
+_TEMPLATE: Final = re.compile(
+    r"\{\{.{0,200}?\}\}|\{%.{0,200}?%\}|<%.{0,200}?%>|\$\{\w[^}\n]{0,99}\}|\b__[A-Z][A-Z0-9_]*__\b"
+)
+_YAML: Final = re.compile(r"(?:\s*#[^\n]*\n|\s*\n)*(?:---\s|[\w.-]+:(?:\s|$)|- )")
+_MAGIC: Final = (
+    (b"\x1f\x8b", "it is compressed (gzip)", "unpack it: gunzip"),
+    (b"PK\x03\x04", "it is a zip archive", "unpack it"),
+    (b"\xfd7zXZ", "it is compressed (xz)", "unpack it: unxz"),
+    (b"\x28\xb5\x2f\xfd", "it is compressed (zstd)", "unpack it: unzstd"),
+    (b"\x7fELF", "it is a program", "executables belong into /opt/cni/bin"),
+    (b"\xff\xfe", "it is UTF-16", "save it as UTF-8"),
+    (b"\xfe\xff", "it is UTF-16", "save it as UTF-8"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing that is wrong; line 0 is the whole file. `fatal`: libcni or the plugin refuses the
+    file for it."""
+
+    line: int
+    what: str
+    mend: str
+    fatal: bool = True
+
+
+class Object(dict[str, Any]):
+    """A JSON object that remembers which keys were given twice."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        seen: set[str] = set()
+        self.twice: Final = sorted({k for k, _ in pairs if k in seen or seen.add(k)})  # type: ignore[func-returns-value]  # set.add is None
+
+
+class Parsed(NamedTuple):
+    """What a text says. `lines`: where each member stands; a member stands where its key does.
+    Without a document nothing of it can be told."""
+
+    document: Any
+    lines: dict[Place, int]
+    faults: list[Fault]
+    readable: bool = True
+
+
+def parse(octets: bytes) -> Parsed:
+    """Read a file's bytes."""
+    for magic, what, mend in _MAGIC:
+        if octets.startswith(magic):
+            return _unreadable(Fault(0, what, mend))
+    try:
+        text = octets.decode()
+    except UnicodeDecodeError as error:
+        line = octets.count(b"\n", 0, error.start) + 1
+        return _unreadable(Fault(line, "it is not UTF-8", "save it as UTF-8"))
+    if not text.strip("\0 \t\r\n\ufeff"):
+        return _unreadable(Fault(0, "it is empty", "write one with `mycelium-cni config new`"))
+    try:
+        document = json.loads(text, object_pairs_hook=Object, parse_constant=_refuse)
+    except RecursionError:
+        return _unreadable(_too_deep(0))
+    except ValueError as error:
+        other = _something_else(text)
+        if other:
+            return _unreadable(*other)
+        reader = _Reader(text)
+        reader.read()
+        if not reader.faults:
+            reader.faults.append(_as_python_says(error))
+        return Parsed(reader.document, reader.lines, reader.faults, reader.complete)
+    reader = _Reader(text)
+    reader.read()
+    if not reader.complete:
+        return _unreadable(_too_deep(0))
+    return Parsed(document, reader.lines, [])
+
+
+def _unreadable(*faults: Fault) -> Parsed:
+    return Parsed(None, {(): 0}, list(faults), readable=False)
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is no JSON")
+
+
+def _too_deep(line: int) -> Fault:
+    return Fault(line, "it is nested too deeply", "is this the right file?")
+
+
+def _as_python_says(error: ValueError) -> Fault:
+    if isinstance(error, json.JSONDecodeError):
+        what = f"{error.msg[:1].lower()}{error.msg[1:]} at column {error.colno}"
+        return Fault(error.lineno, f"this is no JSON: {what}", "compare it with `config new`")
+    return Fault(0, str(error), "write a number that JSON has")
+
+
+def _something_else(text: str) -> list[Fault]:
+    """What a text is that was never JSON."""
+    start = text.lstrip("\ufeff \t\r\n")
+    if re.match(r"<(!doctype|html|\?xml|head|body)\b", start, re.IGNORECASE):
+        mend = "fetch it again: a server sends such a page instead of a file that it does not have"
+        return [Fault(0, "it is a web page (HTML)", mend)]
+    if start.startswith("-----BEGIN "):
+        return [Fault(0, "it is a key or a certificate", "is this the right file?")]
+    if _YAML.match(start):
+        if re.search(r"^apiVersion:", text, re.MULTILINE) and re.search(
+            r"^kind:", text, re.MULTILINE
+        ):
+            what = "it is a Kubernetes manifest (YAML)"
+            mend = (
+                "give it to kubectl apply; runtimes read JSON: of a NetworkAttachmentDefinition "
+                "check the text of spec.config (`mycelium-cni config check -`)"
+            )
+        else:
+            what = "it is YAML"
+            mend = "write it as JSON, as `mycelium-cni config new` prints it"
+        return [Fault(0, what, mend)]
+    found: dict[int, str] = {}
+    for match in _TEMPLATE.finditer(text):
+        found.setdefault(text.count("\n", 0, match.start()) + 1, match[0][:60])
+    what = "it is a template: {} is not filled in"
+    mend = "put the value there, or let what made the file do it (helm template, envsubst, sed)"
+    return [Fault(line, what.format(shown), mend) for line, shown in list(found.items())[:5]]
+
+
+class _StopError(Exception):
+    """Nothing can be told from here on."""
+
+
+class _Reader:
+    """Reads one text from left to right; what is wrong becomes a fault, and reading goes on."""
+
+    def __init__(self, text: str) -> None:
+        self._text: Final = text
+        self._ends: Final = [match.start() for match in re.finditer("\n", text)]
+        self._at = 0
+        self._open: Final[list[str]] = []  # brackets around the place that is read
+        self._unclosed = ""
+        self.faults: Final[list[Fault]] = []
+        self.lines: Final[dict[Place, int]] = {(): 1}
+        self.document: Any = None
+        self.complete = False  # whether all of the document could be read
+
+    def read(self) -> None:
+        try:
+            self._white()
+            if self._peek() == '"' and self._text.rstrip().endswith("}") and self._begins_inside():
+                self._fault("a { is missing at the beginning", "add it")
+                self.document = self._object((), opened=False)
+            else:
+                self.document = self._value(())
+            self.complete = True
+            self._end()
+        except _StopError:
+            return
+
+    def _begins_inside(self) -> bool:
+        return bool(re.compile(r'"[^"\n]*"\s*:').match(self._text, self._at))
+
+    # Places
+
+    def _line(self, at: int) -> int:
+        return bisect_left(self._ends, at) + 1
+
+    def _peek(self) -> str:
+        return self._text[self._at : self._at + 1]
+
+    def _shown(self) -> str:
+        """The next few characters, for a message."""
+        return ascii(self._text[self._at : self._at + 12].split("\n")[0])
+
+    def _fault(self, what: str, mend: str, at: int | None = None) -> None:
+        line = self._line(self._at if at is None else at)
+        if any(fault.what == what and fault.mend == mend for fault in self.faults):
+            return  # once for all such places
+        self.faults.append(Fault(line, what, mend))
+        if len(self.faults) >= MOST_FAULTS:
+            raise _StopError
+
+    def _white(self) -> None:
+        """Go over white space, and over what some take for it."""
+        while True:
+            match = _WHITE.match(self._text, self._at)
+            self._at = match.end() if match else self._at
+            here = self._peek()
+            if not here:
+                return
+            if here == "\ufeff" and self._at == 0:
+                what, mend = "it begins with a byte order mark", "save it as UTF-8 without BOM"
+            elif here == "\0" and not self._text[self._at :].strip("\0 \t\r\n"):
+                what, mend = "there is a NUL byte at the end", "remove it: tr -d '\\000'"
+            elif here == "\0":
+                what, mend = "there is a NUL byte", "remove it: tr -d '\\000'"
+            elif unicodedata.category(here) in ("Zs", "Zl", "Zp", "Cf", "Cc"):
+                name = unicodedata.name(here, "a control character").lower()
+                what = f"there is an invisible character (U+{ord(here):04X}, {name})"
+                mend = "write a space instead, wherever it stands"
+            elif self._text.startswith(("//", "#", "/*"), self._at):
+                self._fault("JSON has no comments", "remove them")
+                end = "*/" if self._text.startswith("/*", self._at) else "\n"
+                found = self._text.find(end, self._at)
+                self._at = len(self._text) if found < 0 else found + len(end)
+                continue
+            else:
+                return
+            self._fault(what, mend)
+            self._at += 1
+
+    # Values
+
+    def _value(self, place: Place) -> Any:
+        self._white()
+        self.lines.setdefault(place, self._line(self._at))
+        here = self._peek()
+        if here == "{":
+            return self._object(place)
+        if here == "[":
+            return self._array(place)
+        if here == '"' or here in _QUOTES:
+            return self._string()
+        number = _NUMBER.match(self._text, self._at)
+        if number:
+            self._at = number.end()
+            return self._number(number[0])
+        if here in ("", ",", ";", "}", "]"):
+            self._fault(f"a value is missing before {here or 'the end'}", "add it")
+            return None
+        return self._bare_value()
+
+    def _number(self, digits: str) -> Any:
+        try:
+            return json.loads(digits)
+        except ValueError:  # thousands of digits
+            self._fault("a number of thousands of digits", "write a number that JSON has")
+            return 0
+
+    def _bare_value(self) -> Any:
+        match = _BARE_VALUE.match(self._text, self._at)
+        if not match:
+            self._fault(f"{self._shown()} does not belong here", "remove it")
+            self._at += 1
+            return None
+        word, start = match[0], self._at
+        self._at = match.end()
+        if word in _WORDS:
+            return _WORDS[word]
+        if self._peek() == '"':
+            self._fault(f'a " is missing before {word[:60]}', f'write "{word[:60]}"', start)
+            self._at += 1
+            return word
+        if word in _ELSEWHERE:
+            meant = json.dumps(_ELSEWHERE[word])
+            self._fault(f"{word} is Python, not JSON", f"write {meant}", start)
+            return _ELSEWHERE[word]
+        try:
+            number = int(word, 0) if len(word) < 20 else None
+        except ValueError:
+            number = int(word) if word.isascii() and word.isdigit() and len(word) < 20 else None
+        mend = f"write {number}" if number is not None else f"write {json.dumps(word[:60])}"
+        what = "is no number of JSON" if number is not None else "is not in quotes"
+        self._fault(f"{word[:60]} {what}", mend, start)
+        return word if number is None else number
+
+    def _string(self) -> str:
+        match = _STRING.match(self._text, self._at)
+        if match:
+            text: str = json.loads(match[0])
+            self._at = match.end()
+            # The quote that seems to end the value begins the next key: "routed, "ingress": ….
+            if re.search(r",\s*$", text) and re.match(r"\w", self._peek()):
+                self._at = match.start() + match[0].rindex(",")
+                text = text[: text.rindex(",")]
+                mend = f"write {json.dumps(text[:60])}"
+                self._fault(f'a " is missing behind {text[:60]}', mend, match.start())
+            return text
+        opening, start = self._peek(), self._at
+        closing = _QUOTES.get(opening, '"')
+        if opening != '"':
+            what = f"JSON takes double quotes only, and here is {opening}"
+            self._fault(what, 'write " for each of them')
+        held = ""
+        self._at += 1
+        while True:
+            here = self._peek()
+            if here in ("", "\n"):
+                return self._unended(held, start)
+            self._at += 1
+            if here in closing:
+                return held
+            if here == "\\":
+                here = self._escape()
+            elif here < " " and not (here == "\r" and self._peek() == "\n"):
+                self._fault(
+                    f"there is a control character in a string (U+{ord(here):04X})",
+                    f"write {json.dumps(here)[1:-1]}",
+                )
+            held += here
+
+    def _escape(self) -> str:
+        found = re.compile(r'["\\/bfnrt]|u[0-9a-fA-F]{4}').match(self._text, self._at)
+        if found:
+            self._at = found.end()
+            character: str = json.loads(f'"\\{found[0]}"')
+            return character
+        shown = self._peek()
+        self._fault(f"\\{shown} means nothing in JSON", "write \\\\ for a backslash")
+        return "\\"
+
+    def _unended(self, held: str, start: int) -> str:
+        """A string that the line ends: its quote is missing before what closes there."""
+        closing = re.compile(r"[\s,;}\]]*$")
+        behind = closing.search(self._text[start : self._at])
+        self._at -= len(behind[0]) if behind else 0
+        kept = closing.sub("", held)
+        self._fault(f'a " is missing behind {kept[:60]}', f"write {json.dumps(kept[:60])}", start)
+        return kept
+
+    # Objects and arrays
+
+    def _object(self, place: Place, *, opened: bool = True) -> Object:
+        pairs: list[tuple[str, Any]] = []
+
+        def member() -> None:
+            here = self._peek()
+            if here == "{":
+                self._fault(
+                    "an object stands among the keys of another",
+                    'plugins belong into "plugins": [ {…}, {…} ]',
+                )
+                self._value((*place, ""))
+                return
+            if here == "[":
+                self._fault("a list stands where a key belongs", 'write its key: "…": […]')
+                self._value((*place, ""))
+                return
+            start = self._at
+            key = self._key()
+            if key is None:
+                return
+            self.lines.setdefault((*place, key), self._line(start))
+            pairs.append((key, self._value((*place, key))))
+
+        self._members("{", "}", member, opened=opened)
+        return Object(pairs)
+
+    def _array(self, place: Place) -> list[Any]:
+        items: list[Any] = []
+
+        def item() -> None:
+            items.append(self._value((*place, len(items))))
+            self._white()
+            if self._peek() == ":":
+                self._fault(
+                    "a key stands in a list", "put it and its value between { and }, or close ["
+                )
+                self._at += 1
+                self._value((*place, len(items)))
+
+        self._members("[", "]", item)
+        return items
+
+    def _members(
+        self, bracket: str, closing: str, one: Callable[[], None], *, opened: bool = True
+    ) -> None:
+        """What stands between two brackets, with commas."""
+        other = {"}": "]", "]": "}"}[closing]
+        line = self._line(self._at)
+        self._at += opened
+        self._open.append(closing)
+        if len(self._open) > DEEPEST:
+            self.faults.append(_too_deep(line))
+            raise _StopError
+        comma = True  # whether a member may come
+        while True:
+            self._white()
+            here = self._peek()
+            if here == "":
+                self._unclosed += closing
+                break
+            if here == closing:
+                self._at += 1
+                break
+            if here == other:
+                if other in self._open[:-1]:
+                    way = f"add it: it closes the {bracket} of line {line}"
+                    self._fault(f"a {closing} is missing before {other}", way)
+                else:
+                    self._fault(f"a {other} where a {closing} belongs", f"write {closing}")
+                    self._at += 1
+                break
+            if here in ",;":
+                self._fault("a comma with nothing before it", "remove the comma")
+                self._at += 1
+                continue
+            if not comma:
+                self._fault(f"a comma is missing before {self._shown()}", "add the comma")
+            before = self._at
+            one()
+            comma = self._comma(closing)
+            if self._at == before:  # never: but a reader of strangers' texts comes to an end
+                raise _StopError
+        self._open.pop()
+
+    def _comma(self, closing: str) -> bool:
+        """Whether a comma follows, that another member follows."""
+        self._white()
+        at, here = self._at, self._peek()
+        if here not in (",", ";") or not here:
+            return False
+        if here == ";":
+            self._fault("a semicolon where a comma belongs", "write a comma")
+        self._at += 1
+        self._white()
+        if self._peek() in ("", "}", "]"):
+            what = f"a comma before {self._peek() or 'the end'}"
+            self._fault(what, "remove the comma", at)
+        return True
+
+    def _key(self) -> str | None:
+        """A key, and the colon behind it."""
+        start, here = self._at, self._peek()
+        if here == '"' or here in _QUOTES:
+            key = self._string()
+        else:
+            match = _BARE_KEY.match(self._text, self._at)
+            if not match:
+                self._fault(f"{self._shown()} does not belong here", "remove it")
+                self._at += 1
+                return None
+            key = match[0]
+            self._at = match.end()
+            if self._peek() == '"':
+                self._fault(f'a " is missing before {key[:60]}', f'write "{key[:60]}"', start)
+                self._at += 1
+            else:
+                self._fault(f"the key {key[:60]} is not in quotes", f'write "{key[:60]}"', start)
+        self._white()
+        if self._peek() == ":":
+            self._at += 1
+            return key
+        if self._peek() == "=":
+            self._fault("a = where a colon belongs", "write a colon")
+            self._at += 1
+            return key
+        # The quote that seemed to end the key begins its value: "ingress: "closed".
+        name, colon, behind = key.partition(":")
+        if colon and not behind.strip() and self._text[self._at - 1] == '"':
+            self._at -= 1
+            self._fault(f'a " is missing behind {name[:60]}', f'write "{name[:60]}":', start)
+            return name
+        self._fault(f"a colon is missing behind {json.dumps(key[:60])}", "add the colon")
+        return key
+
+    def _end(self) -> None:
+        """What stands behind the document."""
+        if self._unclosed:
+            mend = f"add {self._unclosed} at the end; or is the file cut off?"
+            self._fault(f"this is no JSON: the file ends before {self._unclosed}", mend)
+            return
+        while True:
+            self._white()
+            here = self._peek()
+            if not here:
+                return
+            if here in "}]":
+                self._fault(f"there is a {here} too many", "remove it")
+            elif here == ",":
+                self._fault("a comma stands behind the end", "remove it")
+            elif here in "{[":
+                mend = "one file holds one network: put it into a file of its own"
+                self._fault("a second document begins", mend)
+                return
+            else:
+                word = self._text[self._at :].split(None, 1)[0][:30]
+                mend = "remove it" + (
+                    ": it is left over from a here-document" if word == "EOF" else ""
+                )
+                self._fault(f"{word!a} stands behind the end", mend)
+                return
+            self._at += 1
