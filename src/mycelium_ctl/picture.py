@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 from mycelium_cni.kernel.address import format_address
 from mycelium_ctl.checks.pods import Ought
-from mycelium_ctl.node.stale import verdict
+from mycelium_ctl.node.stale import verdicts
 from mycelium_ctl.node.state import Attached, State
 from mycelium_ctl.view import Mark, visible
 
@@ -37,6 +37,7 @@ STYLE: Final = """
   .wire { stroke: #2a9d6f; stroke-width: 2; fill: none }
   .link { stroke: #6a5fc1; stroke-width: 1.5; fill: none }
   .ok { fill: #2a9d6f } .warn { fill: #e0a100 } .fail { fill: #d13b3b }
+  .skip { fill: #9aa7b4 }
 """
 
 
@@ -69,6 +70,13 @@ def read_node(state: State) -> NodeShape:
     """This node."""
     import socket
 
+    seen = verdicts(state)
+
+    def mark(one: Attached) -> Mark:
+        """The mark of a pod: that of `list`, and of its facts."""
+        found = seen[one.link.index][0]
+        return "fail" if found == "ok" and Ought(state, one).absent() else found
+
     address = state.address
     gateway = f"{format_address(address[:8] + bytes(7) + bytes((1,)))}/64" if address else ""
     return NodeShape(
@@ -80,18 +88,10 @@ def read_node(state: State) -> NodeShape:
         bridge=state.config.bridge_name if state.bridged else "",
         gateway=gateway if state.bridged else "",
         pods=[
-            PodShape(
-                one.who, one.address, one.link.name, one.pod_link or one.ifname, _mark(one, state)
-            )
+            PodShape(one.who, one.address, one.link.name, one.pod_link or one.ifname, mark(one))
             for one in state.attachments
         ],
     )
-
-
-def _mark(one: Attached, state: State) -> Mark:
-    """The mark of a pod: that of `list`, and of its facts."""
-    mark, _ = verdict(one, state)
-    return "fail" if mark == "ok" and Ought(state, one).absent() else mark
 
 
 class Box(NamedTuple):

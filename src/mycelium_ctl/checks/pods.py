@@ -153,6 +153,8 @@ def pods(state: State) -> list[Finding] | Finding:
     """Every fact of every attachment holds, on the node and in the pod."""
     if state.address is None:
         return skip("the interface has no address yet")
+    if state.attachments and not state.may_configure:
+        return skip(f"{count(len(state.attachments), 'pod')} not looked at: {state.blindness}")
     found = []
     gone = find_gone(state)
     if gone:
@@ -215,6 +217,8 @@ def pod_routes(state: State) -> list[Finding] | Finding:
     """What a pod sends to the overlay takes its link, whatever else is in the pod: a daemon of its
     own, a VPN, a blackhole, a rule."""
     found = []
+    if state.attachments and not state.may_configure:
+        return skip(f"{count(len(state.attachments), 'pod')} not looked at: {state.blindness}")
     looked = 0
     for one in state.attachments:
         if not one.octets or not one.answers:

@@ -16,6 +16,8 @@ from mycelium_ctl.view import count
 def reach(state: State) -> list[Finding] | Finding:
     """Every live pod answers its node, and a neighbour where policies let it."""
     live = [one for one in state.attachments if one.answers and one.octets]
+    if state.attachments and not state.may_configure:
+        return skip("no packets are sent: that takes root")
     if not live:
         return skip("no pod is attached")
     try:

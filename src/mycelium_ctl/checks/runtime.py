@@ -129,7 +129,7 @@ def plugin(state: State) -> Finding:
         folder = directory.dirs.bins[0]
         if path is None:
             return Finding("fail", f"there is no {folder}/{conflist.TYPE}", run=_copy_to(folder))
-        if not os.access(path, os.X_OK):
+        if not path.stat().st_mode & 0o111:
             return Finding(
                 "fail", f"{path} is not executable", run=(f"chmod 755 {quoted(str(path))}",)
             )
@@ -172,6 +172,8 @@ def _broken(path: Path) -> str:
     except subprocess.TimeoutExpired:
         return f"does not answer within {programs.WITHIN_S:g} s"
     except OSError as error:
+        if isinstance(error, PermissionError) and os.geteuid():
+            raise  # root may well start it
         return f"cannot be started ({error.strerror}): is it complete?"
     except (ValueError, KeyError, TypeError):
         return "answers no VERSION: is it complete?"

@@ -27,6 +27,7 @@ from mycelium_ctl.checks.finding import Check, Finding
 from mycelium_ctl.checks.pods import Ought
 from mycelium_ctl.errors import ToolError, refused
 from mycelium_ctl.node import state as nodestate
+from mycelium_ctl.node.rights import blindness, require_rights
 from mycelium_ctl.node.state import Options, State
 from mycelium_ctl.view import Mark, Page, count
 
@@ -81,6 +82,7 @@ def _about_pod(state: State, wanted: list[str], arguments: argparse.Namespace) -
         links = ", ".join(one.link.name for one in found)
         raise ToolError(f"{wanted[0]} has several attachments: name one of the links {links}")
     one = found[0]
+    require_rights()
     if arguments.fix:
         try:
             Ought(state, one).restore()
@@ -192,5 +194,7 @@ def _report(findings: Findings, mended: Mended) -> None:
     if failed or warned:
         hint = f"; --fix can mend {fixable}" if fixable and not mended.done else ""
         page.say(f"{count(failed, 'check fails', 'checks fail')}, {count(warned, 'warning')}{hint}")
+    elif blind := blindness():
+        page.say(f"all is well that can be seen: {blind}")
     else:
         page.say("all is well")

@@ -21,7 +21,7 @@ from mycelium_cni.pod import datapath
 from mycelium_ctl.arguments import seconds
 from mycelium_ctl.errors import ToolError, refused
 from mycelium_ctl.node import state as nodestate
-from mycelium_ctl.node.rights import require_rights, sees_all_processes
+from mycelium_ctl.node.rights import blindness, require_rights
 from mycelium_ctl.node.stale import Gone, find_gone, find_left_over
 from mycelium_ctl.node.state import Options, State
 from mycelium_ctl.view import Page, count
@@ -45,11 +45,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Remove what is gone; 0 when nothing is left of it."""
     where = nodestate.options(arguments)
-    if not sees_all_processes():
-        raise ToolError(
-            "this is a container that does not see the machine's processes, so every pod looks "
-            "gone: run it on the host, or with its PID namespace (hostPID)"
-        )
+    if unseen := blindness():
+        raise ToolError(f"which pods are gone cannot be told: {unseen}")
     gone, left_over = _look_twice(where, arguments)
     removed = [one.attached.link.index for one in gone] + [link.index for link in left_over]
     if not arguments.dry_run:

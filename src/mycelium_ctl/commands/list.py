@@ -17,7 +17,7 @@ from typing import Any
 
 from mycelium_ctl.arguments import seconds
 from mycelium_ctl.node import state as nodestate
-from mycelium_ctl.node.stale import verdict
+from mycelium_ctl.node.stale import verdicts
 from mycelium_ctl.node.state import State
 from mycelium_ctl.view import Mark, Page, amount, worst
 
@@ -28,8 +28,9 @@ TRAFFIC = ("received", "sent")  # bytes, packets
 def rows(state: State) -> list[tuple[Mark, tuple[str, ...]]]:
     """The table. Traffic is the pod's: what the host link has sent, the pod has received."""
     found: list[tuple[Mark, tuple[str, ...]]] = []
+    seen = verdicts(state)
     for one in state.attachments:
-        sign, words = verdict(one, state)
+        sign, words = seen[one.link.index]
         link = one.link
         received = f"{amount(link.sent_bytes)}, {link.sent_packets}"
         sent = f"{amount(link.received_bytes)}, {link.received_packets}"
@@ -40,6 +41,7 @@ def rows(state: State) -> list[tuple[Mark, tuple[str, ...]]]:
 
 def document(state: State) -> list[dict[str, Any]]:
     """The same for programs."""
+    seen = verdicts(state)
     return [
         {
             "namespace": one.namespace,
@@ -56,8 +58,8 @@ def document(state: State) -> list[dict[str, Any]]:
             "receivedPackets": one.link.sent_packets,
             "sentBytes": one.link.received_bytes,
             "sentPackets": one.link.received_packets,
-            "state": verdict(one, state)[0],
-            "verdict": verdict(one, state)[1],
+            "state": seen[one.link.index][0],
+            "verdict": seen[one.link.index][1],
         }
         for one in state.attachments
     ]

@@ -116,6 +116,8 @@ def _report(expected: Expected, *, dry_run: bool, as_json: bool) -> None:
         return
     for change in changes:
         print(f"{visible(change.command)}  # {change.why}")
+    if not state.may_configure:
+        print("# the packet filter is seen by root only: its part is not among these")
     mode = "bridge" if node.bridged else "routed"
     summary = f"{mode} mode, subnet {nodestate.show_subnet(node.subnet)}"
     if not changes:

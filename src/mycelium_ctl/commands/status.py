@@ -26,6 +26,7 @@ from mycelium_ctl.checks import examine
 from mycelium_ctl.checks.finding import Check, Finding
 from mycelium_ctl.errors import refused
 from mycelium_ctl.node import state as nodestate
+from mycelium_ctl.node.stale import find_gone
 from mycelium_ctl.node.state import State
 from mycelium_ctl.view import Mark, Page, worst
 
@@ -39,6 +40,7 @@ READY: Final = "ready: a pod would get its address now"
 WARNED: Final = "ADD would work; something is to be looked at"
 BROKEN: Final = "ADD would work, but pods or the node are broken"
 NOT_READY: Final = "not ready: ADD would fail"
+UNKNOWN: Final = "unknown: whether ADD would work is told to root only"
 
 Findings = dict[str, tuple[Check, list[Finding]]]
 
@@ -54,9 +56,11 @@ def run(arguments: argparse.Namespace) -> int:
     """Show the node; 0 only when ADD would work."""
     state = State(nodestate.options(arguments))
     findings: Findings = {check.name: (check, found) for check, found in examine(state)}
-    ready = not refusal(state) and not any(
+    ready: bool | None = not any(
         check.needed and _mark(found) == "fail" for check, found in findings.values()
     )
+    if ready:
+        ready = not refusal(state) if state.may_configure else None
     if arguments.picture:
         from mycelium_ctl import picture
 
@@ -97,22 +101,25 @@ def next_step(findings: Findings) -> tuple[Check, Finding] | None:
 
 
 def _mark(found: list[Finding]) -> Mark:
-    return worst([each.mark for each in found])
+    marks = [each.mark for each in found]
+    return "skip" if set(marks) == {"skip"} else worst(marks)
 
 
-def _overall(findings: Findings, *, ready: bool) -> tuple[Mark, str]:
+def _overall(findings: Findings, *, ready: bool | None) -> tuple[Mark, str]:
     """The mark of the whole node, and its verdict."""
     mark = worst([_mark(found) for _, found in findings.values()])
+    if ready is None:
+        return "skip" if mark == "ok" else mark, UNKNOWN
     if not ready:
         return "fail", NOT_READY
     return mark, {"fail": BROKEN, "warn": WARNED}.get(mark, READY)
 
 
-def _report(state: State, findings: Findings, *, ready: bool) -> None:
+def _report(state: State, findings: Findings, *, ready: bool | None) -> None:
     page = Page()
     mark, verdict = _overall(findings, ready=ready)
     page.fact(mark, "status", verdict)
-    if refused_as := refusal(state):
+    if state.may_configure and (refused_as := refusal(state)):
         page.fact("fail", "STATUS", refused_as)
     for title, names in SECTIONS.items():
         mode = "bridge" if state.bridged else "routed"
@@ -139,7 +146,7 @@ def _line(page: Page, name: str, found: list[Finding]) -> None:
     page.fact(mark, name, first.found + more)
 
 
-def _document(state: State, findings: Findings, *, ready: bool) -> dict[str, object]:
+def _document(state: State, findings: Findings, *, ready: bool | None) -> dict[str, object]:
     answers, address = state.daemon, state.address
     step = next_step(findings)
     ours = next((one.ours for one in state.confs if one.ours), None)
@@ -168,7 +175,7 @@ def _document(state: State, findings: Findings, *, ready: bool) -> dict[str, obj
         },
         "attachments": {
             "total": len(state.attachments),
-            "gone": len(state.silent),
+            "gone": None if state.blindness else len(find_gone(state)),
             "oldSubnet": len(state.stranded),
         },
         "configuration": str(ours.path) if ours else None,

@@ -48,6 +48,8 @@ class Guard(Fact):
     def holds(self, seen: Snapshot) -> bool:
         try:
             return not guard.outdated(self.wanted)
+        except PermissionError:
+            return True  # it is not to be seen; `setup` says so
         except OSError:
             return not self.wanted.policy.required  # else making it will say why it cannot be
 

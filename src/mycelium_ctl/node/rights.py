@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a process may change in the network, and what this one can see of the machine."""
+"""What a process may change in the network, and what this one can see of the machine.
+
+Without root, or in a container, most of a node can be read and some cannot: what is not to be seen
+is said and passed over, and never taken for something that is not there.
+"""
 
 from __future__ import annotations
 
@@ -9,22 +13,35 @@ from typing import Final
 
 from mycelium_ctl.errors import ToolError
 
-CAP_NET_ADMIN: Final = 12  # linux/capability.h
+CAP_NET_ADMIN, CAP_SYS_PTRACE = 12, 19  # linux/capability.h
 PROC_PID_INIT_INO: Final = 0xEFFFFFFC  # linux/proc_ns.h
 
 
 def may_configure(process: str) -> bool:
     """Whether a process, by its path in /proc, may change the network of its namespace."""
+    return _may(process, CAP_NET_ADMIN)
+
+
+def _may(process: str, capability: int) -> bool:
     for line in Path(process, "status").read_text(errors="replace").splitlines():
         name, _, value = line.partition(":")
         if name == "CapEff":
-            return bool(int(value, 16) >> CAP_NET_ADMIN & 1)
+            return bool(int(value, 16) >> capability & 1)
     return False
 
 
-def sees_all_processes() -> bool:
-    """Whether /proc shows the machine's processes, and not just those of a container."""
-    return os.stat("/proc/self/ns/pid").st_ino == PROC_PID_INIT_INO  # noqa: PTH116
+def blindness() -> str:
+    """Why it is not to be seen from here whether a pod lives, with the way out; "" if it is."""
+    if not may_configure("/proc/self"):
+        return "pods' ends of their links are seen by root only"
+    if os.stat("/proc/self/ns/pid").st_ino != PROC_PID_INIT_INO:  # noqa: PTH116
+        return (
+            "this is a container that does not see the machine's processes: run it on the host, or "
+            "with its PID namespace (hostPID)"
+        )
+    if not _may("/proc/self", CAP_SYS_PTRACE):
+        return "other users' processes are seen by root only, with CAP_SYS_PTRACE"
+    return ""
 
 
 def require_rights() -> None:

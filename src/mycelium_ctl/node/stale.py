@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mycelium_cni.node.marks import DELETE_GROUP, GROUP_MASK
 from mycelium_ctl.node.state import Attached, LinkFacts, State
 from mycelium_ctl.view import Mark
 
@@ -19,7 +18,9 @@ class Gone:
 
 
 def find_gone(state: State, *, empty: bool = False) -> list[Gone]:
-    """The attachments whose pod is gone."""
+    """The attachments whose pod is gone; none where that is not to be seen."""
+    if state.blindness:
+        return []
     gone = []
     for attached in state.attachments:
         if not attached.answers:
@@ -33,12 +34,20 @@ def find_gone(state: State, *, empty: bool = False) -> list[Gone]:
     return gone
 
 
-def verdict(one: Attached, state: State) -> tuple[Mark, str]:
-    """What is to be seen of an attachment at a glance, in a word or two."""
-    if not one.answers:
-        return "fail", "gone"
+def verdicts(state: State) -> dict[int, tuple[Mark, str]]:
+    """What is to be seen of each attachment at a glance, in a word or two, by its host link."""
+    unused = {gone.attached.link.index for gone in find_gone(state)}
+    return {
+        one.link.index: ("fail", "gone") if one.link.index in unused else _verdict(one, state)
+        for one in state.attachments
+    }
+
+
+def _verdict(one: Attached, state: State) -> tuple[Mark, str]:
     if not one.link.up:
         return "fail", "host link down"
+    if not one.answers:
+        return "skip", "not to be seen"
     if not one.pod_up:
         return "fail", f"{one.pod_link} down"
     if state.address and one.subnet != state.address[:8]:
@@ -48,4 +57,4 @@ def verdict(one: Attached, state: State) -> tuple[Mark, str]:
 
 def find_left_over(state: State) -> list[LinkFacts]:
     """Links that were on their way out when whoever deleted them was killed."""
-    return [link for link in state.links if link.group & GROUP_MASK == DELETE_GROUP]
+    return [link for link in state.links if link.left_over]

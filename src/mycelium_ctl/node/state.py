@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,13 +27,14 @@ from mycelium_cni.kernel.address import format_address, format_mac, parse_addres
 from mycelium_cni.kernel.link import Link
 from mycelium_cni.kernel.snapshot import Address, Route, Snapshot
 from mycelium_cni.node import subnet
-from mycelium_cni.node.marks import GROUP, GROUP_MASK, word
+from mycelium_cni.node.marks import DELETE_GROUP, GROUP, GROUP_MASK, word
 from mycelium_cni.overlay import on_mycelium
 from mycelium_cni.pod.attachment import ALIAS_PREFIX, ALIAS_SIZE, LINK_PREFIX
 from mycelium_ctl.errors import ToolError
 from mycelium_ctl.node.conflist import TYPE
 from mycelium_ctl.node.daemon import Daemon, find_process, read_daemon, read_version
 from mycelium_ctl.node.namespaces import PodNetns, read_netns
+from mycelium_ctl.node.rights import blindness, may_configure
 from mycelium_ctl.node.runtimes import ConfDir, read_confs
 
 API: Final = "127.0.0.1:8989"
@@ -124,8 +126,20 @@ class LinkFacts:
     def ours(self) -> bool:
         """Whether it is a host link of ours, by its group, or, where somebody has moved it to
         another one, by its alias."""
-        by_group = self.group & GROUP_MASK == GROUP and self.name.startswith(LINK_PREFIX)
-        return self.kind == "veth" and (by_group or self.alias.startswith(f"{ALIAS_PREFIX} "))
+        return self._made_here and (
+            self.group & GROUP_MASK == GROUP or self.alias.startswith(f"{ALIAS_PREFIX} ")
+        )
+
+    @property
+    def left_over(self) -> bool:
+        """Whether it was on its way out when whoever deleted it was killed."""
+        return self._made_here and self.group & GROUP_MASK == DELETE_GROUP
+
+    @property
+    def _made_here(self) -> bool:
+        """By its name or alias. Groups are numbers: other programs use such ones too."""
+        named = re.fullmatch(LINK_PREFIX + "[0-9a-f]{12}", self.name)
+        return self.kind == "veth" and bool(named or self.alias.startswith(f"{ALIAS_PREFIX} "))
 
 
 @dataclass(frozen=True, slots=True)
@@ -415,11 +429,6 @@ class State:
         own = self.address
         return [a for a in self.attachments if own and a.subnet and a.subnet != own[:8]]
 
-    @property
-    def silent(self) -> list[Attached]:
-        """Attachments whose pod end does not answer."""
-        return [attached for attached in self.attachments if not attached.answers]
-
     @cached_property
     def daemon(self) -> Daemon:
         return read_daemon(self.where.api)
@@ -437,7 +446,7 @@ class State:
     def inside(self, one: Attached) -> Iterator[bool]:
         """Let this thread be in a pod's network namespace; False where that cannot be entered."""
         nsid = one.link.nsid
-        held = self.netns.get(nsid) if nsid is not None else None
+        held = self.netns.get(nsid) if nsid is not None and self.may_configure else None
         try:
             there = held.open() if held else -1
         except OSError:
@@ -452,6 +461,15 @@ class State:
         finally:
             os.close(there)
             os.close(home)
+
+    @cached_property
+    def may_configure(self) -> bool:
+        return may_configure("/proc/self")
+
+    @cached_property
+    def blindness(self) -> str:
+        """Why it is not to be seen whether a pod lives; "" if it is."""
+        return blindness()
 
     @cached_property
     def netns(self) -> dict[int, PodNetns]:
