@@ -111,7 +111,7 @@ def deb(
     link = root / "usr/bin/mycelium-cni"
     link.parent.mkdir(parents=True)
     link.symlink_to(EXECUTABLE)
-    for path, text in units.texts(EXECUTABLE).items():
+    for path, text in units.texts(EXECUTABLE, ()).items():
         # What a package ships is below /usr/lib, where the administrator's /etc overrides it.
         # zinit is not for Debian.
         if not path.startswith("etc/zinit/"):

@@ -369,6 +369,47 @@ def test_managers(tool: Tool) -> None:
     assert not found["fixable"]  # a file is written when asked for by name
     assert tool("setup", "--install-units").returncode == 0
     passes(tool, "managers")
+    (tool.root / "etc").rename(tool.root / "old")
+    fails(tool, "managers", mark="warn")
+    (tool.root / "usr").mkdir()
+    (tool.root / "old").rename(tool.root / "usr/lib")  # where a package has them
+    passes(tool, "managers")
+
+
+def test_managers_keep_off_links_of_other_names(tool: Tool) -> None:
+    """Files that know the usual names only are of no use to a node with others."""
+    for directory in ("run/systemd/netif", "run/NetworkManager"):
+        (tool.root / directory).mkdir(parents=True)
+    for directory in ("etc/systemd", "etc/NetworkManager"):
+        (tool.root / directory).mkdir()
+    tool("setup", "--install-units")
+    passes(tool, "managers")
+    names = {"myceliumInterface": "my0", "bridge": "br-overlay"}
+    plugin = {"type": "mycelium-cni", **names}
+    tool.conf({"cniVersion": "1.0.0", "name": "mycelium", "plugins": [plugin]})
+    fails(tool, "managers", "systemd-networkd and NetworkManager", mark="warn")
+    assert len(tool.json("setup", "--install-units")["written"]) == 2
+    passes(tool, "managers")
+    networkd = tool.root / "etc/systemd/network/05-mycelium-cni.network"
+    assert "Name=myc* my0 br-overlay" in networkd.read_text()
+    manager = tool.root / "etc/NetworkManager/conf.d/05-mycelium-cni.conf"
+    assert "interface-name:myc*;interface-name:my0;interface-name:br-overlay" in manager.read_text()
+
+
+@pytest.mark.parametrize(
+    "written", ["", "denyinterfaces veth*\nhostname\ninterface eth0\ndenyinterfaces myc*\n"]
+)
+def test_dhcpcd_keeps_off_our_links(tool: Tool, written: str) -> None:
+    (tool.root / "run/dhcpcd").mkdir(parents=True)
+    conf = tool.root / "etc/dhcpcd.conf"
+    conf.write_text(written)
+    found = fails(tool, "managers", "dhcpcd", "restart dhcpcd", mark="warn")
+    for command in found["run"]:
+        tool.node.run(["sh", "-c", command])
+    passes(tool, "managers")
+    assert conf.read_text().endswith(written)
+    conf.write_text("allowinterfaces eth0 wlan0\n")
+    passes(tool, "managers")
 
 
 def test_conf_of_kubelet(tool: Tool) -> None:

@@ -3,26 +3,72 @@
 
 from __future__ import annotations
 
-from mycelium_ctl import units
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from mycelium_cni.kernel.shell import quoted
+from mycelium_ctl import files, units
 from mycelium_ctl.checks.finding import Finding, ok, own
 from mycelium_ctl.node.state import State
 
 
-def managers(state: State) -> Finding:
-    """systemd-networkd and NetworkManager keep off what they were told to keep off."""
-    root = state.where.root
+def managers(state: State) -> list[Finding] | Finding:
+    """systemd-networkd, NetworkManager and dhcpcd keep off what they were told to keep off."""
+    root, links = state.where.root, state.own_links
     lacking = []
     for running, wanted, name in (
         ("run/systemd/netif", ("networkd.network", "networkd.conf"), "systemd-networkd"),
         ("run/NetworkManager", ("NetworkManager.conf",), "NetworkManager"),
     ):
-        if (root / running).is_dir():
-            missing = [path for path in wanted if not (root / units.UNITS[path]).is_file()]
-            lacking += [name] if missing else []
+        if (root / running).is_dir() and not all(units.covers(root, u, links) for u in wanted):
+            lacking.append(name)
+    found = []
     if lacking:
-        return Finding(
-            "warn",
-            f"{' and '.join(lacking)} may take routes and addresses of pods away",
-            run=(own("setup", "--install-units"),),
+        found.append(
+            Finding(
+                "warn",
+                f"{' and '.join(lacking)} may take routes and addresses of pods away",
+                run=(own("setup", "--install-units"),),
+            )
         )
-    return ok("no other program manages our links")
+    found += _dhcpcd(root, links)
+    return found or ok("no other program manages our links")
+
+
+def _dhcpcd(root: Path, links: tuple[str, str]) -> list[Finding]:
+    """dhcpcd takes every link that comes up, and gives it an IPv4 address and routes."""
+    if not any((root / "run" / name).exists() for name in ("dhcpcd", "dhcpcd.pid")):
+        return []
+    path = root / "etc/dhcpcd.conf"
+    try:
+        lines = files.read(path).decode(errors="replace").splitlines()
+    except OSError:
+        lines = []
+    said: dict[str, list[str]] = {"denyinterfaces": [], "allowinterfaces": []}
+    for line in lines:
+        key, *words = line.replace(",", " ").split() or [""]
+        if key in ("interface", "ssid", "profile"):
+            break  # what follows is for that one only
+        said.get(key, []).extend(words)
+    taken = [
+        name
+        for name in ("myc0123456789ab", *links)
+        if not any(fnmatchcase(name, word) for word in said["denyinterfaces"])
+        and (
+            not said["allowinterfaces"]
+            or any(fnmatchcase(name, word) for word in said["allowinterfaces"])
+        )
+    ]
+    if not taken:
+        return []
+    denied = f"denyinterfaces {' '.join(units.patterns(links))}"
+    # In front: behind an `interface` line it would be for that one only.
+    first = f"sed -i {quoted(f'1i {denied}')} {quoted(str(path))}"
+    return [
+        Finding(
+            "warn",
+            "dhcpcd gives pods' host links addresses and routes of its own",
+            "then restart dhcpcd",
+            run=(first if lines else f"echo {quoted(denied)} >{quoted(str(path))}",),
+        )
+    ]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -22,6 +23,7 @@ from mycelium_cni.pod.attachment import LINK_PREFIX
 from mycelium_ctl import programs
 from mycelium_ctl.checks.finding import Finding, ok, skip
 from mycelium_ctl.node.state import Attached, State
+from mycelium_ctl.units import patterns
 
 Verdict = Literal["accept", "drop", "continue", "unknown"]
 
@@ -83,7 +85,7 @@ def firewall(state: State) -> list[Finding] | Finding:
             if verdict == "drop":
                 dropped.setdefault(str(where), (where, []))[1].append((hook, packet))
     found = [_dropped(*each) for each in dropped.values()]
-    return found + _legacy() or ok("no chain drops what pods send or get")
+    return found + _legacy(state.own_links) or ok("no chain drops what pods send or get")
 
 
 _BRIDGE, _INET = (7,), (1, 10)
@@ -377,7 +379,7 @@ def _compare(said: dict[int, bytes], value: bytes | None) -> bool | None:
 # Rules of the other kind
 
 
-def _legacy() -> list[Finding]:
+def _legacy(links: Sequence[str]) -> list[Finding]:
     """iptables-legacy has tables of its own, which nobody else sees."""
     try:
         with open("/proc/net/ip6_tables_names") as listed:  # noqa: PTH123 - of this namespace
@@ -401,19 +403,23 @@ def _legacy() -> list[Finding]:
         chain, _, rest = line.removeprefix(":").partition(" ")
         if line.startswith(":") and chain in ("FORWARD", "INPUT", "OUTPUT"):
             if rest.startswith("DROP"):
-                found.append(_of_legacy(chain, f"its policy is DROP ({chain})"))
+                found.append(_of_legacy(chain, f"its policy is DROP ({chain})", links))
         elif line in (f"-A {c} -j DROP" for c in ("FORWARD", "INPUT", "OUTPUT")):
-            found.append(_of_legacy(line.split()[1], f"`{line}`"))
+            found.append(_of_legacy(line.split()[1], f"`{line}`", links))
     return found
 
 
-def _of_legacy(chain: str, why: str) -> Finding:
+def _of_legacy(chain: str, why: str, links: Sequence[str]) -> Finding:
     ways = {"FORWARD": ("-i", "-o"), "INPUT": ("-i",), "OUTPUT": ("-o",)}[chain]
     return Finding(
         "fail",
         f"ip6tables-legacy drops in chain {chain} what pods send or get: {why}",
         "make it lasting where the rules come from",
-        run=tuple(f"ip6tables-legacy -I {chain} {way} myc+ -j ACCEPT" for way in ways),
+        run=tuple(
+            f"ip6tables-legacy -I {chain} {way} {quoted(name.replace('*', '+'))} -j ACCEPT"
+            for name in patterns(links)
+            for way in ways
+        ),
     )
 
 

@@ -79,11 +79,11 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.print_units:
         from mycelium_lab.lab import own_executable
 
-        for path, text in units.texts(own_executable()).items():
+        for path, text in units.texts(own_executable(), State(where).own_links).items():
             print(f"# /{path}\n{text}")
         return 0
     if arguments.install_units:
-        return _install(where.root, as_json=arguments.json)
+        return _install(State(where), as_json=arguments.json)
 
     state = await_interface(lambda: State(where), arguments.wait)
     try:
@@ -135,10 +135,11 @@ def _report(expected: Expected, *, dry_run: bool, as_json: bool) -> None:
         )
 
 
-def _install(root: Path, *, as_json: bool) -> int:
+def _install(state: State, *, as_json: bool) -> int:
     from mycelium_lab.lab import own_executable
 
-    written = units.install(root, own_executable())
+    root = state.where.root
+    written = units.install(root, own_executable(), state.own_links)
     if as_json:
         print(json.dumps({"written": [str(path) for path in written]}, indent=2))
         return 0

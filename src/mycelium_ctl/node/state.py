@@ -392,6 +392,11 @@ class State:
     def bridge(self) -> LinkFacts | None:
         return self.link(self.config.bridge_name)
 
+    @property
+    def own_links(self) -> tuple[str, str]:
+        """The names of interface and bridge: what is ours beside pods' host links."""
+        return self.config.interface, self.config.bridge_name
+
     @cached_property
     def bridged(self) -> bool:
         """Whether pods hang on the bridge, as `subnet.find` decides it."""
