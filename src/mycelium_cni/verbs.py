@@ -27,7 +27,8 @@ from mycelium_cni.kernel import netns
 from mycelium_cni.kernel.address import format_address, format_mac, format_prefix
 from mycelium_cni.kernel.link import Link, find_link
 from mycelium_cni.node import prepare, subnet
-from mycelium_cni.pod import datapath
+from mycelium_cni.node.marks import word
+from mycelium_cni.pod import datapath, removal
 from mycelium_cni.pod.addresses import random_address, stable_address
 from mycelium_cni.pod.attachment import Attachment
 from mycelium_cni.undo import Undo
@@ -56,56 +57,57 @@ def add(request: Request, network: Network, reply: Reply) -> str:
         pod_link = config.interface_name
     node = subnet.find(host, config)
     address = _address(host, request, network, wishes, config, node)
-    mtu = config.mtu or node.mtu
 
     try:
         with Undo() as undo:
             bridge = 0
             if node.bridged:
                 bridge = prepare.ensure_bridge(host, config.bridge_name, node, undo)
-            wiring = datapath.Wiring(node, bridge, config.routes)
-            plan = datapath.Plan(attachment, wiring, pod_link, address, wishes.mac, mtu)
-            pair = datapath.create_pair(host, pod_netns, plan, undo)
+            plan = datapath.Plan(attachment, node, bridge, config, pod_link, address, wishes.mac)
+            shape = datapath.create_pair(host, pod_netns, plan, undo)
             if node.bridge:
                 prepare.keep_bridge_mac(host, node.bridge)
-            datapath.reserve(host, pair, plan, plan.alias(_pod_name(request)))
+            datapath.reserve(host, shape, plan.alias(_pod_name(request)))
             wanted = guard.Wanted(network.name, config, node)
-            guard.protect(host, wanted, undo, plan.port(pair))
-            datapath.raise_host_link(host, pair, plan)
+            guard.protect(host, wanted, undo, datapath.port(shape, network.name))
+            datapath.raise_host_link(host, shape)
             pod, monitor = datapath.enter_pod(pod_netns, home, pod_link, undo)
-            table = datapath.configure_pod(pod, pair, plan, undo)
-            if table:
-                datapath.rename_alias(host, pair, plan.alias(_pod_name(request), table))
-            datapath.await_carrier(host, pod, pair, plan)
-            if not bridge:
-                datapath.route_to_pod(host, pair, plan)
-            elif wishes.address or wishes.mac or config.addressing == "stable":
-                datapath.announce(pod, pair, plan)
-            datapath.await_address(monitor, address)
+            if not datapath.configure_pod(pod, shape):
+                from mycelium_cni.pod import sourcerule  # noqa: PLC0415 - few kernels need it
+
+                table = sourcerule.table(shape)
+                datapath.set_alias(host, shape, plan.alias(_pod_name(request), table))
+                sourcerule.lead(pod, shape, undo)
+            patience = datapath.Patience()
+            datapath.await_carrier(host, pod, shape, patience)
+            datapath.reach_pod(host, shape)
+            if bridge and (wishes.address or wishes.mac or config.addressing == "stable"):
+                datapath.announce(pod, shape)
+            datapath.await_address(monitor, shape, patience)
             prepare.prepare(host, node, undo)
 
-            gateway = format_address(wiring.gateway)
+            gateway = format_address(shape.gateway)
             result.add(
                 interfaces=[
                     {
                         "name": attachment.host_link,
                         "mac": format_mac(plan.host_mac),
-                        "mtu": mtu,
+                        "mtu": plan.mtu,
                     },
                     {
                         "name": pod_link,
                         "mac": format_mac(plan.pod_mac),
-                        "mtu": mtu,
+                        "mtu": plan.mtu,
                         "sandbox": request.netns,
                     },
                 ],
                 ip={
-                    "address": f"{format_address(address)}/{wiring.prefixlen}",
+                    "address": f"{format_address(address)}/{shape.prefixlen}",
                     "gateway": gateway,
                 },
                 routes=[
                     {"dst": format_prefix(route.destination), "gw": gateway, **route.metrics}
-                    for route in wiring.routes
+                    for route in shape.routes
                 ],
             )
             result.dns = wishes.dns or config.dns or result.dns
@@ -120,11 +122,10 @@ def delete(request: Request, network: Network, _: Reply) -> str:
     result, the daemon or the rest of the configuration is needed. What is gone is gone."""
     host = nl.Socket()
     attachment = Attachment(network.name, request.container, request.ifname)
-    link = find_link(host, attachment.host_link)
+    link = removal.find(host, attachment)
     if link is None:
         return "nothing was there"
-    datapath.forget_rule(host, link, request.netns)
-    _remove(host, [link])
+    _remove(host, [link], request.netns)
     return f"{link.name} is gone"
 
 
@@ -157,7 +158,7 @@ def gc(_request: Request, network: Network, _: Reply) -> str:
         for container, ifname in network.valid_attachments()
     }
     host = nl.Socket()
-    links = datapath.attachments(host, network.name)
+    links = removal.attachments(host, network.name)
     stale = [link for link in links if link.name not in valid]
     if stale:
         _remove(host, stale)
@@ -191,11 +192,15 @@ def status(_request: Request, network: Network, _: Reply) -> str:
 VERBS = {"ADD": add, "DEL": delete, "CHECK": check, "GC": gc, "STATUS": status}
 
 
-def _remove(host: nl.Socket, links: list[Link]) -> None:
+def _remove(host: nl.Socket, links: list[Link], path: str = "") -> None:
+    if any(word(link.alias, "table") for link in links):
+        from mycelium_cni.pod import sourcerule  # noqa: PLC0415 - few kernels need it
+
+        sourcerule.forget(host, links, path)
     # What `forget` returns stays open for as long: closing it takes the kernel 15 ms, which the
     # child that deletes the links spends waiting anyway.
     waiting = guard.forget(*links)
-    datapath.delete_links(host, [link.index for link in links])
+    removal.delete_links(host, [link.index for link in links])
     del waiting
 
 

@@ -8,6 +8,8 @@ disagree. Its text is that command, so an error that names a fact can be pasted 
 
 from __future__ import annotations
 
+from errno import EINVAL
+
 from mycelium_cni.kernel import netlink as nl
 from mycelium_cni.kernel import sysctl
 from mycelium_cni.kernel.address import format_address, format_mac, format_prefix
@@ -418,7 +420,7 @@ class Route(Object):
 
     __slots__ = (
         *("destination", "gateway", "index", "link", "metrics", "priority", "protocol"),
-        *("scope", "source", "table"),
+        *("scope", "sender", "source", "table"),
     )
 
     def __init__(
@@ -435,6 +437,7 @@ class Route(Object):
         table: int = nl.RT_TABLE_MAIN,
         scope: int = nl.RT_SCOPE_UNIVERSE,
         metrics: Sequence[tuple[str, int]] = (),
+        sender: bytes = b"",
     ) -> None:
         super().__init__(why)
         self.destination: Final = destination
@@ -447,10 +450,19 @@ class Route(Object):
         self.table: Final = table
         self.scope: Final = scope
         self.metrics: Final = metrics
+        self.sender: Final = sender
+
+    @property
+    def needed(self) -> bool:  # type: ignore[override] # a class attribute elsewhere
+        """A route for one sender is of use beside other routes only, and not every kernel has it
+        (CONFIG_IPV6_SUBTREES)."""
+        return not self.sender
 
     def _words(self) -> str:
         words = "" if self.index else "unreachable "
         words += format_prefix(self.destination)
+        if self.sender:
+            words += f" from {format_address(self.sender)}"
         if self.gateway:
             words += f" via {format_address(self.gateway)}"
         if self.index:
@@ -496,6 +508,7 @@ class Route(Object):
             table=self.table,
             scope=self.scope,
             type_=nl.RTN_UNICAST if self.index else nl.RTN_UNREACHABLE,
+            sender=self.sender,
         )
 
     def message(self) -> nl.Message:
@@ -504,12 +517,20 @@ class Route(Object):
     def drop(self) -> nl.Message:
         return self._request(nl.RTM_DELROUTE, self.removal)
 
+    def restore(self, host: nl.Socket) -> None:
+        try:
+            super().restore(host)
+        except nl.NetlinkError as error:
+            if not self.sender or error.errno != EINVAL:
+                raise
+
     def holds(self, seen: Snapshot) -> bool:
-        if self.gateway:
+        if self.gateway and not self.sender:
             return self._leads(seen)
         kind = nl.RTN_UNICAST if self.index else nl.RTN_UNREACHABLE
         return any(
             (route.destination, route.table, route.kind) == (self.destination, self.table, kind)
+            and route.sender == self.sender
             and (route.link == self.index if self.index else route.priority == self.priority)
             for route in seen.routes
         )
@@ -524,6 +545,8 @@ class Route(Object):
         for route in seen.routes:
             found, length = route.destination
             if (route.link, route.kind) != (self.index, nl.RTN_UNICAST) or length > longest:
+                continue
+            if route.sender:
                 continue
             if (int.from_bytes(found, "big") ^ sought) >> 128 - length:
                 continue

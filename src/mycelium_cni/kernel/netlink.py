@@ -41,13 +41,15 @@ RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
 RTM_NEWRULE, RTM_DELRULE, RTM_GETRULE = 32, 33, 34
+RTM_GETNSID = 90
 RTM_NEWLINKPROP, RTM_DELLINKPROP = 108, 109
 
 AF_UNSPEC, AF_BRIDGE, AF_INET6 = 0, 7, 10
 
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
 IFLA_OPERSTATE, IFLA_LINKINFO, IFLA_IFALIAS, IFLA_AF_SPEC, IFLA_GROUP = 16, 18, 20, 26, 27
-IFLA_NET_NS_FD, IFLA_PROP_LIST, IFLA_ALT_IFNAME = 28, 52, 53
+IFLA_NET_NS_FD, IFLA_LINK_NETNSID, IFLA_PROP_LIST, IFLA_ALT_IFNAME = 28, 37, 52, 53
+NETNSA_NSID, NETNSA_FD = 1, 3
 IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER = 1, 2, 1
 IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA, IFLA_BRPORT_LEARNING = 4, 5, 8
 IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE = 8, b"\x01"
@@ -258,13 +260,19 @@ def route(
     table: int = RT_TABLE_MAIN,
     scope: int = RT_SCOPE_UNIVERSE,
     type_: int = RTN_UNICAST,
+    sender: bytes = b"",
 ) -> Message:
-    """RTM_{NEW,DEL}ROUTE to `destination` (address, prefix length). A new one never joins or
-    replaces another: EEXIST if the table has the prefix with the same RTA_PRIORITY."""
+    """RTM_{NEW,DEL}ROUTE to `destination` (address, prefix length), for packets from the address
+    `sender` alone if one is given. A new one never joins or replaces another: EEXIST if the table
+    has the prefix with the same RTA_PRIORITY. Kernels without CONFIG_IPV6_SUBTREES refuse a sender
+    with EINVAL (net/ipv6/route.c, ip6_route_info_create)."""
     flags = NLM_F_CREATE | NLM_F_EXCL if kind == RTM_NEWROUTE else 0
     prefix, length = destination
-    header = RTMSG.pack(AF_INET6, length, 0, 0, RT_TABLE_UNSPEC, protocol, scope, type_, 0)
+    src_len = 8 * len(sender)
+    header = RTMSG.pack(AF_INET6, length, src_len, 0, RT_TABLE_UNSPEC, protocol, scope, type_, 0)
     body = header + encode(((RTA_DST, prefix), (RTA_TABLE, table), *attributes))
+    if sender:
+        body += encode(((RTA_SRC, sender),))
     return Message(kind, flags, body, what)
 
 
@@ -276,15 +284,19 @@ NO_LINK_LOCAL: Attribute = (
 )
 
 
-def rule(kind: int, what: object, table: int, protocol: int, source: bytes = b"") -> Message:
-    """RTM_{NEW,DEL}RULE: packets from `source` are routed by `table`. DEL takes any such rule."""
+def rule(kind: int, what: object, table: int, protocol: int, source: bytes) -> Message:
+    """RTM_{NEW,DEL}RULE: packets from the address `source` are routed by `table`."""
     flags = NLM_F_CREATE | NLM_F_EXCL if kind == RTM_NEWRULE else 0
-    action = FR_ACT_TO_TBL if kind == RTM_NEWRULE else 0
-    header = FIB_RULE_HDR.pack(AF_INET6, 0, 8 * len(source), 0, 0, 0, 0, action, 0)
-    attributes: list[Attribute] = [(FRA_TABLE, table), (FRA_PROTOCOL, bytes((protocol,)))]
-    if source:
-        attributes.append((FRA_SRC, source))
+    header = FIB_RULE_HDR.pack(AF_INET6, 0, 8 * len(source), 0, 0, 0, 0, FR_ACT_TO_TBL, 0)
+    attributes = ((FRA_TABLE, table), (FRA_PROTOCOL, bytes((protocol,))), (FRA_SRC, source))
     return Message(kind, flags, header + encode(attributes), what)
+
+
+def get_nsid(netns: int) -> Message:
+    """RTM_GETNSID: the number by which this network namespace knows another one, of which `netns`
+    is a descriptor; -1 if by none. IFLA_LINK_NETNSID is such a number."""
+    body = bytes(4) + encode(((NETNSA_FD, netns),))  # struct rtgenmsg, padded
+    return Message(RTM_GETNSID, 0, body, "identify a network namespace")
 
 
 class Socket:
@@ -333,6 +345,10 @@ class Socket:
             if refusals[index].errno != EEXIST:
                 raise refusals[index]
         return [index not in refusals for index in range(len(messages))]
+
+    def attempt(self, *messages: Message) -> dict[int, NetlinkError]:
+        """Send messages as one batch; what was refused, by place."""
+        return self._exchange(messages)[1]
 
     def ask(self, *messages: Message) -> list[bytes | None]:
         """One answer per message: the object, or None where there is no such object."""

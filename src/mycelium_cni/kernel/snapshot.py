@@ -39,13 +39,16 @@ class Address:
 class Route:
     """An IPv6 route; `link` is its output link (that of lo where it refuses), `kind` an RTN_*."""
 
-    __slots__ = ("destination", "gateway", "kind", "link", "priority", "protocol", "table")
+    __slots__ = (
+        *("destination", "gateway", "kind", "link", "priority", "protocol", "sender", "table"),
+    )
 
     def __init__(self, payload: bytes) -> None:
         _, length, _, _, table, protocol, _, kind, _ = nl.RTMSG.unpack_from(payload)
         said = nl.decode(payload, nl.RTMSG.size)
         zero = bytes(4)
         self.destination: Final[tuple[bytes, int]] = said.get(nl.RTA_DST, bytes(16)), length
+        self.sender: Final = said.get(nl.RTA_SRC, b"")
         self.link: Final = nl.u32(said.get(nl.RTA_OIF, zero))
         self.gateway: Final = said.get(nl.RTA_GATEWAY, b"")
         self.protocol: Final[int] = protocol

@@ -5,25 +5,14 @@ Routed mode: the host link is a router port. The host has a /128 route to the po
 via fe80::1, and both know each other's MAC from the start.
 Bridge mode: the host link is a port of the bridge. The pod has its address with /64 and routes via
 the first address of the subnet, which the bridge carries; neighbours are discovered.
-The two differ in data (`Wiring`), not in code.
+The two differ in data (`mycelium_cni.pod.facts`), not in code.
 """
 
 from __future__ import annotations
 
-from errno import EEXIST, ENODEV, ENOENT, EOPNOTSUPP, EXFULL
-from posix import (
-    WNOHANG,
-    _exit,
-    close,
-    fork,
-    getpid,
-    sched_yield,
-    setsid,
-    waitpid,
-    waitstatus_to_exitcode,
-)
+from errno import EEXIST, EINVAL, EOPNOTSUPP, EXFULL
 
-from mycelium_cni.cni.config import Route
+from mycelium_cni.cni.config import Config
 from mycelium_cni.cni.errors import (
     ADDRESS_TAKEN,
     ALREADY_ATTACHED,
@@ -34,18 +23,22 @@ from mycelium_cni.cni.errors import (
 from mycelium_cni.guard import Port, counterpart
 from mycelium_cni.kernel import netlink as nl
 from mycelium_cni.kernel import sysctl
-from mycelium_cni.kernel.address import format_address, format_mac, format_prefix, link_local
+from mycelium_cni.kernel.address import format_address, format_mac
+from mycelium_cni.kernel.facts import AlternativeName, Setting, alias, mac
 from mycelium_cni.kernel.link import Link, find_link
-from mycelium_cni.kernel.netns import enter, inside, netns_of, open_netns
-from mycelium_cni.node.facts import LINK_LOCAL_GATEWAY, LOOPBACK
-from mycelium_cni.node.marks import DELETE_GROUP, GROUP_MASK, PROTOCOL, group, word
+from mycelium_cni.kernel.netns import inside
+from mycelium_cni.node.facts import LOOPBACK
+from mycelium_cni.node.marks import group
 from mycelium_cni.node.subnet import Node
+from mycelium_cni.pod import facts
 from mycelium_cni.pod.addresses import mac_of
 from mycelium_cni.pod.attachment import Attachment
+from mycelium_cni.pod.facts import End, Shape
+from mycelium_cni.pod.removal import delete_links
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Final, NoReturn
+    from typing import Final
 
     from mycelium_cni.undo import Undo
 
@@ -54,61 +47,31 @@ if TYPE_CHECKING:
 _SETTLE_TIMEOUT_S = 10
 _CARRIER_POLL_S = 0.0005
 _POD_METRIC = 1024  # the kernel's own for routes without one
-_SOURCE_TABLE = 77_000_000  # and the pod link's index; RT_TABLE_* and people use small numbers
-
-
-class Wiring:
-    """How a pod is wired to its node: what differs between routed and bridge mode."""
-
-    __slots__ = ("bridge", "gateway", "host_switches", "node", "prefixlen", "routes")
-
-    def __init__(self, node: Node, bridge: int, routes: list[Route]) -> None:
-        self.node: Final = node
-        self.bridge: Final = bridge
-        self.gateway: Final = node.gateway if bridge else LINK_LOCAL_GATEWAY
-        self.prefixlen: Final = 64 if bridge else 128
-        # On a bridge the node's own address lies in the subnet that the pod takes for its link's.
-        self.routes: Final = [Route((node.address, 128), {}), *routes] if bridge else routes
-        self.host_switches: Final = {} if bridge else _HOST_SWITCHES
-
-
-_HOST_SWITCHES = {
-    "disable_ipv6": "0",  # conf.default may say 1
-    "accept_ra": "0",  # a pod is no router
-    # fe80::1 is nobody's address: as an address of every host link it makes ADD on a big node four
-    # times slower (docs/adr/0002). The kernel still answers for it, so a pod that has lost its
-    # neighbours finds its gateway again.
-    "proxy_ndp": "1",
-}
-
-
-_POD_SWITCHES = {
-    "disable_ipv6": "0",
-    "accept_ra": "0",
-    "keep_addr_on_down": "1",
-    "ndisc_notify": "1",  # tell the node when the MAC changes
-}
 
 
 class Plan:
     """An attachment as it will be: what of it is decided before the kernel is asked."""
 
     __slots__ = (
-        *("address", "attachment", "host_mac", "mtu", "pod_link", "pod_mac", "requested_mac"),
-        "wiring",
+        *("address", "attachment", "bridge", "host_mac", "mtu", "node", "pod_link", "pod_mac"),
+        *("requested_mac", "routes"),
     )
 
     def __init__(
         self,
         attachment: Attachment,
-        wiring: Wiring,
+        node: Node,
+        bridge: int,
+        config: Config,
         pod_link: str,
         address: bytes,
         requested_mac: bytes | None,
-        mtu: int,
     ) -> None:
         self.attachment: Final = attachment
-        self.wiring: Final = wiring
+        self.node: Final = node
+        self.bridge: Final = bridge
+        self.routes: Final = config.routes
+        self.mtu: Final = config.mtu or node.mtu
         self.pod_link: Final = pod_link
         self.address: Final = address
         # Set at creation: udev leaves alone what was set.
@@ -116,32 +79,33 @@ class Plan:
         self.pod_mac: Final = requested_mac or mac
         self.host_mac: Final = counterpart(mac)
         self.requested_mac: Final = requested_mac
-        self.mtu: Final = mtu
 
     def alias(self, pod: str, table: int = 0) -> str:
         """What the host link says of itself."""
         mac = format_mac(self.requested_mac) if self.requested_mac else ""
-        mode = "bridge" if self.wiring.bridge else "routed"
+        mode = "bridge" if self.bridge else "routed"
         return self.attachment.alias(mode, format_address(self.address), pod, mac, table)
 
-    def port(self, pair: Pair) -> Port | None:
-        """What the guard must know of a pod behind a bridge; of a routed one it knows enough."""
-        if not self.wiring.bridge:
-            return None
-        return Port(pair.host, self.pod_mac, self.address, group(self.attachment.network))
+    def shape(self, host: int, pod: int) -> Shape:
+        """What its facts depend on, now that both ends have an index."""
+        return Shape(
+            self.node,
+            self.bridge,
+            End(host, self.attachment.host_link, self.host_mac),
+            End(pod, self.pod_link, self.pod_mac),
+            self.address,
+            self.routes,
+        )
 
 
-class Pair:
-    """The two ends of a veth, by the interface index that each has in its own namespace."""
-
-    __slots__ = ("host", "pod")
-
-    def __init__(self, host: int, pod: int) -> None:
-        self.host: Final = host
-        self.pod: Final = pod
+def port(shape: Shape, network: str) -> Port | None:
+    """What the guard must know of a pod behind a bridge; of a routed one it knows enough."""
+    if not shape.bridge:
+        return None
+    return Port(shape.host.index, shape.pod.mac, shape.address, group(network))
 
 
-def create_pair(host: nl.Socket, pod_netns: int, plan: Plan, undo: Undo) -> Pair:
+def create_pair(host: nl.Socket, pod_netns: int, plan: Plan, undo: Undo) -> Shape:
     """One request makes both ends where they belong, under their final names: no end ever is where
     another program could rename, configure or adopt it."""
     attachment, pod_link = plan.attachment, plan.pod_link
@@ -164,8 +128,8 @@ def create_pair(host: nl.Socket, pod_netns: int, plan: Plan, undo: Undo) -> Pair
             [(nl.IFLA_INFO_KIND, b"veth"), (nl.IFLA_INFO_DATA, [(nl.VETH_INFO_PEER, peer)])],
         ),
     ]
-    if plan.wiring.bridge:
-        attributes.append((nl.IFLA_MASTER, plan.wiring.bridge))
+    if plan.bridge:
+        attributes.append((nl.IFLA_MASTER, plan.bridge))
     # ECHO makes the kernel say what it made, so that no look-up needs to follow.
     flags = nl.NLM_F_CREATE | nl.NLM_F_EXCL | nl.NLM_F_ECHO
     what = f"create veth {host_link} and {pod_link}"
@@ -190,7 +154,7 @@ def create_pair(host: nl.Socket, pod_netns: int, plan: Plan, undo: Undo) -> Pair
         told = host.request(nl.get_link(host_link))
     made = Link(told[0])
     undo.push(delete_links, host, [made.index])
-    return Pair(made.index, made.peer)
+    return plan.shape(made.index, made.peer)
 
 
 def _delete_nameless(host: nl.Socket, host_link: str) -> None:
@@ -217,10 +181,13 @@ def _already_attached(host: nl.Socket, attachment: Attachment, pod_link: str) ->
     )
 
 
-def rename_alias(host: nl.Socket, pair: Pair, alias: str) -> None:
+def set_alias(host: nl.Socket, shape: Shape, alias: str) -> None:
     """Say something else of the host link than `reserve` could know."""
-    words: nl.Attribute = (nl.IFLA_IFALIAS, alias.encode())
-    host.request(nl.link(nl.RTM_NEWLINK, "set alias of host link", words, index=pair.host))
+    host.request(_alias(shape, alias).message())
+
+
+def _alias(shape: Shape, text: str) -> Setting:
+    return alias(shape.host.index, shape.host.name, text, "whose link it is")
 
 
 def require_alternative_names(host: nl.Socket) -> None:
@@ -239,20 +206,17 @@ def _refused_name(error: nl.NetlinkError) -> OSError | CniError:
     return CniError(NODE_MISCONFIGURED, problem, "Linux 5.5 or newer is needed")
 
 
-def reserve(host: nl.Socket, pair: Pair, plan: Plan, alias: str) -> None:
+def reserve(host: nl.Socket, shape: Shape, alias: str) -> None:
     """Make the address the host link's alternative name. The kernel keeps names unique in a network
     namespace and frees them with the link, so of any number of callers one wins, and nothing leaks.
     The alias comes first: whoever loses can read there who won.
 
     Raises CniError (ADDRESS_TAKEN) that names the holder.
     """
-    text = format_address(plan.address)
-    words: nl.Attribute = (nl.IFLA_IFALIAS, alias.encode())
+    text = format_address(shape.address)
+    name = AlternativeName(shape.host.index, shape.host.name, text, "it reserves the address")
     try:
-        host.request(
-            nl.link(nl.RTM_NEWLINK, "set alias of host link", words, index=pair.host),
-            nl.link_property(nl.RTM_NEWLINKPROP, f"reserve {text}", pair.host, text),
-        )
+        host.request(_alias(shape, alias).message(), name.message())
     except nl.NetlinkError as error:
         if error.errno != EEXIST:
             raise _refused_name(error) from None
@@ -266,87 +230,36 @@ def taken(what: str, holder: Link | None) -> CniError:
     return CniError(ADDRESS_TAKEN, f"{what} is taken by {name}{owner}")
 
 
-def raise_host_link(host: nl.Socket, pair: Pair, plan: Plan) -> None:
-    """Host side, first half: no link-local address of the kernel's making, up. All of it goes with
-    the link, so creating the link is the only thing to undo."""
-    name = plan.attachment.host_link
-    for switch, value in plan.wiring.host_switches.items():
-        sysctl.put(sysctl.conf(name, switch), value)
-    batch = [
-        # In a message of its own: together with IFF_UP the kernel would set it too late.
-        nl.link(nl.RTM_NEWLINK, f"configure {name}", nl.NO_LINK_LOCAL, index=pair.host),
-        nl.set_up(pair.host, name),
-    ]
-    if plan.wiring.bridge:
-        # The bridge would learn, and let a pod take another's MAC, from frames to 01:80:c2:00:00:0e
-        # that no packet filter sees (net/bridge/br_input.c, br_handle_frame).
-        batch = [
-            nl.bridge_port(f"stop learning on {name}", pair.host, learning=False),
-            nl.forwarding_entry(f"pin the pod's MAC to {name}", pair.host, plan.pod_mac),
-            *batch,
-        ]
+def raise_host_link(host: nl.Socket, shape: Shape) -> None:
+    """Host side, first half. All of it goes with the link, so creating the link is the only thing
+    to undo. Raises CniError (ADDRESS_TAKEN) if somebody on the bridge has the pod's MAC."""
+    for switch in facts.host_switches(shape):
+        switch.restore(host)
     try:
-        host.request(*batch)
+        host.request(*[fact.message() for fact in facts.host_link(shape)])
     except nl.NetlinkError as error:
         if error.errno != EEXIST:
             raise
-        raise _mac_taken(host, plan) from None
+        raise _mac_taken(host, shape) from None
 
 
-def _mac_taken(host: nl.Socket, plan: Plan) -> CniError:
+def _mac_taken(host: nl.Socket, shape: Shape) -> CniError:
     """The bridge's table has the pod's MAC, as another port's or as its own."""
-    question = nl.get_forwarding_entry("read who has the MAC", plan.wiring.bridge, plan.pod_mac)
+    question = nl.get_forwarding_entry("read who has the MAC", shape.bridge, shape.pod.mac)
     try:
         (entry,) = host.request(question)
         index = nl.NDMSG.unpack_from(entry)[1]
         holder = Link(host.request(nl.link(nl.RTM_GETLINK, "read link", index=index))[0])
     except nl.NetlinkError:  # gone meanwhile
         holder = None
-    return taken(f"MAC {format_mac(plan.pod_mac)}", holder)
+    return taken(f"MAC {format_mac(shape.pod.mac)}", holder)
 
 
-def route_to_pod(host: nl.Socket, pair: Pair, plan: Plan) -> None:
-    """Host side, second half, in routed mode: the pod's neighbour and route. After the carrier is
-    up: when the kernel's link watch sees a link without one, it drops the link's neighbours."""
-    name, address = plan.attachment.host_link, plan.address
-    text = format_address(address)
-    host.request(
-        # Who asks for a neighbour must have an address to ask from. One that no other link has,
-        # and with no prefix, so that nothing in the kernel grows with the number of pods.
-        nl.address(
-            nl.RTM_NEWADDR,
-            f"add link-local address dev {name}",
-            pair.host,
-            link_local(plan.host_mac),
-            128,
-        ),
-        nl.proxy_neighbour(
-            nl.RTM_NEWNEIGH,
-            f"answer for fe80::1 on {name}",
-            pair.host,
-            LINK_LOCAL_GATEWAY,
-            PROTOCOL,
-        ),
-        # Known from the start, and not permanent: `tuning` may change the pod's MAC.
-        nl.neighbour(
-            f"set neighbour {text}",
-            pair.host,
-            address,
-            plan.pod_mac,
-            PROTOCOL,
-            permanent=False,
-        ),
-        nl.route(
-            nl.RTM_NEWROUTE,
-            f"add route {text} dev {name}",
-            (address, 128),
-            (nl.RTA_OIF, pair.host),
-            # Without a preferred source, choosing one costs every connect() of the node a walk
-            # over the addresses of all links: 172 µs at 1,000 pods instead of 4.
-            (nl.RTA_PREFSRC, plan.wiring.node.address),
-            protocol=PROTOCOL,
-        ),
-    )
+def reach_pod(host: nl.Socket, shape: Shape) -> None:
+    """Host side, second half, once there is a carrier."""
+    wanted = facts.host_reach(shape)
+    if wanted:
+        host.request(*[fact.message() for fact in wanted])
 
 
 def enter_pod(pod_netns: int, home: int, pod_link: str, undo: Undo) -> tuple[nl.Socket, nl.Socket]:
@@ -354,12 +267,12 @@ def enter_pod(pod_netns: int, home: int, pod_link: str, undo: Undo) -> tuple[nl.
     after setting the switches that only a task inside can set."""
     with inside(pod_netns, home=home):
         # Docker and others switch IPv6 off in a namespace; `lo` then lacks ::1 too.
-        switch = sysctl.conf("lo", "disable_ipv6")
-        if sysctl.get(switch) != "0":
-            undo.push(_switch_back, pod_netns, home, switch)
-            sysctl.put(switch, "0")
-        for name, value in _POD_SWITCHES.items():
-            sysctl.put(sysctl.conf(pod_link, name), value)
+        loopback, *switches = facts.pod_switches(pod_link)
+        if sysctl.get(loopback.path) != loopback.value:
+            undo.push(_switch_back, pod_netns, home, loopback.path)
+            sysctl.put(loopback.path, loopback.value)
+        for switch in (*switches, *facts.pod_preferences(pod_link)):
+            sysctl.put(switch.path, switch.value)
         monitor = nl.Socket()
         monitor.join(nl.RTNLGRP_IPV6_ROUTE)
         return nl.Socket(), monitor
@@ -370,124 +283,58 @@ def _switch_back(pod_netns: int, home: int, switch: str) -> None:
         sysctl.put(switch, "1")
 
 
-def configure_pod(pod: nl.Socket, pair: Pair, plan: Plan, undo: Undo) -> int:
-    """Pod side: no link-local address, up, address, the gateway's neighbour, routes.
+def configure_pod(pod: nl.Socket, shape: Shape) -> bool:
+    """Pod side: up, address, the gateway's neighbour, routes.
 
-    Returns the number of the link's own table, 0 if it needs none (see `_route_by_source`).
+    Another of the pod's links may have routes to the same prefixes, and keeps them: ours come after
+    them, and if the other link goes they serve everybody.
+
+    Returns False if the link needs its source routes and this kernel does not have such routes.
     """
-    pod_link, wiring = plan.pod_link, plan.wiring
-    gateway = format_address(wiring.gateway)
-    batch = [
-        nl.link(nl.RTM_NEWLINK, f"configure {pod_link}", nl.NO_LINK_LOCAL, index=pair.pod),
-        nl.set_up(pair.pod, pod_link),
-        nl.address(
-            nl.RTM_NEWADDR,
-            f"add address {format_address(plan.address)} dev {pod_link}",
-            pair.pod,
-            plan.address,
-            wiring.prefixlen,
-        ),
-    ]
-    if not wiring.bridge:
-        batch.append(
-            nl.neighbour(
-                f"set neighbour {gateway}",
-                pair.pod,
-                wiring.gateway,
-                plan.host_mac,
-                PROTOCOL,
-                permanent=True,
-            )
-        )
-    first_route = len(batch)
-    batch += [_pod_route(route, pair, plan) for route in wiring.routes]
-    made = pod.ensure(*batch)[first_route:]
-    shadowed = [route for route, new in zip(wiring.routes, made, strict=True) if not new]
-    return _route_by_source(pod, pair, plan, shadowed, undo) if shadowed else 0
+    link, routes = facts.pod_link(shape), facts.pod_routes(shape)
+    own = facts.source_routes(shape)
+    refused = pod.attempt(*[fact.message() for fact in (*link, *routes, *own)])
+    first, last = len(link), len(link) + len(routes)
+    shadowed = [place for place in refused if first <= place < last]
+    lacking = [place for place in refused if place >= last and refused[place].errno == EINVAL]
+    for place in sorted(refused):
+        if refused[place].errno != EEXIST and place not in lacking:
+            raise refused[place]
+    if shadowed:
+        behind = facts.pod_routes(shape, priority=_POD_METRIC + shape.pod.index)
+        pod.ensure(*[behind[place - first].message() for place in shadowed])
+    return not (lacking and shadowed)
 
 
-def announce(pod: nl.Socket, pair: Pair, plan: Plan) -> None:
+def announce(pod: nl.Socket, shape: Shape) -> None:
     """Have the pod tell its neighbours, the node among them, the MAC of an address that another pod
     may have had with another MAC: whoever has that one would send there for half a minute more. A
     link that is given a MAC, be it the same, advertises its addresses (`ndisc_notify`)."""
-    mac: nl.Attribute = (nl.IFLA_ADDRESS, plan.pod_mac)
-    pod.request(nl.link(nl.RTM_NEWLINK, f"announce {plan.pod_link}", mac, index=pair.pod))
-
-
-def _pod_route(
-    route: Route, pair: Pair, plan: Plan, *, metric: int = 0, own_table: int = 0
-) -> nl.Message:
-    gateway = plan.wiring.gateway
-    what = f"add route {format_prefix(route.destination)} via {format_address(gateway)}"
-    attributes, table, scope = route_attributes(route)
-    if metric and "priority" not in route.metrics:
-        attributes.append((nl.RTA_PRIORITY, metric))
-    return nl.route(
-        nl.RTM_NEWROUTE,
-        f"{what} dev {plan.pod_link}",
-        route.destination,
-        (nl.RTA_OIF, pair.pod),
-        (nl.RTA_GATEWAY, gateway),
-        *attributes,
-        protocol=PROTOCOL,
-        table=own_table or table,
-        scope=scope,
-    )
-
-
-def _route_by_source(
-    pod: nl.Socket, pair: Pair, plan: Plan, shadowed: list[Route], undo: Undo
-) -> int:
-    """Another of the pod's links has routes to the same prefixes, and keeps them. What is sent from
-    this link's address must take this link all the same, for the node drops it on any other: a rule
-    sends it to a table with this link's routes. If the other link goes, ours serve everybody."""
-    table = _SOURCE_TABLE + pair.pod
-    undo.push(_drop_rule, pod, table)
     pod.request(
-        *[_pod_route(route, pair, plan, metric=_POD_METRIC + pair.pod) for route in shadowed],
-        *[_pod_route(route, pair, plan, own_table=table) for route in shadowed],
-        nl.rule(nl.RTM_NEWRULE, "add rule from the pod's address", table, PROTOCOL, plan.address),
+        mac(shape.pod.index, shape.pod.name, shape.pod.mac, "neighbours hear of it").message()
     )
-    return table
 
 
-def forget_rule(host: nl.Socket, link: Link, path: str) -> None:
-    """Part of DEL: drop the rule of `_route_by_source`, the one thing of an attachment that does
-    not go with its link. Where no network namespace is at `path`, it goes with the pod."""
-    table = int(word(link.alias, "table") or 0)
-    if not table:
-        return
-    try:
-        pod_netns = open_netns(path)
-        with inside(pod_netns, home=netns_of(host.fileno())):
-            pod = nl.Socket()
-        _drop_rule(pod, table)
-    except (OSError, ValueError):
-        return
+class Patience:
+    """How long an ADD still waits for the kernel, in all. Counted from the first wait: the time
+    module stays away from a call that need not wait."""
+
+    __slots__ = ("_end",)
+
+    def __init__(self) -> None:
+        self._end = 0.0
+
+    @property
+    def left(self) -> float:
+        """Seconds, below 0 when it is at its end."""
+        from time import monotonic  # noqa: PLC0415 - see log.py
+
+        now = monotonic()
+        self._end = self._end or now + _SETTLE_TIMEOUT_S
+        return self._end - now
 
 
-def _drop_rule(pod: nl.Socket, table: int) -> None:
-    try:
-        pod.request(nl.rule(nl.RTM_DELRULE, "delete rule", table, PROTOCOL))
-    except nl.NetlinkError as error:
-        if error.errno != ENOENT:
-            raise
-
-
-def route_attributes(route: Route) -> tuple[list[nl.Attribute], int, int]:
-    """The attributes, the table and the scope of a pod route."""
-    said = route.metrics
-    attributes: list[nl.Attribute] = []
-    if "priority" in said:
-        attributes.append((nl.RTA_PRIORITY, said["priority"]))
-    names = (("mtu", nl.RTAX_MTU), ("advmss", nl.RTAX_ADVMSS))
-    metrics: list[nl.Attribute] = [(rtax, said[name]) for name, rtax in names if name in said]
-    if metrics:
-        attributes.append((nl.RTA_METRICS, metrics))
-    return attributes, said.get("table", nl.RT_TABLE_MAIN), said.get("scope", nl.RT_SCOPE_UNIVERSE)
-
-
-def await_address(monitor: nl.Socket, address: bytes) -> None:
+def await_address(monitor: nl.Socket, shape: Shape, patience: Patience) -> None:
     """Return when the pod takes packets for its address: an address that skips duplicate detection
     is there at once, but its local route is made by a kernel worker (net/ipv6/addrconf.c,
     addrconf_dad_work), on a busy machine tens of milliseconds later."""
@@ -495,111 +342,35 @@ def await_address(monitor: nl.Socket, address: bytes) -> None:
         if kind == nl.RTM_NEWROUTE:
             attributes = nl.decode(payload, nl.RTMSG.size)
             local = nl.u32(attributes[nl.RTA_TABLE]) == nl.RT_TABLE_LOCAL
-            if local and attributes.get(nl.RTA_DST) == address:
+            if local and attributes.get(nl.RTA_DST) == shape.address:
                 return
+            if not local and patience.left < 0:
+                break  # somebody keeps changing the pod's routes
     raise CniError(
         TRY_AGAIN_LATER,
-        f"{format_address(address)} is not usable in the pod after {_SETTLE_TIMEOUT_S} s",
+        f"{format_address(shape.address)} is not usable in the pod after {_SETTLE_TIMEOUT_S} s",
     )
 
 
-def await_carrier(host: nl.Socket, pod: nl.Socket, pair: Pair, plan: Plan) -> None:
+def await_carrier(host: nl.Socket, pod: nl.Socket, shape: Shape, patience: Patience) -> None:
     """Return when packets pass: both ends are up, but until the kernel's link watch has run, it
     drops what they send, and a bridge port does not forward. From Linux 6.8 on the question itself
     makes it run (net/core/rtnetlink.c, linkwatch_sync_dev), so one round is enough."""
-    for socket, index in ((pod, pair.pod), (host, pair.host)):
-        for attempt in range(int(_SETTLE_TIMEOUT_S / _CARRIER_POLL_S)):
-            if attempt > 0:
-                from time import sleep  # noqa: PLC0415 - before Linux 6.8 only; see log.py
-
-                sleep(_CARRIER_POLL_S)
+    for socket, index in ((pod, shape.pod.index), (host, shape.host.index)):
+        while True:
             link = Link(socket.request(nl.link(nl.RTM_GETLINK, "read link", index=index))[0])
             if link.attribute(nl.IFLA_OPERSTATE)[0] == nl.IF_OPER_UP:
                 break
-        else:
-            raise CniError(
-                TRY_AGAIN_LATER,
-                f"{plan.attachment.host_link} has no carrier after {_SETTLE_TIMEOUT_S} s",
-            )
-    if plan.wiring.bridge:
+            if patience.left < 0:
+                raise CniError(
+                    TRY_AGAIN_LATER,
+                    f"{shape.host.name} has no carrier after {_SETTLE_TIMEOUT_S} s",
+                )
+            from time import sleep  # noqa: PLC0415 - before Linux 6.8 only; see log.py
+
+            sleep(_CARRIER_POLL_S)
+    if shape.bridge:
         # A bridge loses its carrier with its last port, and forgets its neighbours when that is
         # noticed, which may be after the next pod has come. Asked once, for a bridge with spanning
         # tree waits half a minute for its carrier.
-        host.request(nl.link(nl.RTM_GETLINK, "read the bridge", index=plan.wiring.bridge))
-
-
-def attachments(host: nl.Socket, network: str) -> list[Link]:
-    """The host links of all attachments of a network."""
-    veth: nl.Attribute = (nl.IFLA_LINKINFO, [(nl.IFLA_INFO_KIND, b"veth")])
-    links = [Link(p) for p in host.dump(nl.link(nl.RTM_GETLINK, "list links", veth))]
-    return [link for link in links if link.group == group(network)]
-
-
-def delete_links(host: nl.Socket, indexes: list[int]) -> None:
-    """Delete host links, and return when they, their pod ends, addresses and routes are gone.
-
-    The kernel takes all that away within 2 ms, and then makes whoever asked wait another 30 until
-    the last reader of the old structures is done. A child does that waiting (docs/adr/0003). It
-    works through the request whatever becomes of it, even when killed; and one request for a whole
-    group waits once for any number of links.
-    """
-    if len(indexes) > 1:
-        doomed = DELETE_GROUP | getpid() & ~GROUP_MASK
-        moves = [
-            nl.link(nl.RTM_NEWLINK, "regroup", (nl.IFLA_GROUP, doomed), index=i) for i in indexes
-        ]
-        for move in moves:
-            _unless_gone(host, move)
-        request = nl.link(nl.RTM_DELLINK, "delete links", (nl.IFLA_GROUP, doomed))
-    else:
-        request = nl.link(nl.RTM_DELLINK, "delete link", index=indexes[0])
-    try:
-        child = fork()
-    except OSError:  # no process to be had: do the waiting here
-        host.request(request)
-        return
-    if child == 0:
-        _delete_detached(host, request)
-    for index in indexes:
-        # The answer cannot come between two halves of a deletion: both take the kernel's rtnl lock,
-        # and once a link is gone, so are its peer, addresses, routes, neighbours and names.
-        while _exists(host, index):
-            pid, status = waitpid(child, WNOHANG)
-            if pid and waitstatus_to_exitcode(status) not in (0, ENODEV):
-                raise OSError(waitstatus_to_exitcode(status), "the kernel did not delete the link")
-            sched_yield()
-
-
-def _delete_detached(host: nl.Socket, request: nl.Message) -> NoReturn:
-    """The child's part: nothing of the runtime's is kept open, and its signals are not for us.
-    Wherever the parent was stopped, links are numbered as at home."""
-    status = 0
-    try:
-        for fd in range(3):
-            close(fd)
-        setsid()
-        enter(netns_of(host.fileno()))
-        nl.Socket().request(request)
-    except OSError as error:
-        status = error.errno or 1
-    finally:
-        _exit(status)
-
-
-def _unless_gone(host: nl.Socket, message: nl.Message) -> None:
-    """Pods end at any time, and take their links with them."""
-    try:
-        host.request(message)
-    except nl.NetlinkError as error:
-        if error.errno != ENODEV:
-            raise
-
-
-def _exists(host: nl.Socket, index: int) -> bool:
-    try:
-        host.request(nl.link(nl.RTM_GETLINK, "read link", index=index))
-    except nl.NetlinkError as error:
-        if error.errno != ENODEV:
-            raise
-        return False
-    return True
+        host.request(nl.link(nl.RTM_GETLINK, "read the bridge", index=shape.bridge))

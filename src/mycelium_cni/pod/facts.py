@@ -13,11 +13,11 @@ from mycelium_cni.kernel import sysctl
 from mycelium_cni.kernel.address import link_local
 from mycelium_cni.kernel.facts import (
     Address,
-    Fact,
     ForwardingEntry,
     Neighbour,
     NoLearning,
     NoLinkLocal,
+    Object,
     Part,
     Proxy,
     Route,
@@ -112,7 +112,7 @@ def host_link(shape: Shape) -> list[Part]:
     return found
 
 
-def host_reach(shape: Shape) -> list[Fact]:
+def host_reach(shape: Shape) -> list[Object]:
     """How the node reaches a routed pod. After the carrier is up: when the kernel's link watch sees
     a link without one, it drops the link's neighbours."""
     if shape.bridge:
@@ -187,22 +187,62 @@ def pod_link(shape: Shape) -> list[Part]:
     return found
 
 
-def pod_routes(shape: Shape) -> list[Route]:
-    """The pod's routes, all by its gateway."""
-    return [
-        Route(
-            route.destination,
-            "the pod's way out",
-            index=shape.pod.index,
-            link=shape.pod.name,
-            gateway=shape.gateway,
-            priority=route.metrics.get("priority", 0),
-            table=route.metrics.get("table", nl.RT_TABLE_MAIN),
-            scope=route.metrics.get("scope", nl.RT_SCOPE_UNIVERSE),
-            metrics=[
-                (key, route.metrics[key]) for key in ("mtu", "advmss") if key in route.metrics
-            ],
-            protocol=PROTOCOL,
-        )
+def pod_routes(shape: Shape, *, priority: int = 0) -> list[Route]:
+    """The pod's routes, all by its gateway; `priority` is that of those that have none."""
+    return [_pod_route(shape, route, "the pod's way out", priority) for route in shape.routes]
+
+
+def source_routes(shape: Shape) -> list[Route]:
+    """What is sent from the pod's address takes the pod's link, whatever other links there are: the
+    node drops it on any other. In the table `local`, which the kernel asks before all others, and
+    gone with the link (docs/adr/0009)."""
+    return own_routes(shape, nl.RT_TABLE_LOCAL, source=shape.address)
+
+
+def own_routes(shape: Shape, table: int, source: bytes = b"") -> list[Route]:
+    """The link's way to all that it is there for, on its own in a table: its routes, but for those
+    that somebody wants in a table of theirs, and on a bridge the subnet."""
+    why = "other links of the pod lead astray"
+    found = [
+        _pod_route(shape, route, why, table=table, sender=source)
         for route in shape.routes
+        if "table" not in route.metrics
     ]
+    if shape.bridge:
+        found.append(
+            Route(
+                (shape.node.subnet + bytes(8), shape.prefixlen),
+                why,
+                index=shape.pod.index,
+                link=shape.pod.name,
+                table=table,
+                sender=source,
+                protocol=PROTOCOL,
+            )
+        )
+    return found
+
+
+def _pod_route(
+    shape: Shape,
+    route: config.Route,
+    why: str,
+    priority: int = 0,
+    *,
+    table: int = 0,
+    sender: bytes = b"",
+) -> Route:
+    said = route.metrics
+    return Route(
+        route.destination,
+        why,
+        index=shape.pod.index,
+        link=shape.pod.name,
+        gateway=shape.gateway,
+        priority=said.get("priority", priority),
+        table=table or said.get("table", nl.RT_TABLE_MAIN),
+        scope=said.get("scope", nl.RT_SCOPE_UNIVERSE),
+        metrics=[(name, said[name]) for name in ("mtu", "advmss") if name in said],
+        sender=sender,
+        protocol=PROTOCOL,
+    )

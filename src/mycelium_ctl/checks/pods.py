@@ -95,9 +95,14 @@ class Ought:
         if self.one.bridged:
             why = "on a bridge a pod may only use the MAC that it was given"
             found.append(kinds.mac(end.index, end.name, end.mac, why))
-        return [*found, *facts.pod_link(self.shape), *facts.pod_routes(self.shape)]
+        return [
+            *found,
+            *facts.pod_link(self.shape),
+            *facts.pod_routes(self.shape),
+            *facts.source_routes(self.shape),
+        ]
 
-    def reach(self) -> list[Fact]:
+    def reach(self) -> Sequence[Fact]:
         """The node's side, once there is a carrier."""
         return facts.host_reach(self.shape)
 

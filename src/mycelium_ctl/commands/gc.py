@@ -17,7 +17,7 @@ import json
 import time
 
 from mycelium_cni import guard
-from mycelium_cni.pod import datapath
+from mycelium_cni.pod import removal
 from mycelium_ctl.arguments import seconds
 from mycelium_ctl.errors import ToolError, refused
 from mycelium_ctl.node import state as nodestate
@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
         host = State(where).host
         try:
             if removed:
-                datapath.delete_links(host, removed)
+                removal.delete_links(host, removed)
             guard.sweep(host)  # also what pods left that ended without DEL
         except OSError as error:
             raise ToolError(refused(error)) from error

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DEL's and GC's part: find host links, and delete them with all that hangs on them."""
+
+from __future__ import annotations
+
+from errno import ENODEV, EPERM
+from posix import (
+    WNOHANG,
+    _exit,
+    close,
+    fork,
+    getpid,
+    sched_yield,
+    setsid,
+    waitpid,
+    waitstatus_to_exitcode,
+)
+
+from mycelium_cni.kernel import netlink as nl
+from mycelium_cni.kernel.link import Link, find_link
+from mycelium_cni.kernel.netns import enter, netns_of
+from mycelium_cni.node.marks import DELETE_GROUP, GROUP, GROUP_MASK, group, word
+from mycelium_cni.pod.attachment import ALIAS_PREFIX, Attachment
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+
+def attachments(host: nl.Socket, network: str) -> list[Link]:
+    """The host links of all attachments of a network."""
+    veth: nl.Attribute = (nl.IFLA_LINKINFO, [(nl.IFLA_INFO_KIND, b"veth")])
+    links = [Link(p) for p in host.dump(nl.link(nl.RTM_GETLINK, "list links", veth))]
+    return [link for link in links if link.group == group(network)]
+
+
+def find(host: nl.Socket, attachment: Attachment) -> Link | None:
+    """The host link of an attachment: by its name, or, where somebody has renamed it, by what its
+    alias says. A link of that name that nobody marked as ours is somebody else's."""
+    link = find_link(host, attachment.host_link)
+    if link and (link.group & GROUP_MASK == GROUP or link.alias.startswith(ALIAS_PREFIX)):
+        return link
+    own = f" container={attachment.container}"
+    for link in attachments(host, attachment.network):
+        if link.alias.endswith(own) and word(link.alias, "ifname") == attachment.ifname:
+            return link
+    return None
+
+
+def delete_links(host: nl.Socket, indexes: list[int]) -> None:
+    """Delete host links, and return when they, their pod ends, addresses and routes are gone.
+
+    The kernel takes all that away within 2 ms, and then makes whoever asked wait another 30 until
+    the last reader of the old structures is done. A child does that waiting (docs/adr/0003). It
+    works through the request whatever becomes of it, even when killed; and one request for a whole
+    group waits once for any number of links.
+    """
+    if len(indexes) > 1:
+        doomed = DELETE_GROUP | getpid() & ~GROUP_MASK
+        moves = [
+            nl.link(nl.RTM_NEWLINK, "regroup", (nl.IFLA_GROUP, doomed), index=i) for i in indexes
+        ]
+        for move in moves:
+            _unless_gone(host, move)
+        request = nl.link(nl.RTM_DELLINK, "delete links", (nl.IFLA_GROUP, doomed))
+    else:
+        request = nl.link(nl.RTM_DELLINK, "delete link", index=indexes[0])
+    try:
+        child = fork()
+    except OSError:  # no process to be had: do the waiting here
+        host.request(request)
+        return
+    if child == 0:
+        _delete_detached(host, request)
+    for index in indexes:
+        # The answer cannot come between two halves of a deletion: both take the kernel's rtnl lock,
+        # and once a link is gone, so are its peer, addresses, routes, neighbours and names.
+        while _exists(host, index):
+            pid, status = waitpid(child, WNOHANG)
+            if pid and waitstatus_to_exitcode(status) not in (0, ENODEV):
+                raise OSError(waitstatus_to_exitcode(status), "the kernel did not delete the link")
+            sched_yield()
+
+
+def _delete_detached(host: nl.Socket, request: nl.Message) -> NoReturn:
+    """The child's part: nothing of the runtime's is kept open, and its signals are not for us.
+    Wherever the parent was stopped, links are numbered as at home."""
+    status = 0
+    try:
+        for fd in range(3):
+            close(fd)
+        setsid()
+        _go_home(host)
+        nl.Socket().request(request)
+    except OSError as error:
+        status = error.errno or 1
+    finally:
+        _exit(status)
+
+
+def _go_home(host: nl.Socket) -> None:
+    """Be where the host links are. Who may not enter a namespace has never left this one."""
+    try:
+        enter(netns_of(host.fileno()))
+    except OSError as error:
+        if error.errno != EPERM:
+            raise
+
+
+def _unless_gone(host: nl.Socket, message: nl.Message) -> None:
+    """Pods end at any time, and take their links with them."""
+    try:
+        host.request(message)
+    except nl.NetlinkError as error:
+        if error.errno != ENODEV:
+            raise
+
+
+def _exists(host: nl.Socket, index: int) -> bool:
+    try:
+        host.request(nl.link(nl.RTM_GETLINK, "read link", index=index))
+    except nl.NetlinkError as error:
+        if error.errno != ENODEV:
+            raise
+        return False
+    return True

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rule that leads what a pod sends from one address to its link, where no route can.
+
+Routes for one source go with their link (facts.source_routes), but Talos builds its kernel
+without CONFIG_IPV6_SUBTREES, and 0.1.0 did not make them. A rule stays when its link goes. Its
+table is empty then, so it leads nothing astray, but somebody has to take it away. The alias of the
+host link says that there is one; only the network namespace in which that link has its other end is
+entered, and only the rule of that link's own address and table deleted.
+"""
+
+from __future__ import annotations
+
+from errno import ENOENT
+from posix import close, listdir, readlink
+
+from mycelium_cni.kernel import netlink as nl
+from mycelium_cni.kernel.address import parse_address
+from mycelium_cni.kernel.facts import Rule
+from mycelium_cni.kernel.netns import inside, netns_of, open_netns
+from mycelium_cni.node.marks import PROTOCOL, word
+from mycelium_cni.pod import facts
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mycelium_cni.kernel.link import Link
+    from mycelium_cni.pod.facts import Shape
+    from mycelium_cni.undo import Undo
+
+_FIRST_TABLE = 77_000_000  # plus the pod link's index; RT_TABLE_* and people use small numbers
+
+
+def table(shape: Shape) -> int:
+    """The number of a link's own table."""
+    return _FIRST_TABLE + shape.pod.index
+
+
+def rule(address: bytes, number: int) -> Rule:
+    """What is sent from the pod's address is routed by that table."""
+    return Rule(address, number, "other links of the pod lead astray", protocol=PROTOCOL)
+
+
+def lead(pod: nl.Socket, shape: Shape, undo: Undo) -> None:
+    """Make the table, and the rule that leads to it. The alias of the host link must say so by now:
+    whoever finds the link finds the rule, whenever this process is killed."""
+    number = table(shape)
+    leading = rule(shape.address, number)
+    undo.push(_drop, pod, leading)
+    routes = facts.own_routes(shape, number)
+    pod.request(*[fact.message() for fact in routes], leading.message())
+
+
+def forget(host: nl.Socket, links: list[Link], path: str) -> None:
+    """Part of DEL and GC: drop the rules of these host links. `path` is where the pod's network
+    namespace may be; where it is not, the processes of the machine are asked. A namespace that
+    cannot be found or entered keeps a rule that leads nowhere."""
+    wanted: dict[bytes, list[Link]] = {}
+    for link in links:
+        if word(link.alias, "table"):
+            wanted.setdefault(link.attribute(nl.IFLA_LINK_NETNSID), []).append(link)
+    home = netns_of(host.fileno())
+    for netns in _namespaces(path):
+        try:
+            answer = nl.decode(host.request(nl.get_nsid(netns))[0], 4)
+            led = wanted.pop(answer[nl.NETNSA_NSID], [])
+            if led:
+                with inside(netns, home=home):
+                    pod = nl.Socket()
+                for link in led:
+                    number, address = int(word(link.alias, "table")), word(link.alias, "address")
+                    _drop(pod, rule(parse_address(address), number))
+        except (OSError, ValueError):  # ValueError: an alias that somebody else has written
+            continue
+        finally:
+            close(netns)
+        if not wanted:
+            break
+
+
+def _namespaces(path: str) -> Iterator[int]:
+    """A descriptor of the network namespace at `path`, and of each that a process is in."""
+    seen = set()
+    places = [path, *[f"/proc/{name}/ns/net" for name in listdir("/proc") if name.isdigit()]]
+    for place in places:
+        try:
+            # All processes of a pod name the same one.
+            name = readlink(place) if place != path else ""
+            if name not in seen:
+                seen.add(name)
+                yield open_netns(place)
+        except (OSError, ValueError):
+            continue
+
+
+def _drop(pod: nl.Socket, leading: Rule) -> None:
+    try:
+        pod.request(leading.drop())
+    except nl.NetlinkError as error:
+        if error.errno != ENOENT:
+            raise

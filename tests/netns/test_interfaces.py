@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several Mycelium interfaces in one pod: each is reached, and DEL of one harms no other.
+
+What a pod sends from an interface's address must take that interface, for the node drops it on any
+other, whichever interface came first and whatever its mode.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from attaching import MODES, PROTOCOL, Attached, Mode, attach, network, reaches, silent
+
+from mycelium_lab.lab import Lab, Node, Pod
+
+
+@pytest.fixture(scope="module")
+def nodes(command: list[str]) -> Iterator[tuple[Node, Node]]:
+    with Lab(command) as lab:
+        left, right = lab.node("left"), lab.node("right")
+        lab.connect(left, right)
+        yield left, right
+
+
+def interfaces(
+    node: Node, pod: Pod, modes: tuple[Mode, ...], *, one_network: bool
+) -> list[Attached]:
+    """An interface of each mode in turn, net0, net1, and so on."""
+    return [
+        attach(
+            node,
+            pod,
+            network(mode, name=mode if one_network else f"{mode}{number}"),
+            ifname=f"net{number}",
+        )
+        for number, mode in enumerate(modes)
+    ]
+
+
+def marked_rules(pod: Pod) -> list[dict[str, Any]]:
+    return [rule for rule in pod.ip("-6", "rule") if rule.get("protocol") == PROTOCOL]
+
+
+@pytest.mark.parametrize("one_network", [True, False], ids=["one network", "other networks"])
+@pytest.mark.parametrize("modes", [*itertools.product(MODES, repeat=2)], ids="-".join)
+def test_each_of_two_interfaces_is_reached(
+    nodes: tuple[Node, Node], modes: tuple[Mode, ...], one_network: bool
+) -> None:
+    node, other = nodes
+    pod = node.pod(f"two-{'-'.join(modes)}-{one_network}")
+    attached = interfaces(node, pod, modes, one_network=one_network)
+    for each in attached:
+        assert reaches(node, each.address), f"the node reaches {each.ifname}"
+        assert reaches(pod, str(node.overlay_address), each.address), f"{each.ifname} the node"
+        assert reaches(other, each.address), f"another node reaches {each.ifname}"
+        assert reaches(pod, str(other.overlay_address), each.address)
+        silent(each.check())
+    silent(attached[0].delete())
+    assert reaches(node, attached[1].address), "the second one serves alone"
+    assert reaches(pod, str(other.overlay_address)), "for those too that choose no source"
+    silent(attached[1].delete())
+    assert pod.ip("-6", "route", "show", "table", "all", "proto", PROTOCOL) == []
+    assert marked_rules(pod) == []
+
+
+@pytest.mark.parametrize(
+    "modes", [("routed", "bridge", "routed"), ("bridge", "routed", "bridge")], ids="-".join
+)
+def test_each_of_three_interfaces_is_reached(
+    nodes: tuple[Node, Node], modes: tuple[Mode, ...]
+) -> None:
+    node, other = nodes
+    pod = node.pod(f"three-{'-'.join(modes)}")
+    attached = interfaces(node, pod, modes, one_network=False)
+    for each in attached:
+        assert reaches(node, each.address)
+        assert reaches(other, each.address)
+        silent(each.check())
+    silent(attached[1].delete())
+    for each in (attached[0], attached[2]):
+        assert reaches(node, each.address)
+        silent(each.check())
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_del_with_another_pods_namespace_leaves_that_pod_alone(
+    nodes: tuple[Node, Node], mode: Mode
+) -> None:
+    """As with /proc/PID/ns/net, when the PID has been used again."""
+    node, _ = nodes
+    mine, theirs = node.pod(f"mine-{mode}"), node.pod(f"theirs-{mode}")
+    both: tuple[Mode, ...] = (mode, mode)
+    pods = [interfaces(node, pod, both, one_network=True) for pod in (mine, theirs)]
+    victim = pods[1]
+    call = node.plugin(
+        "DEL", pods[0][1].conf, theirs, ifname="net1", container_id=mine.container_id
+    )
+    silent(call)
+    assert mine.link("net1") is None
+    for each in victim:
+        assert reaches(node, each.address)
+        silent(each.check())
+
+
+def lead_by_rule(it: Attached, table: int) -> None:
+    """As on a kernel without routes for one source, and as 0.1.0 did everywhere."""
+    for route in it.pod.ip("-6", "route", "show", "table", "local", "proto", PROTOCOL):
+        if route["dev"] == it.pod_link:
+            it.pod.configure(f"route del {route['dst']} from {it.address} table local")
+    it.pod.ip(
+        "-6", "route", "add", "400::/7", "via", it.gateway, "dev", it.pod_link, "table", str(table)
+    )
+    it.pod.ip("-6", "rule", "add", "from", it.address, "lookup", str(table), "protocol", PROTOCOL)
+    (link,) = it.node.ip("link", "show", it.host_link)
+    words = link["ifalias"].split(" ")
+    words.insert(2, f"table={table}")
+    it.node.run(["ip", "link", "set", it.host_link, "alias", " ".join(words)])
+
+
+@pytest.mark.parametrize("way", ["DEL", "DEL without a namespace", "GC"])
+def test_a_source_rule_goes_with_its_attachment_and_no_other(
+    nodes: tuple[Node, Node], way: str
+) -> None:
+    node, _ = nodes
+    mine, theirs = node.pod(f"rule-{way[-4:].strip()}"), node.pod(f"kept-{way[-4:].strip()}")
+    # A process holds the namespace, as a pod's does: nobody finds one without, and without a path.
+    held = [
+        node.lab.start(["nsenter", f"--net={pod.path}", "sleep", "60"], "pod")
+        for pod in (mine, theirs)
+    ]
+    both: tuple[Mode, ...] = ("routed", "routed")
+    pods = [interfaces(node, pod, both, one_network=True) for pod in (mine, theirs)]
+    for _, second in pods:
+        lead_by_rule(second, 77_000_003)  # the same number in both: it is the link's index there
+    assert all(len(marked_rules(pod)) == 1 for pod in (mine, theirs))
+    gone = pods[0][1]
+    if way == "DEL":
+        silent(gone.delete())
+    elif way == "DEL without a namespace":
+        silent(node.plugin("DEL", gone.conf, container_id=mine.container_id, CNI_IFNAME="net1"))
+    else:
+        valid = [
+            {"containerID": each.pod.container_id, "ifname": each.ifname}
+            for each in (pods[0][0], *pods[1])
+        ]
+        silent(node.plugin("GC", {**gone.conf, "cni.dev/valid-attachments": valid}))
+    assert mine.link("net1") is None
+    assert marked_rules(mine) == []
+    assert len(marked_rules(theirs)) == 1
+    assert reaches(node, pods[1][1].address)
+    for process in held:
+        process.stop()
+
+
+def test_a_link_of_somebody_elses_is_not_deleted(nodes: tuple[Node, Node]) -> None:
+    node, _ = nodes
+    attached = attach(node, "lost", network())
+    silent(attached.delete())
+    node.ip("link", "add", attached.host_link, "type", "veth", "peer", "name", "strange0")
+    silent(attached.delete())
+    assert node.link(attached.host_link) is not None
+    node.ip("link", "del", attached.host_link)
+
+
+def test_a_host_link_that_was_renamed_is_found(nodes: tuple[Node, Node]) -> None:
+    node, _ = nodes
+    attached = attach(node, "renamed", network())
+    node.configure(
+        f"link set {attached.host_link} down",
+        f"link set {attached.host_link} name other0",
+        "link set other0 up",
+    )
+    silent(attached.delete())
+    assert node.link("other0") is None
+    assert attached.pod.link("eth0") is None
