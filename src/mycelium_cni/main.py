@@ -68,6 +68,9 @@ def main() -> int:
         return _fail(version, log, error)
     except OSError as error:
         return _fail(version, log, refusal(error))
+    except RecursionError as error:  # a value that could be read, and is too deep to be written
+        deep = CniError(DECODING_FAILURE, "error unmarshall network config: nested too deeply")
+        return _fail(version, log, deep.with_notes_of(error))
     except Exception as error:
         bug = CniError(INTERNAL, f"bug in mycelium-cni: {type(error).__name__}: {error}")
         return _fail(version, log, bug.with_notes_of(error))

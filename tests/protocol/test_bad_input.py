@@ -108,6 +108,7 @@ DOUBTFUL_JSON: dict[str, bytes] = {
     "bad-utf8-in-mode": with_(b'"mode": "\xff\xfe"'),
     "surrogate-bytes-in-mode": with_(b'"mode": "\xed\xa0\x80"'),
     "overlong-utf8-in-mode": with_(b'"mode": "\xc0\xae"'),
+    "deep-value": with_(b'"mtu": ' + b"[" * 700 + b"]" * 700),
     "larger-than-16-MiB": with_(b'"a": "' + b"x" * (17 << 20) + b'"'),
     "larger-than-16-MiB-of-nothing": b" " * (17 << 20),
 }
