@@ -128,7 +128,9 @@ class Toolchain:
             check=False,
         )
         if started.returncode != 0:
-            raise BuildError(f"{linked} did not start its interpreter ({started.returncode})")
+            raise BuildError(
+                f"{linked} did not put its interpreter to sleep ({started.returncode})"
+            )
         pristine = zlib.compress(state, 9)
         if len(pristine) > len(room):
             raise BuildError(f"snapshot.c: `pristine` needs {len(pristine)} bytes")

@@ -17,6 +17,7 @@
 #include "snapshot.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -133,22 +134,77 @@ import_attribute(const char *module_name, const char *name)
     return attribute;
 }
 
-// Import a module, and make its types ready, which some modules in C leave to whoever uses them.
+// What is being imported, for whoever reads why the build failed.
+static const char *importing = "nothing yet";
+
 static void
+complain(const char *what)
+{
+    // Not by the C library's own means: after snapshot_begin() they would be in the snapshot.
+    const char *const parts[] = {"launcher: ", importing, ": ", what, "\n"};
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(parts); i++)
+        if (write(STDERR_FILENO, parts[i], strlen(parts[i])) < 0)
+            return;
+}
+
+static void
+crashed(int number)
+{
+    (void)number;
+    complain("crashed: it needs more of an interpreter than there is (launcher/main.c)");
+    _exit(1);
+}
+
+// Import a module, and make its types ready, which some modules in C leave to whoever uses them.
+static bool
 import_whole(const char *name)
 {
+    importing = name;
     PyObject *module = PyImport_ImportModule(name), *value;
     Py_ssize_t position = 0;
     while (module != NULL && PyDict_Next(PyModule_GetDict(module), &position, NULL, &value))
         if (PyType_Check(value) && PyType_Ready((PyTypeObject *)value) != 0)
             break;
     Py_XDECREF(module);
+    return !PyErr_Occurred();
+}
+
+static int
+count_descriptors(void)
+{
+    int count = 0;
+    for (int fd = 0; fd < 256; fd++)
+        count += fcntl(fd, F_GETFD) >= 0;
+    return count;
+}
+
+// What the module just imported has left that is not there, or not the same, in another process;
+// NULL if there is nothing.
+static const char *
+what_cannot_sleep(int descriptors)
+{
+    PyInterpreterState *interpreter = PyInterpreterState_Get();
+    if (count_descriptors() != descriptors)
+        return "keeps a file open";
+    if (PyThreadState_Next(PyInterpreterState_ThreadHead(interpreter)) != NULL)
+        return "starts a thread";
+    if (interpreter->before_forkers || interpreter->after_forkers_parent ||
+        interpreter->after_forkers_child)
+        return "wants to know of each fork(), of which waking is one";
+    return NULL;
 }
 
 // Start the interpreter, have it import everything, and write it to standard output, asleep.
+//
+// What is imported must do nothing but compute. Besides what is asked for here, it cannot be what
+// takes a whole interpreter: there are no warning filters (warnings, and so inspect and
+// dataclasses), no open() and no streams (tokenize, and so traceback and logging), no signal
+// handlers (signal, and so subprocess), and no files to import from.
 static int
 fall_asleep(void)
 {
+    int descriptors = count_descriptors();
+    signal(SIGSEGV, crashed);
     snapshot_begin();
     PyObject_SetArenaAllocator(
         &(PyObjectArenaAllocator){NULL, snapshot_arena, snapshot_drop_arena});
@@ -156,8 +212,14 @@ fall_asleep(void)
     if (PyStatus_Exception(status))
         Py_ExitStatusException(status);
 
-    for (const char *const *name = plugin_imports; *name != NULL && !PyErr_Occurred(); name++)
-        import_whole(*name);
+    for (const char *const *name = plugin_imports; *name != NULL; name++) {
+        const char *trouble = import_whole(*name) ? what_cannot_sleep(descriptors) : "";
+        if (trouble != NULL) {
+            complain(*trouble ? trouble : "cannot be imported");
+            PyErr_Print();
+            return 1;
+        }
+    }
     plugin_main = import_attribute("mycelium_cni.main", "main");
     environment = import_attribute("posix", "environ");
     if (PyErr_Occurred()) {

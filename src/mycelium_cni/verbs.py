@@ -26,9 +26,11 @@ from mycelium_cni.kernel import netlink as nl
 from mycelium_cni.kernel import netns
 from mycelium_cni.kernel.address import format_address, format_mac, format_prefix
 from mycelium_cni.kernel.link import Link, find_link
+from mycelium_cni.kernel.snapshot import Snapshot
 from mycelium_cni.node import prepare, subnet
 from mycelium_cni.node.marks import word
-from mycelium_cni.pod import datapath, removal
+from mycelium_cni.pod import check as comparison
+from mycelium_cni.pod import claims, datapath, removal, sourcerule
 from mycelium_cni.pod.addresses import random_address, stable_address
 from mycelium_cni.pod.attachment import Attachment
 from mycelium_cni.undo import Undo
@@ -73,8 +75,6 @@ def add(request: Request, network: Network, reply: Reply) -> str:
             datapath.raise_host_link(host, shape)
             pod, monitor = datapath.enter_pod(pod_netns, home, pod_link, undo)
             if not datapath.configure_pod(pod, shape):
-                from mycelium_cni.pod import sourcerule  # noqa: PLC0415 - few kernels need it
-
                 table = sourcerule.table(shape)
                 datapath.set_alias(host, shape, plan.alias(_pod_name(request), table))
                 sourcerule.lead(pod, shape, undo)
@@ -137,8 +137,6 @@ def check(request: Request, network: Network, _: Reply) -> str:
     result = Result(config.prev_result, network.cni_version)
     host = nl.Socket()
     pod_netns, home = _open_netns(request, host)
-    from mycelium_cni.kernel.snapshot import Snapshot  # noqa: PLC0415 - no other verb needs it
-    from mycelium_cni.pod import check as comparison  # noqa: PLC0415
 
     def inside(read: Callable[[], str]) -> str:
         with netns.inside(pod_netns, home=home):
@@ -194,8 +192,6 @@ VERBS = {"ADD": add, "DEL": delete, "CHECK": check, "GC": gc, "STATUS": status}
 
 def _remove(host: nl.Socket, links: list[Link], path: str = "") -> None:
     if any(word(link.alias, "table") for link in links):
-        from mycelium_cni.pod import sourcerule  # noqa: PLC0415 - few kernels need it
-
         sourcerule.forget(host, links, path)
     # What `forget` returns stays open for as long: closing it takes the kernel 15 ms, which the
     # child that deletes the links spends waiting anyway.
@@ -266,8 +262,6 @@ def _address(
             )
     address = wishes.address or stable or random_address(node.subnet)
     if wishes.address or wishes.mac:
-        from mycelium_cni.pod import claims  # noqa: PLC0415 - few pods ask
-
         if wishes.address:
             claims.check_address(host, node, address, stable)
         if wishes.mac and node.bridged:

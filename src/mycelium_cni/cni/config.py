@@ -14,6 +14,7 @@ from mycelium_cni.cni.errors import (
 )
 from mycelium_cni.cni.jsontext import dump, parse
 from mycelium_cni.cni.request import VERSIONS, check_ifname, is_identifier
+from mycelium_cni.cni.spelling import meant
 from mycelium_cni.kernel.address import format_prefix, parse_address, parse_mac, parse_prefix
 from mycelium_cni.overlay import MYCELIUM
 
@@ -213,8 +214,6 @@ def _misspelt(doc: Document) -> list[tuple[str, str]]:
     if len(unknown) > _MOST_UNKNOWN:
         problem = f"{len(unknown)} keys of the configuration are unknown"
         raise CniError(INVALID_CONFIG, problem, f"at most {_MOST_UNKNOWN} may be")
-    from mycelium_cni.cni.spelling import meant  # noqa: PLC0415 - other people's keys are rare
-
     found = [(key, meant(key, KEYS)) for key in sorted(unknown)]
     return [(key, wanted) for key, wanted in found if wanted]
 

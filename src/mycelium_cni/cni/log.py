@@ -16,6 +16,7 @@ from posix import (
     open,
     write,
 )
+from time import gmtime, monotonic, strftime
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class Log:
         self._subject: Final = subject
         self._level: Final = level
         self._file: Final = file
-        self._started: Final = _monotonic() if self._shows("info") else None
+        self._started: Final = monotonic() if self._shows("info") else None
 
     def _shows(self, level: str) -> bool:
         return _ORDER.index(level) <= _ORDER.index(self._level)
@@ -44,7 +45,7 @@ class Log:
         if not self._shows(level):
             return
         if self._started is not None:
-            event += f" ({(_monotonic() - self._started) * 1000:.1f} ms)"
+            event += f" ({(monotonic() - self._started) * 1000:.1f} ms)"
         lines = self._line(level, event)
         if self._file:
             try:
@@ -60,8 +61,6 @@ class Log:
             return
 
     def _line(self, level: str, event: str) -> bytes:
-        from time import gmtime, strftime  # noqa: PLC0415 - see _monotonic
-
         now = strftime("%Y-%m-%dT%H:%M:%SZ", gmtime())
         line = f"{now} {level} mycelium-cni {self._subject}: {event}"
         # Names come from strangers: nothing they hold may move a cursor or look like a second line.
@@ -79,11 +78,3 @@ def _append(path: str, line: bytes) -> None:
         write(fd, line)
     finally:
         close(fd)
-
-
-def _monotonic() -> float:
-    # At its default the log says nothing of a call that succeeds, and the time module, which reads
-    # the host's time zone as soon as it is loaded, stays away.
-    from time import monotonic  # noqa: PLC0415
-
-    return monotonic()

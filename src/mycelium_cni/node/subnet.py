@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from errno import EINVAL, ENOENT
 from posix import O_CLOEXEC, O_NONBLOCK, O_RDONLY, close, fstat, open, read, stat
+from resource import RLIMIT_CORE, setrlimit
 
 from mycelium_cni.cni.config import IPV6_MIN_MTU
 from mycelium_cni.cni.errors import NODE_MISCONFIGURED, TRY_AGAIN_LATER, CniError, refusal
@@ -17,6 +18,7 @@ from mycelium_cni.kernel import sysctl
 from mycelium_cni.kernel.address import format_address
 from mycelium_cni.kernel.link import Link, find_link
 from mycelium_cni.kernel.shell import quoted
+from mycelium_cni.node import identity
 from mycelium_cni.overlay import on_mycelium
 
 TYPE_CHECKING = False
@@ -133,8 +135,6 @@ def agree_with_key(config: Config, address: bytes) -> None:
     than the one with this address, or cannot be read."""
     private = read_key(config.netseed)
     if private:
-        from mycelium_cni.node import identity  # noqa: PLC0415 - where there is a key
-
         other = identity.address(identity.public_key(private))
         _agree(config, address, f"the key in {config.netseed}", other)
 
@@ -185,10 +185,6 @@ def read_key(path: str) -> bytes | None:
         if error.errno == ENOENT:
             return None
         raise _unreadable(path, error) from None
-    from resource import RLIMIT_CORE, setrlimit  # noqa: PLC0415 - where there is a key
-
-    from mycelium_cni.node import identity  # noqa: PLC0415
-
     # From here on the process leaves no core file: 1 is less than any, and switches off handlers
     # too, for which 0 means "no limit" (fs/coredump.c).
     setrlimit(RLIMIT_CORE, (1, 1))

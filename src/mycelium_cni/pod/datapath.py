@@ -11,6 +11,7 @@ The two differ in data (`mycelium_cni.pod.facts`), not in code.
 from __future__ import annotations
 
 from errno import EEXIST, EINVAL, EOPNOTSUPP, EXFULL
+from time import monotonic, sleep
 
 from mycelium_cni.cni.config import Config
 from mycelium_cni.cni.errors import (
@@ -316,8 +317,7 @@ def announce(pod: nl.Socket, shape: Shape) -> None:
 
 
 class Patience:
-    """How long an ADD still waits for the kernel, in all. Counted from the first wait: the time
-    module stays away from a call that need not wait."""
+    """How long an ADD still waits for the kernel, in all, counted from the first wait."""
 
     __slots__ = ("_end",)
 
@@ -327,8 +327,6 @@ class Patience:
     @property
     def left(self) -> float:
         """Seconds, below 0 when it is at its end."""
-        from time import monotonic  # noqa: PLC0415 - see log.py
-
         now = monotonic()
         self._end = self._end or now + _SETTLE_TIMEOUT_S
         return self._end - now
@@ -366,8 +364,6 @@ def await_carrier(host: nl.Socket, pod: nl.Socket, shape: Shape, patience: Patie
                     TRY_AGAIN_LATER,
                     f"{shape.host.name} has no carrier after {_SETTLE_TIMEOUT_S} s",
                 )
-            from time import sleep  # noqa: PLC0415 - before Linux 6.8 only; see log.py
-
             sleep(_CARRIER_POLL_S)
     if shape.bridge:
         # A bridge loses its carrier with its last port, and forgets its neighbours when that is
