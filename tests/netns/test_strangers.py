@@ -268,3 +268,33 @@ def test_a_path_in_a_container_is_not_opened_before_it_is_known_what_is_there(
     opened = [line for line in log.read_text().splitlines() if str(folder) in line]
     assert [line for line in opened if "O_PATH" not in line] == []
     assert bool(opened) == (whose == "root")
+
+
+def test_a_key_file_that_is_no_file_is_not_waited_for(tool: Tool) -> None:
+    key = tool.root / "netseed"
+    os.mkfifo(key)
+    for argv in (["status"], ["doctor"], ["setup", "--dry-run"], ["inspect"], ["list"]):
+        done = tool(*argv, "--mode", "bridge")
+        assert "Traceback" not in done.stderr, argv
+    done = tool("inspect", "--key-file", str(key))
+    assert done.returncode == 1
+    assert str(key) in done.stderr
+
+
+def test_the_boot_unit_starts_nothing_that_others_may_replace(
+    tool: Tool, tmp_path: Path, command: list[str]
+) -> None:
+    (tool.root / "etc/systemd").mkdir()
+    copy = tmp_path / "home" / "mycelium-cni"
+    copy.parent.mkdir()
+    shutil.copy(command[-1], copy)
+    argv = [*command[:-1], str(copy), "setup", "--install-units", "--root", str(tool.root)]
+    copy.parent.chmod(0o777)
+    done = tool.node.run(argv, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "others may write" in done.stderr
+    assert not list((tool.root / "etc/systemd").rglob("*.service"))
+    copy.parent.chmod(0o755)
+    tool.node.run(argv)
+    unit = tool.root / "etc/systemd/system/mycelium-cni-setup.service"
+    assert f"ExecStart={copy} setup" in unit.read_text()

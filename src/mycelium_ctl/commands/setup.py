@@ -30,7 +30,7 @@ from typing import Final
 from mycelium_cni.cni.errors import TRY_AGAIN_LATER, CniError
 from mycelium_cni.kernel.address import format_address
 from mycelium_cni.node import subnet
-from mycelium_ctl import units
+from mycelium_ctl import programs, units
 from mycelium_ctl.arguments import seconds
 from mycelium_ctl.errors import ToolError
 from mycelium_ctl.node import state as nodestate
@@ -139,6 +139,11 @@ def _install(state: State, *, as_json: bool) -> int:
     from mycelium_lab.lab import own_executable
 
     root = state.where.root
+    if doubt := programs.doubt(Path(own_executable())):
+        raise ToolError(
+            f"the unit would start {own_executable()} as root at boot, and {doubt}: install it "
+            "first, for instance in /opt/cni/bin, and run that one"
+        )
     written = units.install(root, own_executable(), state.own_links)
     if as_json:
         print(json.dumps({"written": [str(path) for path in written]}, indent=2))

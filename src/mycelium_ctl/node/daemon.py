@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from mycelium_cni.kernel.address import format_address, parse_address
-from mycelium_ctl import programs
+from mycelium_ctl import files, programs
 from mycelium_ctl.node.rights import may_configure
 
 API_PATIENCE_S: Final = 1.0  # for everything that is asked of the daemon, together
@@ -226,11 +226,13 @@ def read_version(process: int, root: Path) -> str:
 def _daemon_executables(root: Path) -> Iterator[Path]:
     """Where the daemon's unit or package has its executable."""
     for folder in ("etc", "run", "usr/lib", "lib"):  # as in systemd.unit(5)
-        unit = root / folder / "systemd/system/mycelium.service"
-        if unit.is_file():
-            for line in unit.read_text(errors="replace").splitlines():
-                key, _, command = line.partition("=")
-                words = command.strip().lstrip("@-:+!|").split()
-                if key.strip() == "ExecStart" and words and words[0].startswith("/"):
-                    yield root / words[0].lstrip("/")
+        try:
+            unit = files.read(root / folder / "systemd/system/mycelium.service")
+        except OSError:
+            continue
+        for line in unit.decode(errors="replace").splitlines():
+            key, _, command = line.partition("=")
+            words = command.strip().lstrip("@-:+!|").split()
+            if key.strip() == "ExecStart" and words and words[0].startswith("/"):
+                yield root / words[0].lstrip("/")
     yield from (root / place / "mycelium" for place in ("usr/bin", "usr/local/bin"))
