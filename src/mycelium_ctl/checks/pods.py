@@ -269,7 +269,8 @@ def _astray_in_pod(state: State, one: Attached, pod: nl.Socket, ours: set[int]) 
         ]
     config = state.config_of(one.network)
     routed = config is not None and any(
-        route.destination in (MYCELIUM, (bytes(16), 0)) for route in config.routes
+        route.destination in (MYCELIUM, (bytes(16), 0)) and "table" not in route.metrics
+        for route in config.routes
     )
     way = Way(pod, ELSEWHERE[0], one.octets)
     has_route = any(route.link == one.link.peer and route.gateway for route in seen.routes)

@@ -15,7 +15,7 @@ from mycelium_ctl.view import count
 
 def reach(state: State) -> list[Finding] | Finding:
     """Every live pod answers its node, and a neighbour where policies let it."""
-    live = [one for one in state.attachments if one.answers and one.octets]
+    live = [one for one in state.attachments if one.octets and _can_answer(state, one)]
     if state.attachments and not state.may_configure:
         return skip("no packets are sent: that takes root")
     if not live:
@@ -29,6 +29,20 @@ def reach(state: State) -> list[Finding] | Finding:
     found = [_silent(state, one) for one in silent]
     found += _across(state, [one for one in live if one not in silent])
     return found or ok(f"{count(len(live), 'pod answers', 'pods answer')} the node")
+
+
+def _can_answer(state: State, one: Attached) -> bool:
+    """Whether a pod lives, and its configuration gives it a way back to the node."""
+    config = state.config_of(one.network)
+    if not one.answers or one.bridged or config is None or state.address is None:
+        return one.answers
+    node = int.from_bytes(state.address, "big")
+    for route in config.routes:
+        base, length = route.destination
+        covered = node >> 128 - length == int.from_bytes(base, "big") >> 128 - length
+        if covered and "table" not in route.metrics:
+            return True
+    return False
 
 
 def _silent(state: State, one: Attached) -> Finding:

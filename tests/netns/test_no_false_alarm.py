@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A healthy node of every documented set-up: doctor finds nothing, status and list are content."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tool import Tool
+
+from mycelium_lab.lab import Lab, Node, Pod, await_fact
+
+
+class House:
+    """A node with a daemon that has a peer, and files that say how pods are attached."""
+
+    def __init__(self, tool: Tool) -> None:
+        self.tool = tool
+
+    def networks(self, *networks: dict[str, Any]) -> None:
+        for number, network in enumerate(networks):
+            plugin = {key: value for key, value in network.items() if key != "name"}
+            plugin = {"type": "mycelium-cni", "netseed": "/nonexistent", **plugin}
+            whole = {"cniVersion": "1.1.0", "name": network["name"], "plugins": [plugin]}
+            self.tool.conf(whole, f"1{number}-mycelium.conflist")
+
+    def attach(self, pod: Pod, network: dict[str, Any], ifname: str = "eth0") -> None:
+        conf = {"cniVersion": "1.1.0", "type": "mycelium-cni", "netseed": "/nonexistent", **network}
+        args = f"K8S_POD_NAMESPACE=shop;K8S_POD_NAME={pod.pod_name}"
+        self.tool.node.plugin("ADD", conf, pod, args=args, ifname=ifname).succeeded()
+
+    def finds_nothing(self, *checks: str) -> None:
+        found = self.tool.json("doctor", *checks)
+        alarms = [one for one in found if one["state"] not in ("ok", "skip")]
+        assert alarms == []
+
+    def is_content(self) -> None:
+        self.finds_nothing()
+        status = self.tool("status")
+        assert status.returncode == 0, status.stdout
+        assert "ready: a pod would get its address now" in status.stdout
+
+
+def has_peer(node: Node) -> bool:
+    return any(peer["connectionState"] == "alive" for peer in node.api("admin/peers"))
+
+
+@pytest.fixture
+def house(node: Node, lab: Lab, root: Path) -> House:
+    other = lab.node("other")
+    other.start_overlay([node])
+    await_fact(lambda: has_peer(node), "the daemon has its peer")
+    return House(Tool(node, root))
+
+
+ROUTED: dict[str, Any] = {"name": "mycelium", "mode": "routed"}
+BRIDGED: dict[str, Any] = {"name": "bridged", "mode": "bridge"}
+
+ONE_POD = {
+    "routed": ROUTED,
+    "bridge": BRIDGED,
+    "closed": {**ROUTED, "ingress": "closed"},
+    "closed on a bridge": {**BRIDGED, "ingress": "closed"},
+    "cluster": {**ROUTED, "ingress": "cluster", "allowFrom": ["5aa::/16"]},
+    "stable": {**ROUTED, "addressing": "stable"},
+    "stable on a bridge": {**BRIDGED, "addressing": "stable"},
+    "masquerade": {**ROUTED, "ipMasq": True},
+    "default route": {**ROUTED, "defaultRoute": True},
+    "default route on a bridge": {**BRIDGED, "defaultRoute": True},
+    "other routes": {**ROUTED, "routes": [{"dst": "500::/8", "mtu": 1300, "priority": 77}]},
+    "a table of its own": {**ROUTED, "routes": [{"dst": "400::/7", "table": 200}]},
+    "no routes": {**ROUTED, "routes": []},
+    "smaller": {**ROUTED, "mtu": 1280},
+    "another bridge": {**BRIDGED, "bridge": "br-overlay"},
+    "guard optional": {**ROUTED, "guard": "optional"},
+}
+
+
+@pytest.mark.parametrize("network", ONE_POD.values(), ids=ONE_POD)
+def test_after_a_normal_first_pod(house: House, network: dict[str, Any]) -> None:
+    """Nothing was prepared: ADD makes what is missing."""
+    house.networks(network)
+    house.attach(house.tool.node.pod("web"), network)
+    house.is_content()
+
+
+SEVERAL = {
+    "one network twice": (ROUTED, ROUTED),
+    "one bridge twice": (BRIDGED, BRIDGED),
+    "two networks": (ROUTED, {**ROUTED, "name": "second", "ingress": "closed"}),
+    "three": (ROUTED, {**ROUTED, "name": "second"}, {**ROUTED, "name": "third"}),
+}
+MIXED = {"routed, then bridge": (ROUTED, BRIDGED), "bridge, then routed": (BRIDGED, ROUTED)}
+
+
+def attach_all(house: House, networks: tuple[dict[str, Any], ...]) -> None:
+    """Two pods with an interface on each of them."""
+    house.networks(*{network["name"]: network for network in networks}.values())
+    for name in ("web", "db"):
+        pod = house.tool.node.pod(name)
+        for number, network in enumerate(networks):
+            house.attach(pod, network, f"net{number}")
+
+
+@pytest.mark.parametrize("networks", SEVERAL.values(), ids=SEVERAL)
+def test_pods_with_several_of_our_interfaces(
+    house: House, networks: tuple[dict[str, Any], ...]
+) -> None:
+    attach_all(house, networks)
+    house.is_content()
+
+
+@pytest.mark.parametrize("networks", MIXED.values(), ids=MIXED)
+def test_pods_with_interfaces_of_both_modes(
+    house: House, networks: tuple[dict[str, Any], ...]
+) -> None:
+    attach_all(house, networks)
+    house.finds_nothing("pods", "pod-routes", "pod-ways", "overlay-routes", "bridge", "guard")
+
+
+@pytest.mark.parametrize("network", [ROUTED, BRIDGED], ids=["routed", "bridge"])
+def test_after_setup_and_a_restart_of_the_daemon(house: House, network: dict[str, Any]) -> None:
+    house.networks(network)
+    assert house.tool("setup").returncode == 0
+    house.is_content()
+    house.attach(house.tool.node.pod("web"), network)
+    house.tool.node.stop_overlay()
+    house.tool.node.start_overlay()
+    await_fact(lambda: has_peer(house.tool.node), "the daemon has its peer again")
+    house.is_content()
+    assert json.loads(house.tool("setup", "--json").stdout)["changes"] == []
