@@ -380,7 +380,7 @@ def test_a_dump_of_a_table_that_changed_meanwhile_is_asked_for_again(kernel: Ker
 def test_a_table_that_never_stands_still_is_an_error(kernel: Kernel) -> None:
     socket = nl.Socket()
     kernel.answers = [done(n, 2 | 0x10) for n in range(100)]
-    with pytest.raises(nl.NetlinkError, match=r"step 0: .*\(the table kept changing\)"):
+    with pytest.raises(nl.NetlinkError, match=r"step 0 \(the table kept changing\): "):
         socket.dump(requests(1)[0])
 
 

@@ -11,7 +11,7 @@ takes 150 ms and more, this module under one.
 
 from __future__ import annotations
 
-from _socket import AF_NETLINK, MSG_DONTWAIT, SOCK_RAW, SOL_SOCKET, socket
+from _socket import AF_NETLINK, MSG_DONTWAIT, SOCK_RAW, socket
 from _struct import Struct, unpack_from
 from errno import EEXIST, EINTR, ENOBUFS, ENOENT, EPERM
 from posix import strerror
@@ -79,6 +79,7 @@ NTF_MASTER, NTF_PROXY, NTF_EXT_LEARNED, NTF_STICKY = 0x04, 0x08, 0x10, 0x40
 
 _HEADER = Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
 _ATTRIBUTE = Struct("=HH")  # rtattr: length, type
+_U32_ATTRIBUTE = Struct("=HHI")
 _U32 = Struct("=I")
 IFINFOMSG = Struct("=BxHiII")  # family, type, index, flags, change
 IFADDRMSG = Struct("=BBBBI")  # family, prefixlen, flags, scope, index
@@ -91,11 +92,24 @@ _RECEIVE_SIZE = 32768  # the largest datagram the kernel builds for a dump (netl
 
 
 class NetlinkError(OSError):
-    """The kernel refused a request: `errno`, and in `strerror` what was asked and why not."""
+    """The kernel refused a request: `errno`, and in `strerror` what was asked and why not. Most are
+    expected, as that something is there already, so the words are put together when asked for."""
 
-    def __init__(self, number: int, what: object, reason: str) -> None:
-        text = strerror(number)
-        super().__init__(number, f"{what}: {text} ({reason})" if reason else f"{what}: {text}")
+    def __init__(self, number: int, what: object, flags: int = 0, answer: bytes = b"") -> None:
+        super().__init__(number, "")
+        self._what = what
+        self._flags = flags
+        self._answer = answer
+
+    @property
+    def strerror(self) -> str:  # type: ignore[override] # an attribute that can be set, elsewhere
+        """What was asked, and the kernel's own sentence behind its number, where it has one."""
+        text = f"{self._what}: {strerror(self.errno or 0)}"
+        reason = _reason(self._flags, self._answer)
+        return f"{text} ({reason})" if reason else text
+
+    def __str__(self) -> str:
+        return f"[Errno {self.errno}] {self.strerror}"
 
 
 class Message:
@@ -114,18 +128,20 @@ def encode(attributes: Iterable[Attribute]) -> bytes:
     """Attributes as the kernel reads them: an int is a u32, a str ends in NUL, a list is nested."""
     encoded = b""
     for kind, value in attributes:
-        nested = 0
+        if isinstance(value, int):
+            encoded += _U32_ATTRIBUTE.pack(8, kind, value)
+            continue
         if isinstance(value, bytes):
             octets = value
-        elif isinstance(value, int):
-            octets = _U32.pack(value)
         elif isinstance(value, str):
             octets = value.encode("utf-8", "surrogateescape") + b"\0"
         else:
             octets = encode(value)
-            nested = NLA_F_NESTED
-        encoded += _ATTRIBUTE.pack(4 + len(octets), kind | nested)
-        encoded += octets + bytes(-len(octets) & 3)
+            kind |= NLA_F_NESTED  # noqa: PLW2901 - the same attribute, as it is sent
+        length = len(octets)
+        encoded += _ATTRIBUTE.pack(4 + length, kind) + octets
+        if length & 3:
+            encoded += bytes(-length & 3)
     return encoded
 
 
@@ -387,7 +403,7 @@ class Socket:
                 number = -unpack_from("=i", payload)[0]
                 if number:
                     what = messages[sequence - first].what
-                    refusals[sequence - first] = NetlinkError(number, what, _reason(flags, payload))
+                    refusals[sequence - first] = NetlinkError(number, what, flags, payload)
                 # Without CAP_NET_ADMIN nf_tables answers only the first message of any number.
                 if sequence == last or (framed and sequence == first) or number == EPERM:
                     return payloads, refusals
@@ -412,33 +428,13 @@ class Socket:
                     if kind in (NLMSG_DONE, NLMSG_ERROR):
                         number = -unpack_from("=i", payload)[0]
                         if number:
-                            raise NetlinkError(number, message.what, _reason(flags, payload))
+                            raise NetlinkError(number, message.what, flags, payload)
                         done = True
                     else:
                         payloads.append(payload)
             if not changed:
                 return payloads
-        raise NetlinkError(EINTR, message.what, "the table kept changing")
-
-    def join(self, group: int) -> None:
-        """Hear what the kernel tells a multicast group (RTNLGRP_*). Such a socket sends nothing."""
-        # Room for as many routes as a pod may have: what does not fit is lost. The kernel takes
-        # memory as it is needed. In a user namespace the limit of net.core.rmem_max stays.
-        try:
-            self._socket.setsockopt(SOL_SOCKET, SO_RCVBUFFORCE, _ROOM)
-        except PermissionError:
-            pass
-        self._socket.bind((0, 1 << group - 1))
-
-    def notifications(self, patience_s: float) -> Iterator[tuple[int, bytes]]:
-        """Kind and payload of each message to the groups joined; ends after silence."""
-        self._socket.settimeout(patience_s)
-        try:
-            while True:
-                for kind, _, _, payload in self._receive(flags=0):
-                    yield kind, payload
-        except TimeoutError:
-            return
+        raise NetlinkError(EINTR, f"{message.what} (the table kept changing)")
 
     def _receive(self, flags: int = MSG_DONTWAIT) -> list[tuple[int, int, int, bytes]]:
         """The messages of one datagram. Nothing is waited for by default: the kernel answers while
@@ -456,6 +452,26 @@ class Socket:
             messages.append((kind, flags, sequence, datagram[offset + 16 : offset + length]))
             offset += length + 3 & ~3
         return messages
+
+
+class Monitor(Socket):
+    """Hears what the kernel tells a multicast group (RTNLGRP_*), and sends nothing."""
+
+    __slots__ = ()
+
+    def __init__(self, group: int) -> None:
+        self._socket = socket(AF_NETLINK, SOCK_RAW, NETLINK_ROUTE)
+        self._socket.bind((0, 1 << group - 1))
+
+    def notifications(self, patience_s: float) -> Iterator[tuple[int, bytes]]:
+        """Kind and payload of each message to the groups joined; ends after silence."""
+        self._socket.settimeout(patience_s)
+        try:
+            while True:
+                for kind, _, _, payload in self._receive(flags=0):
+                    yield kind, payload
+        except TimeoutError:
+            return
 
 
 def _reason(flags: int, payload: bytes) -> str:

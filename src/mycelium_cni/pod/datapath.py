@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 # Every runtime waits longer than this.
 _SETTLE_TIMEOUT_S = 10
 _CARRIER_POLL_S = 0.0005
+_MOST_HEARD = 100  # of routes in the pod, before time is looked at
 _POD_METRIC = 1024  # the kernel's own for routes without one
 
 
@@ -263,7 +264,7 @@ def reach_pod(host: nl.Socket, shape: Shape) -> None:
         host.request(*[fact.message() for fact in wanted])
 
 
-def enter_pod(pod_netns: int, home: int, pod_link: str, undo: Undo) -> tuple[nl.Socket, nl.Socket]:
+def enter_pod(pod_netns: int, home: int, pod_link: str, undo: Undo) -> tuple[nl.Socket, nl.Monitor]:
     """Two sockets in the pod netns, which stay there, one to ask and one that hears of new routes;
     after setting the switches that only a task inside can set."""
     with inside(pod_netns, home=home):
@@ -274,9 +275,7 @@ def enter_pod(pod_netns: int, home: int, pod_link: str, undo: Undo) -> tuple[nl.
             sysctl.put(loopback.path, loopback.value)
         for switch in (*switches, *facts.pod_preferences(pod_link)):
             sysctl.put(switch.path, switch.value)
-        monitor = nl.Socket()
-        monitor.join(nl.RTNLGRP_IPV6_ROUTE)
-        return nl.Socket(), monitor
+        return nl.Socket(), nl.Monitor(nl.RTNLGRP_IPV6_ROUTE)
 
 
 def _switch_back(pod_netns: int, home: int, switch: str) -> None:
@@ -332,18 +331,19 @@ class Patience:
         return self._end - now
 
 
-def await_address(monitor: nl.Socket, shape: Shape, patience: Patience) -> None:
+def await_address(monitor: nl.Monitor, shape: Shape, patience: Patience) -> None:
     """Return when the pod takes packets for its address: an address that skips duplicate detection
     is there at once, but its local route is made by a kernel worker (net/ipv6/addrconf.c,
     addrconf_dad_work), on a busy machine tens of milliseconds later."""
-    for kind, payload in monitor.notifications(_SETTLE_TIMEOUT_S):
-        if kind == nl.RTM_NEWROUTE:
+    for heard, (kind, payload) in enumerate(monitor.notifications(_SETTLE_TIMEOUT_S)):
+        _, length, _, _, table, *_ = nl.RTMSG.unpack_from(payload)
+        local = (length, table) == (128, nl.RT_TABLE_LOCAL)
+        if kind == nl.RTM_NEWROUTE and local:
             attributes = nl.decode(payload, nl.RTMSG.size)
-            local = nl.u32(attributes[nl.RTA_TABLE]) == nl.RT_TABLE_LOCAL
-            if local and attributes.get(nl.RTA_DST) == shape.address:
+            if attributes.get(nl.RTA_DST) == shape.address:
                 return
-            if not local and patience.left < 0:
-                break  # somebody keeps changing the pod's routes
+        if heard > _MOST_HEARD and patience.left < 0:
+            break  # somebody keeps changing the pod's routes
     raise CniError(
         TRY_AGAIN_LATER,
         f"{format_address(shape.address)} is not usable in the pod after {_SETTLE_TIMEOUT_S} s",
