@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import signal
@@ -562,3 +563,28 @@ def test_a_daemon_that_hangs(node: Node, root: Path) -> None:
         assert "all is well" not in tool("doctor").stdout
     finally:
         os.kill(node.overlay.pid, signal.SIGCONT)
+
+
+def test_a_host_link_that_is_gone_while_the_runtime_has_the_pod(tool: Tool) -> None:
+    pod = tool.attach("web", namespace="shop")
+    link = tool.host_link("web")
+    conflist = {"cniVersion": "1.0.0", "name": "mycelium", "plugins": [{"type": "mycelium-cni"}]}
+    cached = {  # as libcni writes it
+        "kind": "cniCacheV1",
+        "containerId": pod.container_id,
+        "config": base64.b64encode(json.dumps(conflist).encode()).decode(),
+        "ifName": "eth0",
+        "networkName": "mycelium",
+        "cniArgs": [["K8S_POD_NAMESPACE", "shop"], ["K8S_POD_NAME", "web"]],
+        "result": {"interfaces": [{"name": link}, {"name": "eth0", "sandbox": pod.path}]},
+    }
+    results = tool.root / "var/lib/cni/results"
+    results.mkdir(parents=True)
+    (results / f"mycelium-{pod.container_id}-eth0").write_text(json.dumps(cached))
+    (results / "of-somebody-else").write_text('{"config": 7, "result": []}')
+    passes(tool, "pods")
+    tool.node.ip("link", "del", link)
+    fails(tool, "pods", "shop/web has no network", link, "delete the pod")
+    cached["result"] = {"interfaces": [{"name": "eth0", "sandbox": "/run/netns/before-a-reboot"}]}
+    (results / f"mycelium-{pod.container_id}-eth0").write_text(json.dumps(cached))
+    passes(tool, "pods")

@@ -121,14 +121,20 @@ def test_an_alias_fits_the_kernel_and_the_eye(one: Attachment, address: bytes, p
     words = alias.split(" ")
     assert words[0] == "mycelium-cni"
     keys = [word.partition("=")[0] for word in words[1:]]
-    assert keys == ["pod"] * bool(pod) + ["address", "mode", "ifname", "network", "container"]
+    assert keys == ["v"] + ["pod"] * bool(pod) + [
+        "address",
+        "mode",
+        "ifname",
+        "network",
+        "container",
+    ]
     assert f"address={text}" in words  # whatever else had to be cut
 
 
 def test_an_alias_tells_who_the_link_belongs_to() -> None:
     alias = Attachment("net", "c1", "eth0").alias("routed", "5a1::9", "shop/web-0")
     assert alias == (
-        "mycelium-cni pod=shop/web-0 address=5a1::9 mode=routed ifname=eth0 network=net "
+        "mycelium-cni v=2 pod=shop/web-0 address=5a1::9 mode=routed ifname=eth0 network=net "
         "container=c1"
     )
 

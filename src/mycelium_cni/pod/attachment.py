@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 LINK_PREFIX = "myc"
 ALIAS_PREFIX = "mycelium-cni"
+# Of the words behind it. 0.1.0 gave no number, and did not say the mode.
+ALIAS_FORMAT = 2
 ALIAS_SIZE = 255  # linux/if_link.h, IFALIASZ, less the final NUL
 
 
@@ -42,10 +44,10 @@ class Attachment:
         never outgrows what the kernel takes. The container ID stands last, where cutting hurts
         least.
         """
-        words = [ALIAS_PREFIX, f"address={address}", f"mode={mode}"]
+        words = [ALIAS_PREFIX, f"v={ALIAS_FORMAT}", f"address={address}", f"mode={mode}"]
         words.append(f"ifname={_visible(self.ifname, 15)}")
         if pod:
-            words.insert(1, f"pod={_visible(pod, 80)}")
+            words.insert(2, f"pod={_visible(pod, 80)}")
         if mac:
             words.append(f"mac={mac}")
         if table:

@@ -21,6 +21,7 @@ from mycelium_cni.pod import facts
 from mycelium_cni.pod.attachment import Attachment
 from mycelium_ctl.checks.finding import Finding, names, ok, own, skip
 from mycelium_ctl.checks.routing import ELSEWHERE, Way
+from mycelium_ctl.node.cache import read_cache
 from mycelium_ctl.node.stale import find_gone
 from mycelium_ctl.node.state import Attached, State
 from mycelium_ctl.view import count
@@ -171,6 +172,7 @@ def pods(state: State) -> list[Finding] | Finding:
                 run=(own("gc"),),
             )
         )
+    found += _lost(state)
     unused = {each.attached.link.index for each in gone}
     looked = unseen = 0
     for one in state.attachments:
@@ -195,6 +197,26 @@ def pods(state: State) -> list[Finding] | Finding:
         return found
     hidden = f", {unseen} of them from outside" if unseen else ""
     return ok(f"{count(looked, 'pod')} looked at{hidden}, nothing is absent")
+
+
+def _lost(state: State) -> list[Finding]:
+    """Attachments that a runtime has, and the kernel has not."""
+    links = {link.name for link in state.links} | {
+        (one.network, one.container, one.ifname) for one in state.attachments
+    }
+    found = []
+    for cached in read_cache(state.where.root):
+        name = Attachment(cached.network, cached.container, cached.ifname).host_link
+        if name in links or (cached.network, cached.container, cached.ifname) in links:
+            continue
+        found.append(
+            Finding(
+                "fail",
+                f"{cached.pod or cached.container[:13]} has no network: host link {name} is gone",
+                "delete the pod: its successor gets a new attachment",
+            )
+        )
+    return found
 
 
 def _can_enter(state: State, one: Attached) -> bool:
