@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from errno import EACCES, EISDIR, ELOOP, ENOENT, EPERM
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,6 +27,7 @@ from mycelium_ctl.node import lenient
 from mycelium_ctl.node.lenient import Fault, Object, Place
 
 TYPE: Final = "mycelium-cni"
+MOST_FAULTS: Final = 100  # of one file
 SUFFIXES: Final = (".conf", ".conflist", ".json")
 
 # Beside `plugins`: libcni's (libcni/conf.go), and podman's labels.
@@ -125,7 +127,11 @@ class _Checker:
     def _fault(self, at: Place, what: str, mend: str, *, fatal: bool = True) -> None:
         while at not in self._lines:  # the nearest that is there
             at = at[:-1]
-        self._conf.faults.append(Fault(self._lines[at], what, mend, fatal))
+        faults = self._conf.faults
+        if len(faults) < MOST_FAULTS:
+            faults.append(Fault(self._lines[at], what, mend, fatal))
+        elif fatal and self._conf.valid:
+            faults[-1] = Fault(self._lines[at], what, mend)
 
     def check(self, document: Any) -> str:
         """Check the whole document; the network's name."""
@@ -241,7 +247,7 @@ class _Checker:
 
     def _unread(self, document: dict[str, Any]) -> None:
         """Keys beside `plugins` that nobody reads, least of all our plugin."""
-        for key in document:
+        for key in islice(document, MOST_FAULTS):
             if key in _LIST_KEYS or key.startswith(_COMMENTS):
                 continue
             wanted = meant(key, KEYS)

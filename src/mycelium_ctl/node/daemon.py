@@ -195,10 +195,12 @@ def find_process(interface: str) -> int | None:
         try:
             if [os.stat(f"{process}/ns/{kind}").st_ino for kind in ("net", "user")] != own:  # noqa: PTH116
                 continue
+            if not may_configure(process):
+                continue
             for fd in os.listdir(f"{process}/fd"):  # noqa: PTH208
                 if os.readlink(f"{process}/fd/{fd}") == "/dev/net/tun":  # noqa: PTH115
                     info = Path(f"{process}/fdinfo/{fd}").read_text()
-                    if f"iff:\t{interface}\n" in info and may_configure(process):
+                    if f"iff:\t{interface}\n" in info:
                         return int(name)
         except OSError:
             continue  # it has just ended, or is not ours to look into

@@ -13,6 +13,7 @@ import unicodedata
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Final, NamedTuple
 
 DEEPEST: Final = 100  # brackets in brackets; a configuration has five
@@ -41,7 +42,7 @@ _QUOTES: Final = {
 _TEMPLATE: Final = re.compile(
     r"\{\{.{0,200}?\}\}|\{%.{0,200}?%\}|<%.{0,200}?%>|\$\{\w[^}\n]{0,99}\}|\b__[A-Z][A-Z0-9_]*__\b"
 )
-_YAML: Final = re.compile(r"(?:\s*#[^\n]*\n|\s*\n)*(?:---\s|[\w.-]+:(?:\s|$)|- )")
+_YAML: Final = re.compile(r"(?:[ \t\r]*(?:#[^\n]*)?\n)*[ \t]*(?:---\s|[\w.-]+:(?:\s|$)|- )")
 _MAGIC: Final = (
     (b"\x1f\x8b", "it is compressed (gzip)", "unpack it: gunzip"),
     (b"PK\x03\x04", "it is a zip archive", "unpack it"),
@@ -156,7 +157,7 @@ def _something_else(text: str) -> list[Fault]:
             mend = "write it as JSON, as `mycelium-cni config new` prints it"
         return [Fault(0, what, mend)]
     found: dict[int, str] = {}
-    for match in _TEMPLATE.finditer(text):
+    for match in islice(_TEMPLATE.finditer(text), 100):
         found.setdefault(text.count("\n", 0, match.start()) + 1, match[0][:60])
     what = "it is a template: {} is not filled in"
     mend = "put the value there, or let what made the file do it (helm template, envsubst, sed)"
@@ -173,6 +174,7 @@ class _Reader:
     def __init__(self, text: str) -> None:
         self._text: Final = text
         self._ends: Final = [match.start() for match in re.finditer("\n", text)]
+        self._last: Final = len(text.rstrip("\0 \t\r\n"))  # behind it is nothing
         self._at = 0
         self._open: Final[list[str]] = []  # brackets around the place that is read
         self._unclosed = ""
@@ -227,7 +229,7 @@ class _Reader:
                 return
             if here == "\ufeff" and self._at == 0:
                 what, mend = "it begins with a byte order mark", "save it as UTF-8 without BOM"
-            elif here == "\0" and not self._text[self._at :].strip("\0 \t\r\n"):
+            elif here == "\0" and self._at >= self._last:
                 what, mend = "there is a NUL byte at the end", "remove it: tr -d '\\000'"
             elif here == "\0":
                 what, mend = "there is a NUL byte", "remove it: tr -d '\\000'"
@@ -348,10 +350,9 @@ class _Reader:
 
     def _unended(self, held: str, start: int) -> str:
         """A string that the line ends: its quote is missing before what closes there."""
-        closing = re.compile(r"[\s,;}\]]*$")
-        behind = closing.search(self._text[start : self._at])
-        self._at -= len(behind[0]) if behind else 0
-        kept = closing.sub("", held)
+        closing = " \t\r\n,;}]"
+        self._at = start + len(self._text[start : self._at].rstrip(closing))
+        kept = held.rstrip(closing)
         self._fault(f'a " is missing behind {kept[:60]}', f"write {json.dumps(kept[:60])}", start)
         return kept
 
