@@ -25,8 +25,7 @@ def node(tmp_path: Path) -> Iterator[Node]:
     assert "RTM_DELLINKPROP = 108, 109" in text
     netlink.write_text(text.replace("RTM_DELLINKPROP = 108, 109", "RTM_DELLINKPROP = 250, 251"))
     start = f"import sys; sys.path.insert(0, {str(tmp_path / 'src')!r})"
-    plugin = f"{start}; from mycelium_cni.main import main; sys.exit(main())"
-    lab = Lab([sys.executable, "-ISc", plugin])
+    lab = Lab([sys.executable, "-Ic", f"{start}; from mycelium_door import main; sys.exit(main())"])
     try:
         node = lab.node("a")
         node.configure(
@@ -45,3 +44,10 @@ def test_a_kernel_without_alternative_names_is_too_old(node: Node) -> None:
     pod = node.pod("p")
     refused(node.plugin("ADD", network(), pod), 100, says=says)
     assert pod.link("eth0") is None
+
+
+def test_doctor_says_so_too(node: Node) -> None:
+    done = node.run([*node.lab.command, "doctor", "kernel"], check=False)
+    assert done.returncode == 1
+    assert "does not know alternative names of links" in done.stdout
+    assert "Linux 5.5 or newer is needed" in done.stdout

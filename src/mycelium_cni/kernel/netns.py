@@ -49,7 +49,7 @@ def netns_of(socket: int) -> int:
     try:
         return ioctl(socket, SIOCGSKNS)
     except OSError as error:
-        reason = f"tell the own network namespace: {error.strerror}"
+        reason = f"find our own network namespace: {error.strerror}"
         raise OSError(error.errno, reason) from None
 
 

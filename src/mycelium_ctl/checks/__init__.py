@@ -32,6 +32,7 @@ CHECKS: Final = (
         needed=True,
     ),
     Check("subnet", "the overlay delivers only to the daemon's own subnet", daemon.stranded),
+    Check("kernel", "a pod's address is its link's other name", node.kernel, needed=True),
     Check("loopback", "the node's own address is on it", node.loopback, needed=True),
     Check("ipv6", "the overlay is IPv6, and the daemon needs it", node.ipv6, needed=True),
     Check("forwarding", "without it packets of pods are dropped in silence", node.forwarding),

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 
@@ -13,6 +14,7 @@ from mycelium_cni.kernel.facts import Address, Fact, Part, Proxy, Route, Switch,
 from mycelium_cni.kernel.shell import quoted
 from mycelium_cni.node import facts, prepare
 from mycelium_cni.node.marks import BRIDGE_GROUP
+from mycelium_cni.pod import datapath
 from mycelium_ctl.checks.finding import Finding, of_error, ok, own, skip
 from mycelium_ctl.errors import ToolError
 from mycelium_ctl.node import state as nodestate
@@ -21,6 +23,14 @@ from mycelium_ctl.node.state import State
 from mycelium_ctl.view import Mark
 
 _NO_ADDRESS = "the interface has no address yet"
+
+
+def kernel(state: State) -> Finding:
+    try:
+        datapath.require_alternative_names(state.host)
+    except CniError as error:
+        return of_error("fail", error)
+    return ok(f"Linux {os.uname().release}")
 
 
 def loopback(state: State) -> Finding:
