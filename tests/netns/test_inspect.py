@@ -82,8 +82,8 @@ def test_without_the_daemons_api_the_key_is_unknown(tool: Tool) -> None:
         (["zz" * 32], "64 hexadecimal digits"),
         (["00" * 33], "64 hexadecimal digits"),
         (["-k", "/nonexistent/key"], "no such file"),
-        (["-k", "/dev/null"], "0 bytes"),
-        (["-k", "/"], "directory"),
+        (["-k", "/dev/null"], "not a regular file"),
+        (["-k", "/"], "not a regular file"),
     ],
 )
 def test_what_is_no_key(command: list[str], argv: list[str], words: str) -> None:

@@ -3,27 +3,16 @@
 
 from __future__ import annotations
 
-from errno import EINVAL
-from posix import (
-    O_APPEND,
-    O_CLOEXEC,
-    O_CREAT,
-    O_NOFOLLOW,
-    O_NONBLOCK,
-    O_WRONLY,
-    close,
-    fstat,
-    open,
-    write,
-)
+from posix import O_APPEND, O_CREAT, O_NOFOLLOW, O_WRONLY, close, write
 from time import gmtime, monotonic, strftime
+
+from mycelium_cni.kernel.files import open_regular
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
 _ORDER = ("error", "warning", "info", "debug")
-_S_IFMT, _S_IFREG = 0o170000, 0o100000
 
 
 class Log:
@@ -70,11 +59,8 @@ class Log:
 def _append(path: str, line: bytes) -> None:
     """Add a line to a file. Raises OSError: it cannot be written, or is no regular file. Writing to
     another kind of file may wait for its reader."""
-    flags = O_WRONLY | O_APPEND | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC
-    fd = open(path, flags, 0o600)
+    fd = open_regular(path, O_WRONLY | O_APPEND | O_CREAT | O_NOFOLLOW)
     try:
-        if fstat(fd).st_mode & _S_IFMT != _S_IFREG:
-            raise OSError(EINVAL, "it is not a regular file", path)
         write(fd, line)
     finally:
         close(fd)

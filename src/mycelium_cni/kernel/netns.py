@@ -7,6 +7,8 @@ from errno import EINVAL
 from fcntl import ioctl
 from posix import O_CLOEXEC, O_NONBLOCK, O_RDONLY, close, fstat, open, stat, strerror
 
+from mycelium_cni.kernel.files import is_regular
+
 try:
     from posix import setns  # type: ignore[attr-defined,unused-ignore]  # CPython 3.12; the static executable adds it to its 3.11
 except ImportError:  # pip-installed on 3.11: 2 ms per pod for ctypes
@@ -22,7 +24,6 @@ except ImportError:  # pip-installed on 3.11: 2 ms per pod for ctypes
 CLONE_NEWNET = 0x40000000
 NS_GET_NSTYPE = 0xB703  # linux/nsfs.h
 SIOCGSKNS = 0x894C  # linux/sockios.h: the namespace a socket lives in
-_S_IFMT, _S_IFREG = 0o170000, 0o100000
 
 
 def open_netns(path: str) -> int:
@@ -33,7 +34,7 @@ def open_netns(path: str) -> int:
     """
     # A namespace looks like a plain file to stat(2). Anything else is not even opened: opening a
     # device or a FIFO does things.
-    if stat(path).st_mode & _S_IFMT == _S_IFREG:
+    if is_regular(stat(path).st_mode):
         fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC)
         try:
             if ioctl(fd, NS_GET_NSTYPE) == CLONE_NEWNET:

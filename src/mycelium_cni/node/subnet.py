@@ -7,8 +7,8 @@ has changed its identity, and pods given addresses from the old subnet would be 
 
 from __future__ import annotations
 
-from errno import EINVAL, ENOENT
-from posix import O_CLOEXEC, O_NONBLOCK, O_RDONLY, close, fstat, open, read, stat
+from errno import ENOENT
+from posix import O_RDONLY, close, read, stat
 from resource import RLIMIT_CORE, setrlimit
 
 from mycelium_cni.cni.config import IPV6_MIN_MTU
@@ -16,6 +16,7 @@ from mycelium_cni.cni.errors import NODE_MISCONFIGURED, TRY_AGAIN_LATER, CniErro
 from mycelium_cni.kernel import netlink as nl
 from mycelium_cni.kernel import sysctl
 from mycelium_cni.kernel.address import format_address
+from mycelium_cni.kernel.files import open_regular
 from mycelium_cni.kernel.link import Link, find_link
 from mycelium_cni.kernel.shell import quoted
 from mycelium_cni.node import identity
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from mycelium_cni.cni.config import Config
 
 _MYCELIUM_PREFIXLEN, _MYCELIUM_MTU = 7, 1400  # of the daemon's TUN
-_S_IFMT, _S_IFREG = 0o170000, 0o100000  # linux/stat.h
 _FIRST_PERSON, _FIRST_DYNAMIC = 1000, 61184  # user IDs: people's, systemd's DynamicUser
 
 
@@ -179,8 +179,7 @@ def read_key(path: str) -> bytes | None:
     Raises CniError (NODE_MISCONFIGURED): it cannot be read, or is too short.
     """
     try:
-        # Whoever opens a FIFO waits for the other end.
-        fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC)
+        fd = open_regular(path, O_RDONLY)
     except OSError as error:
         if error.errno == ENOENT:
             return None
@@ -189,8 +188,6 @@ def read_key(path: str) -> bytes | None:
     # too, for which 0 means "no limit" (fs/coredump.c).
     setrlimit(RLIMIT_CORE, (1, 1))
     try:
-        if fstat(fd).st_mode & _S_IFMT != _S_IFREG:
-            raise OSError(EINVAL, "it is not a regular file")
         # The daemon reads 32 bytes and ignores what follows (mycelium, load_key_file).
         private = read(fd, identity.KEY_SIZE)
     except OSError as error:

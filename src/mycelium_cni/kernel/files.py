@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files that somebody else names: opened without waiting, and only if they are files."""
+
+from __future__ import annotations
+
+from errno import EINVAL
+from posix import O_CLOEXEC, O_NONBLOCK, close, fstat, open
+
+_S_IFMT, _S_IFREG = 0o170000, 0o100000  # linux/stat.h
+
+
+def is_regular(mode: int) -> bool:
+    """Whether the `st_mode` is a regular file's."""
+    return mode & _S_IFMT == _S_IFREG
+
+
+def open_regular(path: str, flags: int) -> int:
+    """A descriptor of the file at `path`; one that O_CREAT makes is its owner's only.
+
+    Raises OSError: it cannot be opened, or (EINVAL) is no regular file. Whoever opens a FIFO
+    otherwise waits for the other end.
+    """
+    fd = open(path, flags | O_NONBLOCK | O_CLOEXEC, 0o600)
+    if is_regular(fstat(fd).st_mode):
+        return fd
+    close(fd)
+    raise OSError(EINVAL, "it is not a regular file", path)
