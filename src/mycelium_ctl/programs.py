@@ -47,7 +47,8 @@ def doubt(path: Path) -> str:
 
 
 def trusted_path(path: str) -> str:
-    """A PATH without the directories that are relative, missing, or can be written by others."""
+    """A PATH without the directories that are relative, missing, or can be written by others; the
+    system's where nothing is left, for an empty PATH means the working directory."""
 
     def good(directory: str) -> bool:
         try:
@@ -55,7 +56,7 @@ def trusted_path(path: str) -> str:
         except OSError:
             return False
 
-    return ":".join(filter(good, path.split(":")))
+    return ":".join(filter(good, path.split(":"))) or SYSTEM_PATH
 
 
 def run(

@@ -137,7 +137,23 @@ def test_programs_in_a_directory_that_others_may_write_are_not_run(
     open_to_all.chmod(0o777)
     assert "what was tried works" in tool("test").stdout
     tool("doctor")
+    monkeypatch.setenv("PATH", str(open_to_all))
+    monkeypatch.chdir(open_to_all)  # an empty PATH would mean this
+    argv = [*tool.node.lab.command, "test", "--root", str(tool.root)]
+    with tool.node.inside():
+        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert "what was tried works" in done.stdout
     assert not loot.exists()
+
+
+def test_a_configuration_that_others_may_write_is_said(tool: Tool) -> None:
+    """The runtime runs what it names, as root."""
+    assert tool.doctor("conf")["state"] == "ok"
+    confs = tool.root / "etc/cni/net.d"
+    confs.chmod(0o777)
+    finding = tool.doctor("conf")
+    assert finding["state"] == "warn"
+    assert f"others may write {confs}" in finding["found"]
 
 
 def test_a_plugin_that_others_may_replace_is_not_run(tool: Tool, tmp_path: Path) -> None:

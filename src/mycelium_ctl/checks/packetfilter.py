@@ -8,7 +8,6 @@ really pass, `reach` finds out by sending some.
 
 from __future__ import annotations
 
-import os
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -389,7 +388,7 @@ def _legacy(links: Sequence[str]) -> list[Finding]:
     if "filter" not in tables:
         return []
     try:
-        done = programs.run(["ip6tables-legacy-save", "-t", "filter"], _path())
+        done = programs.run(["ip6tables-legacy-save", "-t", "filter"])
     except (OSError, subprocess.TimeoutExpired):
         return [
             Finding(
@@ -421,7 +420,3 @@ def _of_legacy(chain: str, why: str, links: Sequence[str]) -> Finding:
             for way in ways
         ),
     )
-
-
-def _path() -> dict[str, str]:
-    return {"PATH": programs.trusted_path(os.environ.get("PATH", programs.SYSTEM_PATH))}

@@ -73,6 +73,14 @@ def conf(state: State) -> Finding:
             return Finding(
                 "fail", f"k3s finds nothing in {folder}", run=(_conf_for_k3s(state, directory),)
             )
+    for directory in state.confs:
+        folder = directory.dirs.conf
+        if directory.files and (doubt := programs.doubt(folder)):
+            return Finding(
+                "warn",
+                f"{doubt}: whoever does decides what root runs for every pod",
+                f"let {folder} and what is above it belong to root, and be writable by root alone",
+            )
     if good:
         return ok("; ".join(good))
     if hidden:
