@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -118,8 +117,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check(name: str, *, as_json: bool) -> int:
-    if name == "-":
-        confs = [conflist.check(sys.stdin.buffer.read(files.SIZE_LIMIT + 1), Path("-.conflist"))]
+    if name == "-" or name.startswith(("/dev/fd/", "/dev/stdin")):  # or the shell's <(…)
+        try:
+            with open(0 if name == "-" else name, "rb", closefd=name != "-") as stream:
+                octets = stream.read(files.SIZE_LIMIT + 1)
+        except OSError as error:
+            raise ToolError(f"cannot read {name}: {error.strerror}") from error
+        confs = [conflist.check(octets, Path("-.conflist"))]
     elif Path(name).is_dir():
         try:
             paths = conflist.list_files(Path(name))
