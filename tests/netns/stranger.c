@@ -4,7 +4,8 @@
  * namespace and holds a TUN of the daemon's name, which was made in a user and network namespace of
  * its own. Its `--version` leaves a file that says who ran it.
  *
- * stranger INTERFACE
+ * stranger INTERFACE [here]
+ * With `here`, or as root, it takes the TUN of the namespace that it is in.
  */
 #define _GNU_SOURCE
 #include <err.h>
@@ -24,7 +25,7 @@
 #error "LOOT: the file that --version writes"
 #endif
 
-static void send_tun(int channel, const char *name)
+static void send_tun(int channel, const char *name, int here)
 {
 	struct ifreq request = {.ifr_flags = IFF_TUN | IFF_NO_PI};
 	union { char space[CMSG_SPACE(sizeof(int))]; struct cmsghdr align; } control = {0};
@@ -34,7 +35,7 @@ static void send_tun(int channel, const char *name)
 	struct cmsghdr *rights = CMSG_FIRSTHDR(&message);
 	int tun;
 
-	if (geteuid() && unshare(CLONE_NEWUSER | CLONE_NEWNET))
+	if (!here && unshare(CLONE_NEWUSER | CLONE_NEWNET))
 		err(1, "unshare");
 	strncpy(request.ifr_name, name, IFNAMSIZ - 1);
 	tun = open("/dev/net/tun", O_RDWR);
@@ -62,13 +63,13 @@ int main(int argc, char **argv)
 		puts("mycelium 6.6.6");
 		return 0;
 	}
-	if (argc != 2)
-		errx(2, "usage: stranger INTERFACE");
+	if (argc < 2)
+		errx(2, "usage: stranger INTERFACE [here]");
 	if (socketpair(AF_UNIX, SOCK_STREAM, 0, channel))
 		err(1, "socketpair");
 	if (!fork()) {
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		send_tun(channel[1], argv[1]);
+		send_tun(channel[1], argv[1], argc > 2 || !geteuid());
 		pause();
 	}
 	close(channel[1]);

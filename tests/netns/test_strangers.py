@@ -16,7 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from tool import Tool
+from tool import NODE, Tool
 
 from mycelium_lab.lab import Node, Process, await_fact
 
@@ -42,12 +42,15 @@ class Stranger:
             check=True,
         )
 
-    def hold_a_tun(self, node: Node, name: str = "mycelium") -> Process:
-        """Run in the node's namespace, as nobody, with a TUN of this name from elsewhere."""
+    def run(self, node: Node, *arguments: str) -> Process:
+        """Run it in the node's namespace, as nobody."""
         shell = ["unshare", "--mount", "sh", "-ec", AS_NOBODY, "sh"]
-        process = node.start([*shell, str(self.program), name])
+        return node.start([*shell, str(self.program), *arguments])
+
+    def hold_a_tun(self, node: Node) -> None:
+        """Have it hold a TUN of the daemon's name that was made elsewhere."""
+        process = self.run(node, "mycelium")
         await_fact(lambda: "ready" in process.output(), what="the stranger holds its TUN")
-        return process
 
 
 @pytest.fixture
@@ -72,6 +75,21 @@ def test_a_stranger_with_a_tun_of_the_same_name_is_not_the_daemon(
     assert not stranger.loot.exists(), stranger.loot.read_text()
     assert alone["process"] is None
     assert beside["process"] == node.overlay.pid
+
+
+@pytest.mark.parametrize("owner", ["", "user root"])
+def test_an_interface_that_any_user_can_take_is_named(
+    tool: Tool, stranger: Stranger, owner: str
+) -> None:
+    """The kernel refuses those that are not its owner, and nobody where there is none."""
+    tool.node.configure("tuntap del mycelium mode tun", f"tuntap add mycelium mode tun {owner}")
+    tool.node.configure("link set mycelium mtu 1400 up", f"address add {NODE}/7 dev mycelium")
+    process = stranger.run(tool.node, "mycelium", "here")
+    says = "TUNSETIFF: Operation not permitted" if owner else "ready"
+    await_fact(lambda: says in process.output(), what=says)
+    assert ("any user" in tool.doctor("interface")["found"]) == (owner == "")
+    assert tool.json("status")["daemon"]["process"] is None
+    assert not stranger.loot.exists()
 
 
 def install_daemon(stranger: Stranger, node: Node, path: Path) -> Process:

@@ -61,7 +61,8 @@ def interface(state: State) -> Finding:
     if link.persistent:
         return Finding(
             "warn",
-            f"{link.name} is a persistent TUN: the daemon fails to start a second time",
+            f"{link.name} is a persistent TUN: the daemon fails to start a second time"
+            + ("" if link.owned else ", and while it is away any user of this node can take it"),
             run=(f"ip tuntap del {quoted(link.name)} mode tun", "systemctl restart mycelium"),
         )
     return ok(f"{link.name} up, {format_address(node.address)}, MTU {link.mtu}")

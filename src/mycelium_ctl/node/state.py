@@ -47,7 +47,7 @@ IFLA_BRPORT_STATE, IFLA_STATS64, IFLA_CARRIER, IFLA_LINK_NETNSID, IFLA_TARGET_NE
     37,
     46,
 )
-IFLA_TUN_PERSIST = 6
+IFLA_TUN_OWNER, IFLA_TUN_GROUP, IFLA_TUN_PERSIST = 1, 2, 6
 RTA_CACHEINFO = 12
 
 
@@ -116,6 +116,7 @@ class LinkFacts:
     carrier: bool  # of a TUN: a program holds it
     port_state: int  # BR_STATE_* of a bridge's port; 0 of another link
     persistent: bool  # a TUN that stays without its program
+    owned: bool  # such a TUN has an owner or a group: others may not attach to it (tun(4))
     received_bytes: int
     sent_bytes: int
     received_packets: int
@@ -236,6 +237,7 @@ def _link(payload: bytes) -> LinkFacts:
         carrier=link.attribute(IFLA_CARRIER, b"\0") != b"\0",
         port_state=_port_state(info),
         persistent=bool(data.get(IFLA_TUN_PERSIST, b"\0")[0]),
+        owned=IFLA_TUN_OWNER in data or IFLA_TUN_GROUP in data,
         received_packets=int.from_bytes(counters[0:8], "little"),
         sent_packets=int.from_bytes(counters[8:16], "little"),
         received_bytes=int.from_bytes(counters[16:24], "little"),
