@@ -74,7 +74,7 @@ def add(request: Request, network: Network, reply: Reply) -> str:
             guard.protect(host, wanted, undo, datapath.port(shape, network.name))
             datapath.raise_host_link(host, shape)
             pod, monitor = datapath.enter_pod(pod_netns, home, pod_link, undo)
-            if not datapath.configure_pod(pod, shape):
+            if not datapath.configure_pod(pod, shape, undo):
                 table = sourcerule.table(shape)
                 datapath.set_alias(host, shape, plan.alias(_pod_name(request), table))
                 sourcerule.lead(pod, shape, undo)

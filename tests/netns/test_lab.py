@@ -71,7 +71,7 @@ def test_close_twice_does_no_harm(lab: Lab, left_of: LeftOf) -> None:
 
 PROGRAM = """
 import sys
-from mycelium_ctl.lab import Lab
+from mycelium_lab.lab import Lab
 with Lab(sys.argv[1:], overlay="stand-in") as lab:
     node = lab.node("a")
     lab.connect(node)
@@ -271,7 +271,7 @@ def test_an_overlay_that_cannot_start_says_why(lab: Lab) -> None:
 def refusal(wrapper: list[str], **env: str) -> str:
     """The one line of a program that makes a lab and may not."""
     program = (
-        "import sys\nfrom mycelium_ctl.lab import Lab, LabError\n"
+        "import sys\nfrom mycelium_lab.errors import LabError\nfrom mycelium_lab.lab import Lab\n"
         "try:\n    with Lab() as lab: lab.node('a')\n"
         "except LabError as error: sys.exit(str(error))\n"
     )

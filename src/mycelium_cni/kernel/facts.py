@@ -419,8 +419,8 @@ class Route(Object):
     """A route. Without a link it is one that refuses (`unreachable`)."""
 
     __slots__ = (
-        *("destination", "gateway", "index", "link", "metrics", "priority", "protocol"),
-        *("scope", "sender", "source", "table"),
+        *("destination", "exclusive", "gateway", "index", "link", "metrics", "priority"),
+        *("protocol", "scope", "sender", "source", "table"),
     )
 
     def __init__(
@@ -438,9 +438,11 @@ class Route(Object):
         scope: int = nl.RT_SCOPE_UNIVERSE,
         metrics: Sequence[tuple[str, int]] = (),
         sender: bytes = b"",
+        exclusive: bool = False,
     ) -> None:
         super().__init__(why)
         self.destination: Final = destination
+        self.exclusive: Final = exclusive  # no other route to the same prefix is anybody's right
         self.protocol: Final = protocol
         self.index: Final = index
         self.link: Final = link
@@ -480,7 +482,7 @@ class Route(Object):
         return f"{words} proto {self.protocol}"
 
     def __str__(self) -> str:
-        return f"ip -6 route add {self._words()}"
+        return f"ip -6 route {'replace' if self.exclusive else 'add'} {self._words()}"
 
     @property
     def removal(self) -> str:
@@ -518,8 +520,13 @@ class Route(Object):
         return self._request(nl.RTM_DELROUTE, self.removal)
 
     def restore(self, host: nl.Socket) -> None:
+        message = self.message()
+        if self.exclusive:
+            message = nl.Message(
+                message.kind, nl.NLM_F_CREATE | nl.NLM_F_REPLACE, message.body, self
+            )
         try:
-            super().restore(host)
+            host.ensure(message)
         except nl.NetlinkError as error:
             if not self.sender or error.errno != EINVAL:
                 raise

@@ -283,27 +283,45 @@ def _switch_back(pod_netns: int, home: int, switch: str) -> None:
         sysctl.put(switch, "1")
 
 
-def configure_pod(pod: nl.Socket, shape: Shape) -> bool:
+def configure_pod(pod: nl.Socket, shape: Shape, undo: Undo) -> bool:
     """Pod side: up, address, the gateway's neighbour, routes.
 
     Another of the pod's links may have routes to the same prefixes, and keeps them: ours come after
     them, and if the other link goes they serve everybody.
 
-    Returns False if the link needs its source routes and this kernel does not have such routes.
+    Returns False if several links need routes for one source, and this kernel has none.
     """
     link, routes = facts.pod_link(shape), facts.pod_routes(shape)
-    own = facts.source_routes(shape)
-    refused = pod.attempt(*[fact.message() for fact in (*link, *routes, *own)])
-    first, last = len(link), len(link) + len(routes)
-    shadowed = [place for place in refused if first <= place < last]
-    lacking = [place for place in refused if place >= last and refused[place].errno == EINVAL]
+    refused = pod.attempt(*[fact.message() for fact in (*link, *routes)])
     for place in sorted(refused):
-        if refused[place].errno != EEXIST and place not in lacking:
+        if refused[place].errno != EEXIST:
             raise refused[place]
+    shadowed = [place - len(link) for place in refused if place >= len(link)]
     if shadowed:
         behind = facts.pod_routes(shape, priority=_POD_METRIC + shape.pod.index)
-        pod.ensure(*[behind[place - first].message() for place in shadowed])
-    return not (lacking and shadowed)
+        pod.ensure(*[behind[place].message() for place in shadowed])
+    # On a bridge some of them are more specific, and shadow other links' without a word.
+    return not (shadowed or shape.bridge) or _lead_by_source(pod, shape, undo)
+
+
+def _lead_by_source(pod: nl.Socket, shape: Shape, undo: Undo) -> bool:
+    """Give each of the pod's Mycelium links its routes for what is sent from its own address, if
+    there are several. Not to a single one: a packet whose sender is yet to be chosen is routed
+    without them, and would never hear of a smaller MTU that was learned for them."""
+    from mycelium_cni.kernel.snapshot import Snapshot  # noqa: PLC0415 - not in most ADDs
+
+    others = facts.source_routes_of_others(Snapshot(pod), shape)
+    if not others:
+        return True
+    try:
+        for route in others:
+            route.ensure(pod, undo)
+        pod.request(*[route.message() for route in facts.source_routes(shape)])
+    except nl.NetlinkError as error:
+        if error.errno != EINVAL:
+            raise
+        return False
+    return True
 
 
 def announce(pod: nl.Socket, shape: Shape) -> None:

@@ -26,12 +26,14 @@ from mycelium_cni.kernel.facts import (
 )
 from mycelium_cni.node.facts import LINK_LOCAL_GATEWAY
 from mycelium_cni.node.marks import PROTOCOL
+from mycelium_cni.overlay import on_mycelium
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Final
 
+    from mycelium_cni.kernel.snapshot import Snapshot
     from mycelium_cni.node.subnet import Node
 
 
@@ -146,6 +148,7 @@ def host_reach(shape: Shape) -> list[Object]:
             link=name,
             source=shape.node.address,
             protocol=PROTOCOL,
+            exclusive=True,
         ),
     ]
 
@@ -197,6 +200,38 @@ def source_routes(shape: Shape) -> list[Route]:
     node drops it on any other. In the table `local`, which the kernel asks before all others, and
     gone with the link (docs/adr/0009)."""
     return own_routes(shape, nl.RT_TABLE_LOCAL, source=shape.address)
+
+
+def source_routes_of_others(seen: Snapshot, shape: Shape) -> list[Route]:
+    """The same for the other Mycelium links of the pod, as its tables tell them: an address on the
+    overlay, and routes of ours."""
+    why = "other links of the pod lead astray"
+    marked = {
+        route.link
+        for route in seen.routes
+        if route.protocol == PROTOCOL and route.link != shape.pod.index
+    }
+    found = []
+    for index, address in seen.addresses:
+        if index not in marked or not on_mycelium(address):
+            continue
+        for route in seen.routes:
+            onlink = route.destination == (address[:8] + bytes(8), 64) and not route.gateway
+            ours = route.protocol == PROTOCOL and not route.sender
+            if route.link == index and route.table == nl.RT_TABLE_MAIN and (ours or onlink):
+                found.append(
+                    Route(
+                        route.destination,
+                        why,
+                        index=index,
+                        link=seen.links[index].name,
+                        gateway=route.gateway,
+                        table=nl.RT_TABLE_LOCAL,
+                        sender=address,
+                        protocol=PROTOCOL,
+                    )
+                )
+    return found
 
 
 def own_routes(shape: Shape, table: int, source: bytes = b"") -> list[Route]:

@@ -133,15 +133,18 @@ def _spanning_tree(state: State) -> Finding | None:
     ]
     if not waiting or link is None or not link.up:
         return None
-    off = f"ip link set dev {quoted(link.name)} type bridge stp_state 0"
+    off = [f"ip link set dev {quoted(link.name)} type bridge stp_state 0"]
+    # A port waits to the end of its time, unless it is taken down and up.
+    again = [f"ip link set dev {quoted(name)} {state}" for name in waiting for state in _AGAIN]
     return Finding(
         "fail",
         f"spanning tree on {link.name} keeps {waiting[0]} waiting ({len(waiting)} in all)",
         "a pod is no bridge, so it is not needed for pods",
-        run=(off,),
+        run=(*off, *again),
     )
 
 
+_AGAIN = ("down", "up")
 _WAITING = (1, 2, 4)  # linux/if_bridge.h: BR_STATE_LISTENING, _LEARNING, _BLOCKING
 
 

@@ -100,8 +100,15 @@ class Ought:
             *found,
             *facts.pod_link(self.shape),
             *facts.pod_routes(self.shape),
-            *facts.source_routes(self.shape),
+            *(facts.source_routes(self.shape) if self._has_siblings() else ()),
         ]
+
+    def _has_siblings(self) -> bool:
+        """Whether the pod has another Mycelium link."""
+        return any(
+            other.link.nsid == self.one.link.nsid and other.link.index != self.one.link.index
+            for other in self.state.attachments
+        )
 
     def reach(self) -> Sequence[Fact]:
         """The node's side, once there is a carrier."""

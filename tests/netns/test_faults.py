@@ -1,0 +1,606 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A table of faults of a live node: each is injected, seen by ping, named by doctor, and mended.
+
+Whatever cuts a pod off, doctor fails over it and status does not call the node ready. What doctor
+says it can mend, --fix mends; what it says to run heals when it is run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import pytest
+from attaching import MODES, Mode
+from tool import Tool
+
+from mycelium_lab.lab import Lab, Namespace, Pod, await_fact
+
+Heals = Literal["fix", "run", "neither"]
+PING_S = 0.4
+
+
+class Fault(NamedTuple):
+    """A fault, as a person would make it in a shell of the node.
+
+    $LINK, $ADDR and $MAC are the host link, the address and the MAC of a pod, $SUB the first four
+    groups of its address; $IN enters it. `undo` takes back what --fix does not; without one, a fault
+    that is not mended costs a new node.
+    """
+
+    name: str
+    inject: str
+    check: str  # the check that must name it
+    heals: Heals
+    undo: str = ""
+    modes: tuple[Mode, ...] = MODES
+
+
+ROUTED: tuple[Mode, ...] = ("routed",)
+BRIDGE: tuple[Mode, ...] = ("bridge",)
+
+VPN = "ip link add vpn0 type veth peer name vpn1; ip link set vpn0 up; ip link set vpn1 up; "
+NO_VPN = "ip link del vpn0"
+FILTER = "nft add table {0} x; nft add chain {0} x c '{{ type filter hook {1} priority 0; {2} }}'; "
+NO_FILTER = "nft delete table {0} x"
+
+
+def dropped(family: str, hook: str, *rules: str, policy: str = "") -> tuple[str, str]:
+    """The lines that load and unload a chain of somebody else's."""
+    lines = FILTER.format(family, hook, f"policy {policy};" if policy else "")
+    lines += "; ".join(f"nft add rule {family} x c {rule}" for rule in rules)
+    return lines.strip("; "), NO_FILTER.format(family)
+
+
+def filtered(
+    name: str,
+    family: str,
+    hook: str,
+    *rules: str,
+    policy: str = "",
+    modes: tuple[Mode, ...] = MODES,
+) -> Fault:
+    inject, undo = dropped(family, hook, *rules, policy=policy)
+    return Fault(name, inject, "firewall", "run", undo, modes)
+
+
+FAULTS = [
+    # In the pod
+    Fault("pod address flushed", "$IN ip address flush dev eth0", "pods", "fix"),
+    Fault("pod address deleted", "$IN ip -6 address flush dev eth0 scope global", "pods", "fix"),
+    Fault("pod route deleted", "$IN ip -6 route del 400::/7", "pods", "fix"),
+    Fault("pod routes flushed", "$IN ip -6 route flush dev eth0 proto 77", "pods", "fix"),
+    Fault("pod link down", "$IN ip link set eth0 down", "pods", "fix"),
+    Fault(
+        "pod link down and up",
+        "$IN ip link set eth0 down; $IN ip link set eth0 up",
+        "pods",
+        "fix",
+        "",
+        ROUTED,
+    ),
+    Fault("pod MTU", "$IN ip link set eth0 mtu 1300", "pods", "fix"),
+    Fault("pod MAC", "$IN ip link set eth0 address 02:aa:bb:cc:dd:ee", "pods", "fix", "", BRIDGE),
+    Fault("pod IPv6 off", "$IN sysctl -qw net.ipv6.conf.eth0.disable_ipv6=1", "pods", "fix"),
+    Fault(
+        "pod IPv6 off everywhere", "$IN sysctl -qw net.ipv6.conf.all.disable_ipv6=1", "pods", "fix"
+    ),
+    Fault("pod lo without IPv6", "$IN sysctl -qw net.ipv6.conf.lo.disable_ipv6=1", "pods", "fix"),
+    Fault(
+        "pod refuses by a route",
+        "$IN ip -6 route add blackhole 400::/8; $IN ip -6 route add blackhole 500::/8",
+        "pod-routes",
+        "neither",
+        "$IN ip -6 route del 400::/8; $IN ip -6 route del 500::/8",
+    ),
+    Fault(
+        "a second way in the pod",
+        "$IN ip link add dd0 type veth peer name dd1; $IN ip link set dd0 up; $IN ip -6 route add 400::/8 dev dd0",
+        "pod-routes",
+        "neither",
+        "$IN ip link del dd0",
+    ),
+    # The host link
+    Fault("host link down", "ip link set $LINK down", "pods", "fix"),
+    Fault(
+        "host link down and up",
+        "ip link set $LINK down; ip link set $LINK up",
+        "pods",
+        "fix",
+        "",
+        ROUTED,
+    ),
+    Fault(
+        "host link renamed",
+        "ip link set $LINK down; ip link set $LINK name other0; ip link set other0 up",
+        "pods",
+        "fix",
+    ),
+    Fault("host link MTU", "ip link set $LINK mtu 1300", "pods", "fix"),
+    Fault(
+        "host link without IPv6",
+        "sysctl -qw net.ipv6.conf.$LINK.disable_ipv6=1",
+        "pods",
+        "fix",
+        "",
+        ROUTED,
+    ),
+    Fault(
+        "host link IPv6 off and on",
+        "sysctl -qw net.ipv6.conf.$LINK.disable_ipv6=1; sysctl -qw net.ipv6.conf.$LINK.disable_ipv6=0",
+        "pods",
+        "fix",
+        "",
+        ROUTED,
+    ),
+    Fault(
+        "host link flushed",
+        "ip -6 addr flush dev $LINK; ip neigh flush dev $LINK",
+        "pods",
+        "fix",
+        "",
+        ROUTED,
+    ),
+    Fault(
+        "host link's address deleted", "ip -6 address flush dev $LINK", "pods", "fix", "", ROUTED
+    ),
+    Fault(
+        "proxy entry deleted", "ip -6 neigh del proxy fe80::1 dev $LINK", "pods", "fix", "", ROUTED
+    ),
+    Fault(
+        "proxy switched off",
+        "sysctl -qw net.ipv6.conf.$LINK.proxy_ndp=0",
+        "pods",
+        "fix",
+        "",
+        ROUTED,
+    ),
+    Fault(
+        "host link takes advertisements",
+        "sysctl -qw net.ipv6.conf.$LINK.accept_ra=1",
+        "pods",
+        "fix",
+        "",
+        ROUTED,
+    ),
+    Fault("host link in another group", "ip link set $LINK group 7", "pods", "fix"),
+    Fault(
+        "address no longer reserved", "ip link property del dev $LINK altname $ADDR", "pods", "fix"
+    ),
+    Fault(
+        "route to the pod deleted", "ip -6 route del $ADDR/128 dev $LINK", "pods", "fix", "", ROUTED
+    ),
+    Fault(
+        "route to the pod elsewhere",
+        "ip -6 route replace $ADDR/128 dev mycelium",
+        "pods",
+        "fix",
+        "ip -6 route del $ADDR/128 dev mycelium",
+        ROUTED,
+    ),
+    Fault("routes of ours flushed", "ip -6 route flush proto 77", "pods", "fix", "", ROUTED),
+    # The bridge
+    Fault("port off its bridge", "ip link set $LINK nomaster", "pods", "fix", "", BRIDGE),
+    Fault("port learns", "bridge link set dev $LINK learning on", "pods", "fix", "", BRIDGE),
+    Fault(
+        "forwarding entry deleted",
+        "bridge fdb del $MAC dev $LINK master",
+        "pods",
+        "fix",
+        "",
+        BRIDGE,
+    ),
+    Fault("bridge deleted", "ip link del mycelium-br", "bridge", "fix", "", BRIDGE),
+    Fault("bridge down", "ip link set mycelium-br down", "bridge", "fix", "", BRIDGE),
+    Fault(
+        "bridge down and up",
+        "ip link set mycelium-br down; ip link set mycelium-br up",
+        "bridge",
+        "fix",
+        "",
+        BRIDGE,
+    ),
+    Fault(
+        "gateway deleted", "ip address del $SUB::1/64 dev mycelium-br", "bridge", "fix", "", BRIDGE
+    ),
+    Fault("bridge flushed", "ip -6 address flush dev mycelium-br", "bridge", "fix", "", BRIDGE),
+    Fault(
+        "bridge's link-local address",
+        "ip address del fe80::1/64 dev mycelium-br",
+        "bridge",
+        "fix",
+        "",
+        BRIDGE,
+    ),
+    Fault(
+        "bridge without IPv6",
+        "sysctl -qw net.ipv6.conf.mycelium-br.disable_ipv6=1",
+        "ipv6",
+        "fix",
+        "",
+        BRIDGE,
+    ),
+    Fault(
+        "bridge no longer answers",
+        "sysctl -qw net.ipv6.conf.mycelium-br.proxy_ndp=0",
+        "bridge",
+        "fix",
+        "",
+        BRIDGE,
+    ),
+    Fault(
+        "spanning tree",
+        "ip link set mycelium-br type bridge stp_state 1; ip link set $LINK down; ip link set $LINK up",
+        "bridge",
+        "run",
+        "",
+        BRIDGE,
+    ),
+    # The node
+    Fault("lo down", "ip link set lo down", "loopback", "fix"),
+    Fault("lo without IPv6", "sysctl -qw net.ipv6.conf.lo.disable_ipv6=1", "ipv6", "fix"),
+    Fault("node's address off lo", "ip address del $NODE/128 dev lo", "standing", "fix"),
+    Fault(
+        "standing route deleted",
+        "ip -6 route del unreachable 400::/7 metric 4294967295",
+        "standing",
+        "fix",
+    ),
+    Fault(
+        "subnet's route deleted",
+        "ip -6 route del unreachable $SUB::/64 metric 1024",
+        "standing",
+        "fix",
+    ),
+    Fault("forwarding off", "sysctl -qw net.ipv6.conf.all.forwarding=0", "forwarding", "fix"),
+    Fault(
+        "overlay's route deleted", "ip -6 route del 400::/7 dev mycelium", "overlay-routes", "fix"
+    ),
+    Fault("table of the guard flushed", "nft flush table inet mycelium-cni", "guard", "fix"),
+    Fault("table of the guard deleted", "nft delete table inet mycelium-cni", "guard", "fix"),
+    Fault("rules flushed", "nft flush ruleset", "guard", "fix"),
+    # Others' routing
+    Fault(
+        "a VPN's rule",
+        VPN
+        + "ip -6 route add default dev vpn0 table 52; ip -6 route add 2001:db8::/64 dev under0 table 52; ip -6 rule add pref 5270 lookup 52",
+        "overlay-routes",
+        "run",
+        NO_VPN + "; ip -6 rule del pref 5270; ip -6 rule del pref 5269",
+    ),
+    Fault(
+        "a kill switch",
+        "ip -6 rule add pref 100 to 400::/7 prohibit",
+        "overlay-routes",
+        "run",
+        "ip -6 rule del pref 100; ip -6 rule del pref 99",
+    ),
+    Fault(
+        "a rule for pods' addresses",
+        "ip -6 rule add pref 100 from $SUB::/64 blackhole",
+        "overlay-routes",
+        "run",
+        "ip -6 rule del pref 100; ip -6 rule del pref 99",
+    ),
+    Fault(
+        "a blackhole",
+        "ip -6 route add blackhole 400::/8; ip -6 route add blackhole 500::/8",
+        "overlay-routes",
+        "run",
+        "ip -6 route del 400::/8; ip -6 route del 500::/8",
+    ),
+    Fault(
+        "a prohibited part",
+        "ip -6 route add prohibit $FAR",
+        "overlay-routes",
+        "run",
+        "ip -6 route del $FAR",
+    ),
+    Fault(
+        "a more specific route",
+        VPN + "ip -6 route add 400::/8 dev vpn0; ip -6 route add 500::/8 dev vpn0",
+        "overlay-routes",
+        "run",
+        NO_VPN,
+    ),
+    Fault(
+        "the pod's address on the node",
+        VPN + "ip address add $ADDR/128 dev vpn0",
+        "pod-ways",
+        "run",
+        NO_VPN,
+    ),
+    Fault(
+        "an IPsec policy",
+        "ip xfrm policy add src ::/0 dst 400::/7 dir out action block; ip xfrm policy add src ::/0 dst 400::/7 dir fwd action block",
+        "overlay-routes",
+        "neither",
+        "ip xfrm policy flush",
+    ),
+    # Others' packet filters
+    filtered("forward policy drop", "inet", "forward", policy="drop"),
+    filtered("forward policy drop, ip6", "ip6", "forward", policy="drop"),
+    filtered("last rule drops", "inet", "forward", "ct state established accept", "counter drop"),
+    filtered("last rule rejects", "inet", "forward", "ct state established accept", "reject"),
+    filtered(
+        "a rule in the middle", "inet", "forward", "meta l4proto icmpv6 drop", "tcp dport 80 accept"
+    ),
+    filtered(
+        "a rule that names our link",
+        "inet",
+        "forward",
+        "iifname mycelium drop",
+        "oifname mycelium drop",
+    ),
+    filtered(
+        "a rule for an address", "inet", "forward", "ip6 daddr $ADDR drop", "ip6 saddr $ADDR drop"
+    ),
+    filtered("prerouting", "inet", "prerouting", "iifname $WAY drop"),
+    filtered("prerouting, ip6", "ip6", "prerouting", "ip6 saddr $ADDR drop"),
+    filtered(
+        "input policy drop",
+        "inet",
+        "input",
+        "iifname { lo, under0, mycelium } accept",
+        policy="drop",
+    ),
+    filtered(
+        "output policy drop",
+        "inet",
+        "output",
+        "oifname { lo, under0, mycelium } accept",
+        policy="drop",
+    ),
+    filtered("postrouting", "inet", "postrouting", "oifname $WAY drop"),
+    filtered("bridge forward", "bridge", "forward", policy="drop", modes=BRIDGE),
+    filtered("bridge input", "bridge", "input", policy="drop", modes=BRIDGE),
+    filtered("bridge prerouting", "bridge", "prerouting", "iifname $LINK drop", modes=BRIDGE),
+    Fault(
+        "a chain that is jumped to",
+        "nft add table inet x; nft add chain inet x j; nft add rule inet x j drop; nft add chain inet x c '{ type filter hook forward priority 0; }'; nft add rule inet x c jump j",
+        "firewall",
+        "run",
+        "nft delete table inet x",
+    ),
+    Fault(
+        "ip6tables",
+        "ip6tables -P FORWARD DROP",
+        "firewall",
+        "run",
+        "ip6tables -P FORWARD ACCEPT; ip6tables -F FORWARD",
+    ),
+    Fault(
+        "ip6tables-legacy",
+        "ip6tables-legacy -P FORWARD DROP",
+        "firewall",
+        "run",
+        "ip6tables-legacy -P FORWARD ACCEPT; ip6tables-legacy -F FORWARD",
+    ),
+    Fault(
+        "dropped at the link",
+        "nft add table netdev x; nft add chain netdev x c "
+        '"{ type filter hook ingress device $LINK priority 0; policy drop; }"',
+        "reach",
+        "neither",
+        "nft delete table netdev x",
+    ),
+]
+
+
+class Home:
+    """Two connected nodes, two pods on the first, and the files that doctor looks at."""
+
+    def __init__(self, command: list[str], mode: Mode) -> None:
+        self.mode: Mode = mode
+        self.lab = Lab(command)
+        self.node, self.other = self.lab.node("left"), self.lab.node("right")
+        self.lab.connect(self.node, self.other)
+        self.root = Path(tempfile.mkdtemp())
+        for folder in ("etc/cni/net.d", "opt/cni/bin"):
+            (self.root / folder).mkdir(parents=True)
+        for name in ("mycelium-cni", "loopback"):
+            path = self.root / "opt/cni/bin" / name
+            path.write_text(f'#!/bin/sh\nexec {" ".join(command)} "$@"\n')
+            path.chmod(0o755)
+        plugin = {"type": "mycelium-cni", "mode": mode, "netseed": "/nonexistent"}
+        conflist = {"cniVersion": "1.0.0", "name": "mycelium", "plugins": [plugin]}
+        (self.root / "etc/cni/net.d/10-mycelium.conflist").write_text(json.dumps(conflist))
+        self.tool = Tool(self.node, self.root)
+        self.tool("setup")
+        self.web = self._attach("web")
+        self.db = self._attach("db")
+        listed = {each["pod"]: each for each in self.tool.json("list")}
+        self.address: str = listed["web"]["address"]
+        self.neighbour: str = listed["db"]["address"]
+        link: str = listed["web"]["hostLink"]
+        own = str(self.node.overlay_address)
+        self.words = {
+            "LINK": link,
+            "WAY": "mycelium-br" if mode == "bridge" else link,
+            "ADDR": self.address,
+            "NODE": own,
+            "SUB": ":".join(own.split(":")[:4]),
+            "FAR": f"{':'.join(str(self.other.overlay_address).split(':')[:4])}::/64",
+            "IN": f"nsenter --net={self.web.path}",
+            "PATH": os.environ["PATH"],
+        }
+
+    def _attach(self, name: str) -> Pod:
+        return self.tool.attach(name, mode=self.mode, netseed="/nonexistent")
+
+    def shell(self, lines: str) -> subprocess.CompletedProcess[str]:
+        """Run lines in a shell of the node."""
+        (link,) = self.web.ip("link", "show", "eth0")
+        words = {**self.words, "MAC": link["address"]}
+        return self.node.run(["sh", "-c", lines], env=words, check=False)
+
+    def lost(self) -> list[str]:
+        """The ways on which no echo request is answered."""
+        ways: dict[str, tuple[Namespace, str]] = {
+            "node to pod": (self.node, self.address),
+            "pod to node": (self.web, str(self.node.overlay_address)),
+            "pod to pod": (self.web, self.neighbour),
+            "pod to overlay": (self.web, str(self.other.overlay_address)),
+            "overlay to pod": (self.other, self.address),
+        }
+
+        def answers(way: tuple[Namespace, str]) -> bool:
+            return any(way[0].ping(way[1], wait_s=PING_S) is not None for _ in range(2))
+
+        with ThreadPoolExecutor(len(ways)) as pool:
+            answered = list(pool.map(answers, ways.values()))
+        return [name for name, good in zip(ways, answered, strict=True) if not good]
+
+    def doctor(self, *argv: str) -> list[dict[str, Any]]:
+        """The findings that something is amiss."""
+        done = self.tool("doctor", "--json", *argv)
+        assert done.stderr == ""
+        findings: list[dict[str, Any]] = json.loads(done.stdout)
+        amiss = [each for each in findings if each["state"] in ("fail", "warn")]
+        failed = any(each["state"] == "fail" for each in amiss)
+        assert done.returncode == (1 if failed else 0)
+        return amiss
+
+    def close(self) -> None:
+        self.lab.close()
+        shutil.rmtree(self.root)
+
+
+@pytest.fixture(scope="module")
+def houses(command: list[str]) -> Iterator[dict[Mode, Home]]:
+    made: dict[Mode, Home] = {}
+    yield made
+    for home in made.values():
+        home.close()
+
+
+CASES = [
+    pytest.param(
+        fault, mode, id=f"{fault.name}-{mode}", marks=pytest.mark.xdist_group(f"faults-{mode}")
+    )
+    for mode in MODES
+    for fault in FAULTS
+    if mode in fault.modes
+]
+
+
+@pytest.mark.parametrize(("fault", "mode"), CASES)
+def test_a_fault_is_named_and_mended(
+    houses: dict[Mode, Home], command: list[str], fault: Fault, mode: Mode
+) -> None:
+    home = houses.get(mode) or houses.setdefault(mode, Home(command, mode))
+    try:
+        _judge(home, fault)
+    except BaseException:
+        houses.pop(mode).close()  # the next fault gets a node without this one
+        raise
+
+
+def _judge(home: Home, fault: Fault) -> None:
+    injected = home.shell(fault.inject)
+    assert injected.stderr == "", injected
+    lost = home.lost()
+    amiss = home.doctor()
+    names = [each["name"] for each in amiss]
+    assert fault.check in names, f"{lost} lost, and doctor says {amiss}"
+    if lost:
+        assert any(each["state"] == "fail" for each in amiss), f"{lost} lost: {amiss}"
+        assert "ready: a pod would" not in home.tool("status").stdout
+    for each in amiss:
+        assert each["run"] or each["advice"], each
+    if fault.heals == "fix":
+        left = home.doctor("--fix")
+        assert left == [], f"--fix left {left} of {amiss}"
+    if fault.heals == "run":
+        for each in amiss:
+            if each["name"] == fault.check:
+                for line in each["run"]:
+                    done = home.shell(line)
+                    assert done.returncode == 0, done
+    if fault.heals != "neither":
+        await_fact(lambda: home.lost() == [], f"all ways after {fault.name} was mended", within_s=5)
+        if fault.heals == "run":
+            assert fault.check not in [each["name"] for each in home.doctor(fault.check)]
+    if fault.undo:
+        home.shell(fault.undo)
+        await_fact(lambda: home.lost() == [], f"all ways after {fault.name} was undone", within_s=5)
+
+
+KINDS = {
+    "address of the pod": "$IN ip address del $ADDR/$BITS dev eth0",
+    "route of the pod": "$IN ip -6 route del 400::/7",
+    "route to the pod": "ip -6 route del $ADDR/128 dev $LINK",
+    "proxy entry": "ip -6 neigh del proxy fe80::1 dev $LINK",
+    "address of the host link": "ip -6 address flush dev $LINK",
+    "switch": "sysctl -qw net.ipv6.conf.$LINK.accept_ra=1",
+    "alternative name": "ip link property del dev $LINK altname $ADDR",
+    "standing route": "ip -6 route del unreachable 400::/7 metric 4294967295",
+    "node's address": "ip address del $NODE/128 dev lo",
+    "link": "ip link set $LINK down",
+    "port": "ip link set $LINK nomaster",
+    "learning": "bridge link set dev $LINK learning on",
+    "forwarding entry": "bridge fdb del $MAC dev $LINK master",
+    "gateway": "ip address del $SUB::1/64 dev mycelium-br",
+}
+OF_MODE: dict[str, tuple[Mode, ...]] = {
+    **dict.fromkeys(
+        ("route to the pod", "proxy entry", "address of the host link", "switch"), ROUTED
+    ),
+    **dict.fromkeys(("port", "learning", "forwarding entry", "gateway"), BRIDGE),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [
+        pytest.param(
+            kind, mode, id=f"{kind}-{mode}", marks=pytest.mark.xdist_group(f"faults-{mode}")
+        )
+        for mode in MODES
+        for kind in KINDS
+        if mode in OF_MODE.get(kind, MODES)
+    ],
+)
+def test_each_kind_of_fact_is_named_by_check_and_brought_back_by_its_line(
+    houses: dict[Mode, Home], command: list[str], kind: str, mode: Mode
+) -> None:
+    home = houses.get(mode) or houses.setdefault(mode, Home(command, mode))
+    bits = "64" if mode == "bridge" else "128"
+    try:
+        injected = home.shell(KINDS[kind].replace("$BITS", bits))
+        assert injected.stderr == "", injected
+        assert _check(home) == 103
+        found = [each for each in home.doctor() if each["name"] in ("pods", "bridge", "standing")]
+        assert found
+        for each in found:
+            for line in each["run"]:
+                done = home.shell(line)
+                assert done.returncode == 0, done
+        assert _check(home) == 0
+        assert home.doctor() == []
+    except BaseException:
+        houses.pop(mode).close()
+        raise
+
+
+def _check(home: Home) -> int:
+    """The code that CHECK answers for the pod, 0 if all is well."""
+    conf = {"cniVersion": "1.1.0", "name": "mycelium", "type": "mycelium-cni"}
+    conf |= {"mode": home.mode, "netseed": "/nonexistent"}
+    (link,) = home.web.ip("link", "show", "eth0")
+    bits = "64" if home.mode == "bridge" else "128"
+    result = {
+        "cniVersion": "1.1.0",
+        "interfaces": [{"name": "eth0", "mac": link["address"], "sandbox": home.web.path}],
+        "ips": [{"interface": 0, "address": f"{home.address}/{bits}"}],
+        "routes": [{"dst": "400::/7"}],
+    }
+    call = home.node.plugin("CHECK", {**conf, "prevResult": result}, home.web)
+    return int(call.result["code"]) if call.code else 0
