@@ -20,7 +20,7 @@ IPV6_HEADER, ICMPV6_HEADER = 40, 8  # bytes
 ECHO_REQUEST, ECHO_REPLY = 128, 129
 ERRORS: Final = {1: "unreachable", 2: "packet too big", 3: "hop limit reached", 4: "bad packet"}
 IPV6_MTU_DISCOVER, IPV6_PMTUDISC_DO = 23, 2  # linux/in6.h: never fragment
-ROUND_S: Final = 0.4  # for the answers to one round of many
+ROUND_S: Final = 0.2  # for the answers to one round of many
 # The kernel answers echo requests through one socket per CPU that all network namespaces share,
 # and drops an answer when others have filled it (net/ipv6/icmp.c): one that is lost proves little.
 ROUNDS: Final = 3

@@ -451,7 +451,7 @@ def test_many_at_once_all_work_and_leave_nothing(command: list[str], mode: Mode)
 @both_modes
 def test_a_container_may_have_two_interfaces(homes: Homes, pod: Pod, mode: Mode) -> None:
     """Both work, without a word about routes in the configuration; the second one goes without a
-    trace in the pod, which lives on. The first keeps its routes for its own address, till it goes."""
+    trace in the pod, which lives on. The first keeps its routes for its own address."""
     node, far = homes.pair(mode)
     one = attach(node, pod, network(mode), ifname="eth0")
     before = picture(pod)

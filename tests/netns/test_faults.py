@@ -24,15 +24,14 @@ from tool import Tool
 from mycelium_lab.lab import Lab, Namespace, Pod, await_fact
 
 Heals = Literal["fix", "run", "neither"]
-PING_S = 0.4
+PING_S = 0.25
 
 
 class Fault(NamedTuple):
     """A fault, as a person would make it in a shell of the node.
 
     $LINK, $ADDR and $MAC are the host link, the address and the MAC of a pod, $SUB the first four
-    groups of its address; $IN enters it. `undo` takes back what --fix does not; without one, a fault
-    that is not mended costs a new node.
+    groups of its address; $IN enters it. `undo` takes back what --fix does not.
     """
 
     name: str
@@ -90,7 +89,11 @@ FAULTS = [
     Fault("pod MAC", "$IN ip link set eth0 address 02:aa:bb:cc:dd:ee", "pods", "fix", "", BRIDGE),
     Fault("pod IPv6 off", "$IN sysctl -qw net.ipv6.conf.eth0.disable_ipv6=1", "pods", "fix"),
     Fault(
-        "pod IPv6 off everywhere", "$IN sysctl -qw net.ipv6.conf.all.disable_ipv6=1", "pods", "fix"
+        "pod IPv6 off everywhere",
+        "$IN sysctl -qw net.ipv6.conf.all.disable_ipv6=1",
+        "pods",
+        "fix",
+        "$IN sysctl -qw net.ipv6.conf.default.disable_ipv6=0",
     ),
     Fault("pod lo without IPv6", "$IN sysctl -qw net.ipv6.conf.lo.disable_ipv6=1", "pods", "fix"),
     Fault(
@@ -102,7 +105,8 @@ FAULTS = [
     ),
     Fault(
         "a second way in the pod",
-        "$IN ip link add dd0 type veth peer name dd1; $IN ip link set dd0 up; $IN ip -6 route add 400::/8 dev dd0",
+        "$IN ip link add dd0 type veth peer name dd1; $IN ip link set dd0 up; $IN ip -6 "
+        "route add 400::/8 dev dd0",
         "pod-routes",
         "neither",
         "$IN ip link del dd0",
@@ -134,7 +138,8 @@ FAULTS = [
     ),
     Fault(
         "host link IPv6 off and on",
-        "sysctl -qw net.ipv6.conf.$LINK.disable_ipv6=1; sysctl -qw net.ipv6.conf.$LINK.disable_ipv6=0",
+        "sysctl -qw net.ipv6.conf.$LINK.disable_ipv6=1; sysctl -qw "
+        "net.ipv6.conf.$LINK.disable_ipv6=0",
         "pods",
         "fix",
         "",
@@ -237,7 +242,8 @@ FAULTS = [
     ),
     Fault(
         "spanning tree",
-        "ip link set mycelium-br type bridge stp_state 1; ip link set $LINK down; ip link set $LINK up",
+        "ip link set mycelium-br type bridge stp_state 1; ip link set $LINK down; ip link "
+        "set $LINK up",
         "bridge",
         "run",
         "",
@@ -269,8 +275,8 @@ FAULTS = [
     # Others' routing
     Fault(
         "a VPN's rule",
-        VPN
-        + "ip -6 route add default dev vpn0 table 52; ip -6 route add 2001:db8::/64 dev under0 table 52; ip -6 rule add pref 5270 lookup 52",
+        VPN + "ip -6 route add default dev vpn0 table 52; ip -6 route add 2001:db8::/64 dev "
+        "under0 table 52; ip -6 rule add pref 5270 lookup 52",
         "overlay-routes",
         "run",
         NO_VPN + "; ip -6 rule del pref 5270; ip -6 rule del pref 5269",
@@ -319,7 +325,8 @@ FAULTS = [
     ),
     Fault(
         "an IPsec policy",
-        "ip xfrm policy add src ::/0 dst 400::/7 dir out action block; ip xfrm policy add src ::/0 dst 400::/7 dir fwd action block",
+        "ip xfrm policy add src ::/0 dst 400::/7 dir out action block; ip xfrm policy add "
+        "src ::/0 dst 400::/7 dir fwd action block",
         "overlay-routes",
         "neither",
         "ip xfrm policy flush",
@@ -364,7 +371,9 @@ FAULTS = [
     filtered("bridge prerouting", "bridge", "prerouting", "iifname $LINK drop", modes=BRIDGE),
     Fault(
         "a chain that is jumped to",
-        "nft add table inet x; nft add chain inet x j; nft add rule inet x j drop; nft add chain inet x c '{ type filter hook forward priority 0; }'; nft add rule inet x c jump j",
+        "nft add table inet x; nft add chain inet x j; nft add rule inet x j drop; nft add "
+        "chain inet x c '{ type filter hook forward priority 0; }'; nft add rule inet x c "
+        "jump j",
         "firewall",
         "run",
         "nft delete table inet x",
