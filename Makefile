@@ -8,7 +8,7 @@ PYTEST := $(VENV)/bin/pytest -n $(JOBS) --dist loadgroup
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test lint test-pip test-static test-packages clean
+.PHONY: help venv demo test soak lint test-pip test-static test-packages clean
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 19
@@ -34,6 +34,7 @@ lint: venv ## format, lint, types, and who may import whom
 	$(VENV)/bin/ruff check --quiet
 	$(VENV)/bin/mypy
 	for each in unit netns protocol; do $(VENV)/bin/mypy tests/$$each || exit 1; done
+	MYPYPATH=tests/netns $(VENV)/bin/mypy tests/soak
 	$(VENV)/bin/lint-imports --config pyproject.toml --no-cache
 	shellcheck scripts/apt-ensure .ci/run
 
@@ -50,6 +51,9 @@ test-pip: venv dist ## the tests; what is black-box is against the pip-installed
 test-static: export MYCELIUM_CNI_COMMAND = $(CURDIR)/dist/mycelium-cni-linux-amd64
 test-static: venv dist ## the black-box tests again, and the runtimes', against the static executable
 	$(PYTEST) tests/protocol tests/netns tests/runtime --ignore tests/netns/test_bench.py
+
+soak: venv ## attach pods by the thousand, every fifth call killed (ARGS="--count 10000 --mode bridge")
+	PYTHONPATH=tests:tests/netns $(VENV)/bin/python -m soak $(ARGS)
 
 clean: ## remove what was built; the test tools' cache (.tools) stays
 	rm -rf $(VENV) build dist

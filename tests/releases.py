@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Executables of other releases, for tests of what two releases make of each other's attachments.
+
+The previous release comes out of this repository's own history, and runs on this Python.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PREVIOUS = "d3a1c3fa799c0586598fd35917aa45f813e51328"  # 0.1.0
+
+
+def previous(folder: Path) -> list[str]:
+    """The argument vector that starts the previous release, unpacked into `folder`.
+
+    Raises RuntimeError where the history is not there: a test that needs it fails then, for a green
+    run means that everything ran.
+    """
+    archive = subprocess.run(
+        ["git", "-C", str(ROOT), "archive", PREVIOUS, "src"], capture_output=True, check=False
+    )
+    if archive.returncode:
+        raise RuntimeError(
+            f"the previous release, commit {PREVIOUS}, is not in this clone "
+            f"({archive.stderr.decode().strip()}): run `git fetch --unshallow`"
+        )
+    subprocess.run(["tar", "-x", "-C", str(folder)], input=archive.stdout, check=True)
+    return _launcher(folder)
+
+
+def _launcher(folder: Path) -> list[str]:
+    path = folder / "mycelium-cni"
+    path.write_text(
+        f"#!{sys.executable}\n"
+        f"import sys\nsys.path.insert(0, {str(folder / 'src')!r})\n"
+        "from mycelium_door import main\nsys.exit(main())\n"
+    )
+    path.chmod(0o755)
+    return [str(path)]
