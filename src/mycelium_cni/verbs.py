@@ -62,7 +62,7 @@ def add(request: Request, network: Network, reply: Reply) -> str:
 
     try:
         with Undo() as undo:
-            bridge = 0
+            bridge = None
             if node.bridged:
                 bridge = prepare.ensure_bridge(host, config.bridge_name, node, undo)
             plan = datapath.Plan(attachment, node, bridge, config, pod_link, address, wishes.mac)
@@ -80,7 +80,7 @@ def add(request: Request, network: Network, reply: Reply) -> str:
                 sourcerule.lead(pod, shape, undo)
             patience = datapath.Patience()
             datapath.await_carrier(host, pod, shape, patience)
-            datapath.reach_pod(host, shape)
+            datapath.reach_pod(host, shape, undo)
             if bridge and (wishes.address or wishes.mac or config.addressing == "stable"):
                 datapath.announce(pod, shape)
             datapath.await_address(monitor, shape, patience)
@@ -124,6 +124,7 @@ def delete(request: Request, network: Network, _: Reply) -> str:
     attachment = Attachment(network.name, request.container, request.ifname)
     link = removal.find(host, attachment)
     if link is None:
+        _sweep(host)
         return "nothing was there"
     _remove(host, [link], request.netns)
     return f"{link.name} is gone"
@@ -160,7 +161,7 @@ def gc(_request: Request, network: Network, _: Reply) -> str:
     stale = [link for link in links if link.name not in valid]
     if stale:
         _remove(host, stale)
-    guard.sweep(host)
+    _sweep(host)
     return f"{len(stale)} stale: {' '.join([link.name for link in stale])}"
 
 
@@ -196,8 +197,16 @@ def _remove(host: nl.Socket, links: list[Link], path: str = "") -> None:
     # What `forget` returns stays open for as long: closing it takes the kernel 15 ms, which the
     # child that deletes the links spends waiting anyway.
     waiting = guard.forget(*links)
+    removal.forget_neighbours(host, links)
     removal.delete_links(host, [link.index for link in links])
     del waiting
+
+
+def _sweep(host: nl.Socket) -> None:
+    """Pods that end before their DEL take their links along, and all that hangs on these. What the
+    guard and the node know of pods on a bridge stays."""
+    if guard.sweep(host):
+        removal.sweep_neighbours(host)
 
 
 def _is_taken(ifname: str, result: Result, pod_netns: int, home: int) -> bool:

@@ -163,6 +163,45 @@ def test_the_node_routes_to_the_pod_and_knows_its_neighbour(node: Node, pod: Pod
 
 
 @pytest.mark.parametrize("mode", ["bridge"])
+def test_node_and_pod_on_a_bridge_need_not_ask_for_each_other(node: Node, pod: Pod) -> None:
+    """A neighbour that had to be asked for counts towards a limit of the whole machine, 1,024: with
+    one on either side of each pod, the 511th pod and all later ones were silent."""
+    attached = attach(node, pod, network("bridge"))
+    assert reaches(node, attached.address)
+    assert reaches(pod, attached.gateway)
+    there = node.ip("-6", "neigh", "show", "to", attached.address)
+    back = pod.ip("-6", "neigh", "show")
+    assert [(n["lladdr"], n["dev"], n["state"]) for n in there] == [
+        (attached.pod_mac, BRIDGE, ["PERMANENT"])
+    ]
+    assert [(n["dst"], n["lladdr"], n["state"]) for n in back] == [
+        (attached.gateway, link(node, BRIDGE)["address"], ["PERMANENT"])
+    ]
+    silent(attached.delete())
+    assert node.ip("-6", "neigh", "show", "to", attached.address) == []
+
+
+def test_the_gateway_on_a_bridge_that_somebody_else_made_answers_at_once(
+    command: list[str],
+) -> None:
+    """Without `nodad` its address waits for the carrier that the first pod brings, and then for two
+    seconds."""
+    with Lab(command) as lab:
+        node = lab.node("a")
+        lab.connect(node)
+        gateway = str(subnet_of(node)[1])
+        node.configure(
+            f"link add {BRIDGE} type bridge",
+            f"link set {BRIDGE} up",
+            f"address add {gateway}/64 dev {BRIDGE}",
+        )
+        attached = attach(node, "pod", network("bridge"))
+        assert attached.pod.ping(gateway) is not None
+        (entry,) = (a for a in link(node, BRIDGE)["addr_info"] if a["local"] == gateway)
+        assert "protocol" not in entry  # it is not ours to take back
+
+
+@pytest.mark.parametrize("mode", ["bridge"])
 def test_the_bridge_carries_the_gateway(node: Node, pod: Pod) -> None:
     attached = attach(node, pod, network("bridge"))
     bridge = link(node, BRIDGE)
@@ -534,8 +573,10 @@ def test_a_pod_that_ends_without_del_takes_everything_with_it(
     await_fact(lambda: node.link(attached.host_link) is None, "the kernel's tidying")
     after = picture(node)["left"]
     kept = {key: [before[key], after[key]] for key in before if before[key] != after[key]}
-    assert kept.keys() <= {"nft"}, kept  # bridge mode: an entry for a link that is no more
+    # Bridge mode: what the guard and the node know of an address that nobody has any more.
+    assert kept.keys() <= ({"nft", "neighbours"} if mode == "bridge" else set()), kept
     silent(attached.delete())
+    assert difference(before, picture(node)["left"]) == []
     (heir,) = homes.fresh(node)
     again = attach(node, heir, network(mode), args=f"IP={attached.address}")
     assert reaches(node, again.address)

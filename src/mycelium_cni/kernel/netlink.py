@@ -223,6 +223,12 @@ def address(
     return Message(kind, flags, body + encode(attributes), what)
 
 
+def get_address(what: object, local: bytes, index: int = 0) -> Message:
+    """RTM_GETADDR of one IPv6 address, of that link or of any; EADDRNOTAVAIL if it has none."""
+    body = IFADDRMSG.pack(AF_INET6, 0, 0, 0, index) + encode(((IFA_ADDRESS, local),))
+    return Message(RTM_GETADDR, 0, body, what)
+
+
 def neighbour(
     what: object, index: int, destination: bytes, mac: bytes, protocol: int, *, permanent: bool
 ) -> Message:
@@ -233,6 +239,12 @@ def neighbour(
     body = NDMSG.pack(AF_INET6, index, state, flags, RTN_UNICAST)
     attributes = ((NDA_DST, destination), (NDA_LLADDR, mac), (NDA_PROTOCOL, bytes((protocol,))))
     return Message(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, body + encode(attributes), what)
+
+
+def delete_neighbour(what: object, index: int, destination: bytes) -> Message:
+    """RTM_DELNEIGH of an entry of a link; ENOENT if there is none."""
+    body = NDMSG.pack(AF_INET6, index, 0, 0, RTN_UNSPEC)
+    return Message(RTM_DELNEIGH, 0, body + encode(((NDA_DST, destination),)), what)
 
 
 def proxy_neighbour(

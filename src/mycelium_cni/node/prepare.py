@@ -6,9 +6,12 @@ Only what a call made itself is undone when it fails.
 
 from __future__ import annotations
 
+from errno import EADDRNOTAVAIL, EEXIST
+
 from mycelium_cni.cni.errors import NODE_MISCONFIGURED, TRY_AGAIN_LATER, CniError
 from mycelium_cni.kernel import netlink as nl
 from mycelium_cni.kernel import sysctl
+from mycelium_cni.kernel.facts import Address
 from mycelium_cni.kernel.link import Link, find_link
 from mycelium_cni.node import facts
 from mycelium_cni.node.marks import BRIDGE_GROUP
@@ -22,8 +25,8 @@ if TYPE_CHECKING:
     from mycelium_cni.undo import Undo
 
 
-def ensure_bridge(host: nl.Socket, name: str, node: Node, undo: Undo) -> int:
-    """The index of the bridge, made where it is missing, completed where it is down, lacks the
+def ensure_bridge(host: nl.Socket, name: str, node: Node, undo: Undo) -> Link:
+    """The bridge, made where it is missing, completed where it is down, lacks the
     gateway address or was left unfinished by a call that was killed."""
     shared = _Shared(host, name, undo)
     bridge = node.bridge
@@ -40,8 +43,27 @@ def ensure_bridge(host: nl.Socket, name: str, node: Node, undo: Undo) -> int:
     if not bridge.up:
         shared.push(host.request, up.drop())
         up.ensure(host, shared)
-    gateway.ensure(host, shared)
-    return index
+    if not gateway.ensure(host, shared) and bridge.group != BRIDGE_GROUP:
+        _settle(host, gateway)
+    return bridge
+
+
+def _settle(host: nl.Socket, gateway: Address) -> None:
+    """The gateway's address on a bridge that somebody else made may still be tentative: it is while
+    the bridge has no carrier, which comes with its first pod, and for two seconds more. It answers
+    nobody until then, so it can as well be made anew, without the wait. The mark stays away: it is
+    not ours to take back."""
+    (found,) = host.request(nl.get_address(gateway, gateway.address, gateway.index))
+    flags = nl.u32(nl.decode(found, nl.IFADDRMSG.size)[nl.IFA_FLAGS])
+    if not flags & nl.IFA_F_TENTATIVE:
+        return
+    prefixlen = nl.IFADDRMSG.unpack_from(found)[1]
+    anew = Address(gateway.index, gateway.link, gateway.address, prefixlen, gateway.why)
+    try:
+        host.request(anew.drop(), anew.message())
+    except nl.NetlinkError as error:
+        if error.errno not in (EADDRNOTAVAIL, EEXIST):  # another ADD does the same
+            raise
 
 
 class _Shared:

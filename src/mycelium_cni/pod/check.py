@@ -64,9 +64,10 @@ def check(
             f"the result has no address of {pod_link.name} in the node's subnet "
             f"{format_address(node.subnet + bytes(8))}/64: has the daemon's key changed?"
         )
+    bridge = node.bridge
     shape = facts.Shape(
         node,
-        node.bridge.index if node.bridge else 0,
+        facts.End(bridge.index, bridge.name, bridge.mac) if bridge else None,
         facts.End(host_link.index, host_link.name, host_link.mac),
         facts.End(pod_link.index, pod_link.name, pod_link.mac),
         own,

@@ -52,9 +52,8 @@ def check_address(host: nl.Socket, node: Node, address: bytes, stable: bytes | N
 
 def _check_node(host: nl.Socket, address: bytes, requested: str) -> None:
     """The node's other links may have the address, or its routes lead elsewhere."""
-    sought = nl.IFADDRMSG.pack(nl.AF_INET6, 0, 0, 0, 0) + nl.encode(((nl.IFA_ADDRESS, address),))
     try:
-        (answer,) = host.request(nl.Message(nl.RTM_GETADDR, 0, sought, "read address"))
+        (answer,) = host.request(nl.get_address("read address", address))
     except nl.NetlinkError as error:
         if error.errno != EADDRNOTAVAIL:
             raise

@@ -4,7 +4,8 @@
 Routed mode: the host link is a router port. The host has a /128 route to the pod, the pod routes
 via fe80::1, and both know each other's MAC from the start.
 Bridge mode: the host link is a port of the bridge. The pod has its address with /64 and routes via
-the first address of the subnet, which the bridge carries; neighbours are discovered.
+the first address of the subnet, which the bridge carries. Both know each other's MAC as well; only
+other pods of the bridge are discovered.
 The two differ in data (`mycelium_cni.pod.facts`), not in code.
 """
 
@@ -35,7 +36,7 @@ from mycelium_cni.pod import facts
 from mycelium_cni.pod.addresses import mac_of
 from mycelium_cni.pod.attachment import Attachment
 from mycelium_cni.pod.facts import End, Shape
-from mycelium_cni.pod.removal import delete_links
+from mycelium_cni.pod.removal import delete_links, forget_neighbour
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class Plan:
         self,
         attachment: Attachment,
         node: Node,
-        bridge: int,
+        bridge: Link | None,
         config: Config,
         pod_link: str,
         address: bytes,
@@ -71,7 +72,7 @@ class Plan:
     ) -> None:
         self.attachment: Final = attachment
         self.node: Final = node
-        self.bridge: Final = bridge
+        self.bridge: Final = End(bridge.index, bridge.name, bridge.mac) if bridge else None
         self.routes: Final = config.routes
         self.mtu: Final = config.mtu or node.mtu
         self.pod_link: Final = pod_link
@@ -131,7 +132,7 @@ def create_pair(host: nl.Socket, pod_netns: int, plan: Plan, undo: Undo) -> Shap
         ),
     ]
     if plan.bridge:
-        attributes.append((nl.IFLA_MASTER, plan.bridge))
+        attributes.append((nl.IFLA_MASTER, plan.bridge.index))
     # ECHO makes the kernel say what it made, so that no look-up needs to follow.
     flags = nl.NLM_F_CREATE | nl.NLM_F_EXCL | nl.NLM_F_ECHO
     what = f"create veth {host_link} and {pod_link}"
@@ -247,7 +248,8 @@ def raise_host_link(host: nl.Socket, shape: Shape) -> None:
 
 def _mac_taken(host: nl.Socket, shape: Shape) -> CniError:
     """The bridge's table has the pod's MAC, as another port's or as its own."""
-    question = nl.get_forwarding_entry("read who has the MAC", shape.bridge, shape.pod.mac)
+    bridge = shape.beyond.index
+    question = nl.get_forwarding_entry("read who has the MAC", bridge, shape.pod.mac)
     try:
         (entry,) = host.request(question)
         index = nl.NDMSG.unpack_from(entry)[1]
@@ -257,11 +259,11 @@ def _mac_taken(host: nl.Socket, shape: Shape) -> CniError:
     return taken(f"MAC {format_mac(shape.pod.mac)}", holder)
 
 
-def reach_pod(host: nl.Socket, shape: Shape) -> None:
+def reach_pod(host: nl.Socket, shape: Shape, undo: Undo) -> None:
     """Host side, second half, once there is a carrier."""
-    wanted = facts.host_reach(shape)
-    if wanted:
-        host.request(*[fact.message() for fact in wanted])
+    if shape.bridge:
+        undo.push(forget_neighbour, host, shape.bridge.index, shape.address)
+    host.request(*[fact.message() for fact in facts.host_reach(shape)])
 
 
 def enter_pod(pod_netns: int, home: int, pod_link: str, undo: Undo) -> tuple[nl.Socket, nl.Monitor]:
@@ -327,9 +329,11 @@ def _lead_by_source(pod: nl.Socket, shape: Shape, undo: Undo) -> bool:
 def announce(pod: nl.Socket, shape: Shape) -> None:
     """Have the pod tell its neighbours, the node among them, the MAC of an address that another pod
     may have had with another MAC: whoever has that one would send there for half a minute more. A
-    link that is given a MAC, be it the same, advertises its addresses (`ndisc_notify`)."""
+    link that is given a MAC, be it the same, advertises its addresses (`ndisc_notify`), and forgets
+    its neighbours."""
     pod.request(
-        mac(shape.pod.index, shape.pod.name, shape.pod.mac, "neighbours hear of it").message()
+        mac(shape.pod.index, shape.pod.name, shape.pod.mac, "neighbours hear of it").message(),
+        facts.gateway(shape).message(),
     )
 
 
@@ -387,4 +391,4 @@ def await_carrier(host: nl.Socket, pod: nl.Socket, shape: Shape, patience: Patie
         # A bridge loses its carrier with its last port, and forgets its neighbours when that is
         # noticed, which may be after the next pod has come. Asked once, for a bridge with spanning
         # tree waits half a minute for its carrier.
-        host.request(nl.link(nl.RTM_GETLINK, "read the bridge", index=shape.bridge))
+        host.request(nl.link(nl.RTM_GETLINK, "read the bridge", index=shape.bridge.index))

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 class End:
-    """One end of the pair: a link with its index, in its own namespace, and its MAC."""
+    """One end of a wire: a link with its index, in its own namespace, and its MAC."""
 
     __slots__ = ("index", "mac", "name")
 
@@ -49,15 +49,15 @@ class End:
 
 
 class Shape:
-    """What the facts of an attachment depend on. `bridge` is the index of its bridge, 0 if it is
-    routed."""
+    """What the facts of an attachment depend on. `bridge` is None if it is routed, and has index 0
+    if it is gone."""
 
     __slots__ = ("address", "bridge", "host", "node", "pod", "routes")
 
     def __init__(
         self,
         node: Node,
-        bridge: int,
+        bridge: End | None,
         host: End,
         pod: End,
         address: bytes,
@@ -75,6 +75,11 @@ class Shape:
     @property
     def gateway(self) -> bytes:
         return self.node.gateway if self.bridge else LINK_LOCAL_GATEWAY
+
+    @property
+    def beyond(self) -> End:
+        """Who is at the other end of the pod's wire."""
+        return self.bridge or self.host
 
     @property
     def prefixlen(self) -> int:
@@ -115,10 +120,18 @@ def host_link(shape: Shape) -> list[Part]:
 
 
 def host_reach(shape: Shape) -> list[Object]:
-    """How the node reaches a routed pod. After the carrier is up: when the kernel's link watch sees
-    a link without one, it drops the link's neighbours."""
+    """How the node reaches the pod. After the carrier is up: when the kernel's link watch sees a
+    link without one, it drops the link's neighbours."""
     if shape.bridge:
-        return []
+        # Whoever has to be asked for counts towards a limit of the whole machine (gc_thresh3).
+        # Permanent: on a bridge a pod may use no other MAC. So it outlives the pod (docs/adr/0008).
+        known = Neighbour(
+            *(shape.bridge.index, shape.bridge.name, shape.address, shape.pod.mac),
+            "the node need not ask for the pod",
+            protocol=PROTOCOL,
+            permanent=True,
+        )
+        return [known] if shape.bridge.index else []
     index, name = shape.host.index, shape.host.name
     return [
         # Who asks for a neighbour must have an address to ask from. One that no other link has,
@@ -178,16 +191,19 @@ def pod_link(shape: Shape) -> list[Part]:
         Up(index, name, "a link that is down carries nothing"),
         Address(index, name, shape.address, shape.prefixlen, "the pod's address"),
     ]
-    if not shape.bridge:
-        found.append(
-            Neighbour(
-                *(index, name, shape.gateway, shape.host.mac),
-                "the first packet need not wait",
-                protocol=PROTOCOL,
-                permanent=True,
-            )
-        )
+    if shape.beyond.index:
+        found.append(gateway(shape))
     return found
+
+
+def gateway(shape: Shape) -> Neighbour:
+    """The pod knows its gateway's MAC."""
+    return Neighbour(
+        *(shape.pod.index, shape.pod.name, shape.gateway, shape.beyond.mac),
+        "the first packet need not wait",
+        protocol=PROTOCOL,
+        permanent=True,
+    )
 
 
 def pod_routes(shape: Shape, *, priority: int = 0) -> list[Route]:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from errno import ENODEV, EPERM
+from errno import ENODEV, ENOENT, EPERM
 from posix import (
     WNOHANG,
     _exit,
@@ -16,10 +16,12 @@ from posix import (
     waitstatus_to_exitcode,
 )
 
+from mycelium_cni.guard import port_of
 from mycelium_cni.kernel import netlink as nl
+from mycelium_cni.kernel.address import format_address
 from mycelium_cni.kernel.link import Link, find_link
 from mycelium_cni.kernel.netns import enter, netns_of
-from mycelium_cni.node.marks import DELETE_GROUP, GROUP, GROUP_MASK, group, word
+from mycelium_cni.node.marks import DELETE_GROUP, GROUP, GROUP_MASK, PROTOCOL, group, word
 from mycelium_cni.pod.attachment import ALIAS_PREFIX, Attachment
 
 TYPE_CHECKING = False
@@ -45,6 +47,38 @@ def find(host: nl.Socket, attachment: Attachment) -> Link | None:
         if link.alias.endswith(own) and word(link.alias, "ifname") == attachment.ifname:
             return link
     return None
+
+
+def forget_neighbours(host: nl.Socket, links: list[Link]) -> None:
+    """Before the links go, while nobody else can have their addresses: drop the bridge's neighbour
+    entries of their pods."""
+    for link in links:
+        port = port_of(link)
+        if port:
+            forget_neighbour(host, link.master, port.address)
+
+
+def sweep_neighbours(host: nl.Socket) -> None:
+    """Drop the neighbour entries of bridged pods that ended before their DEL."""
+    everyone = nl.NDMSG.pack(nl.AF_INET6, 0, 0, 0, 0)
+    for payload in host.dump(nl.Message(nl.RTM_GETNEIGH, 0, everyone, "read neighbours")):
+        _, index, state, _, _ = nl.NDMSG.unpack_from(payload)
+        said = nl.decode(payload, nl.NDMSG.size)
+        if state & nl.NUD_PERMANENT and said.get(nl.NDA_PROTOCOL) == bytes((PROTOCOL,)):
+            address = said[nl.NDA_DST]
+            # A pod that gets the address now reserves it first.
+            if not find_link(host, format_address(address)):
+                forget_neighbour(host, index, address)
+
+
+def forget_neighbour(host: nl.Socket, bridge: int, address: bytes) -> None:
+    """Drop the bridge's entry of one pod, if it is there."""
+    what = f"forget neighbour {format_address(address)}"
+    try:
+        host.request(nl.delete_neighbour(what, bridge, address))
+    except nl.NetlinkError as error:
+        if error.errno not in (ENOENT, ENODEV):
+            raise
 
 
 def delete_links(host: nl.Socket, indexes: list[int]) -> None:

@@ -45,12 +45,14 @@ class Ought:
         self.one: Final = one
         self.config: Final = state.config_of(one.network)
         bridge = state.bridge if one.bridged else None
-        self.bridge: Final = bridge.index if bridge else 0
+        # Also a bridge that is gone makes a bridged pod.
+        mac = parse_mac(bridge.mac) if bridge else b""
+        end = facts.End(bridge.index if bridge else 0, state.config.bridge_name, mac)
+        self.bridge: Final = end.index
         node = Node(state.address or bytes(16), one.link.mtu, one.bridged, None)
         self.shape: Final = facts.Shape(
             node,
-            # Also a bridge that is gone makes a bridged pod.
-            self.bridge or (-1 if one.bridged else 0),
+            end if one.bridged else None,
             facts.End(one.link.index, one.link.name, parse_mac(one.link.mac)),
             facts.End(one.link.peer, one.pod_link, one.expected_pod_mac),
             one.octets,

@@ -55,7 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
         try:
             if removed:
                 removal.delete_links(host, removed)
-            guard.sweep(host)  # also what pods left that ended without DEL
+            if guard.sweep(host):  # also what pods left that ended without DEL
+                removal.sweep_neighbours(host)
         except OSError as error:
             raise ToolError(refused(error)) from error
     if arguments.json:

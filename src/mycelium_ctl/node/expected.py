@@ -113,7 +113,7 @@ class Expected:
                 index = 0
                 if node.bridged:
                     name = self.state.config.bridge_name
-                    index = prepare.ensure_bridge(host, name, node, undo)
+                    index = prepare.ensure_bridge(host, name, node, undo).index
                 for fact in self._facts(index, unfinished=False):
                     if not isinstance(fact, facts.Bridge):
                         fact.ensure(host, undo)

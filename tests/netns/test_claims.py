@@ -86,6 +86,7 @@ def street(homes: Homes) -> Iterator[tuple[Node, Attached, dict[str, tuple[str, 
     node.configure(
         "link add nic0 type veth peer name nic1",
         f"link add tap0 master {BRIDGE} type veth peer name guest0 netns {beyond.netns}",
+        "link set tap0 addrgenmode none",  # its address would come later
         "link set tap0 up",
     )
     beyond.configure("link set guest0 up")
