@@ -8,7 +8,7 @@ PYTEST := $(VENV)/bin/pytest -n $(JOBS) --dist loadgroup
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test soak lint test-pip test-static test-packages clean
+.PHONY: help venv demo test soak fuzz lint test-pip test-static test-packages clean
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 19
@@ -34,7 +34,7 @@ lint: venv ## format, lint, types, and who may import whom
 	$(VENV)/bin/ruff check --quiet
 	$(VENV)/bin/mypy
 	for each in unit netns protocol; do $(VENV)/bin/mypy tests/$$each || exit 1; done
-	MYPYPATH=tests/netns $(VENV)/bin/mypy tests/soak
+	for each in soak fuzz; do MYPYPATH=tests/netns $(VENV)/bin/mypy tests/$$each || exit 1; done
 	$(VENV)/bin/lint-imports --config pyproject.toml --no-cache
 	shellcheck scripts/apt-ensure .ci/run
 
@@ -54,6 +54,10 @@ test-static: venv dist ## the black-box tests again, and the runtimes', against 
 
 soak: venv ## attach pods by the thousand, every fifth call killed (ARGS="--count 10000 --mode bridge")
 	PYTHONPATH=tests:tests/netns $(VENV)/bin/python -m soak $(ARGS)
+
+fuzz: venv ## a million damaged inputs, guided by what they reach (ARGS="--runs 1000000 netlink")
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
+	PYTHONPATH=tests $(VENV)/bin/python -m fuzz $(ARGS)
 
 clean: ## remove what was built; the test tools' cache (.tools) stays
 	rm -rf $(VENV) build dist

@@ -88,7 +88,7 @@ class Result:
     def _old_block(self, routes: list[Document], v6: bool) -> Document:
         """The first address of a family, which is all that 0.2.0 can say, with its routes."""
         for ip in self.ips:
-            if _is_v6(ip, "address") is v6:
+            if ip.get("address") and _is_v6(ip, "address") is v6:
                 family = [route for route in routes if _is_v6(route, "dst") is v6]
                 gateway = ip.get("gateway")
                 return _without({"ip": ip["address"], "gateway": gateway, "routes": [*family]}, ())

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from _socket import AF_NETLINK, MSG_DONTWAIT, SOCK_RAW, socket
 from _struct import Struct, unpack_from
-from errno import EEXIST, EINTR, ENOBUFS, ENOENT, EPERM
+from errno import EBADMSG, EEXIST, EINTR, ENOBUFS, ENOENT, EPERM
 from posix import strerror
 
 TYPE_CHECKING = False
@@ -461,6 +461,8 @@ class Socket:
         offset = 0
         while offset < len(datagram):
             length, kind, flags, sequence, _ = _HEADER.unpack_from(datagram, offset)
+            if length < 16:  # no kernel sends it; it would be read for ever
+                raise NetlinkError(EBADMSG, "read the kernel's answer")
             messages.append((kind, flags, sequence, datagram[offset + 16 : offset + length]))
             offset += length + 3 & ~3
         return messages
