@@ -6,6 +6,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import os
+import struct
 import time
 from functools import partial
 from typing import Any
@@ -26,6 +27,7 @@ from attaching import (
     refused,
     silent,
 )
+from crafting import Wire
 from observe import difference, picture, set_sysctl, sysctl
 
 from mycelium_lab.lab import Lab, Namespace, Node, Pod, await_fact
@@ -159,6 +161,29 @@ def test_the_node_routes_to_the_pod_and_knows_its_neighbour(node: Node, pod: Pod
     (back,) = pod.ip("-6", "neigh", "show")
     assert (back["dst"], back["state"]) == ("fe80::1", ["PERMANENT"])
     assert back["lladdr"] == link(node, attached.host_link)["address"]
+    attached.delete()
+
+
+@both_modes
+def test_the_node_hears_no_arp_from_pods(node: Node, pod: Pod, mode: Mode) -> None:
+    """Each request that it answers is an entry in a table that the whole machine shares."""
+    attached = attach(node, pod, network(mode))
+    node.configure("address replace 192.0.2.1/32 dev lo")
+    for link_name in ("all", attached.host_link):
+        set_sysctl(node, f"ipv4/conf/{link_name}/rp_filter", "0")
+    wire = Wire(pod, "eth0")
+    target = bytes((192, 0, 2, 1))
+    requests = [
+        struct.pack("!HHBBH6s4s6s4s", 1, 0x800, 6, 4, 1, wire.mac, sender, bytes(6), target)
+        for sender in (bytes((198, 51, 100, number)) for number in range(1, 151))
+    ]
+    with wire.socket:
+        wire.send(requests, b"\xff" * 6, kind=0x806)
+    assert reaches(pod, str(node.overlay_address))  # what was sent before has arrived
+    heard = BRIDGE if mode == "bridge" else attached.host_link
+    known = node.ip("-4", "neigh", "show", "nud", "all", "dev", heard)
+    assert [entry["dst"] for entry in known if entry["dst"].startswith("198.51.100.")] == []
+    node.configure("address del 192.0.2.1/32 dev lo")
     attached.delete()
 
 

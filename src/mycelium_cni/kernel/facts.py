@@ -243,6 +243,29 @@ class NoLinkLocal(Part):
         return said.get(nl.IFLA_INET6_ADDR_GEN_MODE) == nl.IN6_ADDR_GEN_MODE_NONE
 
 
+class NoArp(Part):
+    """The kernel answers no ARP on a link, and remembers nobody who asks (net/ipv4/arp.c)."""
+
+    __slots__ = ()
+    needed = False  # IPv6 does without ARP
+
+    def __str__(self) -> str:
+        return f"sysctl -w {quoted(f'net/ipv4/conf/{self.link}/arp_ignore=8')}"
+
+    def message(self) -> nl.Message:
+        ignore: nl.Attribute = (nl.IFLA_INET_CONF, [(nl.IPV4_DEVCONF_ARP_IGNORE, 8)])
+        families: nl.Attribute = (nl.IFLA_AF_SPEC, [(nl.AF_INET, [ignore])])
+        return nl.link(nl.RTM_NEWLINK, self, families, index=self.index)
+
+    def holds(self, seen: Snapshot) -> bool:
+        link = seen.links.get(self.index)
+        families = nl.decode(link.attribute(nl.IFLA_AF_SPEC), 0) if link else {}
+        settings = nl.decode(families.get(nl.AF_INET, b""), 0).get(nl.IFLA_INET_CONF, b"")
+        # One u32 for each setting, from the first, which is number 1.
+        end = 4 * nl.IPV4_DEVCONF_ARP_IGNORE
+        return settings[end - 4 : end] == nl.encode(((0, 8),))[4:]
+
+
 class AlternativeName(_OfLink):
     """Another name of a link; no two links of a namespace share one."""
 

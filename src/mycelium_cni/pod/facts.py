@@ -15,6 +15,7 @@ from mycelium_cni.kernel.facts import (
     Address,
     ForwardingEntry,
     Neighbour,
+    NoArp,
     NoLearning,
     NoLinkLocal,
     Object,
@@ -109,14 +110,16 @@ def host_link(shape: Shape) -> list[Part]:
         NoLinkLocal(index, name, "the kernel's own would be tentative at first"),
         Up(index, name, "a link that is down carries nothing"),
     ]
-    if shape.bridge:
-        # The bridge would learn, and let a pod take another's MAC, from frames to
-        # 01:80:c2:00:00:0e that no packet filter sees (net/bridge/br_input.c, br_handle_frame).
-        found[:0] = [
-            NoLearning(index, name, "a pod could take another's MAC"),
-            ForwardingEntry(index, name, shape.pod.mac, "the bridge knows where the pod is"),
-        ]
-    return found
+    if not shape.bridge:
+        # On a bridge the guard drops it; here nothing would where `rp_filter` is off.
+        return [NoArp(index, name, "a pod could fill the node's ARP table"), *found]
+    # The bridge would learn, and let a pod take another's MAC, from frames to 01:80:c2:00:00:0e
+    # that no packet filter sees (net/bridge/br_input.c, br_handle_frame).
+    return [
+        NoLearning(index, name, "a pod could take another's MAC"),
+        ForwardingEntry(index, name, shape.pod.mac, "the bridge knows where the pod is"),
+        *found,
+    ]
 
 
 def host_reach(shape: Shape) -> list[Object]:
