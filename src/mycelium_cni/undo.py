@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from posix import O_CLOEXEC, O_PATH, close, open  # type: ignore[attr-defined,unused-ignore]
+
 from mycelium_cni.cni.errors import describe
 
 TYPE_CHECKING = False
@@ -15,12 +17,16 @@ class Undo:
 
     An undo that fails does not stop the older ones: its reason becomes a note on the first error
     (PEP 678), which `mycelium_cni.main` adds to the details.
+
+    What failed may have failed for want of file descriptors. So two are held from the start, and
+    given up for the undo: as many as one step needs.
     """
 
-    __slots__ = ("_steps",)
+    __slots__ = ("_held", "_steps")
 
     def __init__(self) -> None:
         self._steps: list[tuple[Callable[..., object], tuple[object, ...]]] = []
+        self._held = [open("/", O_PATH | O_CLOEXEC) for _ in range(2)]
 
     def push(self, step: Callable[..., object], *arguments: object) -> None:
         self._steps.append((step, arguments))
@@ -29,6 +35,8 @@ class Undo:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        for held in self._held:
+            close(held)
         if error is None:
             return
         while self._steps:

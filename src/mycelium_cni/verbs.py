@@ -66,7 +66,7 @@ def add(request: Request, network: Network, reply: Reply) -> str:
             if node.bridged:
                 bridge = prepare.ensure_bridge(host, config.bridge_name, node, undo)
             plan = datapath.Plan(attachment, node, bridge, config, pod_link, address, wishes.mac)
-            shape = datapath.create_pair(host, pod_netns, plan, undo)
+            shape = datapath.create_pair(host, pod_netns, home, plan, undo)
             if node.bridge:
                 prepare.keep_bridge_mac(host, node.bridge)
             datapath.reserve(host, shape, plan.alias(_pod_name(request)))
@@ -158,7 +158,7 @@ def gc(_request: Request, network: Network, _: Reply) -> str:
     }
     host = nl.Socket()
     links = removal.attachments(host, network.name)
-    stale = [link for link in links if link.name not in valid]
+    stale = [link for link in links if not removal.is_valid(link, network.name, valid)]
     if stale:
         _remove(host, stale)
     _sweep(host)

@@ -176,3 +176,15 @@ def test_a_host_link_that_was_renamed_is_found(nodes: tuple[Node, Node]) -> None
     silent(attached.delete())
     assert node.link("other0") is None
     assert attached.pod.link("eth0") is None
+
+
+def test_gc_spares_a_live_pod_whose_host_link_was_renamed(nodes: tuple[Node, Node]) -> None:
+    node, _ = nodes
+    attached = attach(node, "kept", network())
+    node.configure(f"link set {attached.host_link} name other1")
+    listed = {"containerID": attached.pod.container_id, "ifname": attached.ifname}
+    gc = {**network(), "cni.dev/valid-attachments": [listed]}
+    silent(node.plugin("GC", gc))
+    assert reaches(node, attached.address)
+    silent(attached.delete())
+    assert node.link("other1") is None

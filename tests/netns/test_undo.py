@@ -13,6 +13,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from itertools import chain, count
@@ -24,7 +25,7 @@ from attaching import Attached, Mode, attach, both_modes, network, reaches, refu
 from observe import difference, picture, set_sysctl
 
 import mycelium_cni
-from mycelium_lab.lab import Lab, PluginCall
+from mycelium_lab.lab import Lab, PluginCall, await_fact
 
 pytestmark = pytest.mark.timeout(300)  # some of it is a few hundred executions of the plugin
 
@@ -285,6 +286,38 @@ def test_an_add_killed_at_any_moment_is_no_obstacle_to_the_next(
             silent(attached.check())
             assert reaches(stage.node, attached.address), (name, number)
             assert reaches(stage.pod, str(stage.node.overlay_address)), (name, number)
+
+
+@both_modes
+def test_an_add_that_runs_out_of_file_descriptors_is_undone(command: list[str], mode: Mode) -> None:
+    """On a node and in a pod where there is most to undo."""
+    with staged(command, mode, "bare") as stage:
+        for limit in range(4, 40):
+            script = f'ulimit -n {limit}; exec "$@"'
+            call = stage.run(["sh", "-c", script, "sh", *command])
+            if call.code == 0:
+                break
+            assert stage.changes() == [], (limit, call)
+        assert 8 < limit < 39, call
+
+
+def test_an_add_whose_host_link_is_moved_away_meanwhile_is_undone(command: list[str]) -> None:
+    """By a manager that takes links to a namespace of its own. The runtime is told to try again."""
+    with staged(command, "routed", "prepared") as stage, ThreadPoolExecutor(1) as pool:
+        elsewhere = stage.node.pod("elsewhere")
+        known = {link["ifname"] for link in stage.node.ip("link")}
+
+        def new_link() -> str | None:
+            found = [link["ifname"] for link in stage.node.ip("link")]
+            return next((name for name in found if name not in known), None)
+
+        slow = "inject=sendto:delay_enter=100000:when=5+"
+        call = pool.submit(stage.strace, "-e", "trace=sendto", "-e", slow)
+        host_link = await_fact(new_link, "the host link")
+        stage.node.configure(f"link set {host_link} netns {elsewhere.path}")
+        refused(call.result(), 11, says="moved")
+        assert elsewhere.link(str(host_link)) is None
+        assert stage.changes() == []
 
 
 def kill(name: str, number: int) -> str:

@@ -8,6 +8,7 @@ from errno import (
     EMFILE,
     ENFILE,
     ENOBUFS,
+    ENODEV,
     ENOMEM,
     ENOPROTOOPT,
     EOPNOTSUPP,
@@ -108,6 +109,8 @@ def refusal(error: OSError, doing: str = "") -> CniError:
         code = TRY_AGAIN_LATER
         limit = "fs.file-max" if number == ENFILE else "LimitNOFILE of the container runtime"
         advice = f"end what holds them, or raise {limit}"
+    elif number == ENODEV:
+        code, advice = TRY_AGAIN_LATER, "somebody else has removed or moved the link meanwhile"
     elif number in (ENOMEM, ENOBUFS):
         code, advice = TRY_AGAIN_LATER, "the node is short of memory"
     elif number in (EOPNOTSUPP, ENOPROTOOPT):

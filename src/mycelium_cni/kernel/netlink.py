@@ -388,6 +388,16 @@ class Socket:
         found = iter(payloads)
         return [None if index in refusals else next(found) for index in range(len(messages))]
 
+    def numbered(self, message: Message) -> bytes:
+        """A request for `send`, which nobody will hear the answer of."""
+        self._sequence += 1
+        flags, length = NLM_F_REQUEST | message.flags, 16 + len(message.body)
+        return _HEADER.pack(length, message.kind, flags, self._sequence - 1, 0) + message.body
+
+    def send(self, numbered: bytes) -> None:
+        """Have the kernel work through a request; returns when it has."""
+        self._socket.send(numbered)
+
     def _exchange(
         self, messages: tuple[Message, ...], *, framed: bool = False
     ) -> tuple[list[bytes], dict[int, NetlinkError]]:
@@ -478,15 +488,14 @@ class Monitor(Socket):
         self._socket = socket(AF_NETLINK, SOCK_RAW, NETLINK_ROUTE)
         self._socket.bind((0, 1 << group - 1))
 
-    def notifications(self, patience_s: float) -> Iterator[tuple[int, bytes]]:
-        """Kind and payload of each message to the groups joined; ends after silence."""
+    def hear(self, patience_s: float) -> list[tuple[int, bytes]]:
+        """Kind and payload of each message of one datagram, none after so many seconds of
+        silence."""
         self._socket.settimeout(patience_s)
         try:
-            while True:
-                for kind, _, _, payload in self._receive(flags=0):
-                    yield kind, payload
+            return [(kind, payload) for kind, _, _, payload in self._receive(flags=0)]
         except TimeoutError:
-            return
+            return []
 
 
 def _reason(flags: int, payload: bytes) -> str:

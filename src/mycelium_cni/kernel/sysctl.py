@@ -6,8 +6,8 @@
 
 from __future__ import annotations
 
-from errno import ENOENT
-from posix import O_CLOEXEC, O_RDONLY, O_WRONLY, close, open, read, stat, write
+from errno import ENODEV, ENOENT
+from posix import O_CLOEXEC, O_RDONLY, O_WRONLY, close, open, read, stat, strerror, write
 
 from mycelium_cni.kernel.shell import quoted
 
@@ -32,7 +32,7 @@ def ipv6_is_off(link: str) -> bool:
 
 
 def get(name: str) -> str:
-    """The value; raises OSError that names the file."""
+    """The value; raises OSError that names the file, with ENODEV where there is no such link."""
     path = _ROOT + name
     fd = _open(path, O_RDONLY)
     try:
@@ -57,8 +57,10 @@ def _open(path: str, flags: int) -> int:
     try:
         return open(path, flags | O_CLOEXEC)
     except OSError as error:
-        if error.errno != ENOENT or _exists(_ROOT):
+        if error.errno != ENOENT:
             raise
+        if _exists(_ROOT):
+            raise OSError(ENODEV, strerror(ENODEV), path) from None
         reason = "no IPv6 in this kernel (boot without ipv6.disable=1), or /proc is not mounted"
         raise OSError(ENOENT, reason, path) from None
 

@@ -36,7 +36,7 @@ from mycelium_cni.pod import facts
 from mycelium_cni.pod.addresses import mac_of
 from mycelium_cni.pod.attachment import Attachment
 from mycelium_cni.pod.facts import End, Shape
-from mycelium_cni.pod.removal import delete_links, forget_neighbour
+from mycelium_cni.pod.removal import delete_links, exists, forget_neighbour
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,10 +45,9 @@ if TYPE_CHECKING:
     from mycelium_cni.undo import Undo
 
 # What is awaited takes the kernel microseconds, and seconds where a hundred ADDs want its one lock.
-# Every runtime waits longer than this.
-_SETTLE_TIMEOUT_S = 10
+# Every runtime waits longer than ten seconds; one of them is for all else that ADD and undo do.
+_SETTLE_TIMEOUT_S = 9
 _CARRIER_POLL_S = 0.0005
-_MOST_HEARD = 100  # of routes in the pod, before time is looked at
 _POD_METRIC = 1024  # the kernel's own for routes without one
 
 
@@ -108,7 +107,7 @@ def port(shape: Shape, network: str) -> Port | None:
     return Port(shape.host.index, shape.pod.mac, shape.address, group(network))
 
 
-def create_pair(host: nl.Socket, pod_netns: int, plan: Plan, undo: Undo) -> Shape:
+def create_pair(host: nl.Socket, pod_netns: int, home: int, plan: Plan, undo: Undo) -> Shape:
     """One request makes both ends where they belong, under their final names: no end ever is where
     another program could rename, configure or adopt it."""
     attachment, pod_link = plan.attachment, plan.pod_link
@@ -157,7 +156,19 @@ def create_pair(host: nl.Socket, pod_netns: int, plan: Plan, undo: Undo) -> Shap
         told = host.request(nl.get_link(host_link))
     made = Link(told[0])
     undo.push(delete_links, host, [made.index])
+    undo.push(_delete_lost, host, made, plan, pod_netns, home)
     return plan.shape(made.index, made.peer)
+
+
+def _delete_lost(host: nl.Socket, made: Link, plan: Plan, pod_netns: int, home: int) -> None:
+    """Undo of making a pair whose host end somebody has moved elsewhere: the pod end takes it
+    along."""
+    if exists(host, made.index):
+        return
+    with inside(pod_netns, home=home), nl.Socket() as pod:
+        link = find_link(pod, plan.pod_link)
+        if link and link.mac == plan.pod_mac:
+            pod.request(nl.link(nl.RTM_DELLINK, f"delete {plan.pod_link}", index=link.index))
 
 
 def _delete_nameless(host: nl.Socket, host_link: str) -> None:
@@ -357,15 +368,15 @@ def await_address(monitor: nl.Monitor, shape: Shape, patience: Patience) -> None
     """Return when the pod takes packets for its address: an address that skips duplicate detection
     is there at once, but its local route is made by a kernel worker (net/ipv6/addrconf.c,
     addrconf_dad_work), on a busy machine tens of milliseconds later."""
-    for heard, (kind, payload) in enumerate(monitor.notifications(_SETTLE_TIMEOUT_S)):
-        _, length, _, _, table, *_ = nl.RTMSG.unpack_from(payload)
-        local = (length, table) == (128, nl.RT_TABLE_LOCAL)
-        if kind == nl.RTM_NEWROUTE and local:
-            attributes = nl.decode(payload, nl.RTMSG.size)
-            if attributes.get(nl.RTA_DST) == shape.address:
-                return
-        if heard > _MOST_HEARD and patience.left < 0:
-            break  # somebody keeps changing the pod's routes
+    # Somebody may keep changing the pod's routes: it is never quiet then.
+    while (left := patience.left) > 0:
+        for kind, payload in monitor.hear(left):
+            _, length, _, _, table, *_ = nl.RTMSG.unpack_from(payload)
+            local = (length, table) == (128, nl.RT_TABLE_LOCAL)
+            if kind == nl.RTM_NEWROUTE and local:
+                attributes = nl.decode(payload, nl.RTMSG.size)
+                if attributes.get(nl.RTA_DST) == shape.address:
+                    return
     raise CniError(
         TRY_AGAIN_LATER,
         f"{format_address(shape.address)} is not usable in the pod after {_SETTLE_TIMEOUT_S} s",
@@ -376,9 +387,11 @@ def await_carrier(host: nl.Socket, pod: nl.Socket, shape: Shape, patience: Patie
     """Return when packets pass: both ends are up, but until the kernel's link watch has run, it
     drops what they send, and a bridge port does not forward. From Linux 6.8 on the question itself
     makes it run (net/core/rtnetlink.c, linkwatch_sync_dev), so one round is enough."""
-    for socket, index in ((pod, shape.pod.index), (host, shape.host.index)):
+    # The host end first: where somebody moves it away meanwhile, the pod end only has no carrier.
+    for socket, end in ((host, shape.host), (pod, shape.pod)):
         while True:
-            link = Link(socket.request(nl.link(nl.RTM_GETLINK, "read link", index=index))[0])
+            question = nl.link(nl.RTM_GETLINK, f"read link {end.name}", index=end.index)
+            link = Link(socket.request(question)[0])
             if link.attribute(nl.IFLA_OPERSTATE)[0] == nl.IF_OPER_UP:
                 break
             if patience.left < 0:

@@ -3,24 +3,13 @@
 
 from __future__ import annotations
 
-from errno import ENODEV, ENOENT, EPERM
-from posix import (
-    WNOHANG,
-    _exit,
-    close,
-    fork,
-    getpid,
-    sched_yield,
-    setsid,
-    waitpid,
-    waitstatus_to_exitcode,
-)
+from errno import ENODEV, ENOENT
+from posix import WNOHANG, _exit, close, fork, getpid, sched_yield, setsid, waitpid
 
 from mycelium_cni.guard import port_of
 from mycelium_cni.kernel import netlink as nl
 from mycelium_cni.kernel.address import format_address
 from mycelium_cni.kernel.link import Link, find_link
-from mycelium_cni.kernel.netns import enter, netns_of
 from mycelium_cni.node.marks import DELETE_GROUP, GROUP, GROUP_MASK, PROTOCOL, group, word
 from mycelium_cni.pod.attachment import ALIAS_PREFIX, Attachment
 
@@ -47,6 +36,12 @@ def find(host: nl.Socket, attachment: Attachment) -> Link | None:
         if link.alias.endswith(own) and word(link.alias, "ifname") == attachment.ifname:
             return link
     return None
+
+
+def is_valid(link: Link, network: str, valid: set[str]) -> bool:
+    """Whether a host link has one of these names, or had it before somebody renamed it."""
+    ifname, container = word(link.alias, "ifname"), word(link.alias, "container")
+    return link.name in valid or Attachment(network, container, ifname).host_link in valid
 
 
 def forget_neighbours(host: nl.Socket, links: list[Link]) -> None:
@@ -87,7 +82,10 @@ def delete_links(host: nl.Socket, indexes: list[int]) -> None:
     The kernel takes all that away within 2 ms, and then makes whoever asked wait another 30 until
     the last reader of the old structures is done. A child does that waiting (docs/adr/0003). It
     works through the request whatever becomes of it, even when killed; and one request for a whole
-    group waits once for any number of links.
+    group waits once for any number of links. It asks by our own socket, which is where the links
+    are and needs neither another descriptor nor the right to enter a namespace.
+
+    Raises NetlinkError if the kernel refuses.
     """
     if len(indexes) > 1:
         doomed = DELETE_GROUP | getpid() & ~GROUP_MASK
@@ -99,46 +97,34 @@ def delete_links(host: nl.Socket, indexes: list[int]) -> None:
         request = nl.link(nl.RTM_DELLINK, "delete links", (nl.IFLA_GROUP, doomed))
     else:
         request = nl.link(nl.RTM_DELLINK, "delete link", index=indexes[0])
+    unheard = host.numbered(request)  # here, so that its answer is taken for no other's
     try:
         child = fork()
     except OSError:  # no process to be had: do the waiting here
-        host.request(request)
+        _unless_gone(host, request)
         return
     if child == 0:
-        _delete_detached(host, request)
+        _delete_detached(host, unheard)
     for index in indexes:
         # The answer cannot come between two halves of a deletion: both take the kernel's rtnl lock,
         # and once a link is gone, so are its peer, addresses, routes, neighbours and names.
-        while _exists(host, index):
-            pid, status = waitpid(child, WNOHANG)
-            if pid and waitstatus_to_exitcode(status) not in (0, ENODEV):
-                raise OSError(waitstatus_to_exitcode(status), "the kernel did not delete the link")
+        while exists(host, index):
+            if waitpid(child, WNOHANG)[0]:
+                # It was refused, or killed before it had asked.
+                _unless_gone(host, request)
+                return
             sched_yield()
 
 
-def _delete_detached(host: nl.Socket, request: nl.Message) -> NoReturn:
-    """The child's part: nothing of the runtime's is kept open, and its signals are not for us.
-    Wherever the parent was stopped, links are numbered as at home."""
-    status = 0
+def _delete_detached(host: nl.Socket, unheard: bytes) -> NoReturn:
+    """The child's part: nothing of the runtime's is kept open, and its signals are not for us."""
     try:
         for fd in range(3):
             close(fd)
         setsid()
-        _go_home(host)
-        nl.Socket().request(request)
-    except OSError as error:
-        status = error.errno or 1
+        host.send(unheard)
     finally:
-        _exit(status)
-
-
-def _go_home(host: nl.Socket) -> None:
-    """Be where the host links are. Who may not enter a namespace has never left this one."""
-    try:
-        enter(netns_of(host.fileno()))
-    except OSError as error:
-        if error.errno != EPERM:
-            raise
+        _exit(0)
 
 
 def _unless_gone(host: nl.Socket, message: nl.Message) -> None:
@@ -150,7 +136,8 @@ def _unless_gone(host: nl.Socket, message: nl.Message) -> None:
             raise
 
 
-def _exists(host: nl.Socket, index: int) -> bool:
+def exists(host: nl.Socket, index: int) -> bool:
+    """Whether the socket's network namespace has a link of that index."""
     try:
         host.request(nl.link(nl.RTM_GETLINK, "read link", index=index))
     except nl.NetlinkError as error:
