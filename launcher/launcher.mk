@@ -25,8 +25,9 @@ dist/mycelium-cni-linux-%: $(EMBEDDED) | venv
 dist-check: dist ## fail when the archive has a newer version of anything linked in
 	$(VENV)/bin/python launcher/drift.py $(EXECUTABLE).cdx.json
 
-install: dist ## copy the executable, then the conflist (DESTDIR, CNI_BIN_DIR, CNI_CONF_DIR)
-	$(VENV)/bin/mycelium-cni config new >build/10-mycelium.conflist
+install: dist ## copy executable and conflist (CNI_BIN_DIR, CNI_CONF_DIR, CONFIG, DESTDIR)
+	$(VENV)/bin/mycelium-cni config new --bin-dir $(DESTDIR)$(CNI_BIN_DIR) $(CONFIG) \
+		>build/10-mycelium.conflist
 	launcher/install $(EXECUTABLE) build/10-mycelium.conflist \
 		$(DESTDIR)$(CNI_BIN_DIR) $(DESTDIR)$(CNI_CONF_DIR)
 

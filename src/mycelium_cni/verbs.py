@@ -84,7 +84,7 @@ def add(request: Request, network: Network, reply: Reply) -> str:
             if bridge and (wishes.address or wishes.mac or config.addressing == "stable"):
                 datapath.announce(pod, shape)
             datapath.await_address(monitor, shape, patience)
-            prepare.prepare(host, node, undo)
+            prepare.prepare(host, node, config.service_networks, undo)
 
             gateway = format_address(shape.gateway)
             result.add(

@@ -336,26 +336,121 @@ def test_escape_sequences_in_a_file_are_shown_spelled_out(config: Config) -> Non
     assert "\x07" not in shown
 
 
-@pytest.mark.parametrize("runtime", ["containerd", "k3s", "multus"])
-@pytest.mark.parametrize(
-    "flags",
-    [
-        (),
-        ("--mode", "routed", "--mtu", "1380", "--name", "my-net"),
-        ("--bridge", "br9", "--netseed", "/etc/key", "--addressing", "stable", "--default-route"),
-        ("--capability", "ips", "--capability", "mac", "--portmap", "--interface", "my0"),
-    ],
-)
-def test_what_new_writes_is_good(config: Config, runtime: str, flags: tuple[str, ...]) -> None:
-    done = config("new", "--for", runtime, *flags)
-    assert done.returncode == 0
-    found = config.check(done.stdout)
-    assert found["valid"]
-    assert found["faults"] == []
-    network = json.loads(done.stdout)
-    assert network["cniVersion"] == "1.0.0"
-    assert "1.1.0" in network["cniVersions"]
-    assert ("portmap" in found["plugins"]) == (runtime == "k3s" or "--portmap" in flags)
+OLD = ("0.3.0", "0.3.1", "0.4.0", "1.0.0")  # as plugins 1.1.1 of Debian 12
+NEW = (*OLD, "1.1.0")
+
+
+def portmap(directory: Path, *versions: str) -> tuple[str, str]:
+    """A plugin that speaks these versions, and the arguments that let it be found."""
+    said = json.dumps({"cniVersion": "1.0.0", "supportedVersions": versions})
+    plugin = directory / "portmap"
+    plugin.write_text(f"#!/bin/sh\necho '{said}'\n")
+    plugin.chmod(0o755)
+    return "--bin-dir", str(directory)
+
+
+def made(config: Config, *flags: str) -> dict[str, Any]:
+    done = config("new", *flags)
+    assert done.returncode == 0, done.stderr
+    assert config.check(done.stdout)["valid"]
+    network: dict[str, Any] = json.loads(done.stdout)
+    return network
+
+
+FIRST = ("kubeadm", "k3s", "rke2", "microk8s", "containerd", "cri-o", "podman", "nomad")
+
+
+@pytest.mark.parametrize("runtime", FIRST)
+def test_new_writes_the_same_first_network_for_every_runtime(
+    config: Config, runtime: str, tmp_path: Path
+) -> None:
+    assert made(config, "--for", runtime, *portmap(tmp_path, *NEW)) == {
+        "cniVersion": "1.0.0",
+        "cniVersions": ["1.0.0", "1.1.0"],
+        "name": "mycelium",
+        "plugins": [
+            {"type": "mycelium-cni", "defaultRoute": True, "ipMasq": True},
+            {"type": "portmap", "capabilities": {"portMappings": True}},
+        ],
+    }
+
+
+def test_new_writes_a_second_network_for_multus(config: Config, tmp_path: Path) -> None:
+    network = made(config, "--for", "multus", *portmap(tmp_path, *OLD))
+    assert network["plugins"] == [{"type": "mycelium-cni"}]
+    assert network["cniVersions"] == ["1.0.0", "1.1.0"]
+
+
+@pytest.mark.parametrize("versions", [OLD, ()], ids=["old", "silent"])
+def test_new_offers_no_version_that_a_chained_plugin_does_not_speak(
+    config: Config, versions: tuple[str, ...], tmp_path: Path
+) -> None:
+    network = made(config, *portmap(tmp_path, *versions))
+    assert network["plugins"][1]["type"] == "portmap"
+    assert (network["cniVersion"], network.get("cniVersions")) == ("1.0.0", None)
+
+
+def test_new_leaves_out_a_portmap_that_is_not_there_and_says_so(
+    config: Config, tmp_path: Path
+) -> None:
+    done = config("new", "--bin-dir", str(tmp_path))
+    assert [one["type"] for one in json.loads(done.stdout)["plugins"]] == ["mycelium-cni"]
+    assert "hostPort" in done.stderr
+    wanted = config("new", "--bin-dir", str(tmp_path), "--portmap")
+    assert json.loads(wanted.stdout)["plugins"][1]["type"] == "portmap"
+    unwanted = config("new", *portmap(tmp_path, *NEW), "--no-portmap")
+    assert (len(json.loads(unwanted.stdout)["plugins"]), unwanted.stderr) == (1, "")
+
+
+def test_new_has_an_argument_for_every_key(config: Config) -> None:
+    wanted = {
+        "mode": ("--mode", "routed"),
+        "myceliumInterface": ("--interface", "my0"),
+        "bridge": ("--bridge", "br9"),
+        "netseed": ("--netseed", "/etc/key"),
+        "addressing": ("--addressing", "stable"),
+        "mtu": ("--mtu", "1380"),
+        "interfaceName": ("--interface-name", "over0"),
+        "routes": ("--route", "400::/7"),
+        "serviceNetworks": ("--service-network", "fd00:10:96::/112"),
+        "defaultRoute": ("--default-route",),
+        "ipMasq": ("--ip-masq",),
+        "ingress": ("--ingress", "cluster"),
+        "allowFrom": ("--allow-from", "5a1::/64"),
+        "guard": ("--guard", "required"),
+        "capabilities": ("--capability", "ips"),
+        "logLevel": ("--log-level", "debug"),
+        "logFile": ("--log-file", "/var/log/my"),
+    }
+    flags = [word for words in wanted.values() for word in words]
+    (plugin,) = made(config, "--for", "multus", *flags)["plugins"]
+    assert plugin.keys() == {"type", *wanted}
+    assert plugin["serviceNetworks"] == ["fd00:10:96::/112"]
+    assert plugin["mtu"] == 1380
+
+
+def test_check_names_a_plugin_that_is_too_old_for_what_is_offered(
+    config: Config, tmp_path: Path
+) -> None:
+    network = made(config, *portmap(tmp_path, *NEW))
+    path = config.directory / "10-a.conflist"
+    path.write_text(json.dumps(network))
+    bins = portmap(tmp_path, *OLD)
+    (found,) = json.loads(config("check", "--json", *bins, str(path)).stdout)
+    (fault,) = (one for one in found["faults"] if "portmap" in one["what"])
+    assert "1.1.0" in fault["what"]
+    assert not fault["fatal"]
+
+
+def test_check_on_a_kubernetes_node_misses_portmap(config: Config, tmp_path: Path) -> None:
+    path = config.directory / "10-a.conflist"
+    path.write_text(json.dumps(GOOD))
+    root = tmp_path / "node"
+    argv = ("check", "--json", "--root", str(root), str(path))
+    assert json.loads(config(*argv).stdout)[0]["faults"] == []
+    (root / "var/lib/kubelet").mkdir(parents=True)
+    (fault,) = json.loads(config(*argv).stdout)[0]["faults"]
+    assert "hostPort" in fault["what"]
 
 
 @pytest.mark.parametrize("flags", [("--mtu", "9"), ("--name", "a b"), ("--netseed", "x")])

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 KEYS = (
     *("mode", "myceliumInterface", "bridge", "netseed", "addressing", "mtu", "routes"),
     *("defaultRoute", "ingress", "allowFrom", "ipMasq", "guard", "interfaceName", "dns"),
-    *("logLevel", "logFile"),
+    *("logLevel", "logFile", "serviceNetworks"),
 )
 _COMMON_KEYS = (
     *("cniVersion", "cniVersions", "name", "type", "args", "capabilities", "ipam"),
@@ -77,7 +77,7 @@ class Policy:
 
     def __init__(self, doc: Document) -> None:
         self.ingress: Final = _choice(doc, "ingress", ("open", "cluster", "closed"))
-        self.allow_from: Final = _allow_from(doc)
+        self.allow_from: Final = _prefixes(doc, "allowFrom")
         self.masquerade: Final = _boolean(doc, "ipMasq")
         optional = _choice(doc, "guard", ("required", "optional")) == "optional"
         self.required: Final = not optional or self.ingress != "open" or self.masquerade
@@ -227,7 +227,7 @@ class Config:
 
     __slots__ = (
         *("addressing", "bridge_name", "dns", "interface", "interface_name", "mode", "mtu"),
-        *("netseed", "policy", "prev_result", "routes"),
+        *("netseed", "policy", "prev_result", "routes", "service_networks"),
     )
 
     def __init__(self, network: Network) -> None:
@@ -257,7 +257,8 @@ class Config:
         self.addressing: Final = _choice(doc, "addressing", ("random", "stable"))
         self.mtu: Final = _integer(doc, "mtu", IPV6_MIN_MTU, 65535)
         self.policy: Final = Policy(doc)
-        self.routes: Final = _routes(doc)
+        self.service_networks: Final = _prefixes(doc, "serviceNetworks")
+        self.routes: Final = _routes(doc, self.service_networks)
         self.dns: Final = _dns(doc)
         self.prev_result: Final = _object(doc, "prevResult")
         _choice(doc, "logLevel", LOG_LEVELS)
@@ -397,13 +398,13 @@ def _asks(value: Json) -> bool:
     return any(value.values()) if isinstance(value, dict) else bool(value)
 
 
-def _allow_from(doc: Document) -> list[tuple[bytes, int]]:
+def _prefixes(doc: Document, key: str) -> list[tuple[bytes, int]]:
     """Prefixes, in order, none inside another: the packet filter takes no overlaps."""
-    listed = _strings(doc.get("allowFrom"), "allowFrom")
+    listed = _strings(doc.get(key), key)
     if len(listed) > _MOST_PREFIXES:
-        raise _invalid("allowFrom", len(listed), f"at most {_MOST_PREFIXES} prefixes")
+        raise _invalid(key, len(listed), f"at most {_MOST_PREFIXES} prefixes")
     kept: list[tuple[bytes, int]] = []
-    for base, length in sorted([_parsed(parse_prefix, "allowFrom", text) for text in listed]):
+    for base, length in sorted([_parsed(parse_prefix, key, text) for text in listed]):
         # Sorted, whatever contains a prefix comes right before it or before others it contains.
         if not kept or _cut(base, kept[-1][1]) != kept[-1][0]:
             kept.append((base, length))
@@ -423,7 +424,7 @@ _METRICS = {
 }
 
 
-def _routes(doc: Document) -> list[Route]:
+def _routes(doc: Document, services: list[tuple[bytes, int]]) -> list[Route]:
     listed = doc.get("routes")
     if listed is None:
         listed = [{"dst": format_prefix(MYCELIUM)}]
@@ -434,10 +435,9 @@ def _routes(doc: Document) -> list[Route]:
     routes: list[Route] = []
     for number, entry in enumerate(listed):
         routes.append(_route(entry, f"routes[{number}]"))
-    if _boolean(doc, "defaultRoute") and all(
-        route.destination != _DEFAULT_ROUTE for route in routes
-    ):
-        routes.append(Route(_DEFAULT_ROUTE, {}))
+    wanted = [_DEFAULT_ROUTE] if _boolean(doc, "defaultRoute") else services
+    there = [route.destination for route in routes]
+    routes += [Route(prefix, {}) for prefix in wanted if prefix not in there]
     seen = set()
     for route in routes:
         key = (route.destination, route.metrics.get("table"), route.metrics.get("priority"))

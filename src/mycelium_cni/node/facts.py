@@ -24,6 +24,7 @@ from mycelium_cni.overlay import MYCELIUM
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Final
 
     from mycelium_cni.kernel.snapshot import Snapshot
@@ -108,8 +109,12 @@ def bridge_answers(name: str, index: int, node: Node) -> list[Fact]:
     ]
 
 
-def standing(node: Node) -> list[Fact]:
-    """What holds while the daemon is away: it takes its address and its route along."""
+def standing(node: Node, services: Sequence[tuple[bytes, int]]) -> list[Fact]:
+    """What holds while the daemon is away, which takes its address and its route along, and the way
+    to the networks of Kubernetes' Services. kube-proxy gives a packet to a Service another
+    destination, but what the node itself sends meets its rules only after the kernel has found a
+    route. What is routed to lo and is not local the kernel refuses behind them (net/ipv6/route.c,
+    fib6_is_reject)."""
     subnet = (node.subnet + bytes(8), 64)
     clear = "packets for the overlay must not leave in clear while the daemon is away"
     return [
@@ -119,6 +124,15 @@ def standing(node: Node) -> list[Fact]:
             *(LOOPBACK, "lo", node.address, 128),
             "probes of pods come from the node's address, with or without the daemon",
             protocol=PROTOCOL,
+        ),
+        *(
+            Route(
+                *(prefix, "the node reaches Services without a default route"),
+                index=LOOPBACK,
+                link="lo",
+                protocol=PROTOCOL,
+            )
+            for prefix in services
         ),
     ]
 

@@ -18,7 +18,7 @@ from mycelium_cni.node.marks import BRIDGE_GROUP
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Final
 
     from mycelium_cni.node.subnet import Node
@@ -113,13 +113,13 @@ def loopback(host: nl.Socket) -> Link:
     return lo
 
 
-def prepare(host: nl.Socket, node: Node, undo: Undo) -> None:
+def prepare(host: nl.Socket, node: Node, services: Sequence[tuple[bytes, int]], undo: Undo) -> None:
     """Packets for the overlay must not leave by another way while the daemon is away, and the node
     must forward. It comes last in ADD, so that no other ADD has long relied on it when this one
     takes it back, and after the guard (guard.protect): a node that forwards is a router for
     whatever the overlay delivers."""
     loopback(host)
-    for fact in facts.standing(node):
+    for fact in facts.standing(node, services):
         fact.ensure(host, undo)
     if sysctl.get(facts.FORWARDING) == "0":
         for fact in facts.forwarding(links_at_risk(host)):

@@ -95,7 +95,7 @@ def _on_node(config: Config, node: subnet.Node, shape: facts.Shape) -> list[Fact
         *facts.host_switches(shape),
         *facts.host_link(shape),
         *facts.host_reach(shape),
-        *node_facts.standing(node),
+        *node_facts.standing(node, config.service_networks),
         *node_facts.forwarding([]),
     ]
 

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shlex
 import subprocess
 from pathlib import Path
@@ -14,7 +12,7 @@ from mycelium_cni.cni.errors import __version__
 from mycelium_cni.kernel.shell import quoted
 from mycelium_ctl import programs
 from mycelium_ctl.checks.finding import Finding, ok, own, skip
-from mycelium_ctl.node import conflist
+from mycelium_ctl.node import conflist, plugins
 from mycelium_ctl.node.conflist import ConfFile
 from mycelium_ctl.node.lenient import Fault
 from mycelium_ctl.node.runtimes import ConfDir, find_executable
@@ -147,7 +145,7 @@ def plugin(state: State) -> Finding:
                 f"{path} is not asked for its version: {doubt}, and root runs it for every pod",
                 "let it and the directories above belong to root, and be writable by root alone",
             )
-        problem = _broken(path)
+        problem = plugins.ask(path).fault
         if problem:
             return Finding("fail", f"{path} {problem}", run=_copy_to(path.parent))
         version = _tool_version(path)
@@ -170,22 +168,6 @@ def _copy_to(folder: Path) -> tuple[str, ...]:
 def _used(state: State) -> list[ConfDir]:
     """The directories with a configuration of ours; the first one when none has."""
     return [one for one in state.confs if one.ours] or state.confs[:1]
-
-
-def _broken(path: Path) -> str:
-    """Why an executable is not a CNI plugin; "" if it answers as one."""
-    try:
-        done = programs.run([str(path)], {"CNI_COMMAND": "VERSION"}, '{"cniVersion": "1.0.0"}')
-        known = json.loads(done.stdout)["supportedVersions"]
-    except subprocess.TimeoutExpired:
-        return f"does not answer within {programs.WITHIN_S:g} s"
-    except OSError as error:
-        if isinstance(error, PermissionError) and os.geteuid():
-            raise  # root may well start it
-        return f"cannot be started ({error.strerror}): is it complete?"
-    except (ValueError, KeyError, TypeError):
-        return "answers no VERSION: is it complete?"
-    return "" if isinstance(known, list) else "answers no VERSION: is it complete?"
 
 
 def _tool_version(path: Path) -> str:
@@ -214,4 +196,8 @@ def chain(state: State) -> Finding:
                 else f"install it into {folder}, or, if it is left over, remove what names it"
             )
             return Finding("fail", f'failed to find plugin "{name}" in {folder}: {reason}', advice)
+    for directory in _used(state):
+        for winner in filter(None, (directory.winner,)):
+            for fault in plugins.unfit(winner, directory.dirs, state.where.root):
+                return Finding("warn", f"{_where(winner, fault)}: {fault.what}", fault.mend)
     return ok("loopback, and all that the configuration names, are there")

@@ -15,25 +15,58 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from mycelium_cni.cni.request import VERSIONS
 from mycelium_ctl import files
 from mycelium_ctl.errors import ToolError, refused
-from mycelium_ctl.node import conflist
+from mycelium_ctl.node import conflist, plugins, runtimes
+from mycelium_ctl.node import state as nodestate
 from mycelium_ctl.node.conflist import ConfFile
+from mycelium_ctl.node.runtimes import CniDirs
+from mycelium_ctl.node.state import Options
 from mycelium_ctl.view import Mark, Page, count
 
-CHAINED = {
-    # k3s brings portmap in its own directory; elsewhere it may lack, so it is there on request.
-    "k3s": ({"type": "portmap", "capabilities": {"portMappings": True}},),
-}
+PORTMAP: Final[dict[str, Any]] = {"type": "portmap", "capabilities": {"portMappings": True}}
+
+# Where the pods' first network is ours it is the same for all of them (docs/adr/0010).
+RUNTIMES: Final = (
+    *("kubeadm", "k3s", "rke2", "microk8s", "containerd", "cri-o", "podman", "nomad"),
+    "multus",
+)
 
 
-def new_network(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The network configuration that the flags ask for. Raises ToolError if there is no such."""
-    plugin: dict[str, Any] = {"type": conflist.TYPE}
+def add_network_options(parser: argparse.ArgumentParser) -> None:
+    """The arguments that say what a new network configuration holds; each is None if not given."""
+    flag = argparse.BooleanOptionalAction
+    group = parser.add_argument_group("the network configuration")
+    group.add_argument("--for", dest="runtime", choices=RUNTIMES, help="where the pods run")
+    group.add_argument("--name", help="of the network (mycelium)")
+    group.add_argument("--default-route", action=flag, help="pods' way to all that is no overlay")
+    group.add_argument("--ip-masq", action=flag, help="with the node's address, not the pod's")
+    group.add_argument(
+        "--service-network", action="append", metavar="PREFIX", help="of Kubernetes' Services"
+    )
+    group.add_argument("--route", action="append", metavar="PREFIX", help="instead of 400::/7")
+    group.add_argument("--portmap", action=flag, help="chain portmap, for hostPort")
+    group.add_argument("--ingress", choices=("open", "cluster", "closed"))
+    group.add_argument("--allow-from", action="append", metavar="PREFIX", help="with cluster")
+    group.add_argument("--guard", choices=("required", "optional"))
+    group.add_argument("--addressing", choices=("random", "stable"))
+    group.add_argument("--mtu", type=int, metavar="BYTES")
+    group.add_argument("--interface-name", metavar="NAME", help="in a chain (mycelium0)")
+    group.add_argument(
+        "--capability", action="append", choices=("ips", "mac", "dns"), help="let pods ask for it"
+    )
+    group.add_argument("--log-level", choices=("error", "warning", "info", "debug"))
+    group.add_argument("--log-file", metavar="FILE")
+
+
+def new_network(arguments: argparse.Namespace, dirs: CniDirs) -> tuple[dict[str, Any], list[str]]:
+    """The network configuration that the arguments ask for, for the runtime of these directories;
+    and what its reader should know. Raises ToolError if there is no such."""
+    first = arguments.runtime != "multus"
     said = {
         "mode": arguments.mode,
         "myceliumInterface": arguments.interface,
@@ -41,26 +74,44 @@ def new_network(arguments: argparse.Namespace) -> dict[str, Any]:
         "netseed": arguments.netseed,
         "addressing": arguments.addressing,
         "mtu": arguments.mtu,
+        "interfaceName": arguments.interface_name,
+        "routes": [{"dst": prefix} for prefix in arguments.route or ()] or None,
+        "serviceNetworks": arguments.service_network,
+        "defaultRoute": _default(arguments.default_route, first),
+        "ipMasq": _default(arguments.ip_masq, first),
+        "ingress": arguments.ingress,
+        "allowFrom": arguments.allow_from,
+        "guard": arguments.guard,
+        "logLevel": arguments.log_level,
+        "logFile": arguments.log_file,
     }
+    plugin: dict[str, Any] = {"type": conflist.TYPE}
     plugin |= {key: value for key, value in said.items() if value is not None}
-    if arguments.default_route:
-        plugin["defaultRoute"] = True
     if arguments.capability:
         plugin["capabilities"] = dict.fromkeys(sorted(arguments.capability), True)
-    chain = [plugin, *CHAINED.get(arguments.runtime, ())]
-    if arguments.portmap and len(chain) == 1:
-        chain += CHAINED["k3s"]
-    # Runtimes older than cniVersions read 1.0.0 and are served; newer ones take the best.
+    chain, notes = [plugin], []
+    there = runtimes.find_executable("portmap", dirs) is not None
+    if arguments.portmap or (first and arguments.portmap is None and there):
+        chain.append(PORTMAP)
+    elif first and arguments.portmap is None:
+        looked = " or ".join(str(directory) for directory in dirs.bins)
+        notes.append(f"hostPort will not work: there is no portmap in {looked}")
+    kinds = [one["type"] for one in chain]
     network = {
-        "cniVersion": "1.0.0",
-        "cniVersions": list(VERSIONS[VERSIONS.index("0.4.0") :]),
-        "name": arguments.name,
+        **plugins.offer(kinds, dirs),
+        "name": arguments.name or "mycelium",
         "plugins": chain,
     }
     checked = conflist.check(json.dumps(network).encode(), Path("new.conflist"))
-    if checked.faults:
-        raise ToolError(f"{checked.faults[0].what}; {checked.faults[0].mend}")
-    return network
+    fatal = [fault for fault in checked.faults if fault.fatal]
+    if fatal:
+        raise ToolError(f"{fatal[0].what}; {fatal[0].mend}")
+    return network, notes
+
+
+def _default(said: bool | None, first: bool) -> bool | None:
+    """A key of the pods' first network: on unless it was switched off, and absent when off."""
+    return (first if said is None else said) or None
 
 
 def manifest(network: dict[str, Any]) -> str:
@@ -84,30 +135,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
     check.add_argument("--json", action="store_true", help="print one JSON document")
 
     new = actions.add_parser("new", help="write one")
-    new.add_argument(
-        "--for", dest="runtime", choices=("containerd", "k3s", "multus"), default="containerd"
-    )
-    new.add_argument("--name", default="mycelium", help="of the network (%(default)s)")
-    new.add_argument("--mode", choices=("auto", "routed", "bridge"))
-    new.add_argument("--interface", metavar="NAME", help="the daemon's interface")
-    new.add_argument("--bridge", metavar="NAME", help="says bridge mode, too")
-    new.add_argument("--netseed", metavar="FILE", help="the daemon's key file")
-    new.add_argument("--addressing", choices=("random", "stable"))
-    new.add_argument("--mtu", type=int, metavar="BYTES")
-    new.add_argument("--default-route", action="store_true", help="also a route to ::/0")
-    new.add_argument("--portmap", action="store_true", help="chain portmap, for hostPort")
-    new.add_argument(
-        "--capability", action="append", choices=("ips", "mac", "dns"), help="let pods ask for it"
-    )
+    add_network_options(new)
     new.add_argument("--manifest", action="store_true", help="wrapped for Multus, as YAML")
     new.add_argument("--output", type=Path, metavar="FILE", help="instead of standard output")
+    for action in (check, new):
+        nodestate.add_options(action)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Check or write; 0 if all is well."""
+    where = nodestate.options(arguments)
     if arguments.action == "check":
-        return _check(arguments.file, as_json=arguments.json)
-    network = new_network(arguments)
+        return _check(arguments.file, where, as_json=arguments.json)
+    dirs = runtimes.choose_dirs(where, arguments.runtime)
+    network, notes = new_network(arguments, dirs)
+    for note in notes:
+        print(note, file=sys.stderr)
     text = manifest(network) if arguments.manifest else json.dumps(network, indent=2) + "\n"
     if arguments.output is None:
         print(text, end="")
@@ -116,7 +159,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _check(name: str, *, as_json: bool) -> int:
+def _check(name: str, where: Options, *, as_json: bool) -> int:
     if name == "-" or name.startswith(("/dev/fd/", "/dev/stdin")):  # or the shell's <(…)
         try:
             with open(0 if name == "-" else name, "rb", closefd=name != "-") as stream:
@@ -134,6 +177,9 @@ def _check(name: str, *, as_json: bool) -> int:
         confs = [_read(path) for path in paths]
     else:
         confs = [_read(Path(name))]
+    dirs = runtimes.choose_dirs(where, None)
+    for conf in confs:
+        conf.faults.extend(plugins.unfit(conf, dirs, where.root))
     if as_json:
         print(json.dumps([_document(conf) for conf in confs], indent=2))
     else:

@@ -82,7 +82,7 @@ class Expected:
                 found += facts.new_bridge(name, bridge)
             found += facts.bridge(name, bridge, node)
             found += facts.bridge_answers(name, bridge, node)
-        found += facts.standing(node)
+        found += facts.standing(node, self.state.config.service_networks)
         found.append(self.guard)
         return found + facts.forwarding(prepare.links_at_risk(self.state.host))
 
@@ -177,10 +177,19 @@ def stale(state: State, node: subnet.Node | None) -> Iterator[Object]:
             continue
         if on_bridge or address.address[:8] not in used:
             yield marked
-    wanted = [fact for fact in facts.standing(node) if isinstance(fact, Route)] if node else []
-    kept = {(fact.destination, fact.priority) for fact in wanted}
+    services = state.config.service_networks
+    wanted = facts.standing(node, services) if node else []
+    kept = {(fact.destination, fact.priority) for fact in wanted if isinstance(fact, Route)}
     for route in state.seen.routes:
         (base, length), priority = route.destination, route.priority
+        of_services = (route.link, route.kind) == (facts.LOOPBACK, nl.RTN_UNICAST)
+        if of_services and route.protocol == PROTOCOL:
+            if not node or route.destination not in services:
+                gone = "no network of Services any more" if node else why
+                yield Route(
+                    route.destination, gone, index=facts.LOOPBACK, link="lo", protocol=PROTOCOL
+                )
+            continue
         ours = (route.protocol, route.kind, route.table) == (
             *(PROTOCOL, nl.RTN_UNREACHABLE, nl.RT_TABLE_MAIN),
         )

@@ -80,6 +80,15 @@ def find_dirs(where: Options) -> list[CniDirs]:
     return list(found.values())
 
 
+def choose_dirs(where: Options, runtime: str | None) -> CniDirs:
+    """The directories of the runtime of this name; of the one whose configuration names them, or
+    the first one, where it has none here or no name was given."""
+    found = find_dirs(where)
+    wanted = (runtime or "").casefold()
+    theirs = [dirs for dirs in found if wanted and dirs.whose.casefold().startswith(wanted)]
+    return (theirs or [dirs for dirs in found if dirs.named] or found)[0]
+
+
 def _below(root: Path, names: Sequence[str]) -> tuple[Path, ...]:
     return tuple(root / name.lstrip("/") for name in names)
 
