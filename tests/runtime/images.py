@@ -61,14 +61,14 @@ class Images:
         compiler = need("gcc", "gcc libc6-dev")
         subprocess.run([compiler, "-Os", "-static", "-s", "-o", self.init, source], check=True)
         busybox = Path(need("busybox", "busybox-static"))
-        _archive(self.pause, PAUSE, {"pause": self.init.read_bytes()}, ["/pause"])
+        archive(self.pause, PAUSE, {"pause": self.init.read_bytes()}, ["/pause"])
         files: dict[str, bytes | str] = {f"bin/{name}": "busybox" for name in APPLETS.split()}
         files["bin/busybox"] = busybox.read_bytes()
         files["etc/passwd"] = b"root:x:0:0:root:/:/bin/sh\n"
-        _archive(self.busybox, BUSYBOX, files, ["/bin/sh"])
+        archive(self.busybox, BUSYBOX, files, ["/bin/sh"])
 
 
-def _archive(
+def archive(
     path: Path, reference: str, files: Mapping[str, bytes | str], entrypoint: list[str]
 ) -> None:
     """An image in the layout of `docker save`. A file given as text is a link to that text."""

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The programs of a Kubernetes cluster, built once from the Go module proxy: no container registry.
+
+They stay in `.tools/cluster`, which git ignores. On a cold machine with two cores the build takes
+about 25 minutes. etcd is the distribution's, unpacked and not installed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+HERE = Path(__file__).parent
+FOLDER = HERE.parents[1] / ".tools" / "cluster"
+KUBERNETES = "v1.34.4"  # the last minor release whose kubelet starts with cgroup v1 by default
+CONTAINERD = "v2.2.9"
+COREDNS = "v1.14.3"
+COREDNS_PLUGINS = "health ready errors cache loadbalance kubernetes"
+
+_KUBERNETES_PROGRAMS = (
+    *("kube-apiserver", "kube-controller-manager", "kube-scheduler"),
+    *("kubelet", "kube-proxy", "kubectl"),
+)
+_CONTAINERD_PROGRAMS = ("containerd", "containerd-shim-runc-v2")
+
+
+def ensure() -> Path:
+    """The folder with the programs; builds what is missing, one process at a time.
+
+    Raises RuntimeError where that cannot be done, with what is missing.
+    """
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with (FOLDER / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not _has(*_KUBERNETES_PROGRAMS):
+            _build_kubernetes()
+        if not _has("probe"):
+            _go("build", *_flags(), "-o", FOLDER / "probe", ".", cwd=HERE / "probe")
+        if not _has("coredns"):
+            _build_coredns()
+        if not _has(*(f"containerd2/{name}" for name in _CONTAINERD_PROGRAMS)):
+            _build_containerd()
+        if not _has("etcd"):
+            _unpack_etcd()
+    return FOLDER
+
+
+def _has(*names: str) -> bool:
+    return all((FOLDER / name).exists() for name in names)
+
+
+def _go(*arguments: str | Path, cwd: Path) -> str:
+    go = shutil.which("go") or shutil.which("go", path="/usr/local/go/bin:/usr/lib/go/bin")
+    if go is None:
+        raise RuntimeError(
+            f"the Go toolchain is missing: install Go 1.25 or newer, or fill {FOLDER}"
+        )
+    environ = os.environ | {"CGO_ENABLED": "0", "GOFLAGS": "-mod=mod", "GOTOOLCHAIN": "local"}
+    done = subprocess.run(
+        [go, *arguments], cwd=cwd, env=environ, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        last = "\n".join(done.stderr.splitlines()[-20:])
+        raise RuntimeError(f"go {arguments[0]} in {cwd} failed: {last}")
+    return done.stdout
+
+
+def _flags(defined: Mapping[str, str] | None = None) -> list[str]:
+    set_ = [f"-X {name}={value}" for name, value in (defined or {}).items()]
+    return ["-p", "2", "-trimpath", "-ldflags", " ".join(["-s", "-w", *set_])]
+
+
+def _module(name: str, text: str) -> Path:
+    """A folder with a Go module of this name."""
+    folder = FOLDER / "src" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "go.mod").write_text(f"module build.test/{name}\n\n{text}")
+    return folder
+
+
+def _build_kubernetes() -> None:
+    """Kubernetes cannot be a dependency as it stands: its go.mod replaces the k8s.io modules by
+    folders beside it. Here they are replaced by their releases, v0.34.4 for v1.34.4."""
+    folder = _module("kubernetes", "go 1.24\n")
+    told = json.loads(
+        _go("mod", "download", "-json", f"k8s.io/kubernetes@{KUBERNETES}", cwd=folder)
+    )
+    lines = "\n".join(_pinned(Path(told["GoMod"]).read_text(), KUBERNETES.replace("v1.", "v0.")))
+    _module("kubernetes", lines)
+    minor = KUBERNETES.split(".")[1]
+    version = {
+        f"{package}.{field}": value
+        for package in ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
+        for field, value in (("gitVersion", KUBERNETES), ("gitMajor", "1"), ("gitMinor", minor))
+    }
+    packages = [f"k8s.io/kubernetes/cmd/{name}" for name in _KUBERNETES_PROGRAMS]
+    _go("build", *_flags(version), "-o", f"{FOLDER}/", *packages, cwd=folder)
+
+
+def _pinned(upstream: str, staging: str) -> Iterator[str]:
+    """Everything that upstream pins, indirect or not, and the release itself."""
+    yield from re.findall(r"^(?:go|godebug) .*", upstream, re.M)
+    for block in re.findall(r"^require \(.*?^\)", upstream, re.M | re.S):
+        yield re.sub(r"^(\tk8s\.io/[a-z-]+) v0\.0\.0(?= |$)", rf"\1 {staging}", block, flags=re.M)
+    yield f"require k8s.io/kubernetes {KUBERNETES}"
+    for module in re.findall(r"^\t(k8s\.io/[a-z-]+) => \./staging", upstream, re.M):
+        yield f"replace {module} => {module} {staging}"
+
+
+def _build_coredns() -> None:
+    """CoreDNS with the few parts that a cluster's DNS has."""
+    core = "github.com/coredns/coredns"
+    folder = _module("coredns", f"go 1.25.0\n\nrequire {core} {COREDNS}\n")
+    plugins = COREDNS_PLUGINS.split()
+    imports = "".join(f'\t_ "{core}/plugin/{name}"\n' for name in plugins)
+    directives = ", ".join(f'"{name}"' for name in plugins)
+    (folder / "main.go").write_text(
+        f'package main\n\nimport (\n\t"{core}/core/dnsserver"\n\t"{core}/coremain"\n{imports})\n\n'
+        f"func main() {{\n\tdnsserver.Directives = []string{{{directives}}}\n\tcoremain.Run()\n}}\n"
+    )
+    _go("build", *_flags(), "-o", FOLDER / "coredns", ".", cwd=folder)
+
+
+def _build_containerd() -> None:
+    module = "github.com/containerd/containerd/v2"
+    folder = _module("containerd", f"go 1.25.0\n\nrequire {module} {CONTAINERD}\n")
+    flags = _flags({f"{module}/version.Version": CONTAINERD})
+    packages = [f"{module}/cmd/{name}" for name in _CONTAINERD_PROGRAMS]
+    place = FOLDER / "containerd2"
+    place.mkdir(exist_ok=True)
+    tags = "no_btrfs,no_zfs,no_devmapper"
+    _go("build", "-tags", tags, *flags, "-o", f"{place}/", *packages, cwd=folder)
+
+
+def _unpack_etcd() -> None:
+    folder = FOLDER / "src" / "etcd"
+    folder.mkdir(parents=True, exist_ok=True)
+    for argv in (
+        ["apt-get", "download", "etcd-server"],
+        ["sh", "-c", "dpkg -x etcd-server_*.deb . && cp usr/bin/etcd ../../"],
+    ):
+        done = subprocess.run(argv, cwd=folder, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(argv)} failed: {done.stderr.strip()}")

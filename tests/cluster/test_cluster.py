@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a cluster's pods, nodes and neighbours reach, on nodes prepared as docs/operate.md says.
+
+The addresses outside: a router on the nodes' LAN with one host behind
+it, and a node of the overlay that is not of the cluster.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import suppress
+
+import pytest
+
+from mycelium_lab.errors import LabError
+from mycelium_lab.lab import await_fact
+
+from .cluster import API_SERVICE, DNS_SERVICE, DOMAIN, INTERNET, Cluster, KubeNode, KubePod
+
+pytestmark = pytest.mark.timeout(400)
+REPEATED = 6  # enough requests to a Service to meet each of its three pods
+
+
+@pytest.fixture
+def web(cluster: Cluster) -> list[KubePod]:
+    """A pod with a web server on each node."""
+    cluster.rollout("deployment/web")
+    pods = cluster.pods("app=web")
+    assert [pod.node for pod in pods] == [node.name for node in cluster.nodes]
+    return pods
+
+
+def service_address(cluster: Cluster, name: str) -> str:
+    return cluster.kubectl("get", "service", name, "-o", "jsonpath={.spec.clusterIP}")
+
+
+def all_reach_all(cluster: Cluster) -> bool:
+    pods = cluster.pods("app=web")
+    urls = [f"http://[{pod.address}]:8080/" for pod in pods]
+    try:
+        return len(pods) == 3 and all(pod.get(*urls).count("\n") == 3 for pod in pods)
+    except LabError:
+        return False
+
+
+# Pods
+
+
+def test_the_seeds_pod_and_deployment_run_and_reach_each_other(cluster: Cluster) -> None:
+    cluster.apply("seed-pod")
+    cluster.apply("seed-deployment")
+    cluster.kubectl("wait", "--for=condition=Ready", "pod/mycelium-test", "--timeout=60s")
+    cluster.rollout("deployment/mycelium-deployment")
+    pods = cluster.pods("app=mycelium-test")
+    assert len({pod.node for pod in pods}) > 1
+    (single,) = (p for p in cluster.pods("app!=x") if p.name == "mycelium-test")
+    for pod in pods:
+        assert "64 bytes from" in single.exec("ping6", "-c", "2", pod.address)
+    cluster.kubectl("delete", "--wait", "pod/mycelium-test", "deployment/mycelium-deployment")
+
+
+def test_pods_and_nodes_reach_every_pod(cluster: Cluster, web: list[KubePod]) -> None:
+    assert all_reach_all(cluster)
+    for node in cluster.nodes:
+        assert [pod for pod in web if not node.get(f"http://[{pod.address}]:8080/")] == []
+
+
+def test_exec_logs_and_port_forward_work(cluster: Cluster, web: list[KubePod]) -> None:
+    pod = web[-1]
+    assert pod.exec("hostname").strip() == pod.name
+    assert "serving" in cluster.kubectl("logs", pod.name)
+    node = cluster.nodes[0]
+    kubectl = (cluster.programs / "kubectl", "--kubeconfig", cluster.admin)
+    forwarded = node.machine.start(
+        *kubectl, "port-forward", "--address=::1", pod.name, "18080:8080"
+    )
+    try:
+        await_fact(lambda: node.get("http://[::1]:18080/"), "an answer through port-forward")
+    finally:
+        forwarded.stop()
+
+
+# Services
+
+
+def test_pods_reach_a_service_by_address_and_by_name(cluster: Cluster, web: list[KubePod]) -> None:
+    address = service_address(cluster, "web")
+    for pod in web:
+        answers = pod.get(*[f"http://[{address}]/"] * REPEATED)
+        assert answers.count("\n") == REPEATED
+        assert pod.get("http://web/")
+        assert address in pod.exec("probe", "lookup", f"web.default.svc.{DOMAIN}")
+
+
+def test_pods_reach_the_api_and_dns_by_their_services(web: list[KubePod]) -> None:
+    for pod in web:
+        pod.exec("probe", "connect", f"[{API_SERVICE}]:443")
+        pod.exec("probe", "connect", f"[{DNS_SERVICE}]:53")
+
+
+def test_nodes_reach_a_service(cluster: Cluster, web: list[KubePod]) -> None:
+    """As the API server does to call a webhook, with a default route or without."""
+    url = f"http://[{service_address(cluster, 'web')}]/"
+    for node in cluster.nodes:
+        assert all(node.get(url) for _ in range(REPEATED))
+
+
+def test_pods_reach_every_node_by_each_of_its_addresses(
+    cluster: Cluster, web: list[KubePod]
+) -> None:
+    for pod in web:
+        for node in cluster.nodes:
+            for address in (node.lan, node.overlay):
+                pod.exec("probe", "connect", f"[{address}]:10250")
+
+
+def test_node_ports_are_on_the_lan_and_not_on_the_overlay(
+    cluster: Cluster, web: list[KubePod]
+) -> None:
+    for node in cluster.nodes:
+        for port in (30080, 30081):  # externalTrafficPolicy Cluster and Local
+            lan, overlay = (f"http://[{a}]:{port}/" for a in (node.lan, node.overlay))
+            assert all(cluster.world_gets(lan) for _ in range(REPEATED))
+            assert not cluster.world_gets(overlay)
+            other = cluster.nodes[0] if node is not cluster.nodes[0] else cluster.nodes[1]
+            assert not other.get(overlay)
+
+
+def test_a_load_balancers_address_is_served_on_the_lan(
+    cluster: Cluster, web: list[KubePod]
+) -> None:
+    """Assigned by hand here, and routed to one node as a load balancer would."""
+    address = "2001:db8:2::1"
+    cluster.apply("balanced")
+    status = f'{{"status": {{"loadBalancer": {{"ingress": [{{"ip": "{address}"}}]}}}}}}'
+    cluster.kubectl("patch", "service", "balanced", "--subresource=status", "-p", status)
+    cluster.world.configure(f"route replace {address} via {cluster.nodes[1].lan}")
+    url = f"http://[{address}]/"
+    await_fact(lambda: cluster.world_gets(url), "an answer of the load balancer's address")
+    assert all(cluster.world_gets(url) for _ in range(REPEATED))
+    cluster.kubectl("delete", "service", "balanced")
+
+
+def test_host_ports_are_served(cluster: Cluster) -> None:
+    cluster.apply("hostport")
+    cluster.kubectl("wait", "--for=condition=Ready", "pod/hostport", "--timeout=60s")
+    node = cluster.nodes[1]  # the manifest's
+    url = f"http://[{node.lan}]:8088/"
+    assert cluster.world_gets(url)
+    assert node.get(url)
+    cluster.kubectl("delete", "--wait", "pod/hostport")
+    assert not cluster.world_gets(url)
+
+
+# The world
+
+
+def test_pods_reach_the_internet_if_the_node_does(cluster: Cluster, web: list[KubePod]) -> None:
+    """The host there knows no way to the overlay: it answers the node."""
+    for pod in web:
+        if cluster.options.router:
+            pod.exec("ping6", "-c", "1", "-W", "2", INTERNET)
+        else:
+            with pytest.raises(LabError, match="nreachable"):
+                pod.exec("probe", "connect", f"[{INTERNET}]:80")
+
+
+def test_the_overlay_reaches_pods(cluster: Cluster, web: list[KubePod]) -> None:
+    for pod in web:
+        assert cluster.world_gets(f"http://[{pod.address}]:8080/")
+
+
+# Faults
+
+
+@pytest.fixture
+def undisturbed(cluster: Cluster, web: list[KubePod]) -> Iterator[None]:
+    """The pods are the same at the end, with their addresses and no restarts."""
+    before = [(pod.name, pod.address, pod.restarts) for pod in web]
+    yield
+    await_fact(lambda: all_reach_all(cluster), "all pods reach each other", within_s=40)
+    assert [(p.name, p.address, p.restarts) for p in cluster.pods("app=web")] == before
+
+
+def a_new_pod_runs(cluster: Cluster, node: KubeNode) -> None:
+    cluster.apply("new", NODE=node.name)
+    cluster.kubectl("wait", "--for=condition=Ready", "pod/new", "--timeout=60s")
+    cluster.kubectl("delete", "--now", "pod/new")
+
+
+@pytest.mark.parametrize("program", ["containerd", "kubelet", "kube-proxy"])
+@pytest.mark.usefixtures("undisturbed")
+def test_pods_outlive_a_killed(program: str, cluster: Cluster, web: list[KubePod]) -> None:
+    node = cluster.nodes[1]
+    node.stop(program, signal.SIGKILL)
+    assert cluster.nodes[0].get(f"http://[{web[1].address}]:8080/")
+    node.restart(program)
+    a_new_pod_runs(cluster, node)
+
+
+@pytest.mark.usefixtures("undisturbed")
+def test_pods_outlive_a_killed_daemon(cluster: Cluster, web: list[KubePod]) -> None:
+    node, url = cluster.nodes[1], f"http://[{web[1].address}]:8080/"
+    node.lab_node.stop_overlay(signal.SIGKILL)
+    assert node.get(url)
+    assert not cluster.nodes[0].get(url)
+    node.lab_node.start_overlay()
+    a_new_pod_runs(cluster, node)
+
+
+def test_a_node_that_was_switched_off_comes_back(cluster: Cluster, web: list[KubePod]) -> None:
+    node = cluster.nodes[2]
+    node.reboot()
+    cluster.kubectl("delete", "--now", "pod", web[2].name)
+    cluster.rollout("deployment/web")
+    await_fact(lambda: all_reach_all(cluster), "all pods reach each other", within_s=60)
+
+
+# Many
+
+
+def left(node: KubeNode) -> dict[str, int]:
+    """What pods leave on a node, counted."""
+    links = node.lab_node.ip("link")
+    routes = node.lab_node.ip("-6", "route", "show", "proto", "77")
+    return {
+        "links": sum(link["ifname"].startswith("myc") for link in links),
+        "routes": sum(route["dev"] != "lo" for route in routes),
+        "neighbours": len(node.lab_node.ip("-6", "neigh", "show", "proto", "77")),
+        "namespaces": len(node.run("ls", "/run/netns").stdout.split()),
+        "rules": node.run("nft", "-t", "list", "table", "inet", "mycelium-cni").stdout.count("\n"),
+        "results": len(node.run("ls", "/var/lib/cni/results", check=False).stdout.split()),
+    }
+
+
+def test_a_hundred_pods_come_and_go_and_leave_nothing(cluster: Cluster) -> None:
+    cluster.apply("churn")
+    before = [left(node) for node in cluster.nodes]
+    for _ in range(2):
+        cluster.kubectl("scale", "deployment/churn", "--replicas=100")
+        cluster.kubectl("rollout", "status", "deployment/churn", "--timeout=180s", timeout_s=200)
+        addresses = [pod.address for pod in cluster.pods("app=churn")]
+        assert len(set(addresses)) == 100
+        cluster.kubectl("scale", "deployment/churn", "--replicas=0")
+        cluster.kubectl(
+            *("wait", "--for=delete", "pod", "-l", "app=churn", "--timeout=180s"), timeout_s=200
+        )
+    with suppress(LabError):
+        await_fact(lambda: [left(node) for node in cluster.nodes] == before, "", within_s=20)
+    assert [left(node) for node in cluster.nodes] == before
