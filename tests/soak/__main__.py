@@ -8,8 +8,10 @@ import math
 import os
 import secrets
 import shlex
+import signal
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -47,25 +49,32 @@ def main() -> int:
     )
     progress = Progress(*columns, console=Console(stderr=True), transient=True)
     start = time.monotonic()
+    stopped = threading.Event()
     try:
         with tempfile.TemporaryDirectory() as folder, Lab(command, overlay="stand-in") as lab:
-            previous = releases.previous(Path(folder))
-            storm = Storm(lab, command, previous, mode=options.mode, seed=seed, total=options.count)
+            storm = Storm(
+                lab,
+                command,
+                releases.previous(Path(folder)),
+                lambda fault: print(f"FAULT {fault}", flush=True),
+                mode=options.mode,
+                seed=seed,
+                total=options.count,
+            )
+            # Ctrl-C ends it early, with the look at what is left.
+            signal.signal(signal.SIGINT, lambda *_: stopped.set())
             with progress:
                 bar = progress.add_task("attachments", total=options.count)
                 tried = storm.run(
-                    lambda done: progress.update(bar, completed=done), start + options.seconds
+                    lambda done: progress.update(bar, completed=done),
+                    lambda: not stopped.is_set() and time.monotonic() < start + options.seconds,
                 )
-    except LabError as error:
+    except (LabError, RuntimeError) as error:  # the second: no previous release in this clone
         print(f"soak: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return 130
-    for fault in storm.faults:
-        print(f"FAULT {fault}")
     print(f"{tried} attachments in {time.monotonic() - start:.0f} s, {options.mode}, seed {seed}")
     print(_calls(storm.runtime))
-    print(f"{len(storm.faults)} faults")
+    print(f"{storm.faults} faults")
     return 1 if storm.faults else 0
 
 

@@ -75,12 +75,21 @@ class Storm:
     """One node, its pods, and all that is done to them."""
 
     def __init__(
-        self, lab: Lab, command: Command, previous: Command, *, mode: str, seed: int, total: int
+        self,
+        lab: Lab,
+        command: Command,
+        previous: Command,
+        report: Callable[[Fault], None],
+        *,
+        mode: str,
+        seed: int,
+        total: int,
     ) -> None:
-        self.faults: Final[list[Fault]] = []
+        self.faults = 0
+        self._report: Final = report
         self.node: Final = lab.node("a")
         lab.connect(self.node)
-        self.runtime: Final = Runtime(self.node, self.faults.append)
+        self.runtime: Final = Runtime(self.node, self._found)
         self._command: Final = command
         self._previous: Final = previous
         self._seed: Final = seed
@@ -95,10 +104,10 @@ class Storm:
 
     # From the outside
 
-    def run(self, ended: Callable[[int], None], until: float) -> int:
+    def run(self, ended: Callable[[int], None], go_on: Callable[[], bool]) -> int:
         """Let the pods live and die, and look at what is left; how many attachments were tried.
 
-        `ended` is told their number now and then; no pod begins after the moment `until`.
+        `ended` is told their number now and then; no pod begins once `go_on` says no.
         """
         self._each_network_once()
         before = picture(self.node, *self._free)
@@ -115,8 +124,7 @@ class Storm:
                 running.remove(done)
                 tried += done.result()
                 ended(tried)
-                more = tried < self._total and time.monotonic() < until
-                if more and len(self.faults) < ENOUGH:
+                if tried < self._total and self.faults < ENOUGH and go_on():
                     running.add(pool.submit(self._one, next(numbers)))
             for _ in pool.map(self._end, self._alive[:]):
                 pass
@@ -283,9 +291,9 @@ class Storm:
             done = self.runtime.gc(self._command, network, maybe)
             if not done.killed:
                 if done.code or done.out:
-                    self.faults.append(Fault(number, f"GC of {network.name}: {done}"))
+                    self._found(Fault(number, f"GC of {network.name}: {done}"))
                 return
-        self.faults.append(Fault(number, f"GC of {network.name} does not end"))
+        self._found(Fault(number, f"GC of {network.name} does not end"))
 
     def _is_empty(self, life: Life, ending: str) -> None:
         """As the runtime made it: `lo`, and the three rules that every namespace has."""
@@ -295,7 +303,12 @@ class Storm:
             self._fault(life, f"after {ending} {life.pod.name} has {links}, {rules}")
 
     def _fault(self, life: Life, what: str, done: Outcome | None = None) -> None:
-        self.faults.append(Fault(life.number, f"{what}: {done}" if done else what))
+        self._found(Fault(life.number, f"{what}: {done}" if done else what))
+
+    def _found(self, fault: Fault) -> None:
+        with self._hand:
+            self.faults += 1
+        self._report(fault)
 
     # Before and after
 
@@ -341,11 +354,12 @@ class Storm:
         try:
             await_fact(settled, "nothing more than before")
         except LabError:
-            self.faults.extend(Fault(0, f"left behind: {line}") for line in left)
+            for line in left:
+                self._found(Fault(0, f"left behind: {line}"))
         overlay = self.node.overlay
         assert overlay is not None
         for space in (self.node, *self._free):
             pids = subprocess.check_output(["ip", "netns", "pids", space.netns], text=True).split()
             pids = [pid for pid in pids if int(pid) != overlay.pid]
             if pids:
-                self.faults.append(Fault(0, f"processes left in {space.name}: {pids}"))
+                self._found(Fault(0, f"processes left in {space.name}: {pids}"))
