@@ -51,6 +51,9 @@ def _one(space: Namespace, settings: str) -> Picture:
         links[link["ifname"]] = shown
     # What somebody set; other neighbours come and go with the packets.
     lasting = [n for n in neighbours if "protocol" in n or "PERMANENT" in n.get("state", [])]
+    for entry in lasting:
+        if "PERMANENT" not in entry["state"]:
+            del entry["state"]  # whether it was heard of within the last half minute
     return {
         "links": links,
         "routes": sorted(
