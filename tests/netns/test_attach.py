@@ -33,6 +33,7 @@ from observe import difference, picture, set_sysctl, sysctl
 from mycelium_lab.lab import Lab, Namespace, Node, Pod, await_fact
 
 ROUNDS = 20  # of first packets
+KERNEL = tuple(int(number) for number in os.uname().release.split(".")[:2])
 CROWD = 50  # at once
 # Of DEL and ADD at once, in each mode. A call of the pip-installed plugin takes ten times as long.
 REPEATS = 1000 if "MYCELIUM_CNI_COMMAND" in os.environ else 100
@@ -727,3 +728,45 @@ def test_a_pod_whose_link_was_down_for_a_moment_stays_reachable(
     pod.configure("link set eth0 down", "link set eth0 up", *again)
     assert_talk(attached)
     attached.delete()
+
+
+# What keeps a routed link alive
+
+
+def test_a_gateway_is_found_again_where_new_links_do_not_forward(homes: Homes) -> None:
+    """The kernel answers for an address that it does not have only on links that forward."""
+    node, far = homes.pair("routed")
+    (pod,) = homes.fresh(node)
+    set_sysctl(node, "ipv6/conf/default/forwarding", "0")
+    try:
+        attached = attach(node, pod, network("routed"))
+    finally:
+        set_sysctl(node, "ipv6/conf/default/forwarding", "1")
+    pod.configure("neigh del fe80::1 dev eth0")
+    assert reaches(pod, str(far.overlay_address))
+    assert sysctl(node, f"ipv6/conf/{attached.host_link}/forwarding") == "1"
+    assert sysctl(node, f"ipv6/neigh/{attached.host_link}/proxy_delay") == "0"
+    silent(attached.delete())
+
+
+@pytest.mark.skipif(KERNEL < (6, 17), reason="the kernel knows no validated neighbours")
+def test_a_firewall_that_drops_what_a_pod_answers_does_not_make_it_deaf(homes: Homes) -> None:
+    """Not even when its link has been down, and the kernel would ask for it anew."""
+    node, _ = homes.pair("routed")
+    (pod,) = homes.fresh(node)
+    attached = attach(node, pod, network("routed"))
+    (gateway,) = pod.ip("-6", "neigh", "show", "fe80::1", "nud", "all")
+    drop = "add rule ip6 strict in icmpv6 type nd-neighbor-advert drop"
+    chain = "add chain ip6 strict in { type filter hook input priority 0; }"
+    node.run(["nft", f"add table ip6 strict; {chain}; {drop}"])
+    try:
+        pod.configure(
+            "link set eth0 down",
+            "link set eth0 up",
+            f"neigh add fe80::1 lladdr {gateway['lladdr']} dev eth0 nud permanent",
+            "route add 400::/7 via fe80::1 dev eth0",
+        )
+        assert reaches(node, attached.address)
+    finally:
+        node.run(["nft", "delete table ip6 strict"])
+    silent(attached.delete())

@@ -102,6 +102,13 @@ class Switch(Fact):
         sysctl.put(self.path, self.value)
 
 
+class Preference(Switch):
+    """A setting without which packets pass all the same."""
+
+    __slots__ = ()
+    needed = False
+
+
 class Object(Fact):
     """What one rtnetlink request makes."""
 
@@ -399,6 +406,14 @@ class Neighbour(Part):
     def message(self) -> nl.Message:
         return nl.neighbour(
             *(self, self.index, self.address, self.mac, self.protocol), permanent=self.permanent
+        )
+
+    def validated(self) -> nl.Message:
+        """The same of an entry that nothing but the neighbour's own word may change."""
+        return nl.neighbour(
+            *(self, self.index, self.address, self.mac, self.protocol),
+            permanent=False,
+            validated=True,
         )
 
     def holds(self, seen: Snapshot) -> bool:

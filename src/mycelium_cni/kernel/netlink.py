@@ -74,9 +74,10 @@ FRA_DST, FRA_SRC, FRA_IIFNAME, FRA_PRIORITY, FRA_FWMARK = 1, 2, 3, 6, 10
 FRA_TABLE, FRA_OIFNAME, FRA_PROTOCOL = 15, 17, 21
 FR_ACT_TO_TBL = 1
 
-NDA_DST, NDA_LLADDR, NDA_MASTER, NDA_PROTOCOL = 1, 2, 9, 12
+NDA_DST, NDA_LLADDR, NDA_MASTER, NDA_PROTOCOL, NDA_FLAGS_EXT = 1, 2, 9, 12, 15
 NUD_REACHABLE, NUD_NOARP, NUD_PERMANENT = 0x02, 0x40, 0x80
 NTF_MASTER, NTF_PROXY, NTF_EXT_LEARNED, NTF_STICKY = 0x04, 0x08, 0x10, 0x40
+NTF_EXT_EXT_VALIDATED = 0x04
 
 _HEADER = Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
 _ATTRIBUTE = Struct("=HH")  # rtattr: length, type
@@ -231,15 +232,27 @@ def get_address(what: object, local: bytes, index: int = 0) -> Message:
 
 
 def neighbour(
-    what: object, index: int, destination: bytes, mac: bytes, protocol: int, *, permanent: bool
+    what: object,
+    index: int,
+    destination: bytes,
+    mac: bytes,
+    protocol: int,
+    *,
+    permanent: bool,
+    validated: bool = False,
 ) -> Message:
     """RTM_NEWNEIGH of an entry marked as `protocol`'s. Permanent, or reachable until the neighbour
     itself says otherwise; both kinds are exempt from gc_thresh3, the limit that all network
-    namespaces share (net/core/neighbour.c, `exempt_from_gc`)."""
+    namespaces share (net/core/neighbour.c, `exempt_from_gc`). One that is `validated` the kernel
+    still asks, but never gives up; before Linux 6.17 it refuses the word with EINVAL, and before
+    5.16 does not hear it."""
     state, flags = (NUD_PERMANENT, 0) if permanent else (NUD_REACHABLE, NTF_EXT_LEARNED)
     body = NDMSG.pack(AF_INET6, index, state, flags, RTN_UNICAST)
     attributes = ((NDA_DST, destination), (NDA_LLADDR, mac), (NDA_PROTOCOL, bytes((protocol,))))
-    return Message(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, body + encode(attributes), what)
+    body += encode(attributes)
+    if validated:
+        body += encode(((NDA_FLAGS_EXT, NTF_EXT_EXT_VALIDATED),))
+    return Message(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, body, what)
 
 
 def delete_neighbour(what: object, index: int, destination: bytes) -> Message:

@@ -26,7 +26,7 @@ from mycelium_cni.guard import Port, counterpart
 from mycelium_cni.kernel import netlink as nl
 from mycelium_cni.kernel import sysctl
 from mycelium_cni.kernel.address import format_address, format_mac
-from mycelium_cni.kernel.facts import AlternativeName, Setting, alias, mac
+from mycelium_cni.kernel.facts import AlternativeName, Neighbour, Setting, alias, mac
 from mycelium_cni.kernel.link import Link, find_link
 from mycelium_cni.kernel.netns import inside
 from mycelium_cni.node.facts import LOOPBACK
@@ -272,9 +272,17 @@ def _mac_taken(host: nl.Socket, shape: Shape) -> CniError:
 
 def reach_pod(host: nl.Socket, shape: Shape, undo: Undo) -> None:
     """Host side, second half, once there is a carrier."""
+    wanted = facts.host_reach(shape)
+    messages = [fact.message() for fact in wanted]
     if shape.bridge:
         undo.push(forget_neighbour, host, shape.bridge.index, shape.address)
-    host.request(*[fact.message() for fact in facts.host_reach(shape)])
+    else:
+        # A firewall that drops what the pod answers would make it deaf in a minute (docs/adr/0002).
+        messages += [fact.validated() for fact in wanted if isinstance(fact, Neighbour)]
+    refused = host.attempt(*messages)
+    for place in sorted(refused):
+        if place < len(wanted) or refused[place].errno != EINVAL:  # before Linux 6.17
+            raise refused[place]
 
 
 def enter_pod(pod_netns: int, home: int, pod_link: str, undo: Undo) -> tuple[nl.Socket, nl.Monitor]:

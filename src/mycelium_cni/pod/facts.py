@@ -20,6 +20,7 @@ from mycelium_cni.kernel.facts import (
     NoLinkLocal,
     Object,
     Part,
+    Preference,
     Proxy,
     Route,
     Switch,
@@ -100,6 +101,9 @@ def host_switches(shape: Shape) -> list[Switch]:
         Switch(sysctl.conf(name, "disable_ipv6"), "0", "the overlay is IPv6"),
         Switch(sysctl.conf(name, "accept_ra"), "0", "a pod is no router"),
         Switch(sysctl.conf(name, "proxy_ndp"), "1", answers),
+        # By default it lets the pod wait for up to 0.8 s (RFC 4861, section 7.2.8).
+        Preference(f"neigh/{name}/proxy_delay", "0", answers),
+        Switch(sysctl.conf(name, "forwarding"), "1", answers),  # ndisc_recv_ns asks for it
     ]
 
 
