@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Executables of other releases, for tests of what two releases make of each other's attachments.
 
-The previous release comes out of this repository's own history, and runs on this Python.
+The previous release comes out of this repository's own history, and runs on this Python. The next
+one is a copy of this one, with another number of the rules and one rule more.
 """
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +32,24 @@ def previous(folder: Path) -> list[str]:
         )
     subprocess.run(["tar", "-x", "-C", str(folder)], input=archive.stdout, check=True)
     return _launcher(folder)
+
+
+def following(folder: Path) -> list[str]:
+    """The argument vector that starts a release with other rules than this one's."""
+    shutil.copytree(ROOT / "src", folder / "src")
+    wanted, rules = (folder / f"src/mycelium_cni/guard/{name}.py" for name in ("wanted", "rules"))
+    _change(wanted, "RULES = 4", "RULES = 5")
+    _change(wanted, "PODS_USES = 6 + 1", "PODS_USES = 7 + 1")
+    rule = 'table.rule(PODS_CHAIN, "as it will be", nf.counter()),'
+    chain = "table.flush_chain(PODS_CHAIN),"
+    _change(rules, chain, f"{chain} {rule}")
+    return _launcher(folder)
+
+
+def _change(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert text.count(old) == 1, f"{path} does not say {old!r} once"
+    path.write_text(text.replace(old, new))
 
 
 def _launcher(folder: Path) -> list[str]:

@@ -36,6 +36,10 @@ def subnet_of(node: Node) -> ipaddress.IPv6Network:
     return ipaddress.IPv6Network(f"{node.overlay_address}/64", strict=False)
 
 
+# No link-local address, which would come up while a picture is compared with another.
+QUIET = ("link set nic0 addrgenmode none", "link set nic1 addrgenmode none")
+
+
 @pytest.fixture
 def node(homes: Homes, mode: Mode) -> Node:
     return homes.pair(mode)[0]
@@ -85,6 +89,7 @@ def street(homes: Homes) -> Iterator[tuple[Node, Attached, dict[str, tuple[str, 
     asked = attach(node, homes.fresh(node)[0], network("bridge"), args=f"MAC={MAC}")
     node.configure(
         "link add nic0 type veth peer name nic1",
+        *QUIET,
         f"link add tap0 master {BRIDGE} type veth peer name guest0 netns {beyond.netns}",
         "link set tap0 addrgenmode none",  # its address would come later
         "link set tap0 up",
@@ -187,6 +192,7 @@ def test_an_address_of_any_link_of_the_node_is_refused(
     # Without a carrier the address is tentative, and has no route; it is the node's all the same.
     node.configure(
         "link add nic0 type veth peer name nic1",
+        *QUIET,
         "link set nic0 up",
         f"address add {address}/128 dev nic0",
     )
@@ -207,6 +213,7 @@ def test_an_address_that_the_node_routes_elsewhere_is_refused(
     prefix = ipaddress.IPv6Network((int(subnet_of(node)[5 << 48]), 80))
     node.configure(
         "link add nic0 type veth peer name nic1",
+        *QUIET,
         "link set nic0 up",
         "link set nic1 up",
         f"route add {kind}{prefix}" + ("" if kind else " dev nic0"),

@@ -6,6 +6,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
+from hashlib import blake2b
+from itertools import count
 from typing import Any
 
 import pytest
@@ -206,3 +208,32 @@ def test_gc_while_pods_come_and_go_harms_none_that_are_listed(
             silent(attached.check())
             assert reaches(node, attached.address)
         assert [a for a in stale if node.link(a.host_link)] == []
+
+
+def of_one_group() -> tuple[str, str]:
+    """Two network names with one hash of 28 bits, which are found in a moment."""
+    seen: dict[bytes, str] = {}
+    for number in count():
+        name = f"net-{number}"
+        digest = bytearray(blake2b(name.encode(), digest_size=4).digest())
+        digest[0] &= 0x0F
+        other = seen.setdefault(bytes(digest), name)
+        if other != name:
+            return other, name
+    raise AssertionError
+
+
+@pytest.mark.parametrize("mode", ["routed"])
+def test_two_networks_with_one_hash_do_not_mix(homes: Homes, node: Node, mode: Mode) -> None:
+    one, other = of_one_group()
+    mine, theirs = homes.fresh(node, 2)
+    attached = attach(node, mine, network(mode, name=one, ingress="closed"))
+    before = picture(node, theirs)
+    call = node.plugin("ADD", network(mode, name=other), theirs)
+    refused(call, 100, says=f"networks {other} and {one} have the same number")
+    assert difference(before, picture(node, theirs)) == []
+    silent(collect(node, mode, [], name=other))
+    assert reaches(node, attached.address)
+    silent(attached.check())
+    silent(collect(node, mode, [], name=one))
+    assert node.link(attached.host_link) is None

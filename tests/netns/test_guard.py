@@ -234,24 +234,29 @@ def test_what_it_remembers_of_a_pod_helps_no_other(site: Site) -> None:
     assert {pair for pair in learned(site) if pair[1] in (own, other, NODE)} == theirs
 
 
-def test_the_rules_of_an_older_edition_are_replaced(site: Site) -> None:
-    site.attach(conf())
-    current = rules(site)
-    older = f"subnet {SUBNET}::/64, rules {guard.RULES - 1}"
-    site.node.run(
-        ["nft", "-f", "-"],
-        input=f"""
-        flush chain inet mycelium-cni from-pods
-        add rule inet mycelium-cni from-pods drop comment "as it was then"
-        delete element inet mycelium-cni overlays {{ "mycelium" }}
-        add element inet mycelium-cni overlays {{
-            "mycelium" comment "{older}" : goto from-mycelium
-        }}
-    """,
-    )
-    pod, _ = site.attach(conf())
-    assert rules(site) == current
-    assert pod.ping(NODE) is not None
+@both_modes
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"ipMasq": True},
+        {"ingress": "closed", "ipMasq": True},
+        {"ingress": "cluster"},
+        {"ingress": "cluster", "allowFrom": ["4aa::/16"]},
+    ],
+    ids=lambda keys: "-".join(map(str, keys.values())) or "open",
+)
+def test_what_is_in_place_is_not_loaded_again(site: Site, mode: str, keys: dict[str, Any]) -> None:
+    def handles() -> list[tuple[str, str, int]]:
+        shown = json.loads(site.node.run(["nft", "-j", "list", "ruleset"]).stdout)["nftables"]
+        found = [entry["rule"] for entry in shown if "rule" in entry]
+        return [(rule["family"], rule["chain"], rule["handle"]) for rule in found]
+
+    site.attach(conf(mode=mode, **keys))
+    before = handles()
+    assert before
+    site.attach(conf(mode=mode, **keys))
+    assert handles() == before
 
 
 def test_networks_share_it_and_a_burst_of_them_loses_none(site: Site) -> None:
@@ -265,24 +270,20 @@ def test_networks_share_it_and_a_burst_of_them_loses_none(site: Site) -> None:
         assert f"net{n}: ingress closed" in site.table()
 
 
-def test_a_flush_takes_the_policy_of_every_network_and_each_brings_back_its_own(
-    site: Site,
-) -> None:
+def test_after_a_flush_the_first_add_brings_back_the_policy_of_every_network(site: Site) -> None:
     networks = [
-        conf(f"net{n}", mode, ingress="closed") for n, mode in enumerate(("routed", "bridge") * 3)
+        conf(f"net{n}", mode, ingress="cluster", allowFrom=["4cc::/16"], ipMasq=bool(n % 2))
+        for n, mode in enumerate(("routed", "bridge") * 3)
     ]
     attached = [site.attach(network) for network in networks]
     before = [entry for entry in rules(site) if "rule" in entry]
     site.node.run(["nft", "flush", "table", "inet", "mycelium-cni"])
-    first, *others = networks
-    site.attach(first)
-    assert site.status(first).code == 0
-    assert {site.status(network).result.get("code") for network in others} == {50}
-    with ThreadPoolExecutor(len(others)) as pool:
-        list(pool.map(site.attach, others))
+    assert {site.status(network).result.get("code") for network in networks} == {50}
+    site.attach(networks[0])
+    assert all(site.status(network).code == 0 for network in networks)
     for pod, address in attached:
         assert not site.reaches(pod, address, REMOTE)
-    assert all(site.status(network).code == 0 for network in networks)
+        assert site.reaches(pod, address, "4cc::1")
     after = rules(site)
     assert all(rule in after for rule in before)
 
@@ -469,15 +470,15 @@ def test_the_rules_have_a_number(site: Site) -> None:
     messages = [
         *ruleset.base(),
         *ruleset.overlay(wanted, known=True),
-        *ruleset.network(wanted, known=True),
+        *ruleset.network(wanted, known=("to-network", "from-network")),
         *ruleset.bridge_base(),
-        *ruleset.bridge_network(wanted.group, closed=True, known=False),
+        *ruleset.bridge_network(wanted.group, closed=True),
         *ruleset.add_ports([port]),
     ]
     digest = hashlib.blake2b(digest_size=8)
     for message in messages:
         digest.update(bytes((message.kind & 0xFF,)) + message.body)
-    assert (guard.RULES, digest.hexdigest()) == (3, "22108cd8c8746db9")
+    assert (guard.RULES, digest.hexdigest()) == (4, "0f0404925ca58c61")
 
 
 def test_prefixes_are_cut_at_the_right_bits() -> None:

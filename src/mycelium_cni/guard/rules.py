@@ -8,7 +8,17 @@ rules in nft's words and says what each is for; docs/adr/0006-the-guard.md says 
 
 from __future__ import annotations
 
-from mycelium_cni.guard import BRIDGE_WORDS, TABLE_NAME, Port
+from mycelium_cni.guard.wanted import (
+    BRIDGE_CHAIN,
+    BRIDGE_WORDS,
+    PODS_CHAIN,
+    RULES,
+    TABLE_NAME,
+    Port,
+    from_chain,
+    overlay_chain,
+    to_chain,
+)
 from mycelium_cni.kernel import netlink as nl
 from mycelium_cni.kernel import nftables as nf
 from mycelium_cni.node.marks import BRIDGE_GROUP, GROUP, GROUP_MASK
@@ -18,7 +28,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable
 
-    from mycelium_cni.guard import Wanted
+    from mycelium_cni.guard.wanted import Record, Wanted
 
 INET = nf.Table(nf.NFPROTO_INET, TABLE_NAME)
 BRIDGE = nf.Table(nf.NFPROTO_BRIDGE, TABLE_NAME)
@@ -52,6 +62,9 @@ _MLD_REPORT, _MLD2_REPORT = 131, 143
 _ERRORS = (1, 4)  # destination-unreachable, packet-too-big, time-exceeded, parameter-problem
 
 
+_ADVERTISEMENT, _UNSPECIFIED = f"advertisement-{RULES}", f"unspecified-{RULES}"
+
+
 def _type(number: int) -> tuple[nl.Attribute, ...]:
     return (*_ICMPV6_TYPE, nf.compare(_EQ, bytes((number,))))
 
@@ -68,10 +81,6 @@ def _in(address: nl.Attribute, prefix: tuple[bytes, int], op: int = _EQ) -> list
     network, length = prefix
     bits = ((1 << length) - 1 << 128 - length).to_bytes(16, "big")
     return [address, nf.mask(bits), nf.compare(op, network)]
-
-
-def overlay_chain(interface: str) -> str:
-    return f"from-{interface}"
 
 
 def base() -> list[nl.Message]:
@@ -92,31 +101,29 @@ def base() -> list[nl.Message]:
         # which takes a third of TCP's throughput. So the answer is remembered for a minute. Only an
         # address that is the pod's gets in; and a link's index is not used again.
         table.set("own-address", nf.SENDER, size=65535, timeout_ms=60_000),
-        table.chain("from-pods"),
-        table.flush_chain("from-pods"),
+        table.chain(PODS_CHAIN),
+        table.flush_chain(PODS_CHAIN),
+        table.rule(PODS_CHAIN, "", *_IPV6, *_NO_ICMPV6, *sender, nf.lookup("own-address"), _ACCEPT),
         table.rule(
-            "from-pods", "", *_IPV6, *_NO_ICMPV6, *sender, nf.lookup("own-address"), _ACCEPT
-        ),
-        table.rule(
-            "from-pods",
+            PODS_CHAIN,
             "not IPv6",
             nf.meta(nf.NFT_META_NFPROTO),
             nf.compare(_NEQ, bytes((nf.NFPROTO_IPV6,))),
             *_DROP,
         ),
-        table.rule("from-pods", "pods are no routers", *_IPV6, *_type(_RA), *_DROP),
-        table.rule("from-pods", "pods are no routers", *_IPV6, *_type(_REDIRECT), *_DROP),
+        table.rule(PODS_CHAIN, "pods are no routers", *_IPV6, *_type(_RA), *_DROP),
+        table.rule(PODS_CHAIN, "pods are no routers", *_IPV6, *_type(_REDIRECT), *_DROP),
         table.rule(
-            "from-pods",
+            PODS_CHAIN,
             "not the pod's address",
             _ROUTED_BACK,
             nf.compare(_EQ, nf.host32(0)),
             *_DROP,
         ),
-        table.rule("from-pods", "", *_IPV6, *_NO_ICMPV6, *sender, nf.learn("own-address")),
+        table.rule(PODS_CHAIN, "", *_IPV6, *_NO_ICMPV6, *sender, nf.learn("own-address")),
         table.chain("prerouting", *nf.base("filter", nf.NF_INET_PRE_ROUTING, _RAW)),
         table.flush_chain("prerouting"),
-        table.rule("prerouting", "", *_FROM_OURS, nf.verdict(nf.NFT_GOTO, "from-pods")),
+        table.rule("prerouting", "", *_FROM_OURS, nf.verdict(nf.NFT_GOTO, PODS_CHAIN)),
         # With br_netfilter, packets from port to port come here too, after the bridge table.
         table.rule(
             "prerouting",
@@ -188,62 +195,81 @@ def overlay(wanted: Wanted, *, known: bool) -> list[nl.Message]:
     ]
 
 
-def network(wanted: Wanted, *, known: bool) -> list[nl.Message]:
-    """A network's policy, for packets to its pods and from them."""
-    table, policy = INET, wanted.policy
-    to, from_, allowed = to_chain(wanted.group), from_chain(wanted.group), f"allow-{wanted.group}"
-    key = nf.host32(wanted.group)
+def forward() -> list[nl.Message]:
+    """The way to the policies. A chain at a hook costs every packet of the node, so it comes with
+    the first network that needs it. In front, what most packets are: no map is asked about them."""
+    table = INET
+    live = nf.mask(nf.host32(nf.CT_ESTABLISHED | nf.CT_RELATED))
+    return [
+        table.chain("forward", *nf.base("filter", nf.NF_INET_FORWARD, _FILTER)),
+        table.flush_chain("forward"),
+        table.rule("forward", "", nf.ct_state(), live, nf.compare(_NEQ, bytes(4)), _ACCEPT),
+        table.rule("forward", "", nf.meta(nf.NFT_META_OIFGROUP), nf.vmap("to-network")),
+        table.rule("forward", "", *_IPV6, _DADDR, nf.vmap("to-address")),
+    ]
+
+
+def postrouting() -> list[nl.Message]:
+    """The way to `ipMasq`; it comes with the first network that has it."""
+    table = INET
+    return [
+        table.chain("postrouting", *nf.base("nat", nf.NF_INET_POST_ROUTING, _SRCNAT)),
+        table.flush_chain("postrouting"),
+        table.rule("postrouting", "", nf.meta(nf.NFT_META_IIFGROUP), nf.vmap("from-network")),
+        table.rule("postrouting", "", *_IPV6, _SADDR, nf.vmap("from-address")),
+    ]
+
+
+def network(wanted: Wanted, *, known: Container[str]) -> list[nl.Message]:
+    """A network's policy, the way to it, and the prefixes that it allows. `known`: the maps that
+    have it."""
+    allowed, parts = allowed_set(wanted.group), nf.prefixes(wanted.policy.allow_from)
+    return [
+        *(forward() if wanted.policy.ingress != "open" else ()),
+        *(postrouting() if wanted.policy.masquerade else ()),
+        INET.set(allowed, nf.IPV6_ADDR, nf.NFT_SET_INTERVAL),
+        INET.elements(nf.NFT_MSG_DELSETELEM, allowed, []),
+        *[
+            INET.elements(nf.NFT_MSG_NEWSETELEM, allowed, parts[start : start + 256])
+            for start in range(0, len(parts), 256)
+        ],
+        *policy(wanted.record, known=known),
+    ]
+
+
+def policy(record: Record, *, known: Container[str]) -> list[nl.Message]:
+    """The chains of a network, for packets to its pods and from them, as its record says. What the
+    policy allows by prefix is in a set of its own, and stays as it is."""
+    table, to, from_ = INET, to_chain(record.group), from_chain(record.group)
+    key = nf.host32(record.group)
     messages = [
-        *_network_chains(wanted.group),
-        table.set(allowed, nf.IPV6_ADDR, nf.NFT_SET_INTERVAL),
+        *_network_chains(record.group),
+        table.set(allowed_set(record.group), nf.IPV6_ADDR, nf.NFT_SET_INTERVAL),
         table.flush_chain(to),
         table.flush_chain(from_),
-        table.elements(nf.NFT_MSG_DELSETELEM, allowed, []),
     ]
-    if policy.ingress != "open":
-        state = nf.ct_state()
-        live = nf.host32(nf.CT_ESTABLISHED | nf.CT_RELATED)
-        invalid = nf.host32(nf.CT_INVALID)
-        never = nf.compare(_NEQ, bytes(4))
-        messages += [
-            # A chain at a hook costs every packet of the node, so it comes with the first network
-            # that needs it. In front, what most packets are: no map is asked about them.
-            table.chain("forward", *nf.base("filter", nf.NF_INET_FORWARD, _FILTER)),
-            table.flush_chain("forward"),
-            table.rule("forward", "", state, nf.mask(live), never, _ACCEPT),
-            table.rule("forward", "", nf.meta(nf.NFT_META_OIFGROUP), nf.vmap("to-network")),
-            table.rule("forward", "", *_IPV6, _DADDR, nf.vmap("to-address")),
-            table.rule(to, "no connection's", state, nf.mask(invalid), never, *_DROP),
-        ]
-    if policy.ingress == "cluster":
-        if policy.allow_from:
-            parts = nf.prefixes(policy.allow_from)
-            messages += [
-                table.elements(nf.NFT_MSG_NEWSETELEM, allowed, parts[start : start + 256])
-                for start in range(0, len(parts), 256)
-            ]
-            messages.append(
-                table.rule(to, "allowFrom", *_IPV6, _SADDR, nf.lookup(allowed), _ACCEPT)
-            )
+    if record.ingress != "open":
+        invalid = (nf.ct_state(), nf.mask(nf.host32(nf.CT_INVALID)), nf.compare(_NEQ, bytes(4)))
+        messages.append(table.rule(to, "no connection's", *invalid, *_DROP))
+    if record.ingress == "cluster":
+        if record.allows:
+            allowed = nf.lookup(allowed_set(record.group))
+            messages.append(table.rule(to, "allowFrom", *_IPV6, _SADDR, allowed, _ACCEPT))
         own = nf.payload(nf.NFT_PAYLOAD_NETWORK_HEADER, 8, 8)
         messages.append(
             table.rule(
                 to,
                 "the node's own pods",
                 *_IPV6,
-                *(own, nf.compare(_EQ, wanted.subnet)),
+                *(own, nf.compare(_EQ, record.subnet)),
                 *(_ROUTED_BACK, nf.compare(_EQ, nf.host32(1))),
                 _ACCEPT,
             )
         )
-    if policy.ingress != "open":
-        messages.append(table.rule(to, f"ingress: {policy.ingress}", *_DROP))
-    if policy.masquerade:
+    if record.ingress != "open":
+        messages.append(table.rule(to, f"ingress: {record.ingress}", *_DROP))
+    if record.masquerade:
         messages += [
-            table.chain("postrouting", *nf.base("nat", nf.NF_INET_POST_ROUTING, _SRCNAT)),
-            table.flush_chain("postrouting"),
-            table.rule("postrouting", "", nf.meta(nf.NFT_META_IIFGROUP), nf.vmap("from-network")),
-            table.rule("postrouting", "", *_IPV6, _SADDR, nf.vmap("from-address")),
             *(
                 table.rule(from_, words, *_IPV6, *_in(_DADDR, prefix), nf.verdict(nf.NFT_RETURN))
                 for words, prefix in (
@@ -255,17 +281,13 @@ def network(wanted: Wanted, *, known: bool) -> list[nl.Message]:
         ]
     return [
         *messages,
-        table.elements(nf.NFT_MSG_NEWSETELEM, "from-network", [nf.element(key, from_)]),
-        *_replace(table, "to-network", key, to, wanted.network_words, known=known),
+        *_replace(table, "from-network", key, from_, record.origin, known="from-network" in known),
+        *_replace(table, "to-network", key, to, record.words, known="to-network" in known),
     ]
 
 
-def to_chain(group: int) -> str:
-    return f"to-{group}"
-
-
-def from_chain(group: int) -> str:
-    return f"from-{group}"
+def allowed_set(group: int) -> str:
+    return f"allow-{group}"
 
 
 def _network_chains(group: int) -> list[nl.Message]:
@@ -286,7 +308,7 @@ def _replace(
 
 
 def bridge_base() -> list[nl.Message]:
-    """The bridge table, anew."""
+    """The bridge table, its sets, and the chains that do not depend on a network."""
     table = BRIDGE
     port = (
         nf.meta(nf.NFT_META_IIF),
@@ -299,17 +321,17 @@ def bridge_base() -> list[nl.Message]:
     v6 = _BRIDGED_IPV6
     return [
         table.add(BRIDGE_WORDS),
-        table.delete(),
-        table.add(BRIDGE_WORDS),
         table.set("ports", nf.PORT),
         table.set("macs", nf.PORT_MAC),
         table.set("closed", nf.DEVGROUP),
-        table.chain("advertisement"),
-        table.rule("advertisement", "of itself", *v6, *own_target, _ACCEPT),
-        table.rule("advertisement", "of another", *_DROP),
-        table.chain("unspecified"),
+        table.chain(_ADVERTISEMENT),
+        table.flush_chain(_ADVERTISEMENT),
+        table.rule(_ADVERTISEMENT, "of itself", *v6, *own_target, _ACCEPT),
+        table.rule(_ADVERTISEMENT, "of another", *_DROP),
+        table.chain(_UNSPECIFIED),
+        table.flush_chain(_UNSPECIFIED),
         table.rule(
-            "unspecified",
+            _UNSPECIFIED,
             "asks for its own address",
             *v6,
             *_type(_NEIGHBOUR_SOLICITATION),
@@ -317,11 +339,22 @@ def bridge_base() -> list[nl.Message]:
             _ACCEPT,
         ),
         *(
-            table.rule("unspecified", "", *v6, *_type(report), *port, nf.lookup("macs"), _ACCEPT)
+            table.rule(_UNSPECIFIED, "", *v6, *_type(report), *port, nf.lookup("macs"), _ACCEPT)
             for report in (_MLD2_REPORT, _MLD_REPORT)
         ),
-        table.rule("unspecified", "no source", *_DROP),
+        table.rule(_UNSPECIFIED, "no source", *_DROP),
+        table.chain(BRIDGE_CHAIN),
+        table.flush_chain(BRIDGE_CHAIN),
+        table.rule(
+            BRIDGE_CHAIN,
+            "",
+            *v6,
+            *_type(_NEIGHBOUR_ADVERTISEMENT),
+            nf.verdict(nf.NFT_GOTO, _ADVERTISEMENT),
+        ),
+        # 0.1.0 takes the table for flushed if this chain has more rules than seven, or fewer.
         table.chain("from-pods"),
+        table.flush_chain("from-pods"),
         # Most packets are of TCP or UDP, and done with after this.
         table.rule(
             "from-pods",
@@ -339,7 +372,7 @@ def bridge_base() -> list[nl.Message]:
             "from-pods",
             "",
             *(*v6, _SADDR, nf.compare(_EQ, bytes(16))),
-            nf.verdict(nf.NFT_GOTO, "unspecified"),
+            nf.verdict(nf.NFT_GOTO, _UNSPECIFIED),
         ),
         table.rule(
             "from-pods",
@@ -352,17 +385,13 @@ def bridge_base() -> list[nl.Message]:
         ),
         table.rule("from-pods", "pods are no routers", *v6, *_type(_RA), *_DROP),
         table.rule("from-pods", "pods are no routers", *v6, *_type(_REDIRECT), *_DROP),
-        table.rule(
-            "from-pods",
-            "",
-            *v6,
-            *_type(_NEIGHBOUR_ADVERTISEMENT),
-            nf.verdict(nf.NFT_GOTO, "advertisement"),
-        ),
+        table.rule("from-pods", "", nf.verdict(nf.NFT_GOTO, BRIDGE_CHAIN)),
         table.chain("prerouting", *nf.base("filter", nf.NF_BR_PRE_ROUTING, _RAW)),
+        table.flush_chain("prerouting"),
         table.rule("prerouting", "", *_FROM_OURS, nf.verdict(nf.NFT_GOTO, "from-pods")),
         # The bridge learns the sender of these too, and no other hook sees them.
         table.chain("input", *nf.base("filter", nf.NF_BR_LOCAL_IN, _BRIDGE_FILTER)),
+        table.flush_chain("input"),
         table.rule(
             "input",
             "reserved multicast",
@@ -374,17 +403,15 @@ def bridge_base() -> list[nl.Message]:
     ]
 
 
-def bridge_network(group: int, *, closed: bool, known: bool) -> list[nl.Message]:
-    """Whether other ports may open connections to those of a network. `known`: they may not now."""
+def bridge_network(group: int, *, closed: bool) -> list[nl.Message]:
+    """Other ports may no longer open connections to those of a network, or may again."""
     key = [nf.element(nf.host32(group))]
-    if closed == known:
-        return []
     if not closed:
         return [BRIDGE.elements(nf.NFT_MSG_DELSETELEM, "closed", key)]
-    return [*_bridge_closed(), BRIDGE.elements(nf.NFT_MSG_NEWSETELEM, "closed", key)]
+    return [*bridge_closed(), BRIDGE.elements(nf.NFT_MSG_NEWSETELEM, "closed", key)]
 
 
-def _bridge_closed() -> list[nl.Message]:
+def bridge_closed() -> list[nl.Message]:
     """From port to port there is no connection tracking: what can open nothing passes."""
     table, v6 = BRIDGE, _BRIDGED_IPV6
     return [

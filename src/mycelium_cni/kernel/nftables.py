@@ -22,14 +22,17 @@ if TYPE_CHECKING:
 NETLINK_NETFILTER = 12
 NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END = 16, 17
 NFNL_SUBSYS_NFTABLES = 10
-NFPROTO_INET, NFPROTO_IPV6, NFPROTO_BRIDGE = 1, 10, 7
+NFPROTO_UNSPEC, NFPROTO_INET, NFPROTO_IPV6, NFPROTO_BRIDGE = 0, 1, 10, 7
 
 NFT_MSG_NEWTABLE, NFT_MSG_GETTABLE, NFT_MSG_DELTABLE = 0, 1, 2
 NFT_MSG_NEWCHAIN, NFT_MSG_GETCHAIN, NFT_MSG_DELCHAIN = 3, 4, 5
 NFT_MSG_NEWRULE, NFT_MSG_GETRULE, NFT_MSG_DELRULE = 6, 7, 8
-NFT_MSG_NEWSET, NFT_MSG_DELSET = 9, 11
+NFT_MSG_NEWSET, NFT_MSG_GETSET, NFT_MSG_DELSET = 9, 10, 11
 NFT_MSG_NEWSETELEM, NFT_MSG_GETSETELEM, NFT_MSG_DELSETELEM = 12, 13, 14
+NFT_MSG_GETGEN = 16
 NFNL_BATCH_GENID = 1
+
+NFTA_GEN_ID = 1
 
 NFTA_LIST_ELEM = 1
 NFTA_TABLE_NAME, NFTA_TABLE_FLAGS, NFTA_TABLE_USERDATA = 1, 2, 6
@@ -122,6 +125,11 @@ class Table:
     def get(self) -> nl.Message:
         named: nl.Attribute = (NFTA_TABLE_NAME, self.name)
         return message(NFT_MSG_GETTABLE, self.family, f"read table {self.name}", named)
+
+    def listing(self, kind: int) -> nl.Message:
+        """NFT_MSG_GET{CHAIN,RULE,SET}, to dump what the table has of that kind; of chains, what all
+        tables of the family have."""
+        return message(kind, self.family, f"read table {self.name}", (1, self.name))
 
     def chain(self, name: str, *hook: nl.Attribute) -> nl.Message:
         """NFT_MSG_NEWCHAIN, a base chain if `hook` (from `base`) says where it hangs."""
@@ -375,6 +383,11 @@ class Socket(nl.Socket):
 
     def __init__(self) -> None:
         super().__init__(NETLINK_NETFILTER)
+
+    def generation(self) -> bytes:
+        """The number of what the packet filter holds, for `commit`."""
+        answer = self.request(message(NFT_MSG_GETGEN, NFPROTO_UNSPEC, "read the packet filter"))
+        return nl.decode(answer[0], _NFGENMSG.size)[NFTA_GEN_ID]
 
     def commit(self, *messages: nl.Message, generation: bytes = bytes(4)) -> None:
         """Carry out all messages in one transaction, or none. Every transaction makes a new

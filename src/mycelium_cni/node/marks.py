@@ -21,6 +21,17 @@ def group(network: str) -> int:
     return GROUP | int.from_bytes(digest(4, network), "big") & ~GROUP_MASK
 
 
+def visible(word: str, limit: int) -> str:
+    """A word for an alias: visible ASCII, and no more than `limit` characters."""
+    kept = "".join([c if "!" <= c <= "~" else "?" for c in word[: limit + 1]])
+    return kept if len(kept) <= limit else kept[: limit - 1] + "~"
+
+
+def network_word(network: str) -> str:
+    """How the alias of a host link names its network."""
+    return visible(network, 40)
+
+
 def word(alias: str, key: str) -> str:
     """What the alias of a host link says under that key, '' if nothing."""
     for each in alias.split(" "):

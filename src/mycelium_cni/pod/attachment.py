@@ -9,7 +9,7 @@ alias says all of it in words.
 
 from __future__ import annotations
 
-from mycelium_cni.node.marks import digest
+from mycelium_cni.node.marks import digest, network_word, visible
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,20 +45,15 @@ class Attachment:
         least.
         """
         words = [ALIAS_PREFIX, f"v={ALIAS_FORMAT}", f"address={address}", f"mode={mode}"]
-        words.append(f"ifname={_visible(self.ifname, 15)}")
+        words.append(f"ifname={visible(self.ifname, 15)}")
         if pod:
-            words.insert(2, f"pod={_visible(pod, 80)}")
+            words.insert(2, f"pod={visible(pod, 80)}")
         if mac:
             words.append(f"mac={mac}")
         if table:
             words.append(f"table={table}")
-        words += [f"network={_visible(self.network, 40)}", f"container={self.container}"]
+        words += [f"network={network_word(self.network)}", f"container={self.container}"]
         return " ".join(words)[:ALIAS_SIZE]
 
     def __str__(self) -> str:
         return f"{self.ifname} of container {self.container} on network {self.network}"
-
-
-def _visible(word: str, limit: int) -> str:
-    kept = "".join([c if "!" <= c <= "~" else "?" for c in word[: limit + 1]])
-    return kept if len(kept) <= limit else kept[: limit - 1] + "~"

@@ -10,7 +10,15 @@ from mycelium_cni.guard import port_of
 from mycelium_cni.kernel import netlink as nl
 from mycelium_cni.kernel.address import format_address
 from mycelium_cni.kernel.link import Link, find_link
-from mycelium_cni.node.marks import DELETE_GROUP, GROUP, GROUP_MASK, PROTOCOL, group, word
+from mycelium_cni.node.marks import (
+    DELETE_GROUP,
+    GROUP,
+    GROUP_MASK,
+    PROTOCOL,
+    group,
+    network_word,
+    word,
+)
 from mycelium_cni.pod.attachment import ALIAS_PREFIX, Attachment
 
 TYPE_CHECKING = False
@@ -19,10 +27,16 @@ if TYPE_CHECKING:
 
 
 def attachments(host: nl.Socket, network: str) -> list[Link]:
-    """The host links of all attachments of a network."""
+    """The host links of all attachments of a network. Two networks may have one group, so it is the
+    alias that counts; a link without one is what an ADD has left that was killed."""
     veth: nl.Attribute = (nl.IFLA_LINKINFO, [(nl.IFLA_INFO_KIND, b"veth")])
     links = [Link(p) for p in host.dump(nl.link(nl.RTM_GETLINK, "list links", veth))]
-    return [link for link in links if link.group == group(network)]
+    names = ("", network_word(network))
+    return [
+        link
+        for link in links
+        if link.group == group(network) and word(link.alias, "network") in names
+    ]
 
 
 def find(host: nl.Socket, attachment: Attachment) -> Link | None:

@@ -54,7 +54,7 @@ class Guard(Fact):
             return not self.wanted.policy.required  # else making it will say why it cannot be
 
     def ensure(self, host: nl.Socket, undo: Steps) -> bool:
-        guard.protect(host, self.wanted, undo)
+        guard.protect(host, self.wanted, undo, thorough=True)
         return True
 
 

@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loading the guard, asking whether it is loaded, and taking back what it knows of a pod.
+
+`rules`, `repair` and all of nf_tables are imported where something is to be loaded: once per node
+and network, or per bridged pod.
+"""
+
+from __future__ import annotations
+
+from errno import (
+    EAFNOSUPPORT,
+    EBUSY,
+    EEXIST,
+    ENOENT,
+    EOPNOTSUPP,
+    EPROTONOSUPPORT,
+    ERESTART,
+)
+
+from mycelium_cni.cni.errors import NODE_MISCONFIGURED, CniError, refusal
+from mycelium_cni.guard.question import NETLINK_NETFILTER, ask_table, is_loaded
+from mycelium_cni.guard.wanted import BRIDGE_FAMILY, Port, Wanted, ours, port_of
+from mycelium_cni.kernel import netlink as nl
+from mycelium_cni.kernel.link import Link
+from mycelium_cni.node.marks import network_word, word
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Container, Iterable
+
+    from mycelium_cni.guard.repair import Survey
+    from mycelium_cni.kernel import nftables
+    from mycelium_cni.kernel.facts import Steps
+
+_ATTEMPTS = 8
+
+
+def protect(
+    host: nl.Socket,
+    wanted: Wanted,
+    undo: Steps,
+    port: Port | None = None,
+    *,
+    thorough: bool = False,
+) -> None:
+    """Part of ADD, and `thorough` of `setup`: what should be there is there, or it is made.
+
+    Raises CniError (NODE_MISCONFIGURED) if it cannot be, and the configuration insists on it.
+    """
+    if port:
+        undo.push(release, port)
+    try:
+        if ensure(host, wanted, port, thorough=thorough) == _MADE:
+            undo.push(_withdraw, host)
+    except OSError as error:
+        if error.errno not in _LACKING:
+            raise refusal(error, "the guard cannot be loaded") from None
+        if wanted.policy.required:
+            raise CniError(
+                NODE_MISCONFIGURED,
+                f"the guard cannot be loaded: {error.strerror}",
+                '"guard": "optional" does without, but for ingress and ipMasq',
+                run="modprobe -a nf_tables nft_fib_inet nft_ct",
+                details="nothing was attached",
+            ) from None
+
+
+def _withdraw(host: nl.Socket) -> None:
+    """Undo of loading the first rules, unless another ADD has come to rely on them meanwhile. The
+    link of the failed one stands still: what is made last is undone first."""
+    if sum(ours(link) for link in _host_links(host)) < 2:
+        remove()
+
+
+# What the kernel says where nf_tables, or an expression of it, is neither in it nor a module.
+_LACKING = (ENOENT, EOPNOTSUPP, EPROTONOSUPPORT, EAFNOSUPPORT)
+_KEPT, _CHANGED, _MADE = 0, 1, 2
+
+
+def ensure(
+    host: nl.Socket, wanted: Wanted, port: Port | None = None, *, thorough: bool = False
+) -> int:
+    """Load what is missing or differs, in one transaction. Returns 0 if nothing was, 2 if even the
+    table was missing. `port`: a pod that bridge mode is about to have. `thorough`: all that is
+    there is compared, not only what one question tells.
+
+    Raises OSError: the kernel lacks something, or does not let us.
+    """
+    failure: nl.NetlinkError | None = None
+    for attempt in range(_ATTEMPTS):
+        try:
+            return _ensure(host, wanted, port, thorough=thorough, afresh=bool(attempt))
+        except nl.NetlinkError as error:
+            # Somebody else changed the table after we had asked; or the address has a stale entry.
+            if error.errno not in (ENOENT, EEXIST, EBUSY, ERESTART):
+                raise
+            failure = error
+    raise failure or AssertionError("no attempt")
+
+
+def _ensure(
+    host: nl.Socket, wanted: Wanted, port: Port | None, *, thorough: bool, afresh: bool
+) -> int:
+    loaded = not thorough and is_loaded(wanted)
+    if loaded and not port:
+        return _KEPT
+
+    from mycelium_cni.guard import rules  # noqa: PLC0415 - bridge mode only
+    from mycelium_cni.kernel import nftables  # noqa: PLC0415 - once per node, or per bridged pod
+
+    with nftables.Socket() as socket:
+        if loaded and port:
+            if afresh:
+                _delete_ports(socket, [port])
+            socket.commit(*rules.add_ports([port]))
+            return _CHANGED
+        _refuse_shared_group(host, wanted)
+        survey = _survey(host, socket, wanted, port)
+        messages, generation = survey.repair()
+        if not messages:
+            return _KEPT
+        socket.commit(*messages, generation=generation)
+    return _CHANGED if survey.there else _MADE
+
+
+def _refuse_shared_group(host: nl.Socket, wanted: Wanted) -> None:
+    """Raises CniError (NODE_MISCONFIGURED) if pods of another network have this one's group, which
+    is a hash of 28 bits: each would get the other's policy."""
+    for link in _host_links(host):
+        other = word(link.alias, "network") if link.group == wanted.group else ""
+        if other not in ("", network_word(wanted.network)):
+            raise CniError(
+                NODE_MISCONFIGURED,
+                f"networks {wanted.network} and {other} have the same number {wanted.group}",
+                "give one of them another name: the number is a hash of it",
+                about="name",
+            )
+
+
+def _survey(
+    host: nl.Socket,
+    socket: nftables.Socket,
+    wanted: Wanted,
+    port: Port | None = None,
+    *,
+    finished: bool = False,
+) -> Survey:
+    """`finished`: only links that are up count. Those of an ADD that goes on are not, before it has
+    loaded what they need."""
+    from mycelium_cni.guard.repair import Survey  # noqa: PLC0415 - once per node and network
+
+    links = [link for link in _host_links(host) if ours(link) and (link.up or not finished)]
+    ports = [each for each in map(port_of, links) if each]
+    if port and all(port.index != each.index for each in ports):
+        ports.append(port)
+    return Survey(socket, wanted, ports, {link.group for link in links})
+
+
+def _host_links(host: nl.Socket) -> list[Link]:
+    veth: nl.Attribute = (nl.IFLA_LINKINFO, [(nl.IFLA_INFO_KIND, b"veth")])
+    return [Link(p) for p in host.dump(nl.link(nl.RTM_GETLINK, "list links", veth))]
+
+
+def forget(*links: Link) -> nl.Socket | None:
+    """Part of DEL and GC, before the links go: drop what the guard knows of bridged pods. It must
+    not keep a pod from being deleted, and an entry that stays lets nobody do anything: no link will
+    have its index again.
+
+    Returns a socket for `datapath.delete_links` to outlive: what was dropped is gone at once, but
+    whoever closes the socket waits until the last reader is done (nft_rcv_nl_event), 15 ms that the
+    child of `delete_links` has to wait anyway.
+    """
+    ports = [port for port in map(port_of, links) if port]
+    return release(*ports) if ports else None
+
+
+def release(*ports: Port) -> nl.Socket | None:
+    """Drop the entries of bridged pods. What is not there is dropped already."""
+    from mycelium_cni.kernel import nftables  # noqa: PLC0415 - bridge mode only
+
+    try:
+        socket = nftables.Socket()
+        _delete_ports(socket, ports)
+    except OSError:
+        return None
+    return socket
+
+
+def _delete_ports(
+    socket: nftables.Socket, ports: Iterable[Port], kept: Container[bytes] = ()
+) -> None:
+    """`kept`: addresses that have a new owner, and need their entries."""
+    from mycelium_cni.guard import rules  # noqa: PLC0415
+
+    messages = rules.delete_ports(ports, kept)
+    try:
+        socket.commit(*messages)
+    except nl.NetlinkError as error:
+        if error.errno != ENOENT:
+            raise
+        for message in messages:
+            try:
+                socket.commit(message)
+            except nl.NetlinkError as single:
+                if single.errno != ENOENT:
+                    raise
+
+
+def sweep(host: nl.Socket) -> int:
+    """Drop the entries of bridged pods whose links are gone: a pod that ends without DEL takes its
+    link with it, but not these. Returns how many there were."""
+    try:
+        with nl.Socket(NETLINK_NETFILTER) as asking:
+            if asking.ask(ask_table(BRIDGE_FAMILY)) == [None]:
+                return 0
+    except OSError:
+        return 0
+    from mycelium_cni.guard import rules  # noqa: PLC0415 - where bridge mode is in use
+    from mycelium_cni.kernel import nftables  # noqa: PLC0415 - where bridge mode is in use
+
+    with nftables.Socket() as socket:
+        # Entries first: of a pod that is attached meanwhile, only the link may be news.
+        known = rules.ports(socket)
+        live = [port for port in map(port_of, _host_links(host)) if port]
+        indexes = {port.index for port in live}
+        stale = [port for port in known if port.index not in indexes]
+        if stale:
+            _delete_ports(socket, stale, {port.address for port in live})
+    return len(stale)
+
+
+def remove() -> bool:
+    """Take the tables away, for `teardown`; whether there was one. Raises OSError."""
+    from mycelium_cni.guard import rules  # noqa: PLC0415
+    from mycelium_cni.kernel import nftables  # noqa: PLC0415
+
+    with nftables.Socket() as socket:
+        there = socket.ask(rules.INET.get(), rules.BRIDGE.get())
+        messages = [
+            table.delete()
+            for table, answer in zip((rules.INET, rules.BRIDGE), there, strict=True)
+            if answer is not None
+        ]
+        if messages:
+            socket.commit(*messages)
+    return bool(messages)
+
+
+def inspect(host: nl.Socket, wanted: Wanted) -> None:
+    """Part of STATUS and CHECK. Raises CniError (NODE_MISCONFIGURED) that says what is wrong."""
+    wrong = fault(host, wanted)
+    if wrong:
+        raise CniError(
+            NODE_MISCONFIGURED,
+            f"the guard is down: {wrong}",
+            "the next ADD restores it too",
+            run="mycelium-cni setup",
+        )
+
+
+def fault(host: nl.Socket, wanted: Wanted) -> str:
+    """What is wrong with the guard, in a few words; '' if nothing is. A policy that differs from
+    the configuration is not: the next ADD brings it, and `outdated` tells."""
+    from mycelium_cni.kernel import nftables  # noqa: PLC0415 - ADD hardly ever needs it
+
+    try:
+        with nftables.Socket() as socket:
+            return _survey(host, socket, wanted, finished=True).fault()
+    except OSError as error:
+        if error.errno not in _LACKING:
+            raise
+        return f"the packet filter cannot be read ({error.strerror})"
+
+
+def outdated(wanted: Wanted) -> bool:
+    """Whether `setup` would change something. Raises OSError."""
+    from mycelium_cni.kernel import nftables  # noqa: PLC0415 - ADD hardly ever needs it
+
+    with nl.Socket() as host, nftables.Socket() as socket:
+        return bool(_survey(host, socket, wanted, finished=True).repair()[0])

@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What our tables lack of what they should hold, and the messages that bring it.
+
+Of what another release has loaded only that is looked at which every release has; it is no fault,
+and replaced all the same by whoever loads something.
+"""
+
+from __future__ import annotations
+
+from mycelium_cni.guard import rules
+from mycelium_cni.guard.content import Content, read
+from mycelium_cni.guard.wanted import (
+    BRIDGE_CHAIN,
+    PODS_CHAIN,
+    RULES,
+    Port,
+    Record,
+    Wanted,
+    to_chain,
+)
+from mycelium_cni.kernel import netlink as nl
+from mycelium_cni.kernel import nftables as nf
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from typing import Final
+
+_READINGS = 4  # of what somebody else keeps changing
+
+
+class Lack:
+    """Something that is not as it should be. `fault`: packets pass, or do not, that should not, or
+    should; otherwise it is another release's, or what an older configuration wanted. `recorded`:
+    the messages are made from a record, which its network's ADD may be replacing."""
+
+    __slots__ = ("fault", "messages", "recorded", "words")
+
+    def __init__(
+        self, words: str, messages: list[nl.Message], *, fault: bool, recorded: bool = False
+    ) -> None:
+        self.words: Final = words
+        self.messages: Final = messages
+        self.fault: Final = fault
+        self.recorded: Final = recorded
+
+
+class Survey:
+    """The tables as the kernel has them, beside what one network wants of them. `ports`: the
+    bridged pods of the node; `groups`: those of networks that have pods. Raises NetlinkError."""
+
+    __slots__ = ("_bridge", "_generation", "_groups", "_inet", "_ports", "_wanted", "there")
+
+    def __init__(
+        self, socket: nf.Socket, wanted: Wanted, ports: list[Port], groups: set[int]
+    ) -> None:
+        for _ in range(_READINGS):
+            generation = socket.generation()
+            inet, bridge = read(socket, rules.INET), read(socket, rules.BRIDGE)
+            if socket.generation() == generation:
+                break
+        self._generation: Final = generation
+        self.there: Final = inet is not None
+        self._inet: Final = inet or Content()
+        self._bridge: Final = bridge or Content()
+        self._wanted: Final = wanted
+        self._ports: Final = ports
+        self._groups: Final = groups
+
+    def fault(self) -> str:
+        """The first fault in a few words; '' if there is none."""
+        if not self.there:
+            return f"table inet {rules.INET.name} is missing"
+        return next((lack.words for lack in self.lacks() if lack.fault), "")
+
+    def repair(self) -> tuple[list[nl.Message], bytes]:
+        """What brings all that is lacking, and takes away what no packet reaches any more; and the
+        generation that it is for, zero if it is for any."""
+        if not self.there and not self._bridge.hooks:
+            return self._afresh(), bytes(4)
+        lacks = list(self.lacks())
+        messages = [message for lack in lacks for message in lack.messages]
+        if messages:
+            for table, after in ((rules.INET, self._inet), (rules.BRIDGE, self._bridge)):
+                unused = after.apply(table.family, messages).unused()
+                messages += [table.flush_chain(name) for name in unused]
+                messages += [table.delete_chain(name) for name in unused]
+        return messages, self._generation if any(each.recorded for each in lacks) else bytes(4)
+
+    def _afresh(self) -> list[nl.Message]:
+        """All of it, where there is nothing to compare it with."""
+        wanted = self._wanted
+        policy = wanted.policy
+        messages = rules.base()
+        if policy.ingress != "open":
+            messages += rules.forward()
+        if policy.masquerade:
+            messages += rules.postrouting()
+        messages += rules.overlay(wanted, known=False)
+        messages += rules.network(wanted, known=())
+        if wanted.bridged or self._ports:
+            messages += rules.bridge_base()
+            if wanted.bridged and policy.ingress == "closed":
+                messages += rules.bridge_closed()
+                messages += rules.bridge_network(wanted.group, closed=True)
+            messages += rules.network_chains({port.group for port in self._ports})
+            messages += rules.add_ports(self._ports)
+        return messages
+
+    def lacks(self) -> Iterator[Lack]:
+        """In the order in which it must be made."""
+        records = _records(self._inet, self._wanted)
+        yield from self._base(records)
+        yield from self._overlay()
+        yield from self._networks(records)
+        yield from self._network(records)
+        if self._wanted.bridged or self._ports:
+            yield from self._bridge_base(records)
+            yield from self._closed(records)
+            yield from self._entries()
+
+    def _base(self, records: Iterable[Record]) -> Iterator[Lack]:
+        there = self._inet
+        messages = rules.base()
+        if "forward" in there.hooks or any(record.ingress != "open" for record in records):
+            messages += rules.forward()
+        if "postrouting" in there.hooks or any(record.masquerade for record in records):
+            messages += rules.postrouting()
+        yield from _shared(rules.INET, there, messages, PODS_CHAIN)
+
+    def _overlay(self) -> Iterator[Lack]:
+        wanted, there = self._wanted, self._inet
+        key = wanted.interface_key
+        chain, words = there.element("overlays", key)
+        messages = rules.overlay(wanted, known=there.has("overlays", key))
+        lacking = there.lacks(Content().apply(rules.INET.family, messages))
+        if not chain:
+            lacking = f"does not guard {wanted.interface}"
+        if lacking:
+            lost = not there.rules.get(chain)
+            fault = lost or words == wanted.overlay_words
+            yield Lack(_said(rules.INET, lacking), messages, fault=fault)
+
+    def _networks(self, records: Iterable[Record]) -> Iterator[Lack]:
+        """Each network's chains are as its record says, whatever its configuration says now."""
+        there = self._inet
+        for record in records:
+            messages = rules.policy(record.renewed, known=_known(there, record.group))
+            if record.rules == RULES:
+                lacking = there.lacks(Content().apply(rules.INET.family, messages))
+            else:
+                lost = record.ingress != "open" and not there.rules.get(to_chain(record.group))
+                lacking = "has lost its rules" if lost else ""
+            if lacking:
+                lacking = f"{lacking}, of network {record.network}"
+                yield Lack(_said(rules.INET, lacking), messages, fault=True, recorded=True)
+
+    def _network(self, records: Iterable[Record]) -> Iterator[Lack]:
+        wanted, there = self._wanted, self._inet
+        messages = rules.network(wanted, known=_known(there, wanted.group))
+        now = wanted.record
+        if all((each.words, each.origin) != (now.words, now.origin) for each in records):
+            lacking = f"does not have the policy of network {wanted.network}"
+            lost = not there.has("to-network", wanted.key) and wanted.group in self._groups
+            yield Lack(_said(rules.INET, lacking), messages, fault=lost)
+        else:
+            name = rules.allowed_set(wanted.group)
+            allowed = Content().apply(rules.INET.family, messages).elements[name]
+            if there.elements.get(name) != allowed:
+                lacking = f"allows other prefixes in set {name}"
+                yield Lack(_said(rules.INET, lacking), messages, fault=True)
+
+    def _bridge_base(self, records: Iterable[Record]) -> Iterator[Lack]:
+        messages = rules.bridge_base()
+        if "forward" in self._bridge.hooks or any(record.ingress == "closed" for record in records):
+            messages += rules.bridge_closed()
+        yield from _shared(rules.BRIDGE, self._bridge, messages, BRIDGE_CHAIN)
+
+    def _closed(self, records: Iterable[Record]) -> Iterator[Lack]:
+        wanted, there = self._wanted, self._bridge
+        bridged = {port.group for port in self._ports}
+        policies = {record.group: record.ingress for record in records if record.group in bridged}
+        before = policies.get(wanted.group)
+        if wanted.bridged:
+            policies[wanted.group] = wanted.policy.ingress
+        for group, ingress in policies.items():
+            closed, known = ingress == "closed", there.has("closed", nf.host32(group))
+            if closed != known:
+                lacking = "does not close what is closed" if closed else "closes what is not closed"
+                messages = rules.bridge_network(group, closed=closed)
+                fault = group != wanted.group or before == ingress
+                yield Lack(_said(rules.BRIDGE, lacking), messages, fault=fault)
+
+    def _entries(self) -> Iterator[Lack]:
+        lacking = []
+        for port in self._ports:
+            for table, there in ((rules.INET, self._inet), (rules.BRIDGE, self._bridge)):
+                if there.lacks(Content().apply(table.family, rules.add_ports([port]))):
+                    lacking.append(port)
+                    break
+        if lacking:
+            old = [m for port in lacking for m in rules.delete_ports([port]) if self._is_known(m)]
+            chains = rules.network_chains({port.group for port in lacking})
+            words = f"does not know {len(lacking)} of the node's bridged pods"
+            messages = [*chains, *old, *rules.add_ports(lacking)]
+            yield Lack(_said(rules.BRIDGE, words), messages, fault=True)
+
+    def _is_known(self, deletion: nl.Message) -> bool:
+        """Whether the one element that a message deletes is there."""
+        there = self._inet if deletion.body[0] == rules.INET.family else self._bridge
+        return there.has_all(deletion)
+
+
+def _shared(
+    table: nf.Table, there: Content, messages: list[nl.Message], own: str
+) -> Iterator[Lack]:
+    """What does not depend on a network. `own`: the chain that this release's packets go through,
+    and no other's."""
+    wanted = Content().apply(table.family, messages)
+    lacking = there.lacks(wanted)
+    fault = not there.awake or not _is_others(there, own)
+    # A chain at a hook sees every packet. What this release does not know it does not keep.
+    foreign = [name for name in there.hooks if there.is_hooked(name) and name not in wanted.hooks]
+    if foreign and not lacking:
+        lacking = f"has chain {foreign[0]}, which is not of its own"
+    if lacking:
+        renewed = [
+            name
+            for name in there.hooks
+            if there.hooks[name] != wanted.hooks.get(name, there.hooks[name])
+        ]
+        gone = [*foreign, *renewed]
+        removal = [table.flush_chain(name) for name in gone] + [
+            table.delete_chain(name) for name in gone
+        ]
+        yield Lack(_said(table, lacking), [*removal, *messages], fault=fault)
+
+
+def _is_others(there: Content, own: str) -> bool:
+    """Whether another release's rules are at work: a hook leads to them, and none of its chains has
+    been flushed."""
+    reached = there.reached(["prerouting"])
+    return (
+        own not in reached and len(reached) > 1 and all(there.rules.get(each) for each in reached)
+    )
+
+
+def _records(there: Content, wanted: Wanted) -> list[Record]:
+    """The networks that the table has, but for those whose words only a newer release knows."""
+    found = []
+    for key, (_, words) in there.elements.get("to-network", {}).items():
+        origin = there.element("from-network", key[:4])[1] or wanted.origin
+        try:
+            found.append(Record(nl.u32(key[:4]), words, origin))
+        except (ValueError, IndexError):
+            continue
+    return found
+
+
+def _known(there: Content, group: int) -> list[str]:
+    """The maps that have an element of this network."""
+    key = nf.host32(group)
+    return [name for name in ("to-network", "from-network") if there.has(name, key)]
+
+
+def _said(table: nf.Table, words: str) -> str:
+    family = "inet" if table.family == nf.NFPROTO_INET else "bridge"
+    return f"table {family} {table.name} {words}"

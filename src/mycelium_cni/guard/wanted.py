@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the guard should hold, as data: names, the number of the rules, a network's policy, a port.
+
+Releases share one table, and each finds its own part by name. What belongs to a network is named by
+its group, and replaced by that network's next ADD; what all share is in chains that carry the
+number of the rules, and is replaced by whoever comes first. docs/adr/0010-editions.md.
+"""
+
+from __future__ import annotations
+
+from sys import byteorder
+
+from mycelium_cni.kernel.address import format_prefix, parse_address, parse_mac, parse_prefix
+from mycelium_cni.node.marks import GROUP, GROUP_MASK, digest, group, word
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
+    from mycelium_cni.cni.config import Config, Policy
+    from mycelium_cni.kernel.link import Link
+    from mycelium_cni.node.subnet import Node
+
+TABLE_NAME = "mycelium-cni"
+INET_FAMILY, BRIDGE_FAMILY = 1, 7  # NFPROTO_*, of nf_tables all that a question needs
+# Of the rules that do not depend on the node: another number makes every ADD load them anew.
+# tests/netns/test_guard.py knows which rules belong to which number.
+RULES = 4
+PODS_CHAIN = f"pods-{RULES}"
+BRIDGE_CHAIN = f"icmpv6-{RULES}"
+# Release 0.1.0 knows its bridge table by these words, and by the number of uses below.
+BRIDGE_WORDS = "mycelium-cni: who may send what from which port; rules 3"
+
+# How often a chain is used (NFTA_CHAIN_USE): its rules, and what goes there. 0.1.0 asks for the
+# first and the last: with other numbers it would take the table for flushed, and every network's
+# policy with it.
+PREROUTING_USES = 3
+PODS_USES = 6 + 1
+OVERLAY_USES = 8 + 1
+FORWARD_USES = 3
+BRIDGE_USES = 1 + 1
+BRIDGE_PODS_USES = 7 + 1
+
+
+class Wanted:
+    """What the guard should hold for one network on this node."""
+
+    __slots__ = ("bridged", "group", "interface", "network", "policy", "subnet")
+
+    def __init__(self, network: str, config: Config, node: Node) -> None:
+        self.network: Final = network
+        self.group: Final = group(network)
+        self.interface: Final = config.interface
+        self.policy: Final[Policy] = config.policy
+        self.subnet: Final = node.subnet
+        self.bridged: Final = node.bridged
+
+    @property
+    def key(self) -> bytes:
+        """The group as a map's key."""
+        return self.group.to_bytes(4, byteorder)
+
+    @property
+    def interface_key(self) -> bytes:
+        return self.interface.encode("utf-8", "surrogateescape").ljust(16, b"\0")
+
+    @property
+    def origin(self) -> str:
+        return f"subnet {format_prefix((self.subnet + bytes(8), 64))}"
+
+    @property
+    def overlay_words(self) -> str:
+        return f"{self.origin}, rules {RULES}"
+
+    @property
+    def network_words(self) -> str:
+        return f"{_short(self.network)}: {self.policy.words(self.subnet)}, rules {RULES}"
+
+    @property
+    def surplus(self) -> int:
+        """By how many rules the chain to the network's pods is longer than the one from them."""
+        policy = self.policy
+        rules = {"open": 0, "cluster": 3, "closed": 2}[policy.ingress] + bool(policy.allow_from)
+        return rules - 3 * policy.masquerade
+
+    @property
+    def record(self) -> Record:
+        return Record(self.group, self.network_words, self.origin)
+
+
+class Record:
+    """What the table says of a network, from which its chains can be made again: the words of its
+    elements in the map to its pods and in the one from them. `rules` is the number of the rules
+    that its chains were made by.
+
+    Raises ValueError or IndexError: words that only another release understands.
+    """
+
+    __slots__ = ("allows", "group", "ingress", "masquerade", "network", "origin", "rules", "words")
+
+    def __init__(self, group: int, words: str, origin: str) -> None:
+        self.network, _, policy = words.partition(": ")
+        ingress, *more, number = policy.split(", ")
+        self.group: Final = group
+        self.words: Final = words
+        self.origin: Final = origin
+        self.ingress: Final = ingress.removeprefix("ingress ")
+        self.allows: Final = self.ingress == "cluster" and not more[0].startswith("0 ")
+        self.masquerade: Final = more[-1:] == ["ipMasq"]
+        self.rules: Final = int(number.removeprefix("rules "))
+        if self.ingress not in ("open", "cluster", "closed"):
+            raise ValueError(f"{words!a} is not understood")
+
+    @property
+    def renewed(self) -> Record:
+        """The same, by the rules of this release."""
+        words = f"{self.words.rpartition(', ')[0]}, rules {RULES}"
+        return Record(self.group, words, self.origin)
+
+    @property
+    def subnet(self) -> bytes:
+        """Of the node, as this network's pods know it."""
+        return parse_prefix(self.origin.removeprefix("subnet "))[0][:8]
+
+
+def _short(network: str) -> str:
+    """A network's name for a comment. What is cut is told apart by a hash."""
+    return network if len(network) <= 40 else f"{network[:31]}~{digest(4, network).hex()}"
+
+
+def overlay_chain(interface: str) -> str:
+    return f"overlay-{interface}"
+
+
+def to_chain(group: int) -> str:
+    return f"to-{group}"
+
+
+def from_chain(group: int) -> str:
+    return f"from-{group}"
+
+
+class Port:
+    """A bridged pod, as its host link tells: the link's index, the pod's MAC and address."""
+
+    __slots__ = ("address", "group", "index", "mac")
+
+    def __init__(self, index: int, mac: bytes, address: bytes, group: int) -> None:
+        self.index: Final = index
+        self.mac: Final = mac
+        self.address: Final = address
+        self.group: Final = group
+
+
+def counterpart(mac: bytes) -> bytes:
+    """The MAC of one end of a pair, from that of the other, where it was made from the address. The
+    kernel is asked for the host end's: the pod may say of its own what it likes."""
+    return bytes((mac[0] ^ 0x04,)) + mac[1:]
+
+
+def ours(link: Link) -> bool:
+    """Whether it is a pod's host link, of whatever network."""
+    return link.group & GROUP_MASK == GROUP
+
+
+def port_of(link: Link) -> Port | None:
+    """The bridged pod behind a host link; None if the link is another thing, or not finished."""
+    if not ours(link) or not link.master:
+        return None
+    for name in link.altnames:
+        requested = word(link.alias, "mac")
+        try:
+            address = parse_address(name)
+            mac = parse_mac(requested) if requested else counterpart(link.mac)
+        except ValueError:
+            continue
+        return Port(link.index, mac, address, link.group)
+    return None

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two releases on one node: an upgrade, a downgrade, and what each makes of the other's pods."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import crafting as c
+import pytest
+from crafting import Eyes, Wire
+from sites import NODE, REMOTE, STRANGER, Site, conf, connects
+
+import releases
+from mycelium_lab.lab import Lab, Pod
+
+both_modes = pytest.mark.parametrize("mode", ("routed", "bridge"))
+# Which release made the pods that are there, and which comes to the node.
+STEPS = (("previous", "this"), ("this", "previous"), ("next", "this"), ("this", "next"))
+changes = pytest.mark.parametrize("before, after", STEPS, ids=["-".join(step) for step in STEPS])
+
+
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory: pytest.TempPathFactory, command: list[str]) -> dict[str, list[str]]:
+    return {
+        "previous": releases.previous(tmp_path_factory.mktemp("previous")),
+        "this": command,
+        "next": releases.following(tmp_path_factory.mktemp("next")),
+    }
+
+
+class Releases:
+    """A site, on which the release that is installed changes."""
+
+    def __init__(self, site: Site, commands: dict[str, list[str]]) -> None:
+        self.site = site
+        self._commands = commands
+
+    def install(self, name: str) -> None:
+        self.site.lab.command[:] = self._commands[name]
+
+
+@pytest.fixture
+def node(lab: Lab, commands: dict[str, list[str]]) -> Iterator[Releases]:
+    installed = list(lab.command)
+    yield Releases(Site(lab), commands)
+    lab.command[:] = installed
+
+
+class Attached:
+    def __init__(self, site: Site, network: dict[str, Any]) -> None:
+        self.site, self.network = site, network
+        self.pod: Pod = site.node.pod(f"p{os.urandom(4).hex()}")
+        self.result = site.node.plugin("ADD", network, self.pod).succeeded()
+        self.address: str = self.result["ips"][0]["address"].partition("/")[0]
+
+    def check(self) -> None:
+        call = self.site.node.plugin("CHECK", {**self.network, "prevResult": self.result}, self.pod)
+        assert call.code == 0, call
+
+    def delete(self) -> None:
+        assert self.site.node.plugin("DEL", self.network, self.pod).code == 0
+
+    def works(self) -> None:
+        """It sends to its node, and hears what it asked for."""
+        assert self.pod.ping(NODE) is not None
+        assert self.site.node.ping(self.address) is not None
+
+
+@contextmanager
+def bombarded(site: Site, *pods: Attached) -> Iterator[None]:
+    """While this runs a stranger sends to pods that he may not reach; nothing arrives."""
+    token, stop = os.urandom(16), threading.Event()
+    eyes = Eyes()
+    for attached in pods:
+        eyes.watch_wire(attached.address, Wire(attached.pod, "eth0"))
+    sent = 0
+
+    def send() -> None:
+        nonlocal sent
+        while not stop.wait(0.0005):
+            for attached in pods:
+                # Each is a flow of its own, for a flow once seen may go on.
+                site.tun.write([c.udp(STRANGER, attached.address, os.urandom(16) + token)])
+            sent += 1
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        sender.join()
+    eyes.look()
+    arrived = eyes.places(token)
+    eyes.close()
+    assert sent > 20
+    assert not arrived
+
+
+@both_modes
+@changes
+def test_no_network_is_open_for_a_moment(
+    node: Releases, before: str, after: str, mode: str
+) -> None:
+    site = node.site
+    networks = [
+        conf("shut", mode, ingress="closed"),
+        conf("club", mode, ingress="cluster", allowFrom=["4aa::/16"]),
+        conf("wide", mode),
+    ]
+    node.install(before)
+    older = [Attached(site, network) for network in networks]
+    shut, club, wide = older
+    node.install(after)
+    everybody = list(older)
+    with bombarded(site, shut, club):
+        for network in reversed(networks):
+            assert site.status(network).code == 0
+            for attached in everybody:
+                attached.check()
+            everybody.append(Attached(site, network))
+    for network in networks:
+        assert site.status(network).code == 0
+    for attached in everybody:
+        attached.check()
+        attached.works()
+        policy = attached.network["name"]
+        assert site.reaches(attached.pod, attached.address, STRANGER) is (policy == "wide")
+        assert site.reaches(attached.pod, attached.address, REMOTE) is (policy != "shut")
+    assert not connects(shut.pod, shut.address, wide.pod)
+    assert not connects(everybody[-1].pod, everybody[-1].address, wide.pod)
+    # And nothing hinders who was there before.
+    node.install(before)
+    for network in networks:
+        assert site.status(network).code == 0
+    for attached in everybody:
+        attached.check()
+
+
+@both_modes
+@changes
+def test_a_policy_that_changes_with_the_release_is_the_new_one(
+    node: Releases, before: str, after: str, mode: str
+) -> None:
+    site = node.site
+    node.install(before)
+    attached = [Attached(site, conf("n", mode, ingress="closed"))]
+    node.install(after)
+    for word, reached in (("open", True), ("closed", False), ("open", True)):
+        attached.append(Attached(site, conf("n", mode, ingress=word)))
+        client = attached[-1].pod
+        for each in attached[:-1]:
+            assert site.reaches(each.pod, each.address, STRANGER) is reached
+            assert connects(each.pod, each.address, client) is reached
+
+
+@both_modes
+@changes
+def test_each_takes_away_what_the_other_made(
+    node: Releases, before: str, after: str, mode: str
+) -> None:
+    site = node.site
+    network = conf("n", mode, ingress="closed")
+    node.install(before)
+    kept, deleted, stale = (Attached(site, network) for _ in range(3))
+    node.install(after)
+    listed = [{"containerID": kept.pod.container_id, "ifname": "eth0"}]
+    deleted.delete()
+    valid = {**network, "cni.dev/valid-attachments": listed}
+    assert site.node.plugin("GC", valid).code == 0
+    gone = (deleted.address, stale.address)
+    names = {name for link in site.node.ip("link") for name in link.get("altnames", [])}
+    assert names == {kept.address}
+    for family in ("inet", "bridge"):
+        assert not [address for address in gone if address in site.table(family)]
+    kept.works()
+    assert not site.reaches(kept.pod, kept.address, STRANGER)
