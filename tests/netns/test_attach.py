@@ -736,7 +736,8 @@ def test_a_pod_whose_link_was_down_for_a_moment_stays_reachable(
 def test_a_gateway_is_found_again_where_new_links_do_not_forward(homes: Homes) -> None:
     """The kernel answers for an address that it does not have only on links that forward."""
     node, far = homes.pair("routed")
-    (pod,) = homes.fresh(node)
+    prepared, pod = homes.fresh(node, 2)
+    attach(node, prepared, network("routed"))  # the first ADD switches forwarding on everywhere
     set_sysctl(node, "ipv6/conf/default/forwarding", "0")
     try:
         attached = attach(node, pod, network("routed"))
