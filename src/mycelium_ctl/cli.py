@@ -40,6 +40,8 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
         "mycelium_ctl.commands.test",
         "do pods of this node reach each other and the overlay?",
     ),
+    "install": ("mycelium_ctl.commands.install", "put the plugin on this node, or upgrade it"),
+    "uninstall": ("mycelium_ctl.commands.uninstall", "take back what install made"),
     "inspect": ("mycelium_ctl.commands.inspect", "a key's, or this node's, address and subnet"),
     "config": ("mycelium_ctl.commands.config", "check a network configuration, or write one"),
     "gc": ("mycelium_ctl.commands.gc", "remove attachments whose pod is gone"),

@@ -26,6 +26,7 @@ SERVICE_NETWORK = "fd00:10:96::/112"
 API_SERVICE = "fd00:10:96::1"
 DNS_SERVICE = "fd00:10:96::a"
 DOMAIN = "cluster.local"
+SOCKET = "/run/containerd/containerd.sock"  # each machine's own
 ROUTER = "2001:db8::ffff"  # the nodes' way to the rest of the world
 INTERNET = "2001:db8:1::1"  # a host there, which has no route to the overlay
 APPLETS = "cat hostname httpd ip ls mkdir nc ping ping6 ps sh sleep test wget"
@@ -39,7 +40,7 @@ disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.snapshotter.
   "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.devmapper",
   "io.containerd.snapshotter.v1.zfs"]
 [grpc]
-  address = "{d}/c.sock"
+  address = "/run/containerd/containerd.sock"
 [plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = "{pause}"
   disable_apparmor = true
@@ -60,7 +61,7 @@ disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.nri.v1.nri",
   "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.erofs",
   "io.containerd.snapshotter.v1.blockfile"]
 [grpc]
-  address = "{d}/c.sock"
+  address = "/run/containerd/containerd.sock"
 [plugins."io.containerd.cri.v1.images"]
   snapshotter = "overlayfs"
   [plugins."io.containerd.cri.v1.images".pinned_images]
@@ -199,9 +200,12 @@ class KubeNode:
         self.machine = Machine(
             self.lab_node, cluster.images.init, (cluster.options.plugins,), directory
         )
+        if directory is None:
+            self.machine.uninstall()
         d = self.directory
         lines = []
-        for name, place in (("log", "/var/log"), ("kubelet", "/var/lib/kubelet"), ("etcd", "")):
+        places = {"log": "/var/log", "kubelet": "/var/lib/kubelet", "tools": "/usr/local/bin"}
+        for name, place in {**places, "etcd": ""}.items():
             (d / name).mkdir(exist_ok=True)
             if place:
                 lines.append(f"mkdir -p {place}; mount --bind {d}/{name} {place}")
@@ -250,12 +254,10 @@ class KubeNode:
         """Whether a web server answers the node's own programs."""
         return self.run("curl", "-gsS", "-m", "3", url, check=False).returncode == 0
 
-    def install(self) -> None:
-        """What docs/operate.md says to do on a node."""
-        network = ("--for", "kubeadm", "--service-network", SERVICE_NETWORK)
-        output = ("--output", "/etc/cni/net.d/10-mycelium.conflist")
-        self.run("/opt/cni/bin/mycelium-cni", "config", "new", *network, *output)
-        self.run("/opt/cni/bin/mycelium-cni", "setup")
+    def install(self) -> str:
+        """Install the plugin as docs/operate.md says; what that printed."""
+        network = ("--service-network", SERVICE_NETWORK)
+        return self.run(*self._cluster.lab.command, "install", *network).stdout
 
     # Programs
 
@@ -280,17 +282,19 @@ class KubeNode:
 
     def start_containerd(self) -> None:
         cluster, d = self._cluster, self.directory
-        (d / "c.sock").unlink(missing_ok=True)
+        self.run("rm", "-f", SOCKET)
         config = d / "config.toml"
         text = CONTAINERD_2 if cluster.options.containerd == 2 else CONTAINERD_1
         config.write_text(text.format(d=d, pause=PAUSE, runc=need("runc", "runc")))
+        # Where it is looked for: the machine outside may have one that says something else.
+        self.run("install", "-D", "-m", "644", config, "/etc/containerd/config.toml")
         programs = cluster.programs / "containerd2"
         if cluster.options.containerd == 2:
             path = f"PATH={programs}:{os.environ['PATH']}"
             self.start("containerd", "env", path, programs / "containerd", "-c", config)
         else:
             self.start("containerd", need("containerd", "containerd"), "-c", config)
-        ctr = ("ctr", "-a", d / "c.sock", "-n", "k8s.io", "images")
+        ctr = ("ctr", "-a", SOCKET, "-n", "k8s.io", "images")
         await_fact(
             lambda: self.run(*ctr, "ls", "-q", check=False).returncode == 0,
             "containerd",
@@ -325,7 +329,7 @@ class KubeNode:
                 "anonymous": {"enabled": False},
             },
             "authorization": {"mode": "Webhook"},
-            "containerRuntimeEndpoint": f"unix://{d}/c.sock",
+            "containerRuntimeEndpoint": f"unix://{SOCKET}",
             "cgroupDriver": "cgroupfs",
             "cgroupRoot": f"/{root}",
             "enforceNodeAllocatable": ["none"],

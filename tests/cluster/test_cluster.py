@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a cluster's pods, nodes and neighbours reach, on nodes prepared as docs/operate.md says.
+"""What a cluster's pods, nodes and neighbours reach, on nodes that `mycelium-cni install` prepared.
 
 The addresses outside: a router on the nodes' LAN with one host behind
 it, and a node of the overlay that is not of the cluster.
@@ -42,6 +42,26 @@ def all_reach_all(cluster: Cluster) -> bool:
         return len(pods) == 3 and all(pod.get(*urls).count("\n") == 3 for pod in pods)
     except LabError:
         return False
+
+
+# The installation
+
+
+def test_the_runtime_has_taken_the_network_up_and_a_second_install_changes_nothing(
+    cluster: Cluster,
+) -> None:
+    for node in cluster.nodes:
+        said = node.install()
+        assert "has taken /etc/cni/net.d/10-mycelium.conflist up" in said
+        assert "write" not in said
+
+
+def test_uninstall_is_refused_while_pods_are_attached(cluster: Cluster, web: list[KubePod]) -> None:
+    node = cluster.nodes[0]
+    refused = node.run("/opt/cni/bin/mycelium-cni", "uninstall", check=False)
+    assert refused.returncode == 1
+    assert "attached" in refused.stderr
+    assert node.get(f"http://[{web[0].address}]:8080/")
 
 
 # Pods

@@ -17,111 +17,25 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from mycelium_ctl import files
 from mycelium_ctl.errors import ToolError, refused
-from mycelium_ctl.node import conflist, plugins, runtimes
+from mycelium_ctl.node import conflist, network, plugins, runtimes
 from mycelium_ctl.node import state as nodestate
 from mycelium_ctl.node.conflist import ConfFile
-from mycelium_ctl.node.runtimes import CniDirs
 from mycelium_ctl.node.state import Options
 from mycelium_ctl.view import Mark, Page, count
 
-PORTMAP: Final[dict[str, Any]] = {"type": "portmap", "capabilities": {"portMappings": True}}
 
-# Where the pods' first network is ours it is the same for all of them (docs/adr/0010).
-RUNTIMES: Final = (
-    *("kubeadm", "k3s", "rke2", "microk8s", "containerd", "cri-o", "podman", "nomad"),
-    "multus",
-)
-
-
-def add_network_options(parser: argparse.ArgumentParser) -> None:
-    """The arguments that say what a new network configuration holds; each is None if not given."""
-    flag = argparse.BooleanOptionalAction
-    group = parser.add_argument_group("the network configuration")
-    group.add_argument("--for", dest="runtime", choices=RUNTIMES, help="where the pods run")
-    group.add_argument("--name", help="of the network (mycelium)")
-    group.add_argument("--default-route", action=flag, help="pods' way to all that is no overlay")
-    group.add_argument("--ip-masq", action=flag, help="with the node's address, not the pod's")
-    group.add_argument(
-        "--service-network", action="append", metavar="PREFIX", help="of Kubernetes' Services"
-    )
-    group.add_argument("--route", action="append", metavar="PREFIX", help="instead of 400::/7")
-    group.add_argument("--portmap", action=flag, help="chain portmap, for hostPort")
-    group.add_argument("--ingress", choices=("open", "cluster", "closed"))
-    group.add_argument("--allow-from", action="append", metavar="PREFIX", help="with cluster")
-    group.add_argument("--guard", choices=("required", "optional"))
-    group.add_argument("--addressing", choices=("random", "stable"))
-    group.add_argument("--mtu", type=int, metavar="BYTES")
-    group.add_argument("--interface-name", metavar="NAME", help="in a chain (mycelium0)")
-    group.add_argument(
-        "--capability", action="append", choices=("ips", "mac", "dns"), help="let pods ask for it"
-    )
-    group.add_argument("--log-level", choices=("error", "warning", "info", "debug"))
-    group.add_argument("--log-file", metavar="FILE")
-
-
-def new_network(arguments: argparse.Namespace, dirs: CniDirs) -> tuple[dict[str, Any], list[str]]:
-    """The network configuration that the arguments ask for, for the runtime of these directories;
-    and what its reader should know. Raises ToolError if there is no such."""
-    first = arguments.runtime != "multus"
-    said = {
-        "mode": arguments.mode,
-        "myceliumInterface": arguments.interface,
-        "bridge": arguments.bridge,
-        "netseed": arguments.netseed,
-        "addressing": arguments.addressing,
-        "mtu": arguments.mtu,
-        "interfaceName": arguments.interface_name,
-        "routes": [{"dst": prefix} for prefix in arguments.route or ()] or None,
-        "serviceNetworks": arguments.service_network,
-        "defaultRoute": _default(arguments.default_route, first),
-        "ipMasq": _default(arguments.ip_masq, first),
-        "ingress": arguments.ingress,
-        "allowFrom": arguments.allow_from,
-        "guard": arguments.guard,
-        "logLevel": arguments.log_level,
-        "logFile": arguments.log_file,
-    }
-    plugin: dict[str, Any] = {"type": conflist.TYPE}
-    plugin |= {key: value for key, value in said.items() if value is not None}
-    if arguments.capability:
-        plugin["capabilities"] = dict.fromkeys(sorted(arguments.capability), True)
-    chain, notes = [plugin], []
-    there = runtimes.find_executable("portmap", dirs) is not None
-    if arguments.portmap or (first and arguments.portmap is None and there):
-        chain.append(PORTMAP)
-    elif first and arguments.portmap is None:
-        looked = " or ".join(str(directory) for directory in dirs.bins)
-        notes.append(f"hostPort will not work: there is no portmap in {looked}")
-    kinds = [one["type"] for one in chain]
-    network = {
-        **plugins.offer(kinds, dirs),
-        "name": arguments.name or "mycelium",
-        "plugins": chain,
-    }
-    checked = conflist.check(json.dumps(network).encode(), Path("new.conflist"))
-    fatal = [fault for fault in checked.faults if fault.fatal]
-    if fatal:
-        raise ToolError(f"{fatal[0].what}; {fatal[0].mend}")
-    return network, notes
-
-
-def _default(said: bool | None, first: bool) -> bool | None:
-    """A key of the pods' first network: on unless it was switched off, and absent when off."""
-    return (first if said is None else said) or None
-
-
-def manifest(network: dict[str, Any]) -> str:
+def manifest(made: dict[str, Any]) -> str:
     """A NetworkAttachmentDefinition for Multus, as YAML."""
-    config = json.dumps(network, indent=2).replace("\n", "\n    ")
+    config = json.dumps(made, indent=2).replace("\n", "\n    ")
     return (
         "apiVersion: k8s.cni.cncf.io/v1\n"
         "kind: NetworkAttachmentDefinition\n"
         "metadata:\n"
-        f"  name: {network['name']}\n"
+        f"  name: {made['name']}\n"
         "spec:\n"
         f"  config: |\n    {config}\n"
     )
@@ -135,7 +49,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     check.add_argument("--json", action="store_true", help="print one JSON document")
 
     new = actions.add_parser("new", help="write one")
-    add_network_options(new)
+    network.add_options(new)
     new.add_argument("--manifest", action="store_true", help="wrapped for Multus, as YAML")
     new.add_argument("--output", type=Path, metavar="FILE", help="instead of standard output")
     for action in (check, new):
@@ -148,10 +62,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.action == "check":
         return _check(arguments.file, where, as_json=arguments.json)
     dirs = runtimes.choose_dirs(where, arguments.runtime)
-    network, notes = new_network(arguments, dirs)
+    made, notes = network.new(arguments, dirs)
     for note in notes:
         print(note, file=sys.stderr)
-    text = manifest(network) if arguments.manifest else json.dumps(network, indent=2) + "\n"
+    text = manifest(made) if arguments.manifest else json.dumps(made, indent=2) + "\n"
     if arguments.output is None:
         print(text, end="")
     else:

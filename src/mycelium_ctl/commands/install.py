@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Install the plugin on this node, or upgrade it in place: executable, tool, boot unit, network.
+
+Everything arrives by renaming, so a runtime may call the plugin all the while; the network
+configuration comes last, for with it the node is ready. Run it again at any time. A configuration
+of ours that is there stays as it is, unless arguments ask for another one.
+
+Where pods have a first network already it is left alone: the plugin is then there for Multus
+(`config new --for multus`) or for that network's chain. --primary takes the pods over with a file
+that sorts first. `uninstall` takes back what was installed and nothing else.
+
+    mycelium-cni install --dry-run
+    mycelium-cni install --service-network fd00:10:96::/112
+    mycelium-cni install --for k3s --service-network fd00:43::/112 --ingress closed
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from mycelium_cni.kernel.shell import quoted
+from mycelium_ctl import programs, units
+from mycelium_ctl.errors import ToolError
+from mycelium_ctl.node import cri, network, plugins
+from mycelium_ctl.node import state as nodestate
+from mycelium_ctl.node.conflist import TYPE
+from mycelium_ctl.node.runtimes import CniDirs, choose_dirs, find_executable, read_confs
+from mycelium_ctl.node.state import Options
+from mycelium_ctl.receipt import Receipt
+from mycelium_ctl.view import visible
+
+FILE: Final = "10-mycelium.conflist"
+FIRST: Final = "00-mycelium.conflist"  # before other networks, with --primary
+TOOL: Final = "usr/local/bin/mycelium-cni"
+TAKEN_UP_S: Final = 15.0  # containerd watches the directory, and asks for STATUS every 5 s
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One thing to do, in words that a person could follow."""
+
+    words: str
+    do: Callable[[], object]
+
+
+class Installation:
+    """What is to be done on this node, in order."""
+
+    def __init__(self, where: Options, arguments: argparse.Namespace) -> None:
+        from mycelium_lab.lab import own_executable
+
+        self._where: Final = where
+        self._arguments: Final = arguments
+        self._receipt: Final = Receipt(where.root)
+        self._source: Final = Path(own_executable())
+        self._live: Final = where.root == Path("/")
+        self.dirs: Final = choose_dirs(where, arguments.runtime)
+        self.plugin: Final = self.dirs.bins[0] / TYPE
+        self.notes: Final[list[str]] = []
+        self.conflist: Path | None = None
+        self.name = ""
+        self.steps: Final = [
+            *self._executable(),
+            *self._tool(),
+            *self._units(),
+            *self._network(),
+        ]
+
+    @property
+    def _place(self) -> str:
+        """The executable's path on the running node."""
+        if self.plugin.is_relative_to(self._where.root):
+            return f"/{self.plugin.relative_to(self._where.root)}"
+        return str(self.plugin)
+
+    def _executable(self) -> list[Step]:
+        octets = self._source.read_bytes()
+        if self.plugin.is_file() and self.plugin.read_bytes() == octets:
+            return []
+        return [Step(f"write {self.plugin}", lambda: self._copy(octets))]
+
+    def _copy(self, octets: bytes) -> None:
+        """Only what answers as a plugin gets the name that a runtime uses."""
+        self._receipt.write(self.plugin, octets, 0o755, lambda path: plugins.ask(path).fault)
+
+    def _tool(self) -> list[Step]:
+        path, target = self._where.root / TOOL, self._place
+        if path.is_symlink() and str(path.readlink()) == target:
+            return []
+        if path.exists() or path.is_symlink() or (self._live and shutil.which(TYPE)):
+            return []  # there is one in PATH
+        return [Step(f"link {path} to {target}", lambda: self._receipt.link(path, target))]
+
+    def _units(self) -> list[Step]:
+        root, executable = self._where.root, self._place
+        steps = []
+        for name, text in units.texts(executable, []).items():
+            path = root / name
+            wanted = root / Path(*Path(name).parts[:2])
+            if wanted.is_dir() and not (path.is_file() and path.read_text() == text):
+                octets = text.encode()
+                steps.append(Step(f"write {path}", partial(self._receipt.write, path, octets)))
+        if self._live and Path("/run/systemd/system").is_dir() and steps:
+            for line in ("systemctl daemon-reload", "systemctl enable mycelium-cni-setup.service"):
+                steps.append(Step(line, partial(_run, line.split())))
+        if self._live:
+            argv = [executable, "setup"]
+            steps.append(Step(" ".join(map(quoted, argv)), lambda: self._setup(argv)))
+        return steps
+
+    def _setup(self, argv: list[str]) -> None:
+        try:
+            _run(argv)
+        except ToolError as error:  # the boot unit waits for the daemon, and the first ADD does it
+            self.notes.append(f"the node is not ready yet: {error}")
+
+    def _network(self) -> list[Step]:
+        found = next((one for one in read_confs(self._where) if one.dirs == self.dirs), None)
+        winner = found.winner if found else None
+        kept = found.ours if found else None
+        primary = winner and not winner.entries and not (found and found.by_multus)
+        if winner and (primary or (found and found.by_multus)) and not self._arguments.primary:
+            self.notes.append(_second(winner.path, self.dirs))
+            return []
+        if kept and not self._asked():
+            self.conflist, self.name = kept.path, kept.network
+            self.notes.append(f"{kept.path} stays as it is")
+            return []
+        if find_executable("loopback", self.dirs) is None:
+            raise ToolError(
+                f"there is no loopback in {self.dirs.bins[0]}, which runtimes call for every pod: "
+                "install the CNI plugins (containernetworking/plugins) there first"
+            )
+        made, notes = network.new(self._arguments, self.dirs)
+        self.notes.extend(notes)
+        text = json.dumps(made, indent=2) + "\n"
+        path = self.dirs.conf / (FIRST if primary else FILE)
+        self.conflist, self.name = path, str(made["name"])
+        if path.is_file() and path.read_text() == text:
+            return []
+        return [Step(f"write {path}", lambda: self._receipt.write(path, text.encode()))]
+
+    def _asked(self) -> bool:
+        """Whether an argument says something about the network configuration."""
+        return any(
+            getattr(self._arguments, name) is not None
+            for name in network.arguments()
+            if name != "runtime"
+        )
+
+    def await_runtime(self) -> str:
+        """Wait until the runtime has taken the network up; what it says."""
+        socket = cri.find_socket(self._where.root)
+        if socket is None or self.conflist is None:
+            return ""
+        deadline = time.monotonic() + TAKEN_UP_S
+        while True:
+            try:
+                said = cri.read_network(socket)
+            except OSError as error:
+                return f"the runtime at {socket} does not tell: {error.strerror or error}"
+            loaded = said.loaded is None or self.name in said.loaded
+            if said.ready and loaded:
+                return f"the runtime at {socket} has taken {self.conflist} up"
+            if time.monotonic() > deadline:
+                why = said.message or f"it has loaded {', '.join(said.loaded or ['nothing'])}"
+                raise ToolError(f"the runtime at {socket} starts no pods yet: {why}")
+            time.sleep(0.2)
+
+
+def _second(first: Path, dirs: CniDirs) -> str:
+    return (
+        f"{first} is the pods' first network and stays so. A second interface for pods that ask: "
+        f"`{TYPE} config new --for multus --manifest | kubectl apply -f -`, with Multus. One for "
+        f'every pod: add {{"type": "{TYPE}"}} behind the first plugin of {first}. Or take all pods '
+        f"of {dirs.whose} over: --primary"
+    )
+
+
+def _run(argv: list[str]) -> None:
+    done = programs.run(argv, within_s=60)
+    if done.returncode:
+        said = " ".join((done.stderr or done.stdout).split())
+        raise ToolError(f"{' '.join(map(quoted, argv))}: {said}")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("--dry-run", action="store_true", help="print the steps, take none")
+    parser.add_argument("--primary", action="store_true", help="take over from another network")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    network.add_options(parser)
+    nodestate.add_options(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Install; 0 when the runtime has taken the network up, or there is none to ask."""
+    installation = Installation(nodestate.options(arguments), arguments)
+    done = [step.words for step in installation.steps]
+    taken_up = ""
+    for step in installation.steps:
+        if not arguments.json:
+            print(visible(step.words))
+        if not arguments.dry_run:
+            step.do()
+    if not arguments.dry_run:
+        taken_up = installation.await_runtime()
+    if arguments.json:
+        told = {"steps": done, "notes": installation.notes, "runtime": taken_up or None}
+        print(json.dumps({"changed": bool(done) and not arguments.dry_run, **told}, indent=2))
+        return 0
+    for note in (*installation.notes, *filter(None, (taken_up,))):
+        print(f"# {visible(note)}")
+    if not done:
+        print("# nothing to do")
+    return 0

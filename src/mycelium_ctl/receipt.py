@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `install` has put on this node, written down so that `uninstall` takes back exactly that."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from mycelium_ctl import files
+from mycelium_ctl.errors import ToolError, refused
+
+PLACE: Final = "var/lib/mycelium-cni/installed.json"
+_DISPLACED: Final = ".displaced-by-mycelium-cni"  # no suffix that a runtime reads
+
+
+class Receipt:
+    """The files of ours by their paths, each with a hash of what was written; "" for a link."""
+
+    def __init__(self, root: Path) -> None:
+        self.path: Final = root / PLACE
+        try:
+            said = json.loads(files.read(self.path))
+            listed = said["files"].items()
+        except FileNotFoundError:
+            listed = ()
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+            raise ToolError(f"{self.path} cannot be read: {error}") from error
+        self.files: Final = {str(path): str(digest) for path, digest in listed}
+
+    def write(
+        self,
+        path: Path,
+        octets: bytes,
+        mode: int = 0o644,
+        fault: Callable[[Path], str] = lambda _: "",
+    ) -> None:
+        """Put a file in its place, whole; what was there and is not ours is kept beside it. `fault`
+        says what is wrong with the new file before it gets its name. Raises ToolError.
+
+        The receipt comes first: a call that is killed leaves nothing that it does not name.
+        """
+        beside = path.with_name(f".{path.name}.new")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(beside, "wb", opener=_private) as file:
+                file.write(octets)
+                os.fchmod(file.fileno(), mode)
+                os.fsync(file.fileno())
+            if wrong := fault(beside):
+                beside.unlink()
+                raise ToolError(f"cannot write {path}: the new one {wrong}")
+            self._note(path, hashlib.sha256(octets).hexdigest())
+            beside.replace(path)
+        except OSError as error:
+            raise ToolError(f"cannot write {path}: {refused(error)}") from error
+
+    def link(self, path: Path, target: str) -> None:
+        """Put a symbolic link in its place. Raises ToolError."""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._note(path, "")
+            path.symlink_to(target)
+        except OSError as error:
+            raise ToolError(f"cannot link {path}: {refused(error)}") from error
+
+    def _note(self, path: Path, digest: str) -> None:
+        if str(path) not in self.files and path.exists():
+            path.rename(displaced(path))
+        self.files[str(path)] = digest
+        self._save()
+
+    def _save(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        files.write(self.path, json.dumps({"files": self.files}, indent=2) + "\n")
+
+    def take_back(self, path: Path) -> None:
+        """Remove a file, and put back what it had displaced. One that was edited since stays beside
+        its place. Raises ToolError."""
+        try:
+            if self.edited(path):
+                path.rename(path.with_name(f"{path.name}.saved"))
+            path.unlink(missing_ok=True)
+            if displaced(path).exists():
+                displaced(path).rename(path)
+        except OSError as error:
+            raise ToolError(f"cannot remove {path}: {refused(error)}") from error
+        self.files.pop(str(path), None)
+        if self.files:
+            self._save()
+            return
+        with suppress(OSError):
+            self.path.unlink()
+            self.path.parent.rmdir()
+
+    def edited(self, path: Path) -> bool:
+        """Whether somebody has changed a file of ours."""
+        digest = self.files.get(str(path))
+        try:
+            return bool(digest) and hashlib.sha256(path.read_bytes()).hexdigest() != digest
+        except OSError:
+            return False
+
+
+def displaced(path: Path) -> Path:
+    """Where a file is kept that made room for one of ours."""
+    return path.with_name(f".{path.name}{_DISPLACED}")
+
+
+def _private(path: str, flags: int) -> int:
+    """Open a new file; one of that name that a killed call has left is removed, never followed."""
+    with suppress(FileNotFoundError):
+        os.unlink(path)  # noqa: PTH108 - beside os.open
+    return os.open(path, flags | os.O_EXCL | os.O_NOFOLLOW, 0o600)
