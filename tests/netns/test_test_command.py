@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from tool import Tool, state
 
+from mycelium_cni.guard.wanted import PODS_CHAIN
 from mycelium_lab.lab import Node, await_fact
 
 MODES = pytest.mark.parametrize("mode", ["routed", "bridge"])
@@ -95,7 +96,7 @@ def test_a_guard_with_a_hole_is_found(tool: Tool) -> None:
     tool("setup")
     tool.attach("web")  # the pods' rules are loaded with the first
     # What ADD does not look at: it would load a table anew that has lost its first rules.
-    tool.node.run(["nft", "flush chain inet mycelium-cni from-pods"])
+    tool.node.run(["nft", f"flush chain inet mycelium-cni {PODS_CHAIN}"])
     wrong = failed(tool.json("test"))
     assert "false source" in [trial["what"] for trial in wrong]
 

@@ -72,6 +72,7 @@ def _withdraw(host: nl.Socket) -> None:
         remove()
 
 
+_LOOKS = 3  # until a fault is believed
 # What the kernel says where nf_tables, or an expression of it, is neither in it nor a module.
 _LACKING = (ENOENT, EOPNOTSUPP, EPROTONOSUPPORT, EAFNOSUPPORT)
 _KEPT, _CHANGED, _MADE = 0, 1, 2
@@ -265,7 +266,12 @@ def fault(host: nl.Socket, wanted: Wanted) -> str:
 
     try:
         with nftables.Socket() as socket:
-            return _survey(host, socket, wanted, finished=True).fault()
+            # A pod may start or end between the reading of the links and that of the tables.
+            for _ in range(_LOOKS):
+                words = _survey(host, socket, wanted, finished=True).fault()
+                if not words:
+                    break
+            return words
     except OSError as error:
         if error.errno not in _LACKING:
             raise

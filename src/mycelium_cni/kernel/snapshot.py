@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from errno import ENOENT
+from errno import ENODEV, ENOENT
 
 from mycelium_cni.kernel import netlink as nl
 from mycelium_cni.kernel import sysctl
@@ -206,7 +206,7 @@ class Snapshot:
                 try:
                     return sysctl.get(path)
                 except OSError as error:
-                    if error.errno != ENOENT:
+                    if error.errno not in (ENOENT, ENODEV):
                         raise
                     return ""
 

@@ -131,7 +131,7 @@ def host_reach(shape: Shape) -> list[Object]:
     link without one, it drops the link's neighbours."""
     if shape.bridge:
         # Whoever has to be asked for counts towards a limit of the whole machine (gc_thresh3).
-        # Permanent: on a bridge a pod may use no other MAC. So it outlives the pod (docs/adr/0008).
+        # Permanent: on a bridge a pod may use no other MAC. So it outlives the pod (docs/adr/0011).
         known = Neighbour(
             *(shape.bridge.index, shape.bridge.name, shape.address, shape.pod.mac),
             "the node need not ask for the pod",

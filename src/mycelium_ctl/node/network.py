@@ -14,7 +14,7 @@ from mycelium_ctl.node.runtimes import CniDirs
 
 PORTMAP: Final[dict[str, Any]] = {"type": "portmap", "capabilities": {"portMappings": True}}
 
-# Where the pods' first network is ours it is the same for all of them (docs/adr/0010).
+# Where the pods' first network is ours it is the same for all of them (docs/adr/0012).
 RUNTIMES: Final = (
     *("kubeadm", "k3s", "rke2", "microk8s", "containerd", "cri-o", "podman", "nomad"),
     "multus",
