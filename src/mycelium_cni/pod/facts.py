@@ -26,7 +26,7 @@ from mycelium_cni.kernel.facts import (
     Switch,
     Up,
 )
-from mycelium_cni.node.facts import LINK_LOCAL_GATEWAY
+from mycelium_cni.node.facts import FORWARDING, LINK_LOCAL_GATEWAY
 from mycelium_cni.node.marks import PROTOCOL
 from mycelium_cni.overlay import on_mycelium
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Final
 
+    from mycelium_cni.kernel.facts import Steps
     from mycelium_cni.kernel.snapshot import Snapshot
     from mycelium_cni.node.subnet import Node
 
@@ -88,6 +89,17 @@ class Shape:
         return 64 if self.bridge else 128
 
 
+class _Forwarding(Switch):
+    """The link forwards, as all links do once the node is prepared, which is told first what must
+    survive: the first link that forwards takes the node's routes from router advertisements along
+    (net/ipv6/addrconf.c, addrconf_fixup_forwarding)."""
+
+    __slots__ = ()
+
+    def ensure(self, host: nl.Socket, undo: Steps) -> bool:
+        return sysctl.get(FORWARDING) == "1" and super().ensure(host, undo)
+
+
 def host_switches(shape: Shape) -> list[Switch]:
     """The settings of the host link. On a bridge the kernel asks none of a port."""
     if shape.bridge:
@@ -103,7 +115,7 @@ def host_switches(shape: Shape) -> list[Switch]:
         Switch(sysctl.conf(name, "proxy_ndp"), "1", answers),
         # By default it lets the pod wait for up to 0.8 s (RFC 4861, section 7.2.8).
         Preference(f"neigh/{name}/proxy_delay", "0", answers),
-        Switch(sysctl.conf(name, "forwarding"), "1", answers),  # ndisc_recv_ns asks for it
+        _Forwarding(sysctl.conf(name, "forwarding"), "1", answers),  # ndisc_recv_ns asks for it
     ]
 
 
