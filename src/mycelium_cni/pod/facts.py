@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Final
 
-    from mycelium_cni.kernel.facts import Steps
     from mycelium_cni.kernel.snapshot import Snapshot
     from mycelium_cni.node.subnet import Node
 
@@ -96,8 +95,9 @@ class _Forwarding(Switch):
 
     __slots__ = ()
 
-    def ensure(self, host: nl.Socket, undo: Steps) -> bool:
-        return sysctl.get(FORWARDING) == "1" and super().ensure(host, undo)
+    def restore(self, host: nl.Socket) -> None:
+        if sysctl.get(FORWARDING) == "1":
+            super().restore(host)
 
 
 def host_switches(shape: Shape) -> list[Switch]:
