@@ -126,6 +126,21 @@ def test_check_says_that_it_is_gone(site: Site) -> None:
     assert (call.code, "guard" in call.result["msg"]) == (1, True)
 
 
+def test_a_pod_that_it_does_not_know_is_told_of_by_that_pods_check_alone(site: Site) -> None:
+    network = conf(mode="bridge")
+    pods = [site.node.pod(name) for name in ("unknown", "well")]
+    results = [site.node.plugin("ADD", network, pod).succeeded() for pod in pods]
+    address = results[0]["ips"][0]["address"].partition("/")[0]
+    site.node.run(["nft", f"delete element inet mycelium-cni to-address {{ {address} }}"])
+    unknown, well = (
+        site.node.plugin("CHECK", {**network, "prevResult": result}, pod)
+        for pod, result in zip(pods, results, strict=True)
+    )
+    assert (unknown.code, "does not know" in unknown.result["msg"]) == (1, True)
+    assert well.code == 0
+    assert site.status(network).code == 0
+
+
 @both_modes
 def test_it_survives_a_restart_of_the_daemon(site: Site, mode: str) -> None:
     pod, address = site.attach(conf(mode=mode))

@@ -72,7 +72,6 @@ def _withdraw(host: nl.Socket) -> None:
         remove()
 
 
-_LOOKS = 3  # until a fault is believed
 # What the kernel says where nf_tables, or an expression of it, is neither in it nor a module.
 _LACKING = (ENOENT, EOPNOTSUPP, EPROTONOSUPPORT, EAFNOSUPPORT)
 _KEPT, _CHANGED, _MADE = 0, 1, 2
@@ -247,9 +246,10 @@ def remove() -> bool:
     return bool(messages)
 
 
-def inspect(host: nl.Socket, wanted: Wanted) -> None:
-    """Part of STATUS and CHECK. Raises CniError (NODE_MISCONFIGURED) that says what is wrong."""
-    wrong = fault(host, wanted)
+def inspect(host: nl.Socket, wanted: Wanted, port: Port | None = None) -> None:
+    """Part of STATUS, and of CHECK of a pod that bridge mode has at `port`. Raises CniError
+    (NODE_MISCONFIGURED) that says what is wrong."""
+    wrong = fault(host, wanted, port)
     if wrong:
         raise CniError(
             NODE_MISCONFIGURED,
@@ -259,19 +259,15 @@ def inspect(host: nl.Socket, wanted: Wanted) -> None:
         )
 
 
-def fault(host: nl.Socket, wanted: Wanted) -> str:
+def fault(host: nl.Socket, wanted: Wanted, port: Port | None = None) -> str:
     """What is wrong with the guard, in a few words; '' if nothing is. A policy that differs from
-    the configuration is not: the next ADD brings it, and `outdated` tells."""
+    the configuration is not: the next ADD brings it, and `outdated` tells. Nor is a pod that is not
+    known, but for the one at `port`: its DEL may be at work."""
     from mycelium_cni.kernel import nftables  # noqa: PLC0415 - ADD hardly ever needs it
 
     try:
         with nftables.Socket() as socket:
-            # A pod may start or end between the reading of the links and that of the tables.
-            for _ in range(_LOOKS):
-                words = _survey(host, socket, wanted, finished=True).fault()
-                if not words:
-                    break
-            return words
+            return _survey(host, socket, wanted, finished=True).fault(port)
     except OSError as error:
         if error.errno not in _LACKING:
             raise

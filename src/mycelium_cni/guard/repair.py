@@ -67,11 +67,13 @@ class Survey:
         self._ports: Final = ports
         self._groups: Final = groups
 
-    def fault(self) -> str:
-        """The first fault in a few words; '' if there is none."""
+    def fault(self, port: Port | None) -> str:
+        """The first fault in a few words; '' if there is none. Of the pods at ports only this one
+        is looked at."""
         if not self.there:
             return f"table inet {rules.INET.name} is missing"
-        return next((lack.words for lack in self.lacks() if lack.fault), "")
+        index = port.index if port else 0
+        return next((lack.words for lack in self.lacks(index) if lack.fault), "")
 
     def repair(self) -> tuple[list[nl.Message], bytes]:
         """What brings all that is lacking, and takes away what no packet reaches any more; and the
@@ -107,8 +109,9 @@ class Survey:
             messages += rules.add_ports(self._ports)
         return messages
 
-    def lacks(self) -> Iterator[Lack]:
-        """In the order in which it must be made."""
+    def lacks(self, index: int = 0) -> Iterator[Lack]:
+        """In the order in which it must be made. `index`: the host link of the pod that is not to
+        be missing."""
         records = _records(self._inet, self._wanted)
         yield from self._base(records)
         yield from self._overlay()
@@ -117,7 +120,7 @@ class Survey:
         if self._wanted.bridged or self._ports:
             yield from self._bridge_base(records)
             yield from self._closed(records)
-            yield from self._entries()
+            yield from self._entries(index)
 
     def _base(self, records: Iterable[Record]) -> Iterator[Lack]:
         there = self._inet
@@ -191,7 +194,7 @@ class Survey:
                 fault = group != wanted.group or before == ingress
                 yield Lack(_said(rules.BRIDGE, lacking), messages, fault=fault)
 
-    def _entries(self) -> Iterator[Lack]:
+    def _entries(self, index: int) -> Iterator[Lack]:
         lacking = []
         for port in self._ports:
             for table, there in ((rules.INET, self._inet), (rules.BRIDGE, self._bridge)):
@@ -203,7 +206,8 @@ class Survey:
             chains = rules.network_chains({port.group for port in lacking})
             words = f"does not know {len(lacking)} of the node's bridged pods"
             messages = [*chains, *old, *rules.add_ports(lacking)]
-            yield Lack(_said(rules.BRIDGE, words), messages, fault=True)
+            fault = any(port.index == index for port in lacking)
+            yield Lack(_said(rules.BRIDGE, words), messages, fault=fault)
 
     def _is_known(self, deletion: nl.Message) -> bool:
         """Whether the one element that a message deletes is there."""

@@ -79,7 +79,7 @@ def check(
         if (pod_link.index, address) not in pod.addresses:
             raise _broken(f"{pod_link.name} has lost its address {format_address(address)}")
     if config.policy.required:
-        guard.inspect(host, guard.Wanted(attachment.network, config, node))
+        guard.inspect(host, guard.Wanted(attachment.network, config, node), port)
 
 
 def _on_node(config: Config, node: subnet.Node, shape: facts.Shape) -> list[Fact]:
