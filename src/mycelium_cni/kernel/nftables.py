@@ -137,10 +137,6 @@ class Table:
         what = f"add chain {name}"
         return message(NFT_MSG_NEWCHAIN, self.family, what, *named, *hook, flags=nl.NLM_F_CREATE)
 
-    def get_chain(self, name: str) -> nl.Message:
-        named: tuple[nl.Attribute, ...] = ((NFTA_CHAIN_TABLE, self.name), (NFTA_CHAIN_NAME, name))
-        return message(NFT_MSG_GETCHAIN, self.family, f"read chain {name}", *named)
-
     def delete_chain(self, name: str) -> nl.Message:
         named: tuple[nl.Attribute, ...] = ((NFTA_CHAIN_TABLE, self.name), (NFTA_CHAIN_NAME, name))
         return message(NFT_MSG_DELCHAIN, self.family, f"delete chain {name}", *named)
@@ -193,10 +189,6 @@ class Table:
         ]
         what = f"add set {name}"
         return message(NFT_MSG_NEWSET, self.family, what, *attributes, flags=nl.NLM_F_CREATE)
-
-    def delete_set(self, name: str) -> nl.Message:
-        named: tuple[nl.Attribute, ...] = ((NFTA_SET_TABLE, self.name), (NFTA_SET_NAME, name))
-        return message(NFT_MSG_DELSET, self.family, f"delete set {name}", *named)
 
     def elements(self, kind: int, name: str, elements: Iterable[list[nl.Attribute]]) -> nl.Message:
         """NFT_MSG_{NEW,GET,DEL}SETELEM of a set; to delete none is to delete all."""
