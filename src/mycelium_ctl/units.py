@@ -62,22 +62,28 @@ def covers(root: Path, unit: str, links: Sequence[str]) -> bool:
     )
 
 
-def install(root: Path, executable: str, links: Sequence[str]) -> list[Path]:
-    """Write those files that this node has a use for; what was written.
-
-    Raises ToolError where it cannot be.
-    """
-    written = []
+def absent(root: Path, executable: str, links: Sequence[str]) -> dict[Path, str]:
+    """Those files that this node has a use for and does not have, by their paths."""
+    found = {}
     for name, text in texts(executable, links).items():
         path = root / name
         # Nobody wants /etc/zinit on a machine with systemd.
         wanted = root / Path(*Path(name).parts[:2])
-        if not wanted.is_dir() or (path.is_file() and path.read_text() == text):
-            continue
+        if wanted.is_dir() and not (path.is_file() and path.read_text() == text):
+            found[path] = text
+    return found
+
+
+def install(root: Path, executable: str, links: Sequence[str]) -> list[Path]:
+    """Write what is `absent`; what was written.
+
+    Raises ToolError where it cannot be.
+    """
+    missing = absent(root, executable, links)
+    for path, text in missing.items():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ToolError(f"cannot make {path.parent}: {refused(error)}") from error
         files.write(path, text)
-        written.append(path)
-    return written
+    return list(missing)

@@ -100,14 +100,11 @@ class Installation:
         return [Step(f"link {path} to {target}", lambda: self._receipt.link(path, target))]
 
     def _units(self) -> list[Step]:
-        root, executable = self._where.root, self._place
-        steps = []
-        for name, text in units.texts(executable, []).items():
-            path = root / name
-            wanted = root / Path(*Path(name).parts[:2])
-            if wanted.is_dir() and not (path.is_file() and path.read_text() == text):
-                octets = text.encode()
-                steps.append(Step(f"write {path}", partial(self._receipt.write, path, octets)))
+        executable = self._place
+        steps = [
+            Step(f"write {path}", partial(self._receipt.write, path, text.encode()))
+            for path, text in units.absent(self._where.root, executable, []).items()
+        ]
         if self._live and Path("/run/systemd/system").is_dir() and steps:
             for line in ("systemctl daemon-reload", "systemctl enable mycelium-cni-setup.service"):
                 steps.append(Step(line, partial(_run, line.split())))
