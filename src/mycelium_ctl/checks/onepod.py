@@ -14,6 +14,7 @@ from mycelium_cni.kernel.snapshot import Snapshot
 from mycelium_ctl.checks.finding import Finding, ok, skip
 from mycelium_ctl.checks.pods import Ought, inside
 from mycelium_ctl.checks.routing import ELSEWHERE, Way
+from mycelium_ctl.checks.ruleset import expressions_of, verdict_of
 from mycelium_ctl.echo import (
     ALL_HOPS,
     ANSWER_S,
@@ -219,17 +220,11 @@ def _rule_counter(payload: bytes) -> dict[str, int]:
     """Name and packets of a rule that counts what it drops; {} of another rule."""
     said = nl.decode(payload, 4)
     packets, drops = None, False
-    for _, element in nl.attributes(said.get(nf.NFTA_RULE_EXPRESSIONS, b""), 0):
-        expression = nl.decode(element, 0)
-        name = nl.text(expression[nf.NFTA_EXPR_NAME])
-        data = nl.decode(expression.get(nf.NFTA_EXPR_DATA, b""), 0)
+    for name, data in expressions_of(said.get(nf.NFTA_RULE_EXPRESSIONS, b"")):
         if name == "counter":
             packets = int.from_bytes(data.get(_NFTA_COUNTER_PACKETS, b""), "big")
-        elif name == "reject":
+        elif name == "reject" or verdict_of(name, data)[0] == nf.NF_DROP:
             drops = True
-        elif name == "immediate":
-            verdict = nl.decode(nl.decode(data.get(2, b""), 0).get(nf.NFTA_DATA_VERDICT, b""), 0)
-            drops = drops or verdict.get(nf.NFTA_VERDICT_CODE) == bytes(4)
     if packets is None or not drops:
         return {}
     comment = said.get(nf.NFTA_RULE_USERDATA, b"\0\0")[2:].rstrip(b"\0").decode("utf-8", "replace")

@@ -186,7 +186,7 @@ def _read_chains(socket: nl.Socket) -> dict[tuple[int, str, str], Chain]:
         family, said = payload[0], nl.decode(payload, 4)
         key = (family, nl.text(said[nf.NFTA_RULE_TABLE]), nl.text(said[nf.NFTA_RULE_CHAIN]))
         if key in chains:
-            chains[key].rules.append(_expressions(said.get(nf.NFTA_RULE_EXPRESSIONS, b"")))
+            chains[key].rules.append(expressions_of(said.get(nf.NFTA_RULE_EXPRESSIONS, b"")))
     return chains
 
 
@@ -213,7 +213,8 @@ def _read_elements(
     return found
 
 
-def _expressions(listed: bytes) -> list[Expression]:
+def expressions_of(listed: bytes) -> list[Expression]:
+    """Name and attributes of each expression of NFTA_RULE_EXPRESSIONS."""
     found = []
     for _, element in nl.attributes(listed, 0):
         said = nl.decode(element, 0)
