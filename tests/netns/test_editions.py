@@ -70,6 +70,14 @@ class Attached:
         assert self.site.node.ping(self.address) is not None
 
 
+def is_well(site: Site, networks: list[dict[str, Any]], attachments: list[Attached]) -> None:
+    """STATUS of each network, and CHECK of each attachment, find nothing wrong."""
+    for network in networks:
+        assert site.status(network).code == 0
+    for attached in attachments:
+        attached.check()
+
+
 @contextmanager
 def bombarded(site: Site, *pods: Attached) -> Iterator[None]:
     """While this runs a stranger sends to pods that he may not reach; nothing arrives."""
@@ -119,14 +127,10 @@ def test_no_network_is_open_for_a_moment(
     everybody = list(older)
     with bombarded(site, shut, club):
         for network in reversed(networks):
-            assert site.status(network).code == 0
-            for attached in everybody:
-                attached.check()
+            is_well(site, [network], everybody)
             everybody.append(Attached(site, network))
-    for network in networks:
-        assert site.status(network).code == 0
+    is_well(site, networks, everybody)
     for attached in everybody:
-        attached.check()
         attached.works()
         policy = attached.network["name"]
         assert site.reaches(attached.pod, attached.address, STRANGER) is (policy == "wide")
@@ -135,10 +139,7 @@ def test_no_network_is_open_for_a_moment(
     assert not connects(everybody[-1].pod, everybody[-1].address, wide.pod)
     # And nothing hinders who was there before.
     node.install(before)
-    for network in networks:
-        assert site.status(network).code == 0
-    for attached in everybody:
-        attached.check()
+    is_well(site, networks, everybody)
 
 
 @both_modes
