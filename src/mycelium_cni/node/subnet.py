@@ -186,7 +186,10 @@ def read_key(path: str) -> bytes | None:
         raise _unreadable(path, error) from None
     # From here on the process leaves no core file: 1 is less than any, and switches off handlers
     # too, for which 0 means "no limit" (fs/coredump.c).
-    setrlimit(RLIMIT_CORE, (1, 1))
+    try:
+        setrlimit(RLIMIT_CORE, (1, 1))
+    except ValueError:  # it is 0, and raising it takes CAP_SYS_RESOURCE
+        pass
     try:
         # The daemon reads 32 bytes and ignores what follows (mycelium, load_key_file).
         private = read(fd, identity.KEY_SIZE)
