@@ -23,6 +23,7 @@ _CALL = re.compile(r"(\w+)\((.*)\)\s+= (-?\d+)")
 _POLL = re.compile(r"\[\{fd=(\d+), events=\w+\}\], 1, (\d+)$")
 _GROUPS = re.compile(r"nl_groups=(\w+)")
 _SYSCTL = "/proc/sys/"
+_RESERVED = "/"  # what the plugin opens to have descriptors left for its undo
 _HOST_END, _POD_END = 0, 1
 _CLONES = ("clone", "clone3", "fork", "vfork")
 
@@ -157,7 +158,7 @@ class _Reader:
                 yield Step("S", call.result, data=kinds)
             elif call.name == "openat":
                 path = call.arguments[1].strip('"')
-                if path.startswith(_SYSCTL) or path == self._recorded.netns:
+                if path.startswith(_SYSCTL) or path in (_RESERVED, self._recorded.netns):
                     ours[call.result] = _POD_END if path == self._recorded.netns else here
                     flags = _number(call.arguments[2])
                     yield Step("P", call.result, flags, path.encode() + b"\0")
