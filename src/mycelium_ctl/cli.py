@@ -14,12 +14,15 @@ import importlib
 import os
 import sys
 from errno import EBADF, EIO, ENOSPC, EPIPE
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from mycelium_cni.cni.errors import __version__
 from mycelium_ctl import programs
 from mycelium_ctl.errors import ToolError
 from mycelium_lab.errors import LabError
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
 
 PROGRAM: Final = "mycelium-cni"
 _OUTPUT_ENDS: Final = (EPIPE, ENOSPC, EIO, EBADF)
@@ -56,6 +59,13 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     ),
     "overlay": ("mycelium_lab.overlay", "a stand-in for the Mycelium daemon, for labs only"),
 }
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but help that cannot be written is an error: argparse itself says nothing."""
+
+    def print_help(self, file: SupportsWrite[str] | None = None) -> None:
+        print(self.format_help(), end="", file=file)
 
 
 class Command(Protocol):
@@ -114,13 +124,7 @@ def _main(argv: list[str]) -> int:
     if os.geteuid() == 0:  # what others could put there is not run as root
         os.environ["PATH"] = programs.trusted_path(os.environ.get("PATH", programs.SYSTEM_PATH))
     try:
-        command: Command = importlib.import_module(COMMANDS[name][0])
-        parser = argparse.ArgumentParser(
-            prog=f"{PROGRAM} {name}",
-            description=command.__doc__,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        command.configure(parser)
+        command, parser = load(name)
         return command.run(parser.parse_args(argv[1:]))
     except (ToolError, LabError) as error:
         from mycelium_ctl.view import readable
@@ -130,6 +134,18 @@ def _main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         print(file=sys.stderr)  # the shell's next prompt starts on a line of its own
         return 130
+
+
+def load(name: str) -> tuple[Command, Parser]:
+    """A command's module, and the parser of its command line."""
+    command: Command = importlib.import_module(COMMANDS[name][0])
+    parser = Parser(
+        prog=f"{PROGRAM} {name}",
+        description=command.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.configure(parser)
+    return command, parser
 
 
 def _overview() -> str:

@@ -21,7 +21,8 @@ from mycelium_ctl.view import Mark, visible
 # All lengths in pixels.
 POD_WIDTH, POD_HEIGHT, GAP, GUTTER, PAD = 292, 66, 14, 26, 22
 OVERLAY_HEIGHT, WIRE, HEAD, BOX_HEIGHT, BAR = 56, 44, 40, 46, 40
-MOST_PODS: Final = 24  # more would be no picture but a list
+MOST_PODS: Final = 24  # in full; the others are dots
+DOT: Final = 14
 STYLE: Final = """
   text { font-family: "DejaVu Sans Mono", Menlo, Consolas, monospace; fill: #1d2733 }
   .title { font-size: 15px; font-weight: bold }
@@ -106,7 +107,7 @@ class Box(NamedTuple):
 def draw(nodes: Sequence[NodeShape]) -> str:
     """The picture of these nodes, side by side under one overlay."""
     columns = [_columns(node, len(nodes)) for node in nodes]
-    widths = [2 * PAD + count * (GUTTER + POD_WIDTH) + (count - 1) * GAP for count in columns]
+    widths = [2 * PAD + _inner(count) for count in columns]
     heights = [_height(node, count) for node, count in zip(nodes, columns, strict=True)]
     width = sum(widths) + PAD * (len(nodes) + 1)
     height = PAD + OVERLAY_HEIGHT + WIRE + max(heights, default=0) + PAD
@@ -137,14 +138,25 @@ def _rows(node: NodeShape, columns: int) -> int:
     return -(-shown // columns)
 
 
+def _inner(columns: int) -> int:
+    """The width of what a node holds."""
+    return columns * (GUTTER + POD_WIDTH) + (columns - 1) * GAP
+
+
+def _in_order(pods: Sequence[PodShape]) -> list[PodShape]:
+    """The pods that need a look first, so that they are drawn in full."""
+    return sorted(pods, key=lambda pod: {"fail": 0, "warn": 1}.get(pod.mark, 2))
+
+
 def _height(node: NodeShape, columns: int) -> int:
     rows = max(_rows(node, columns), 1)
-    more = 24 if len(node.pods) > MOST_PODS else 0
+    dots = max(len(node.pods) - MOST_PODS, 0)
+    more = (24 + -(-dots // (_inner(columns) // DOT)) * DOT) if dots else 0
     return HEAD + BOX_HEIGHT + GUTTER + BAR + GUTTER + rows * (POD_HEIGHT + GAP) + more + PAD - GAP
 
 
 def _node(node: NodeShape, columns: int, box: Box) -> Iterator[str]:
-    x, y, width, height = box
+    x, y, width, _ = box
     middle = x + width / 2
     inner = width - 2 * PAD
     top = y + HEAD
@@ -166,7 +178,8 @@ def _node(node: NodeShape, columns: int, box: Box) -> Iterator[str]:
     yield _label("name", middle, bar + 17, title, anchor="middle")
     yield _label("small", middle, bar + 32, below, anchor="middle")
 
-    shown = node.pods[:MOST_PODS]
+    pods = _in_order(node.pods)
+    shown, others = pods[:MOST_PODS], pods[MOST_PODS:]
     first = bar + BAR + GUTTER
     for column in range(columns):
         mine = shown[column::columns]
@@ -179,9 +192,14 @@ def _node(node: NodeShape, columns: int, box: Box) -> Iterator[str]:
             yield from _pod(pod, trunk, first + row * (POD_HEIGHT + GAP))
     if not shown:
         yield _label("small", middle, first + POD_HEIGHT // 2, "no pods", anchor="middle")
-    if len(node.pods) > MOST_PODS:
-        more = f"and {len(node.pods) - MOST_PODS} more pods"
-        yield _label("small", middle, y + height - 14, more, anchor="middle")
+    if others:
+        under = first + _rows(node, columns) * (POD_HEIGHT + GAP)
+        yield _label("small", middle, under + 10, f"and {len(others)} more pods", anchor="middle")
+        for number, pod in enumerate(others):
+            row, column = divmod(number, int(inner) // DOT)
+            at = f'cx="{x + PAD + (column + 0.5) * DOT}" cy="{under + 24 + row * DOT}"'
+            name = f"<title>{_text(f'{pod.name} {pod.address}')}</title>"
+            yield f'<circle class="{pod.mark}" {at} r="5">{name}</circle>'
 
 
 def _pod(pod: PodShape, trunk: float, y: float) -> Iterator[str]:

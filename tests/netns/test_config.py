@@ -200,6 +200,43 @@ def test_all_faults_are_told_at_once(config: Config) -> None:
     assert set(told) >= {2, 3, 4, 6, 7, 8, 9, 10, 12}, told
 
 
+def test_all_faults_inside_one_key_are_told(config: Config) -> None:
+    text = plugin(
+        '"capabilities": {"mac": 1,',
+        '  "ips": 2},',
+        '"ingress": "cluster", "allowFrom": ["4aa::/16",',
+        '  "400::x",',
+        '  "10.0.0.0/8"],',
+        '"routes": [5,',
+        '  {"dst": "10.0.0.0/8",',
+        '   "mtu": 7},',
+        '  {"dst": "400::/7"},',
+        '  {"dst": "400::/7", "priority": 3, "advmss": -1}],',
+        '"dns": {"nameservers": 5,',
+        '  "search": 6}',
+    )
+    fatal = [fault for fault in config.check(text)["faults"] if fault["fatal"]]
+    named = {fault["what"].split()[1]: fault["line"] for fault in fatal}
+    assert named == {
+        "capabilities.mac": 6,
+        "capabilities.ips": 7,
+        "allowFrom[1]": 9,
+        "allowFrom[2]": 10,
+        "routes[0]": 11,
+        "routes[1].dst": 12,
+        "routes[1].mtu": 13,
+        "routes[3].advmss": 15,
+        "dns.nameservers": 16,
+        "dns.search": 17,
+    }
+
+
+def test_a_thousand_faults_are_answered_in_time(config: Config) -> None:
+    routes = json.dumps([{"dst": str(n)} for n in range(1000)])
+    found = config.check(plugin(f'"routes": {routes}'))
+    assert len(found["faults"]) == 100
+
+
 @pytest.mark.parametrize(
     ("plugins", "words"),
     [

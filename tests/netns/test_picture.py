@@ -22,13 +22,19 @@ def inside(svg: str) -> bool:
     """Whether every box lies within the picture, and no two pods overlap."""
     root = ElementTree.fromstring(svg)  # noqa: S314
     width, height = float(root.attrib["width"]), float(root.attrib["height"])
-    pods = []
+    pods, nodes = [], []
     for box in root.iter(f"{SVG}rect"):
         x, y, wide, high = (float(box.get(a, 0)) for a in ("x", "y", "width", "height"))
         if x < 0 or y < 0 or x + wide > width or y + high > height:
             return False
+        if box.get("class") == "node":
+            nodes.append((x, y, x + wide, y + high))
         if box.get("class") == "pod":
             pods.append((x, y, wide, high))
+    for dot in root.iter(f"{SVG}circle"):
+        x, y = float(dot.attrib["cx"]), float(dot.attrib["cy"])
+        if not any(a + 5 < x < c - 5 and b + 5 < y < d - 5 for a, b, c, d in nodes):
+            return False
     return not any(
         a != b and abs(a[0] - b[0]) < a[2] and abs(a[1] - b[1]) < a[3] for a in pods for b in pods
     )
@@ -74,15 +80,26 @@ def test_routed_mode_has_no_bridge() -> None:
 def test_every_number_of_pods_fits() -> None:
     pods = [
         PodShape(f"default/pod-{n}", "5a1:" * 7 + "ffff", "myc0123456789ab", "eth0")
-        for n in range(40)
+        for n in range(300)
     ]
     for nodes in (1, 2, 3):
-        for count in (0, 1, 2, 3, 4, 7, 24, 25, 40):
+        for count in (0, 1, 2, 3, 4, 7, 24, 25, 40, 300):
             shapes = [NodeShape(f"n{i}", "mycelium", NODE, pods=pods[:count]) for i in range(nodes)]
             svg = draw(shapes)
             assert inside(svg)
             assert texts(svg).count("default/pod-0") == (nodes if count else 0)
-            assert ("and 16 more pods" in texts(svg)) == (count == 40)
+            assert (f"and {count - 24} more pods" in texts(svg)) == (count > 24)
+
+
+def test_the_pods_of_a_full_node_are_all_there_and_the_broken_one_in_full() -> None:
+    pods = [PodShape(f"default/pod-{n}", "5a1::1", "myc0", "eth0") for n in range(300)]
+    pods[250] = PodShape("default/sick", "5a1::2", "myc1", "eth0", "fail")
+    svg = draw([NodeShape("n", "mycelium", NODE, pods=pods)])
+    root = ElementTree.fromstring(svg)  # noqa: S314
+    assert len(list(root.iter(f"{SVG}circle"))) == 300
+    assert "and 276 more pods" in texts(svg)
+    assert "default/sick" in texts(svg)
+    assert inside(svg)
 
 
 def test_hostile_names_are_text() -> None:

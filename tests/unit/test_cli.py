@@ -60,7 +60,9 @@ def test_a_time_that_is_none_is_refused(
     assert f"'{text}' is not a number of seconds" in done.stderr
 
 
-@pytest.mark.parametrize("words", ["--help", "config new", "version --json"])
+@pytest.mark.parametrize(
+    "words", ["--help", "help doctor", "config check --help", "config new", "version --json"]
+)
 def test_a_full_disk_is_said_in_a_line(command: list[str], words: str) -> None:
     argv = ["sh", "-c", f'"$@" {words} >/dev/full', "sh", *command]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)

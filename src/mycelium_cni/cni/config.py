@@ -404,7 +404,8 @@ def _prefixes(doc: Document, key: str) -> list[tuple[bytes, int]]:
     if len(listed) > _MOST_PREFIXES:
         raise _invalid(key, len(listed), f"at most {_MOST_PREFIXES} prefixes")
     kept: list[tuple[bytes, int]] = []
-    for base, length in sorted([_parsed(parse_prefix, key, text) for text in listed]):
+    parsed = [_parsed(parse_prefix, f"{key}[{n}]", text) for n, text in enumerate(listed)]
+    for base, length in sorted(parsed):
         # Sorted, whatever contains a prefix comes right before it or before others it contains.
         if not kept or _cut(base, kept[-1][1]) != kept[-1][0]:
             kept.append((base, length))

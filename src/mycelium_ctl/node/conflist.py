@@ -8,6 +8,7 @@ own entries are the plugin's code itself.
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Iterator
@@ -328,10 +329,11 @@ class _Checker:
             self._unsaid(at, entry, network.log()[1])
 
     def _refusals(self, at: Place, sent: dict[str, Any]) -> Network | None:
-        """Note all that the plugin minds. It names one fault; without that key it names the next
+        """Note all that the plugin minds. It names one fault; without that member it names the next
         one. The network, if there is none."""
-        trial, network, warned = dict(sent), None, False
-        while True:
+        trial, network, warned = copy.deepcopy(sent), None, False
+        told: set[Place] = set()
+        while len(told) < MOST_FAULTS:
             try:
                 network = Network(json.dumps(trial).encode())
                 network.require_version("ADD")
@@ -341,17 +343,21 @@ class _Checker:
                 Config(network)
             except CniError as error:
                 words = re.findall(r"\w+", error.about)
-                path = [int(word) if word.isdecimal() else word for word in words]
+                place: Place = tuple([int(word) if word.isdecimal() else word for word in words])
                 if error.about in trial:
-                    path = [error.about]
-                mend = error.remedy or error.details or "correct the value"
-                self._fault((*at, *path), error.problem, mend)
-                key = path[0] if path else ""
+                    place = (error.about,)
+                if place not in told:
+                    mend = error.remedy or error.details or "correct the value"
+                    self._fault((*at, *place), error.problem, mend)
+                key = place[0] if place else ""
                 if key not in trial or key in ("name", "cniVersion", "type"):
                     return None
-                del trial[key]
+                if place in told or not _amend(trial, place):
+                    del trial[key]
+                told.add(place)
             else:
-                return network if len(trial) == len(sent) else None
+                return None if told else network
+        return None
 
     def _unsaid(self, at: Place, entry: dict[str, Any], log: str) -> None:
         """What ADD takes, and will not do."""
@@ -371,6 +377,29 @@ class _Checker:
                 f"name a file, and make its folder: mkdir -p {quoted(str(folder))}",
                 fatal=False,
             )
+
+
+def _amend(document: Any, place: Place) -> bool:
+    """Let the plugin go on behind what it minds: without that member, or with a good entry in the
+    list, so that those behind it keep their numbers. False: there is no such place."""
+    *above, last = place
+    try:
+        for step in above:
+            document = document[step]
+        if last == "dst":
+            document |= _good_route(int(above[-1]))
+        elif isinstance(last, int):
+            document[last] = _good_route(last) if above == ["routes"] else "400::/7"
+        else:
+            del document[last]
+    except (KeyError, IndexError, TypeError):
+        return False
+    return True
+
+
+def _good_route(number: int) -> dict[str, Any]:
+    """A route that is like no other of its list."""
+    return {"dst": "400::/7", "priority": 2**32 - 1 - number}
 
 
 def _shown(value: Any) -> str:
