@@ -15,6 +15,12 @@ from bench.report import Report
 _WIDTH: Final = 860
 _LEFT, _RIGHT = 250, 130  # room for names and for values
 _BAR, _GAP, _HEAD, _FOOT = 20, 8, 46, 22
+_LINE: Final = 16  # of the footnotes
+_FOOTNOTES: Final = (
+    "C floor: a C program that makes the plugin's own system calls and nothing else; no plugin can"
+    " be faster.",
+    "ptp waits for duplicate address detection (RFC 4862), one to two seconds; its bar is cut.",
+)
 _OURS, _OURS_TOO, _THEIRS, _BELOW = "#0b7a5e", "#74b8a3", "#c2683c", "#8a8f98"
 _COLOURS: Final = {
     STATIC: _OURS,
@@ -68,16 +74,15 @@ def draw(report: Report) -> str:
         parts += _panel(title, bars, y)
         y += _HEAD + len(bars) * (_BAR + _GAP) + _FOOT
     subtitle = f"{report.machine['cpu']}, Linux {report.machine['kernel']}, {report.date}"
-    caption = _text(
-        16, y + 4, f"Milliseconds; bar: median, line: p10 to p90. {subtitle}", 11, "#666"
-    )
+    captions = (f"Milliseconds; bar: median, line: p10 to p90. {subtitle}", *_FOOTNOTES)
+    foot = y + _LINE * len(captions) + 4
     return "\n".join(
         (
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {y + 20}"'
-            f' width="{_WIDTH}" height="{y + 20}" font-family="system-ui, sans-serif">',
-            f'<rect width="{_WIDTH}" height="{y + 20}" fill="#fff"/>',
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {foot}"'
+            f' width="{_WIDTH}" height="{foot}" font-family="system-ui, sans-serif">',
+            f'<rect width="{_WIDTH}" height="{foot}" fill="#fff"/>',
             *parts,
-            caption,
+            *(_text(16, y + 4 + n * _LINE, line, 11, "#666") for n, line in enumerate(captions)),
             "</svg>",
             "",
         )
