@@ -7,6 +7,7 @@ it, and a node of the overlay that is not of the cluster.
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Iterator
 from contextlib import suppress
@@ -54,6 +55,18 @@ def test_the_runtime_has_taken_the_network_up_and_a_second_install_changes_nothi
         said = node.install()
         assert "has taken /etc/cni/net.d/10-mycelium.conflist up" in said
         assert "write" not in said
+
+
+def test_doctor_finds_nothing_wrong_and_reaches_services_from_a_pod(
+    cluster: Cluster, web: list[KubePod]
+) -> None:
+    for pod, node in zip(web, cluster.nodes, strict=True):
+        told = json.loads(
+            node.run("/opt/cni/bin/mycelium-cni", "doctor", "--json", check=False).stdout
+        )
+        assert [one for one in told if one["state"] not in ("ok", "skip")] == []
+        (services,) = [one["found"] for one in told if one["name"] == "services"]
+        assert services == f"a pod reaches API {API_SERVICE}, DNS {DNS_SERVICE}", pod
 
 
 def test_uninstall_is_refused_while_pods_are_attached(cluster: Cluster, web: list[KubePod]) -> None:

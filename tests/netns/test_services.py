@@ -1,14 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`serviceNetworks`: the way to Kubernetes' Services, for pods and for the node, where nobody has a
-default route. kube-proxy is a rule of the test's own."""
+"""Kubernetes' Services: the way to them where nobody has a default route (`serviceNetworks`), and
+what `doctor` says when pods do not reach them. kube-proxy is a rule of the test's own."""
 
 from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 from sites import SERVICES, Site, answers, conf
 from tool import Tool
 
-from mycelium_lab.lab import Lab, Node
+from mycelium_lab.lab import Lab, Node, Process, await_fact
 
 NETWORK = "fd00:10:96::/112"
 MODES = pytest.mark.parametrize("mode", ("routed", "bridge"))
@@ -87,3 +92,113 @@ def test_setup_makes_the_nodes_route_keeps_it_current_and_teardown_takes_it_back
     assert NETWORK not in routes()
     assert tool("teardown").returncode == 0
     assert "fd00:43::/112" not in routes()
+
+
+# doctor
+
+DNS = "fd00:10:96::a"
+CLUSTER_DNS = f"nameserver {DNS}\nsearch shop.svc.cluster.local svc.cluster.local\n"
+SERVER = """
+import socket
+tcp = socket.create_server(("::", 6443), family=socket.AF_INET6)
+udp = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+udp.bind(("::", 53))
+print("serving", flush=True)
+while True:
+    question, client = udp.recvfrom(512)
+    udp.sendto(question, client)
+"""
+
+
+class Told:
+    """A node with a pod that serves as API and DNS, and one in which a program was told of them."""
+
+    def __init__(self, site: Site, root: Path, resolv_conf: str = CLUSTER_DNS) -> None:
+        self.site, self.root = site, root
+        self.tool = Tool(site.node, root)
+        self.resolv_conf = root / "resolv.conf"
+        self.resolv_conf.write_text(resolv_conf)
+
+    def serve(self) -> None:
+        server, address = self.site.attach(conf())
+        process = server.start([sys.executable, "-c", SERVER])
+        await_fact(lambda: "serving" in process.output(), "the server")
+        self.site.node.run(
+            ["nft", "-f", "-"],
+            input=f"""table ip6 services {{
+                chain prerouting {{
+                    type nat hook prerouting priority -100
+                    ip6 daddr {SERVICES} tcp dport 443 dnat to [{address}]:6443
+                    ip6 daddr {DNS} udp dport 53 dnat to {address}
+                }}
+            }}""",
+        )
+
+    def run(self, network: dict[str, Any], host: str = SERVICES, port: str = "443") -> Process:
+        """A pod, and a program in it that was told as Kubernetes tells it."""
+        pod, _ = self.site.attach(network)
+        script = f"mount --bind {self.resolv_conf} /etc/resolv.conf && echo runs && exec sleep 1000"
+        environ = [f"KUBERNETES_SERVICE_HOST={host}", f"KUBERNETES_SERVICE_PORT={port}"]
+        process = pod.start(["env", *environ, "unshare", "--mount", "sh", "-c", script])
+        await_fact(lambda: "runs" in process.output(), "the program")
+        return process
+
+    def findings(self) -> list[tuple[str, str]]:
+        told = json.loads(self.tool("doctor", "services", "--json").stdout)
+        return [(one["state"], one["found"]) for one in told]
+
+
+@pytest.fixture
+def told(site: Site, root: Path) -> Told:
+    return Told(site, root)
+
+
+@MODES
+def test_doctor_asks_the_api_and_dns_from_a_pod_by_what_it_was_told(told: Told, mode: str) -> None:
+    told.serve()
+    told.run(conf("net", mode, serviceNetworks=[NETWORK]))
+    assert told.findings() == [("ok", f"a pod reaches API {SERVICES}, DNS {DNS}")]
+
+
+def test_doctor_tells_a_pod_without_a_way_to_services(told: Told) -> None:
+    told.serve()
+    told.run(conf())
+    (api, api_found), (dns, dns_found) = told.findings()
+    assert (api, dns) == ("fail", "fail")
+    assert f"has no way to the API's Service {SERVICES} port 443" in api_found
+    assert f"has no way to the DNS's Service {DNS} port 53" in dns_found
+    advice = told.tool.doctor("services")["advice"]
+    assert "defaultRoute" in advice
+    assert "serviceNetworks" in advice
+
+
+def test_doctor_tells_services_that_nothing_translates(told: Told) -> None:
+    told.run(conf(serviceNetworks=[NETWORK]))
+    for mark, found in told.findings():
+        assert mark == "fail"
+        assert "is refused by" in found
+    assert "kube-proxy" in told.tool.doctor("services")["advice"]
+
+
+def test_doctor_tells_services_that_are_silent_and_whose_chain_drops(told: Told) -> None:
+    told.serve()
+    told.run(conf(serviceNetworks=[NETWORK]))
+    told.site.node.run(
+        ["nft", "-f", "-"],
+        input="""table inet theirs {
+            chain c { type filter hook forward priority 5; udp dport 53 drop; }
+        }""",
+    )
+    (fault,) = [one for one in told.findings() if one[0] != "ok"]
+    assert fault[0] == "fail"
+    assert f"gets no answer of the DNS's Service {DNS}" in fault[1]
+    assert "theirs c" in fault[1]
+
+
+@pytest.mark.parametrize("host", ("$(reboot)", "fd00::1%\x1b[2J", ""))
+def test_doctor_believes_no_nonsense_of_a_pod(site: Site, root: Path, host: str) -> None:
+    told = Told(site, root, "nameserver fd00::53\n")  # its node's, not the cluster's
+    told.run(conf(serviceNetworks=[NETWORK]), host=host, port="0443443")
+    ((mark, found),) = told.findings()
+    assert mark == "skip"
+    assert found == "no pod here was told of a cluster's Services"

@@ -16,6 +16,7 @@ from mycelium_ctl.checks import (
     reach,
     routing,
     runtime,
+    services,
 )
 from mycelium_ctl.checks.finding import Check, Finding
 from mycelium_ctl.errors import refused
@@ -57,6 +58,7 @@ CHECKS: Final = (
     Check("conf-valid", "one broken file keeps containerd from loading any", runtime.conf_valid),
     Check("plugin", "the runtime starts it for every pod", runtime.plugin, needed=True),
     Check("chain", "one missing executable, and no pod starts", runtime.chain, needed=True),
+    Check("services", "programs in pods find the API and each other by them", services.reachable),
     Check("reach", "packets have the last word", reach.reach),
 )
 

@@ -58,13 +58,14 @@ def firewall(state: State) -> list[Finding] | Finding:
 _BRIDGE, _INET = (7,), (1, 10)
 
 
-def suspects() -> list[str]:
-    """Chains of others that drop something, for when packets are lost and nothing else tells."""
+def drops() -> str:
+    """Who may have taken the packets, of those whose rules cannot be followed by reading, for the
+    end of a sentence."""
     try:
         ruleset = Ruleset()
     except OSError:
-        return []
-    return [
+        return ""
+    chains = [
         str(chain)
         for chain in ruleset.chains.values()
         if not chain.table.startswith(guard.TABLE_NAME)
@@ -72,6 +73,7 @@ def suspects() -> list[str]:
             chain.policy == nf.NF_DROP or any(takes(each) for rule in chain.rules for each in rule)
         )
     ]
+    return f" (a chain that may drop them: {', '.join(chains[:3])})" if chains else ""
 
 
 def _packets(state: State) -> list[tuple[str, Packet]]:

@@ -48,7 +48,7 @@ def _can_answer(state: State, one: Attached) -> bool:
 def _silent(state: State, one: Attached) -> Finding:
     return Finding(
         "fail",
-        f"{one.who} does not answer the node's echo requests{_drops()}",
+        f"{one.who} does not answer the node's echo requests{packetfilter.drops()}",
         f"see what is lost where: {own('doctor', one.who)}",
     )
 
@@ -71,14 +71,9 @@ def _across(state: State, live: list[Attached]) -> list[Finding]:
             found.append(
                 Finding(
                     "fail",
-                    f"{other.who} does not answer {one.who}, though both answer the node{_drops()}",
+                    f"{other.who} does not answer {one.who}, though both answer the node"
+                    f"{packetfilter.drops()}",
                     f"see what is lost where: {own('doctor', one.who)}",
                 )
             )
     return found
-
-
-def _drops() -> str:
-    """Who may have taken the packets, of those whose rules cannot be followed by reading."""
-    chains = packetfilter.suspects()
-    return f" (a chain that may drop them: {', '.join(chains[:3])})" if chains else ""

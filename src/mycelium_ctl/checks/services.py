@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether pods reach the cluster's API and DNS by their Services, as programs in them would.
+
+Asked from inside a pod, with what that pod was told: this sees its routes, the rules of kube-proxy,
+masquerading and the way back at once.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from contextlib import suppress
+from typing import Final, NamedTuple
+
+from mycelium_ctl.checks import packetfilter
+from mycelium_ctl.checks.finding import Finding, ok, own, skip
+from mycelium_ctl.node.state import Attached, State
+from mycelium_ctl.node.told import DNS_PORT, KINDS, Service, services
+
+# A refusal of the first packet of a connection often arrives while the kernel still sends that, and
+# is passed over (net/ipv6/tcp_ipv6.c, tcp_v6_err); the second packet goes out a second later.
+CONNECT_S: Final = 2.0
+ANSWER_S: Final = 1.0
+QUESTIONS: Final = 2  # a datagram may be lost
+RECVERR: Final[dict[int, tuple[int, int]]] = {
+    socket.AF_INET6: (socket.IPPROTO_IPV6, 25),  # IPV6_RECVERR, linux/in6.h
+    socket.AF_INET: (socket.IPPROTO_IP, 11),  # IP_RECVERR, linux/in.h
+}
+ROOT_NS: Final = b"\0" + b"\0\2" + b"\0\1"  # name ".", type NS, class IN: RFC 1035, section 4.1
+
+
+class Fault(NamedTuple):
+    """What keeps a pod from a Service."""
+
+    what: str
+    advice: str
+
+
+def reachable(state: State) -> list[Finding] | Finding:
+    """From one pod of each network that is the pods' first one."""
+    if state.attachments and not state.may_configure:
+        return skip("no pod is entered: that takes root")
+    faults: list[tuple[Attached, Fault]] = []
+    reached = []
+    for one, told in _asked(state):
+        with state.inside(one) as entered:
+            for service in told if entered else ():
+                if fault := _fault(service):
+                    faults.append((one, fault))
+                else:
+                    reached.append(f"{service.what} {service.address}")
+    if faults:
+        # Only now: the rules that are read are those of the namespace that the thread is in.
+        chains = packetfilter.drops()
+        return [Finding("fail", f"{one.who} {f.what}{chains}", f.advice) for one, f in faults]
+    if not reached:
+        return skip("no pod here was told of a cluster's Services")
+    return ok(f"a pod reaches {', '.join(dict.fromkeys(reached))}")
+
+
+def _asked(state: State) -> list[tuple[Attached, list[Service]]]:
+    """A pod of each network that was told of Services, the one that was told the most."""
+    chosen: dict[str, tuple[Attached, list[Service]]] = {}
+    for one in state.attachments:
+        held = state.netns.get(one.link.nsid) if one.link.nsid is not None else None
+        # Behind a primary plugin the pod's way to Services is that plugin's.
+        if not one.answers or held is None or one.pod_link != one.ifname or one.ifname != "eth0":
+            continue
+        _, before = chosen.get(one.network, (one, []))
+        if len(before) < len(KINDS):
+            told = list(services(held.processes).values())
+            if len(told) > len(before):
+                chosen[one.network] = one, told
+    return list(chosen.values())
+
+
+def _fault(service: Service) -> Fault | None:
+    """What keeps the pod, whose namespace the thread is in, from the Service; None if nothing."""
+    place = f"the {service.what}'s Service {service.address} port {service.port}"
+    family = socket.AF_INET6 if ":" in service.address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as looking:
+        try:
+            looking.connect((service.address, service.port))  # sends nothing: looks for a route
+        except OSError as error:
+            return Fault(
+                f"has no way to {place}: {error.strerror}",
+                'give the network "defaultRoute" and "ipMasq", or "serviceNetworks", as '
+                f"`{own('config', 'new')}` does, and restart its pods",
+            )
+    try:
+        (_query if service.port == DNS_PORT else _connect)(family, service)
+    except TimeoutError:
+        return Fault(
+            f"gets no answer of {place}",
+            "see that kube-proxy runs on this node and knows its pods by their links "
+            '(detectLocalMode: InterfaceNamePrefix, myc), that the network has "ipMasq", and that '
+            "what is behind the Service answers this node: `kubectl get endpointslices -A`",
+        )
+    except OSError as error:
+        return Fault(
+            f"is refused by {place}: {error.strerror}",
+            "there is nothing behind it, or kube-proxy does not run on this node: "
+            "`kubectl get endpointslices -A`",
+        )
+    return None
+
+
+def _connect(family: int, service: Service) -> None:
+    """Open a TCP connection. Raises OSError."""
+    with socket.socket(family, socket.SOCK_STREAM) as client:
+        client.settimeout(CONNECT_S)
+        client.connect((service.address, service.port))
+
+
+def _query(family: int, service: Service) -> None:
+    """Ask a question of DNS that any server answers, if only with a refusal. Raises OSError."""
+    with socket.socket(family, socket.SOCK_DGRAM) as client:
+        # Without it "no route" is no error to a datagram socket (net/ipv6/udp.c, udpv6_err).
+        level, option = RECVERR[family]
+        client.setsockopt(level, option, 1)
+        client.settimeout(ANSWER_S)
+        client.connect((service.address, service.port))
+        for _ in range(QUESTIONS):
+            token = os.urandom(2)
+            client.send(token + b"\0\0" + b"\0\1" + bytes(6) + ROOT_NS)
+            with suppress(TimeoutError):
+                if client.recv(512)[:2] == token:
+                    return
+    raise TimeoutError
