@@ -72,6 +72,9 @@ def add(request: Request, network: Network, reply: Reply) -> str:
             datapath.reserve(host, shape, plan.alias(_pod_name(request)))
             wanted = guard.Wanted(network.name, config, node)
             guard.protect(host, wanted, undo, datapath.port(shape, network.name))
+            used = bool(wishes.address) or config.addressing == "stable"
+            if used:
+                guard.end_former(wanted, address)
             datapath.raise_host_link(host, shape)
             pod, monitor = datapath.enter_pod(pod_netns, home, pod_link, undo)
             if not datapath.configure_pod(pod, shape, undo):
@@ -81,7 +84,7 @@ def add(request: Request, network: Network, reply: Reply) -> str:
             patience = datapath.Patience()
             datapath.await_carrier(host, pod, shape, patience)
             datapath.reach_pod(host, shape, undo)
-            if bridge and (wishes.address or wishes.mac or config.addressing == "stable"):
+            if bridge and (used or wishes.mac):
                 datapath.announce(pod, shape)
             datapath.await_address(monitor, shape, patience)
             prepare.prepare(host, node, config.service_networks, undo)

@@ -123,6 +123,71 @@ def test_a_changed_policy_holds_for_live_pods(site: Site, mode: str) -> None:
         assert connects(pod, address, other) == (ingress != "closed")
 
 
+@pytest.mark.parametrize("former", ["closed", "open"])
+@both_modes
+def test_an_address_comes_without_the_connections_of_its_last_owner(
+    site: Site, mode: str, former: str
+) -> None:
+    """Whichever side opened them, and whether or not they were answered."""
+    tracked = policy("closed", mode, "tracked")
+    site.attach(tracked)
+    address = f"{SUBNET}:ff0f::77"
+    before = policy(former, mode, "before")
+    pod, _ = site.attach(before, address)
+    with pod.inside():
+        owner = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    owner.bind(("::", 4242))
+    owner.sendto(b"question", (STRANGER, 53))
+    if former == "open":
+        assert site.delivers(pod, [c.udp(REMOTE, address, bytes(range(16)), sport=99)])
+        owner.sendto(b"answer", (REMOTE, 99))
+    owner.close()
+    site.node.plugin("DEL", before, pod).succeeded()
+    pod, _ = site.attach(tracked, address)
+    for source, port in ((STRANGER, 53), (REMOTE, 99)):
+        assert not site.delivers(pod, [c.udp(source, address, os.urandom(16), sport=port)]), source
+
+
+@both_modes
+def test_a_tightened_policy_ends_what_it_would_not_have_allowed(site: Site, mode: str) -> None:
+    site.attach(policy("closed", mode, "tracked"))
+    pod, address = site.attach(policy("open", mode))
+    site.node.run(
+        ["nft", "-f", "-"],
+        input=f"""table ip6 services {{
+            chain prerouting {{
+                type nat hook prerouting priority -100;
+                udp dport 30080 dnat to [{address}]:4242
+            }}
+        }}""",
+    )
+    with pod.inside():
+        server = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    server.bind(("::", 4242))
+
+    def arrives(source: str, *, dport: int = 4242, to: str = address, sport: int = 99) -> bool:
+        packet = c.udp(source, to, os.urandom(16), sport=sport, dport=dport)
+        return site.delivers(pod, [packet])
+
+    # To the pod, to a port of the node, and one of the pod's own.
+    for source in (STRANGER, REMOTE):
+        assert arrives(source)
+        server.sendto(b"answer", (source, 99))
+        assert arrives(source, dport=30080, to=NODE, sport=98)
+        server.sendto(b"answer", (source, 98))
+    server.sendto(b"question", (STRANGER, 53))
+    # What the node translates is so only as long as the connection lasts.
+    site.node.run(["nft", "flush", "chain", "ip6", "services", "prerouting"])
+    for ingress in ("cluster", "closed"):
+        site.attach(policy(ingress, mode))
+        assert not arrives(STRANGER), ingress
+        assert not arrives(STRANGER, dport=30080, to=NODE, sport=98), ingress
+        assert arrives(REMOTE) == (ingress == "cluster")
+        assert arrives(REMOTE, dport=30080, to=NODE, sport=98) == (ingress == "cluster")
+        assert arrives(STRANGER, sport=53), f"{ingress}: the pod has asked"
+    server.close()
+
+
 @both_modes
 def test_forwarded_ports_are_judged_by_their_real_source(site: Site, mode: str) -> None:
     pod, address = site.attach(policy("cluster", mode))

@@ -7,10 +7,12 @@ filter gets one table of ours (and one in the bridge family, for bridge mode). N
 what was loaded: elements of the table carry, as their comments, the facts they were made from.
 
 `wanted` says what there should be as data, `rules` as messages; `question` is what every ADD asks,
-`repair` compares everything, `load` does what is missing. docs/adr/0006-the-guard.md.
+`repair` compares everything, `load` does what is missing, and `connections` ends what outlives what
+allowed it. docs/adr/0006-the-guard.md.
 """
 
 from mycelium_cni.guard.load import (
+    end_former,
     ensure,
     fault,
     forget,
@@ -29,6 +31,7 @@ __all__ = [
     "Port",
     "Wanted",
     "counterpart",
+    "end_former",
     "ensure",
     "fault",
     "forget",

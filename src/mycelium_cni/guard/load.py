@@ -18,7 +18,7 @@ from errno import (
 )
 
 from mycelium_cni.cni.errors import NODE_MISCONFIGURED, CniError, refusal
-from mycelium_cni.guard.question import NETLINK_NETFILTER, ask_table, is_loaded
+from mycelium_cni.guard.question import ask_table, is_loaded
 from mycelium_cni.guard.wanted import BRIDGE_FAMILY, Port, Wanted, ours, port_of
 from mycelium_cni.kernel import netlink as nl
 from mycelium_cni.kernel.link import Link
@@ -120,7 +120,27 @@ def _ensure(
         if not messages:
             return _KEPT
         socket.commit(*messages, generation=generation)
+    _end_forbidden(host, wanted)
     return _CHANGED if survey.there else _MADE
+
+
+def _end_forbidden(host: nl.Socket, wanted: Wanted) -> None:
+    """What the policy that is now loaded forbids may have come into being without it."""
+    if wanted.policy.ingress == "open":
+        return
+    # A link of an ADD that goes on is not up, and has no connections.
+    links = [link for link in _host_links(host) if link.group == wanted.group and link.up]
+    if links:
+        from mycelium_cni.guard import connections  # noqa: PLC0415 - where a policy changes
+
+        connections.end_forbidden(host, wanted, links)
+
+
+def end_former(wanted: Wanted, address: bytes) -> None:
+    """Part of ADD; see `guard.connections`."""
+    from mycelium_cni.guard import connections  # noqa: PLC0415 - few addresses had another owner
+
+    connections.end_former(wanted, address)
 
 
 def _refuse_shared_group(host: nl.Socket, wanted: Wanted) -> None:
@@ -210,7 +230,7 @@ def sweep(host: nl.Socket) -> int:
     """Drop the entries of bridged pods whose links are gone: a pod that ends without DEL takes its
     link with it, but not these. Returns how many there were."""
     try:
-        with nl.Socket(NETLINK_NETFILTER) as asking:
+        with nl.Socket(nl.NETLINK_NETFILTER) as asking:
             if asking.ask(ask_table(BRIDGE_FAMILY)) == [None]:
                 return 0
     except OSError:

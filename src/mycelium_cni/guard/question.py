@@ -29,7 +29,6 @@ from mycelium_cni.guard.wanted import (
 from mycelium_cni.kernel import netlink as nl
 
 # What of nf_tables the question takes; `nftables`, with the rest, is not imported for it.
-NETLINK_NETFILTER = 12
 _GETTABLE, _GETCHAIN, _GETSETELEM = 0xA01, 0xA04, 0xA0D
 _NFGENMSG = Struct("=BBH")
 
@@ -47,7 +46,7 @@ def is_loaded(wanted: Wanted) -> bool:
     ]
     if wanted.bridged:
         questions += [*_BRIDGE_QUESTIONS, _element(BRIDGE_FAMILY, "closed", wanted.key)]
-    with nl.Socket(NETLINK_NETFILTER) as socket:
+    with nl.Socket(nl.NETLINK_NETFILTER) as socket:
         table, prerouting, pods, forward, from_overlay, to, from_, overlay, network, *bridge = (
             socket.ask(*questions)
         )

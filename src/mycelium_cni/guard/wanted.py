@@ -163,16 +163,25 @@ def ours(link: Link) -> bool:
     return link.group & GROUP_MASK == GROUP
 
 
+def address_of(link: Link) -> bytes | None:
+    """The address that a host link reserves for its pod; None if the link is another thing."""
+    for name in link.altnames:
+        try:
+            return parse_address(name)
+        except ValueError:
+            continue
+    return None
+
+
 def port_of(link: Link) -> Port | None:
     """The bridged pod behind a host link; None if the link is another thing, or not finished."""
     if not ours(link) or not link.master:
         return None
-    for name in link.altnames:
-        requested = word(link.alias, "mac")
-        try:
-            address = parse_address(name)
-            mac = parse_mac(requested) if requested else counterpart(link.mac)
-        except ValueError:
-            continue
-        return Port(link.index, mac, address, link.group)
-    return None
+    address, requested = address_of(link), word(link.alias, "mac")
+    if address is None:
+        return None
+    try:
+        mac = parse_mac(requested) if requested else counterpart(link.mac)
+    except ValueError:
+        return None
+    return Port(link.index, mac, address, link.group)

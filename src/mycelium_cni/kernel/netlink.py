@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     Value = bytes | int | str | list["Attribute"]
     Attribute = tuple[int, Value]
 
-NETLINK_ROUTE = 0
+NETLINK_ROUTE, NETLINK_NETFILTER = 0, 12
 SOL_NETLINK = 270
 NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK = 10, 11, 12
 RTNLGRP_IPV6_ROUTE = 11
@@ -444,8 +444,9 @@ class Socket:
                 if sequence == last or (framed and sequence == first) or number == EPERM:
                     return payloads, refusals
 
-    def dump(self, message: Message) -> list[bytes]:
-        """All objects of a kind that `message`, as a filter, lets through.
+    def dump(self, message: Message, holding: bytes = b"") -> list[bytes]:
+        """All objects of a kind that `message`, as a filter, lets through; of a large table only
+        what has these bytes somewhere is kept.
 
         Raises NetlinkError, also when the table keeps changing while it is read.
         """
@@ -466,7 +467,7 @@ class Socket:
                         if number:
                             raise NetlinkError(number, message.what, flags, payload)
                         done = True
-                    else:
+                    elif holding in payload:
                         payloads.append(payload)
             if not changed:
                 return payloads

@@ -19,7 +19,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-NETLINK_NETFILTER = 12
 NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END = 16, 17
 NFNL_SUBSYS_NFTABLES = 10
 NFPROTO_UNSPEC, NFPROTO_INET, NFPROTO_IPV6, NFPROTO_BRIDGE = 0, 1, 10, 7
@@ -374,7 +373,7 @@ class Socket(nl.Socket):
     __slots__ = ()
 
     def __init__(self) -> None:
-        super().__init__(NETLINK_NETFILTER)
+        super().__init__(nl.NETLINK_NETFILTER)
 
     def generation(self) -> bytes:
         """The number of what the packet filter holds, for `commit`."""

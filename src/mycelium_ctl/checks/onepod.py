@@ -198,7 +198,7 @@ def _counters(state: State) -> dict[str, int]:
     """What counts losses: rules that drop, links, and the kernel's own counters for IPv6."""
     found: dict[str, int] = {}
     try:
-        with nl.Socket(nf.NETLINK_NETFILTER) as socket:
+        with nl.Socket(nl.NETLINK_NETFILTER) as socket:
             for payload in socket.dump(nf.message(nf.NFT_MSG_GETRULE, 0, "list rules")):
                 found.update(_rule_counter(payload))
     except OSError:

@@ -60,14 +60,14 @@ class Ruleset:
 
     def __init__(self) -> None:
         self._sets: dict[tuple[int, str, str], dict[bytes, Decision] | None] = {}
-        with nl.Socket(nf.NETLINK_NETFILTER) as socket:
+        with nl.Socket(nl.NETLINK_NETFILTER) as socket:
             self.chains: Final = _read_chains(socket)
 
     def elements(self, family: int, table: str, name: str) -> dict[bytes, Decision] | None:
         """The elements of a set, with the verdicts of a map; None if they are no plain values."""
         key = (family, table, name)
         if key not in self._sets:
-            with nl.Socket(nf.NETLINK_NETFILTER) as socket:
+            with nl.Socket(nl.NETLINK_NETFILTER) as socket:
                 self._sets[key] = _read_elements(socket, *key)
         return self._sets[key]
 

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Connections that outlive what allowed them: an address's last owner, or a policy.
+
+What belongs to a connection passes before a policy is asked, so these are ended.
+"""
+
+from __future__ import annotations
+
+from errno import EINVAL
+
+from mycelium_cni.cni.errors import NODE_MISCONFIGURED, CniError
+from mycelium_cni.guard.wanted import address_of
+from mycelium_cni.kernel import conntrack
+from mycelium_cni.kernel import netlink as nl
+from mycelium_cni.kernel.snapshot import Snapshot
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from mycelium_cni.cni.config import Policy
+    from mycelium_cni.guard.wanted import Wanted
+    from mycelium_cni.kernel.link import Link
+
+
+def end_former(wanted: Wanted, address: bytes) -> None:
+    """Part of ADD of an address that another pod may have had, once that pod's link is gone: all
+    that is tracked of the address is that pod's. Whatever the policy: it may be tightened later.
+
+    Raises CniError (NODE_MISCONFIGURED) or OSError if they cannot be ended.
+    """
+    _end(wanted.policy, address, lambda each: address in (each.source, each.server))
+
+
+def end_forbidden(host: nl.Socket, wanted: Wanted, links: Iterable[Link]) -> None:
+    """After a change of a network's policy: end what it would not have allowed towards the pods of
+    these links. What the pods have opened goes on, and what the policy allows is not interrupted:
+    the node may be translating its addresses. Raises as `end_former`."""
+    pods = {address_of(link) for link in links}
+    policy, nodes = wanted.policy, {address for _, address in Snapshot(host).addresses}
+
+    def is_allowed(source: bytes) -> bool:
+        if policy.ingress == "closed" or source in nodes:
+            return source in nodes
+        number = int.from_bytes(source, "big")
+        return source[:8] == wanted.subnet or any(
+            not (number ^ int.from_bytes(base, "big")) >> 128 - length
+            for base, length in policy.allow_from
+        )
+
+    _end(policy, wanted.subnet, lambda e: e.server in pods and not is_allowed(e.source))
+
+
+def _end(policy: Policy, holding: bytes, doomed: Callable[[conntrack.Connection], bool]) -> None:
+    if not conntrack.is_in_use():
+        return
+    with nl.Socket(nl.NETLINK_NETFILTER) as socket:
+        try:
+            found = conntrack.connections(socket, holding)
+        except nl.NetlinkError as error:
+            if error.errno != EINVAL:
+                raise
+            if policy.ingress != "open":
+                raise CniError(
+                    NODE_MISCONFIGURED,
+                    "the kernel tracks connections, and cannot be told to end those of the "
+                    "address's last owner",
+                    run="modprobe nf_conntrack_netlink",
+                ) from None
+            return
+        conntrack.end(socket, [each for each in found if doomed(each)])
