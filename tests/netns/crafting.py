@@ -25,7 +25,8 @@ ETH_P_ALL, ETH_P_IP, ETH_P_ARP, ETH_P_IPV6, ETH_P_LLDP = 3, 0x800, 0x806, 0x86DD
 PACKET_OUTGOING = 4
 SOL_PACKET, PACKET_AUXDATA = 263, 8
 
-HOP, TCP, UDP, ROUTING, FRAGMENT, ICMPV6, DSTOPTS = 0, 6, 17, 43, 44, 58, 60
+HOP, TCP, UDP, ROUTING, FRAGMENT, ESP, ICMPV6, DSTOPTS = 0, 6, 17, 43, 44, 50, 58, 60
+TUNNELS = {"ipv4-in-ipv6": 4, "ipv6-in-ipv6": 41, "gre": 47, "etherip": 97, "l2tp": 115}
 PORT = 4242  # where every pair of eyes listens
 
 
@@ -188,15 +189,16 @@ class Eyes:
         self._watch(place, tun.fd, lambda: os.read(tun.fd, 65536))
 
     def watch_sockets(self, place: str, namespace: Namespace) -> None:
-        """What the namespace accepts for itself: UDP and TCP to PORT over both IPs, any ICMPv6."""
+        """What the namespace accepts for itself: UDP to PORT over IPv4, any packet over IPv6 of the
+        protocols that matter, put together again."""
         with namespace.inside():
-            over6 = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
-            over6.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            over6.bind(("::", PORT))
             over4 = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
             over4.bind(("", PORT))
-            raw = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
-        for each in (over6, over4, raw):
+            over6 = [
+                socket.socket(socket.AF_INET6, socket.SOCK_RAW, protocol)
+                for protocol in (TCP, UDP, ESP, ICMPV6, *TUNNELS.values())
+            ]
+        for each in (over4, *over6):
             each.setblocking(False)
             self._watch(place, each, lambda each=each: each.recv(65536))
 

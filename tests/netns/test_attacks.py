@@ -8,12 +8,17 @@ where the tokens were seen. Legitimate packets are sent among them, and must arr
 
 The stage without our rules is the same one after `nft delete table`: there the same packets must
 get through, or the test proves nothing. The few that the kernel itself refuses are marked.
+
+All of it happens on a plain node, and on one as Kubernetes makes it: with services, so with
+connection tracking, which puts fragments together, and with bridges that ask ip6tables.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import struct
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -25,6 +30,7 @@ from crafting import FRAGMENT, ICMPV6, Eyes, Tun, Wire
 from mycelium_lab.lab import UNDERLAY, Lab, Pod
 
 Mode = Literal["routed", "bridge"]
+Kind = Literal["plain", "services"]
 Place = Literal["lan", "node", "pod-a", "pod-b", "tun", "fdb"]
 
 SUBNET = "5a1:2b3c:4d5e:6f70"
@@ -53,7 +59,7 @@ table ip6 services {{
 class Stage:
     """A node with a TUN, a LAN behind it, and two pods; `a` is the hostile one."""
 
-    def __init__(self, lab: Lab, mode: Mode, *, guarded: bool) -> None:
+    def __init__(self, lab: Lab, mode: Mode, kind: Kind, *, guarded: bool) -> None:
         self.mode = mode
         self.node, self.lan = lab.node("a"), lab.node("lan")
         lan_macs = {n.name: n.link(UNDERLAY)["address"] for n in (self.node, self.lan)}  # type: ignore[index]
@@ -68,7 +74,8 @@ class Stage:
             )
         self.node.run(["sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv4.conf.all.rp_filter=0"])
         self.node.run(["sysctl", "-qw", "net.ipv4.conf.default.rp_filter=0"])
-        self.node.run(["nft", "-f", "-"], input=DNAT)
+        if kind == "services":
+            self.node.run(["nft", "-f", "-"], input=DNAT)
         self.tun = Tun(self.node, NODE)
         self.node.configure("address add 192.0.2.77/32 dev mycelium")
         self.lan.configure(f"route add {SUBNET}::/64 via {LAN_NODE}")
@@ -82,7 +89,8 @@ class Stage:
             shown = self.node.link("mycelium-br")
         self.gateway_mac = c.mac(shown["address"])
         # A bridge that hands packets to ip6tables stops some attacks by accident.
-        self.node.run(["sysctl", "-qw", "net.bridge.bridge-nf-call-ip6tables=0"], check=False)
+        called = int(kind == "services" and guarded)
+        self.node.run(["sysctl", "-qw", f"net.bridge.bridge-nf-call-ip6tables={called}"])
         if not guarded:
             if mode == "bridge":
                 for wire, address in ((self.a, POD_A), (self.b, POD_B)):
@@ -181,6 +189,13 @@ class Case:
     send: Sender
     modes: tuple[Mode, ...] = ("routed", "bridge")
     kernel: bool = False  # the kernel stops it by itself, today
+    services: bool = False  # takes address translation
+
+    def on(self, kind: Kind, *, guarded: bool) -> bool:
+        """Whether it is tried there: without our rules where the least else is in its way."""
+        return kind == ("services" if self.services else "plain") or (
+            guarded and kind == "services"
+        )
 
 
 ATTACKS: dict[str, Case] = {}
@@ -202,8 +217,10 @@ def pod_udp(src: str, dst: str, dport: int = c.PORT) -> Sender:
 ATTACKS |= {
     "overlay-to-lan": Case("lan", overlay_udp(REMOTE, LAN_HOST)),
     "overlay-to-ula": Case("lan", overlay_udp(REMOTE, ULA_HOST)),
-    "overlay-to-cluster-ip": Case("pod-b", overlay_udp(REMOTE, CLUSTER_IP)),
-    "overlay-to-node-port-on-lan-address": Case("pod-b", overlay_udp(REMOTE, LAN_NODE, NODE_PORT)),
+    "overlay-to-cluster-ip": Case("pod-b", overlay_udp(REMOTE, CLUSTER_IP), services=True),
+    "overlay-to-node-port-on-lan-address": Case(
+        "pod-b", overlay_udp(REMOTE, LAN_NODE, NODE_PORT), services=True
+    ),
     "overlay-to-node-lan-address": Case("node", overlay_udp(REMOTE, LAN_NODE)),
     "overlay-to-node-ula": Case("node", overlay_udp(REMOTE, ULA_NODE)),
     "overlay-to-all-nodes": Case("node", overlay_udp(REMOTE, ALL_NODES)),
@@ -331,6 +348,40 @@ ATTACKS |= {
 # From the overlay: ICMPv6 that lies.
 
 
+def begun(src: str, dst: str, following: int, t: bytes) -> bytes:
+    """The first fragment of a packet whose upper header is in the second: an options header with
+    the token, which announces what is not there."""
+    head = struct.pack("!BxHI", c.DSTOPTS, 1, zlib.crc32(t))
+    return c.ipv6(src, dst, FRAGMENT, head + c.marked_option(following, t), hops=255)
+
+
+def split(src: str, dst: str, message: bytes, following: int, t: bytes) -> list[bytes]:
+    """An ICMPv6 message whose first fragment has no byte of it. `following` is what that fragment
+    announces: more options (then nobody knows the protocol), or ICMPv6 (then nobody its type)."""
+    rest = c.option(ICMPV6) + message if following == c.DSTOPTS else message
+    first = begun(src, dst, following, t)
+    head = struct.pack("!BxHI", c.DSTOPTS, len(first) - 48, zlib.crc32(t))
+    return [first, c.ipv6(src, dst, FRAGMENT, head + rest, hops=255)]
+
+
+def hidden_error(way: Callable[..., None], src: str, dst: str, following: int) -> Sender:
+    """The node puts the message together; on the way to a pod the first fragment must stop."""
+
+    def send(s: Stage, t: bytes) -> None:
+        said, first = (t, bytes(16)) if dst == NODE else (b"", t)
+        way(s, *split(src, dst, lying_error(src, dst, LAN_NODE, said), following, first))
+
+    return send
+
+
+HIDDEN = {"in-second-fragment": c.DSTOPTS, "with-type-in-second-fragment": ICMPV6}
+
+
+def lying_error(src: str, dst: str, node: str, t: bytes) -> bytes:
+    """Packet-too-big about a packet to the LAN."""
+    return c.icmpv6_message(src, dst, 2, 0, struct.pack("!I", 1280) + c.udp(node, LAN_HOST, t))
+
+
 def overlay_error(src: str, dst: str, kind: int, quoted_from: str, quoted_to: str) -> Sender:
     def send(s: Stage, t: bytes) -> None:
         word = 1280 if kind == 2 else 0
@@ -384,18 +435,55 @@ ATTACKS |= {
     ),
 }
 
+ATTACKS |= {
+    # Flows that do not leave by the overlay are nobody's there to report on.
+    "overlay-too-big-about-node-and-lan": Case(
+        "node", overlay_error(REMOTE, NODE, 2, NODE, LAN_HOST)
+    ),
+    "overlay-unreachable-about-pod-and-lan": Case(
+        "pod-b", overlay_error(REMOTE, POD_B, 1, POD_B, LAN_HOST)
+    ),
+    "overlay-too-big-about-node-and-pod": Case("node", overlay_error(REMOTE, NODE, 2, NODE, POD_A)),
+    "overlay-unreachable-about-two-pods": Case(
+        "pod-b", overlay_error(POD_A, POD_B, 1, POD_B, POD_A)
+    ),
+    **{
+        f"overlay-error-of-type-{kind}-about-others": Case(
+            "pod-b", overlay_error(REMOTE, POD_B, kind, LAN_HOST, REMOTE)
+        )
+        for kind in (0, 5, 100, 127)
+    },
+    **{
+        f"overlay-error-{how}": Case(
+            "pod-b",
+            hidden_error(Stage.overlay, REMOTE, POD_B, following),
+        )
+        for how, following in HIDDEN.items()
+    },
+    **{
+        f"overlay-error-to-node-{how}": Case(
+            "node",
+            hidden_error(Stage.overlay, REMOTE, NODE, following),
+            kernel=following != c.DSTOPTS,
+        )
+        for how, following in HIDDEN.items()
+    },
+}
 
-def neighbour_option(kind: int, t: bytes) -> bytes:
+
+def neighbour_option(kind: int, mac: bytes, t: bytes) -> bytes:
     """An option with a link-layer address, and the token in one that is unknown."""
-    return struct_option(kind, b"\x02\0\0\0\0\x99") + struct_option(200, t + bytes(6))
+    return struct_option(kind, mac) + struct_option(200, t + bytes(6))
 
 
 def struct_option(kind: int, data: bytes) -> bytes:
     return bytes((kind, (len(data) + 2) // 8)) + data
 
 
-def solicitation(target: str, t: bytes) -> bytes:
-    return bytes(4) + c.packed(target) + struct_option(200, t + bytes(6))
+def solicitation(target: str, t: bytes, mac: bytes = b"") -> bytes:
+    """With the asker's MAC, where it has said it; without, where it asks for its own address."""
+    named = struct_option(1, mac) if mac else b""
+    return bytes(4) + c.packed(target) + named + struct_option(200, t + bytes(6))
 
 
 def advertisement(target: str, t: bytes, link: bytes = b"\x02\0\0\0\0\x99") -> bytes:
@@ -488,7 +576,7 @@ ATTACKS |= {
     "pod-as-node-to-pod": Case("pod-b", pod_udp(NODE, POD_B)),
     "pod-as-lan-to-pod": Case("pod-b", pod_udp(LAN_HOST, POD_B)),
     "pod-as-overlay-to-pod": Case("pod-b", pod_udp(REMOTE, POD_B)),
-    "pod-as-other-pod-to-cluster-ip": Case("pod-b", pod_udp(FREE, CLUSTER_IP)),
+    "pod-as-other-pod-to-cluster-ip": Case("pod-b", pod_udp(FREE, CLUSTER_IP), services=True),
     "pod-as-other-pod-by-tcp": Case("tun", lambda s, t: s.pod(c.tcp(POD_B, REMOTE, t))),
     "pod-as-other-pod-by-echo": Case("tun", lambda s, t: s.pod(c.icmpv6(POD_B, REMOTE, 128, t))),
     "pod-as-other-pod-in-fragments": Case("tun", pod_fragments(POD_B, REMOTE, 16)),
@@ -554,6 +642,58 @@ ATTACKS |= {
     ),
 }
 
+# From a pod: errors about packets that it was never sent.
+
+
+def pod_error(dst: str, kind: int, quoted_from: str, quoted_to: str) -> Sender:
+    return lambda s, t: s.pod(
+        c.error(POD_A, dst, kind, c.udp(quoted_from, quoted_to, t), word=1280 if kind == 2 else 0)
+    )
+
+
+ATTACKS |= {
+    "pod-too-big-about-node-and-lan": Case("node", pod_error(NODE, 2, NODE, LAN_HOST)),
+    "pod-unreachable-about-node-and-lan": Case("node", pod_error(LAN_NODE, 1, LAN_NODE, LAN_HOST)),
+    "pod-time-exceeded-about-node-and-overlay": Case("node", pod_error(NODE, 3, NODE, REMOTE)),
+    "pod-parameter-problem-about-other-pod": Case("pod-b", pod_error(POD_B, 4, POD_B, REMOTE)),
+    "pod-unreachable-about-node-and-other-pod": Case("node", pod_error(NODE, 1, NODE, POD_B)),
+    "pod-too-big-to-overlay-about-node": Case("tun", pod_error(REMOTE, 2, REMOTE, NODE)),
+    **{
+        f"pod-error-of-type-{kind}": Case("node", pod_error(NODE, kind, NODE, LAN_HOST))
+        for kind in (0, 5, 100, 127)
+    },
+    **{
+        f"pod-error-{how}": Case(
+            "node",
+            hidden_error(Stage.pod, POD_A, NODE, following),
+            kernel=following != c.DSTOPTS,
+        )
+        for how, following in HIDDEN.items()
+    },
+    **{
+        f"pod-error-to-other-pod-{how}": Case(
+            "pod-b",
+            hidden_error(Stage.pod, POD_A, POD_B, following),
+        )
+        for how, following in HIDDEN.items()
+    },
+    "pod-redirect-in-second-fragment": Case(
+        "tun",
+        lambda s, t: s.pod(
+            *split(
+                POD_A,
+                REMOTE,
+                c.icmpv6_message(POD_A, REMOTE, 137, 0, redirect(POD_A, OTHER, b"")),
+                c.DSTOPTS,
+                t,
+            )
+        ),
+    ),
+    "pod-error-quoting-nothing": Case(
+        "node", lambda s, t: s.pod(c.icmpv6(POD_A, NODE, 1, bytes(4) + t))
+    ),
+}
+
 # From a pod to its neighbours on the bridge, where the node does not see it.
 
 
@@ -570,6 +710,20 @@ def first_fragment(src: str, dst: str, kind: int, body: bytes, *, cut: int, t: b
     message = c.icmpv6_message(src, dst, kind, 0, body)
     head = bytes((ICMPV6, 0, 0, 1)) + t[:4] + message[:cut]
     return c.ipv6(src, dst, c.DSTOPTS, c.marked_option(FRAGMENT, t) + head, hops=255)
+
+
+NONCE = bytes((14, 1)) + bytes(6)  # RFC 3971: an option that precedes the one that counts
+
+
+def naming(kind: int, which: Callable[[Stage], bytes], before: bytes) -> Sender:
+    """A solicitation or advertisement of pod a that says that its address is at another MAC."""
+
+    def send(s: Stage, t: bytes) -> None:
+        target, flags = (POD_B, bytes(4)) if kind == 135 else (POD_A, b"\x20\0\0\0")
+        options = before + neighbour_option(kind - 134, which(s), t)
+        s.neighbour(nd(POD_A, POD_B, kind, flags + c.packed(target) + options))
+
+    return send
 
 
 BRIDGED: tuple[tuple[str, Place, Sender], ...] = (
@@ -623,6 +777,16 @@ BRIDGED: tuple[tuple[str, Place, Sender], ...] = (
         "bridge-spoofed-in-a-vlan",
         "pod-b",
         lambda s, t: s.neighbour(b"\0\x05\x86\xdd" + c.udp(NODE, POD_B, t), kind=0x8100),
+    ),
+    (
+        "bridge-in-a-vlan",
+        "pod-b",
+        lambda s, t: s.neighbour(b"\0\x05\x86\xdd" + c.udp(POD_A, POD_B, t), kind=0x8100),
+    ),
+    (
+        "bridge-in-a-service-vlan",
+        "pod-b",
+        lambda s, t: s.neighbour(b"\0\x05\x86\xdd" + c.udp(POD_A, POD_B, t), kind=0x88A8),
     ),
     (
         "bridge-rogue-router",
@@ -708,6 +872,81 @@ BRIDGED: tuple[tuple[str, Place, Sender], ...] = (
         "pod-b",
         lambda s, t: s.neighbour(nd(GATEWAY, POD_B, 135, solicitation(POD_B, t))),
     ),
+    *(
+        (f"bridge-solicits-with-{name}", "pod-b", naming(135, which, extra))
+        for name, which, extra in (
+            ("mac-of-gateway", lambda s: s.gateway_mac, b""),
+            ("mac-of-receiver", lambda s: s.b.mac, b""),
+            ("mac-of-all", lambda s: b"\xff" * 6, b""),
+            ("mac-of-gateway-behind-an-option", lambda s: s.gateway_mac, NONCE),
+        )
+    ),
+    *(
+        (f"bridge-advertises-itself-with-{name}", "pod-b", naming(136, which, extra))
+        for name, which, extra in (
+            ("mac-of-gateway", lambda s: s.gateway_mac, b""),
+            ("mac-of-receiver", lambda s: s.b.mac, b""),
+            ("mac-of-gateway-behind-an-option", lambda s: s.gateway_mac, NONCE),
+        )
+    ),
+    (
+        "bridge-solicits-behind-options",
+        "pod-b",
+        lambda s, t: s.neighbour(
+            c.ipv6(
+                POD_A,
+                POD_B,
+                c.DSTOPTS,
+                c.option(ICMPV6)
+                + c.icmpv6_message(
+                    POD_A,
+                    POD_B,
+                    135,
+                    0,
+                    solicitation(POD_B, t, s.gateway_mac),
+                ),
+                hops=255,
+            )
+        ),
+    ),
+    (
+        "bridge-too-big-about-neighbour-and-overlay",
+        "pod-b",
+        lambda s, t: s.neighbour(c.error(POD_A, POD_B, 2, c.udp(POD_B, REMOTE, t), word=1280)),
+    ),
+    (
+        "bridge-unreachable-about-neighbour-and-node",
+        "pod-b",
+        lambda s, t: s.neighbour(c.error(POD_A, POD_B, 1, c.udp(POD_B, NODE, t))),
+    ),
+    (
+        "bridge-private-error-about-neighbour",
+        "pod-b",
+        lambda s, t: s.neighbour(c.error(POD_A, POD_B, 100, c.udp(POD_B, NODE, t))),
+    ),
+    *(
+        (
+            f"bridge-error-{how}",
+            "pod-b",
+            lambda s, t, following=following: s.neighbour(
+                *split(POD_A, POD_B, lying_error(POD_A, POD_B, NODE, b""), following, t)
+            ),
+        )
+        for how, following in HIDDEN.items()
+    ),
+    (
+        "bridge-advertises-gateway-in-second-fragment",
+        "pod-b",
+        lambda s, t: s.neighbour(
+            *split(
+                POD_A,
+                POD_B,
+                c.icmpv6_message(POD_A, POD_B, 136, 0, advertisement(GATEWAY, b"")),
+                c.DSTOPTS,
+                t,
+            )
+        ),
+    ),
     (
         "bridge-listener-query",
         "pod-b",
@@ -737,7 +976,7 @@ FLOWS |= {
     "overlay-fragments-to-pod": Case("pod-b", overlay_fragments(REMOTE, POD_B, 16)),
     "overlay-options-to-pod": Case("pod-b", overlay_behind(REMOTE, POD_B, c.DSTOPTS)),
     "overlay-hop-by-hop-to-pod": Case("pod-b", overlay_behind(REMOTE, POD_B, c.HOP)),
-    "overlay-to-node-port": Case("pod-b", overlay_udp(REMOTE, NODE, NODE_PORT)),
+    "overlay-to-node-port": Case("pod-b", overlay_udp(REMOTE, NODE, NODE_PORT), services=True),
     "overlay-too-big": Case("pod-b", overlay_error(REMOTE, POD_B, 2, POD_B, REMOTE)),
     "overlay-time-exceeded": Case("pod-b", overlay_error("4bb:7:8::", POD_B, 3, POD_B, REMOTE)),
     "overlay-unreachable-port": Case("pod-b", overlay_error(REMOTE, POD_B, 1, POD_B, REMOTE)),
@@ -755,8 +994,8 @@ FLOWS |= {
     "pod-to-node": Case("node", pod_udp(POD_A, NODE)),
     "pod-to-lan": Case("lan", pod_udp(POD_A, LAN_HOST)),
     "pod-to-pod": Case("pod-b", pod_udp(POD_A, POD_B)),
-    "pod-to-cluster-ip": Case("pod-b", pod_udp(POD_A, CLUSTER_IP)),
-    "pod-to-node-port": Case("pod-b", pod_udp(POD_A, NODE, NODE_PORT)),
+    "pod-to-cluster-ip": Case("pod-b", pod_udp(POD_A, CLUSTER_IP), services=True),
+    "pod-to-node-port": Case("pod-b", pod_udp(POD_A, NODE, NODE_PORT), services=True),
     "pod-tcp-to-overlay": Case("tun", lambda s, t: s.pod(c.tcp(POD_A, REMOTE, t))),
     "pod-echo-to-overlay": Case("tun", lambda s, t: s.pod(c.icmpv6(POD_A, REMOTE, 128, t))),
     "pod-fragments-to-overlay": Case("tun", pod_fragments(POD_A, REMOTE, 16)),
@@ -771,7 +1010,7 @@ FLOWS |= {
                 POD_A,
                 "fe80::1" if s.mode == "routed" else GATEWAY,
                 135,
-                solicitation("fe80::1" if s.mode == "routed" else GATEWAY, t),
+                solicitation("fe80::1" if s.mode == "routed" else GATEWAY, t, s.a.mac),
             )
         ),
         BRIDGE,
@@ -779,10 +1018,57 @@ FLOWS |= {
     "pod-advertises-itself": Case(
         "node", lambda s, t: s.pod(nd(POD_A, NODE, 136, advertisement(POD_A, t, s.a.mac)))
     ),
+    "pod-unreachable-to-node": Case("node", pod_error(NODE, 1, NODE, POD_A)),
+    "pod-time-exceeded-to-other-pod": Case("pod-b", pod_error(POD_B, 3, POD_B, POD_A)),
+    "pod-unreachable-to-lan": Case("lan", pod_error(LAN_HOST, 1, LAN_HOST, POD_A)),
+    "pod-large-echo-to-overlay": Case(
+        "tun",
+        lambda s, t: s.pod(
+            *c.fragments(
+                *(POD_A, REMOTE, ICMPV6),
+                c.icmpv6_message(POD_A, REMOTE, 128, 0, bytes(20) + t),
+                16,
+            )
+        ),
+    ),
+    "overlay-large-echo-to-pod": Case(
+        "pod-b",
+        lambda s, t: s.overlay(
+            *c.fragments(
+                *(REMOTE, POD_B, ICMPV6),
+                c.icmpv6_message(REMOTE, POD_B, 128, 0, bytes(20) + t),
+                16,
+            )
+        ),
+    ),
+    "overlay-vxlan-to-pod": Case("pod-b", overlay_udp(REMOTE, POD_B, 4789)),
+    "overlay-gre-to-pod": Case("pod-b", lambda s, t: s.overlay(c.ipv6(REMOTE, POD_B, 47, t))),
+    "overlay-esp-to-node": Case("node", lambda s, t: s.overlay(c.ipv6(REMOTE, NODE, 50, t))),
+    "pod-esp-to-overlay": Case("tun", lambda s, t: s.pod(c.ipv6(POD_A, REMOTE, 50, t))),
+    "pod-nothing-to-overlay": Case("tun", lambda s, t: s.pod(c.ipv6(POD_A, REMOTE, 59, t))),
+    "pod-asks-again-for-its-gateway": Case(
+        "node",
+        lambda s, t: s.everyone(
+            nd("fe80::99", "ff02::1:ff00:1", 135, solicitation("fe80::1", t, s.a.mac)),
+            address="ff02::1:ff00:1",
+        ),
+        ROUTED,
+    ),
+    "bridge-unreachable-to-neighbour": Case(
+        "pod-b",
+        lambda s, t: s.neighbour(c.error(POD_A, POD_B, 1, c.udp(POD_B, POD_A, t))),
+        BRIDGE,
+    ),
     "bridge-pod-to-pod": Case("pod-b", lambda s, t: s.neighbour(c.udp(POD_A, POD_B, t)), BRIDGE),
     "bridge-solicits-neighbour": Case(
         "pod-b",
-        to_group("ff02::1:ff00:b", POD_A, 135, lambda t: solicitation(POD_B, t)),
+        lambda s, t: s.everyone(
+            nd(
+                *(POD_A, "ff02::1:ff00:b", 135),
+                solicitation(POD_B, t, s.a.mac),
+            ),
+            address="ff02::1:ff00:b",
+        ),
         BRIDGE,
     ),
     "bridge-advertises-itself": Case(
@@ -810,17 +1096,19 @@ class Stages:
 
     def __init__(self, command: list[str]) -> None:
         self._command = command
-        self._played: dict[tuple[Mode, bool], Stage] = {}
+        self._played: dict[tuple[Mode, Kind, bool], Stage] = {}
         self._labs: list[Lab] = []
 
-    def played(self, mode: Mode, *, guarded: bool) -> Stage:
-        key = (mode, guarded)
+    def played(self, mode: Mode, kind: Kind, *, guarded: bool) -> Stage:
+        key = (mode, kind, guarded)
         if key not in self._played:
             lab = Lab(self._command, overlay="stand-in")
             self._labs.append(lab)
-            stage = Stage(lab, mode, guarded=guarded)
-            cases = ATTACKS | FLOWS
-            stage.run({name: case for name, case in cases.items() if mode in case.modes})
+            stage = Stage(lab, mode, kind, guarded=guarded)
+            cases = ATTACKS | FLOWS if guarded else ATTACKS
+            stage.run(
+                {n: e for n, e in cases.items() if mode in e.modes and e.on(kind, guarded=guarded)}
+            )
             self._played[key] = stage
         return self._played[key]
 
@@ -838,21 +1126,31 @@ def stages(command: list[str]) -> Iterator[Stages]:
     stages.close()
 
 
-def _every(cases: dict[str, Case]) -> pytest.MarkDecorator:
-    pairs = [(mode, name) for name, case in cases.items() for mode in case.modes]
-    return pytest.mark.parametrize(("mode", "name"), pairs, ids=[f"{m}-{n}" for m, n in pairs])
+KINDS: tuple[Kind, ...] = ("plain", "services")
+
+
+def _every(cases: dict[str, Case], *, guarded: bool = True) -> pytest.MarkDecorator:
+    found = [
+        (mode, kind, name)
+        for name, case in cases.items()
+        for mode in case.modes
+        for kind in KINDS
+        if case.on(kind, guarded=guarded)
+    ]
+    ids = ["-".join(each) for each in found]
+    return pytest.mark.parametrize(("mode", "kind", "name"), found, ids=ids)
 
 
 @_every(ATTACKS)
-def test_attack_is_stopped(stages: Stages, mode: Mode, name: str) -> None:
-    assert stages.played(mode, guarded=True).arrived(name) == set()
+def test_attack_is_stopped(stages: Stages, mode: Mode, kind: Kind, name: str) -> None:
+    assert stages.played(mode, kind, guarded=True).arrived(name) == set()
 
 
-@_every({name: case for name, case in ATTACKS.items() if not case.kernel})
-def test_attack_works_without_our_rules(stages: Stages, mode: Mode, name: str) -> None:
-    assert ATTACKS[name].place in stages.played(mode, guarded=False).arrived(name)
+@_every({name: case for name, case in ATTACKS.items() if not case.kernel}, guarded=False)
+def test_attack_works_without_our_rules(stages: Stages, mode: Mode, kind: Kind, name: str) -> None:
+    assert ATTACKS[name].place in stages.played(mode, kind, guarded=False).arrived(name)
 
 
 @_every(FLOWS)
-def test_legitimate_flow_passes(stages: Stages, mode: Mode, name: str) -> None:
-    assert FLOWS[name].place in stages.played(mode, guarded=True).arrived(name)
+def test_legitimate_flow_passes(stages: Stages, mode: Mode, kind: Kind, name: str) -> None:
+    assert FLOWS[name].place in stages.played(mode, kind, guarded=True).arrived(name)

@@ -21,6 +21,7 @@ from mycelium_cni.guard.wanted import (
 )
 from mycelium_cni.kernel import netlink as nl
 from mycelium_cni.kernel import nftables as nf
+from mycelium_cni.node.facts import LINK_LOCAL_GATEWAY
 from mycelium_cni.node.marks import BRIDGE_GROUP, GROUP, GROUP_MASK
 from mycelium_cni.overlay import MYCELIUM
 
@@ -59,10 +60,16 @@ _ACCEPT = nf.verdict(nf.NF_ACCEPT)
 _RA, _NEIGHBOUR_SOLICITATION, _NEIGHBOUR_ADVERTISEMENT, _REDIRECT = 134, 135, 136, 137
 _ROUTER_SOLICITATION, _ECHO_REPLY = 133, 129
 _MLD_REPORT, _MLD2_REPORT = 131, 143
-_ERRORS = (1, 4)  # destination-unreachable, packet-too-big, time-exceeded, parameter-problem
+_SOURCE_LINK_ADDRESS, _TARGET_LINK_ADDRESS = 1, 2  # options (RFC 4861, section 4.6.1)
+_LINK_LOCAL = (b"\xfe\x80" + bytes(14), 10)
+_INFORMATIONAL = 128  # below it an ICMPv6 type is an error's (RFC 4443, section 2.1)
 
+# The packet that an ICMPv6 error quotes begins 8 bytes into it: its addresses are 16 and 32 in.
+_QUOTED_SOURCE, _QUOTED_DESTINATION = 16, 32
 
-_ADVERTISEMENT, _UNSPECIFIED = f"advertisement-{RULES}", f"unspecified-{RULES}"
+_ERRORS = f"errors-{RULES}"
+_SOLICITATION, _ADVERTISEMENT = f"solicitation-{RULES}", f"advertisement-{RULES}"
+_UNSPECIFIED = f"unspecified-{RULES}"
 
 
 def _type(number: int) -> tuple[nl.Attribute, ...]:
@@ -77,19 +84,46 @@ def _types(low: int, high: int) -> tuple[nl.Attribute, ...]:
     )
 
 
+# A protocol is known of what is no fragment, of the first fragment if all headers are in it, and of
+# later ones if no options follow. All else would match no rule that names a protocol, a type or a
+# port, and still be put together where it arrives. So nothing passes by reaching a chain's end:
+# each says last what may, and drops the rest. RFC 7112 forbids to send such a first fragment.
+_ERROR = (*_ICMPV6_TYPE, nf.compare(nf.NFT_CMP_LTE, bytes((_INFORMATIONAL - 1,))))
+_NO_ERROR = (*_ICMPV6_TYPE, nf.compare(nf.NFT_CMP_GTE, bytes((_INFORMATIONAL,))))
+# Of a later fragment some kernels take the IPv6 header for the transport header, so that its type
+# is 0x60 (nft_payload_fast_eval in 6.18): this goes in front of rules about errors.
+_LATER_FRAGMENT = (
+    *_ICMPV6,
+    nf.exthdr(nf.IPPROTO_FRAGMENT, 2, 2),
+    nf.mask(b"\xff\xf8"),
+    nf.compare(_NEQ, bytes(2)),
+)
+
+
+def _rest_of_icmpv6(table: nf.Table, chain: str, v6: tuple[nl.Attribute, ...]) -> list[nl.Message]:
+    """The end of a chain that has judged errors and all of ICMPv6 that is not for everybody."""
+    return [
+        table.rule(chain, "", *v6, *_NO_ERROR, _ACCEPT),
+        table.rule(chain, "no transport header", *_DROP),
+    ]
+
+
 def _in(address: nl.Attribute, prefix: tuple[bytes, int], op: int = _EQ) -> list[nl.Attribute]:
     network, length = prefix
     bits = ((1 << length) - 1 << 128 - length).to_bytes(16, "big")
     return [address, nf.mask(bits), nf.compare(op, network)]
 
 
+def _quoted(offset: int, size: int, register: int = nf.NFT_REG_1) -> nl.Attribute:
+    """A part of what an ICMPv6 error quotes."""
+    return nf.payload(nf.NFT_PAYLOAD_TRANSPORT_HEADER, offset, size, register)
+
+
 def base() -> list[nl.Message]:
     """The table, its maps, and the chains that do not depend on a node or a network."""
     table = INET
-    sender = (
-        nf.meta(nf.NFT_META_IIF),
-        nf.payload(nf.NFT_PAYLOAD_NETWORK_HEADER, 8, 16, nf.NFT_REG32_00 + 1),
-    )
+    link = nf.meta(nf.NFT_META_IIF)
+    sender = (link, nf.payload(nf.NFT_PAYLOAD_NETWORK_HEADER, 8, 16, nf.NFT_REG32_00 + 1))
     return [
         table.add("mycelium-cni: what pods and the overlay may send; docs/security.md"),
         table.set("overlays", nf.IFNAME, nf.NFT_SET_MAP),
@@ -101,6 +135,22 @@ def base() -> list[nl.Message]:
         # which takes a third of TCP's throughput. So the answer is remembered for a minute. Only an
         # address that is the pod's gets in; and a link's index is not used again.
         table.set("own-address", nf.SENDER, size=65535, timeout_ms=60_000),
+        # Who has just sent an error, and is thus who the packet that it quotes must have been for:
+        # two fields of a packet cannot be compared, but both can be looked up.
+        table.set("quoting", nf.QUOTED, size=65535, timeout_ms=60_000),
+        table.set("asking", nf.INTERFACE, size=65535, timeout_ms=60_000),
+        table.set("reporting", nf.INTERFACE, size=65535, timeout_ms=60_000),
+        table.chain(_ERRORS),
+        table.flush_chain(_ERRORS),
+        table.rule(_ERRORS, "", *sender, nf.learn("quoting")),
+        table.rule(
+            _ERRORS,
+            "",
+            *(*_IPV6, *_ERROR),
+            *(link, _quoted(_QUOTED_DESTINATION, 16, nf.NFT_REG32_00 + 1), nf.lookup("quoting")),
+            *(link, nf.limit("reporting", 100, 200), _ACCEPT),
+        ),
+        table.rule(_ERRORS, "about a packet it was not sent, or too many", *_DROP),
         table.chain(PODS_CHAIN),
         table.flush_chain(PODS_CHAIN),
         table.rule(PODS_CHAIN, "", *_IPV6, *_NO_ICMPV6, *sender, nf.lookup("own-address"), _ACCEPT),
@@ -110,6 +160,16 @@ def base() -> list[nl.Message]:
             nf.meta(nf.NFT_META_NFPROTO),
             nf.compare(_NEQ, bytes((nf.NFPROTO_IPV6,))),
             *_DROP,
+        ),
+        # A virtual machine's own stack asks from its link-local address, again and again. Each
+        # that is answered is a neighbour of the node's, and all pods together may have a thousand.
+        table.rule(
+            PODS_CHAIN,
+            "asks for its gateway",
+            *(*_IPV6, *_in(_SADDR, _LINK_LOCAL), *_type(_NEIGHBOUR_SOLICITATION)),
+            nf.payload(nf.NFT_PAYLOAD_TRANSPORT_HEADER, 8, 16),
+            nf.compare(_EQ, LINK_LOCAL_GATEWAY),
+            *(link, nf.limit("asking", 2, 10), _ACCEPT),
         ),
         table.rule(PODS_CHAIN, "pods are no routers", *_IPV6, *_type(_RA), *_DROP),
         table.rule(PODS_CHAIN, "pods are no routers", *_IPV6, *_type(_REDIRECT), *_DROP),
@@ -121,6 +181,10 @@ def base() -> list[nl.Message]:
             *_DROP,
         ),
         table.rule(PODS_CHAIN, "", *_IPV6, *_NO_ICMPV6, *sender, nf.learn("own-address")),
+        table.rule(PODS_CHAIN, "", *_IPV6, *_NO_ICMPV6, _ACCEPT),
+        table.rule(PODS_CHAIN, "", *_IPV6, *_LATER_FRAGMENT, _ACCEPT),
+        table.rule(PODS_CHAIN, "", *_IPV6, *_ERROR, nf.verdict(nf.NFT_GOTO, _ERRORS)),
+        *_rest_of_icmpv6(table, PODS_CHAIN, _IPV6),
         table.chain("prerouting", *nf.base("filter", nf.NF_INET_PRE_ROUTING, _RAW)),
         table.flush_chain("prerouting"),
         table.rule("prerouting", "", *_FROM_OURS, nf.verdict(nf.NFT_GOTO, PODS_CHAIN)),
@@ -139,8 +203,6 @@ def overlay(wanted: Wanted, *, known: bool) -> list[nl.Message]:
     table, chain, subnet = INET, overlay_chain(wanted.interface), wanted.subnet
     source = nf.payload(nf.NFT_PAYLOAD_NETWORK_HEADER, 8, 8)
     destination = nf.payload(nf.NFT_PAYLOAD_NETWORK_HEADER, 24, 8)
-    # The packet that an ICMPv6 error quotes begins 8 bytes into it, its source another 8 later.
-    quoted = nf.payload(nf.NFT_PAYLOAD_TRANSPORT_HEADER, 16, 8)
     return [
         table.chain(chain),
         table.flush_chain(chain),
@@ -170,6 +232,8 @@ def overlay(wanted: Wanted, *, known: bool) -> list[nl.Message]:
         table.rule(
             chain, "source is not on the overlay", *_IPV6, *_in(_SADDR, MYCELIUM, _NEQ), *_DROP
         ),
+        # Most packets are of TCP or UDP, and done with after this.
+        table.rule(chain, "", *_IPV6, *_NO_ICMPV6, source, nf.compare(_NEQ, subnet), _ACCEPT),
         table.rule(
             chain,
             "no neighbours on the overlay",
@@ -177,18 +241,20 @@ def overlay(wanted: Wanted, *, known: bool) -> list[nl.Message]:
             *_types(_ROUTER_SOLICITATION, _REDIRECT),
             *_DROP,
         ),
+        table.rule(chain, "", *_IPV6, *_LATER_FRAGMENT, source, nf.compare(_NEQ, subnet), _ACCEPT),
         # The daemon writes its own errors from the pod's or the node's address.
         table.rule(
             chain,
-            "error about a packet of ours",
-            *_IPV6,
-            *_types(*_ERRORS),
-            quoted,
-            nf.compare(_EQ, subnet),
+            "error about a packet of ours to the overlay",
+            *(*_IPV6, *_ERROR),
+            *(_quoted(_QUOTED_SOURCE, 8), nf.compare(_EQ, subnet)),
+            *(_quoted(_QUOTED_DESTINATION, 1), nf.mask(b"\xfe"), nf.compare(_EQ, MYCELIUM[0][:1])),
+            *(_quoted(_QUOTED_DESTINATION, 8), nf.compare(_NEQ, subnet)),
             _ACCEPT,
         ),
-        table.rule(chain, "error about a packet not ours", *_IPV6, *_types(*_ERRORS), *_DROP),
+        table.rule(chain, "error about another packet", *_IPV6, *_ERROR, *_DROP),
         table.rule(chain, "source is this node's", *_IPV6, source, nf.compare(_EQ, subnet), *_DROP),
+        *_rest_of_icmpv6(table, chain, _IPV6),
         *_replace(
             table, "overlays", wanted.interface_key, chain, wanted.overlay_words, known=known
         ),
@@ -267,7 +333,13 @@ def policy(record: Record, *, known: Container[str]) -> list[nl.Message]:
             )
         )
     if record.ingress != "open":
-        messages.append(table.rule(to, f"ingress: {record.ingress}", *_DROP))
+        messages += [
+            # With br_netfilter, what neighbours on a bridge say to each other comes here too.
+            table.rule(
+                to, "", *_IPV6, *_types(_NEIGHBOUR_SOLICITATION, _NEIGHBOUR_ADVERTISEMENT), _ACCEPT
+            ),
+            table.rule(to, f"ingress: {record.ingress}", *_DROP),
+        ]
     if record.masquerade:
         messages += [
             *(
@@ -318,16 +390,29 @@ def bridge_base() -> list[nl.Message]:
     target = nf.payload(nf.NFT_PAYLOAD_TRANSPORT_HEADER, 8, 16, nf.NFT_REG32_00 + 3)
     reserved = nf.payload(nf.NFT_PAYLOAD_LL_HEADER, 0, 6)
     own_target = (*port, target, nf.lookup("ports"))
+    quoted = _quoted(_QUOTED_DESTINATION, 16, nf.NFT_REG32_00 + 3)
+    ether_type = nf.payload(nf.NFT_PAYLOAD_LL_HEADER, 12, 2)
     v6 = _BRIDGED_IPV6
     return [
         table.add(BRIDGE_WORDS),
         table.set("ports", nf.PORT),
         table.set("macs", nf.PORT_MAC),
         table.set("closed", nf.DEVGROUP),
+        table.chain(_SOLICITATION),
+        table.flush_chain(_SOLICITATION),
+        *_own_mac(_SOLICITATION, _SOURCE_LINK_ADDRESS),
         table.chain(_ADVERTISEMENT),
         table.flush_chain(_ADVERTISEMENT),
-        table.rule(_ADVERTISEMENT, "of itself", *v6, *own_target, _ACCEPT),
-        table.rule(_ADVERTISEMENT, "of another", *_DROP),
+        table.rule(
+            _ADVERTISEMENT,
+            "of another",
+            *v6,
+            *port,
+            target,
+            nf.lookup("ports", inverted=True),
+            *_DROP,
+        ),
+        *_own_mac(_ADVERTISEMENT, _TARGET_LINK_ADDRESS),
         table.chain(_UNSPECIFIED),
         table.flush_chain(_UNSPECIFIED),
         table.rule(
@@ -352,22 +437,29 @@ def bridge_base() -> list[nl.Message]:
             *_type(_NEIGHBOUR_ADVERTISEMENT),
             nf.verdict(nf.NFT_GOTO, _ADVERTISEMENT),
         ),
+        table.rule(
+            BRIDGE_CHAIN,
+            "",
+            *v6,
+            *_type(_NEIGHBOUR_SOLICITATION),
+            nf.verdict(nf.NFT_GOTO, _SOLICITATION),
+        ),
+        table.rule(BRIDGE_CHAIN, "", *v6, *_LATER_FRAGMENT, _ACCEPT),
+        table.rule(BRIDGE_CHAIN, "", *v6, *_ERROR, *port, quoted, nf.lookup("ports"), _ACCEPT),
+        table.rule(BRIDGE_CHAIN, "error about a packet it was not sent", *v6, *_ERROR, *_DROP),
+        *_rest_of_icmpv6(table, BRIDGE_CHAIN, v6),
         # 0.1.0 takes the table for flushed if this chain has more rules than seven, or fewer.
         table.chain("from-pods"),
         table.flush_chain("from-pods"),
-        # Most packets are of TCP or UDP, and done with after this.
+        # Most packets are of TCP or UDP, and done with after this. A frame in a VLAN has the VLAN's
+        # type here, and for `meta protocol` that of what it carries.
         table.rule(
             "from-pods",
             "",
-            *(*v6, *_NO_ICMPV6, *port, source, nf.lookup("ports"), _ACCEPT),
+            *(ether_type, nf.compare(_EQ, nf.ETH_P_IPV6)),
+            *(*_NO_ICMPV6, *port, source, nf.lookup("ports"), _ACCEPT),
         ),
-        table.rule(
-            "from-pods",
-            "not IPv6",
-            nf.payload(nf.NFT_PAYLOAD_LL_HEADER, 12, 2),
-            nf.compare(_NEQ, nf.ETH_P_IPV6),
-            *_DROP,
-        ),
+        table.rule("from-pods", "not IPv6", ether_type, nf.compare(_NEQ, nf.ETH_P_IPV6), *_DROP),
         table.rule(
             "from-pods",
             "",
@@ -403,6 +495,26 @@ def bridge_base() -> list[nl.Message]:
     ]
 
 
+def _own_mac(chain: str, option: int) -> list[nl.Message]:
+    """A pod that asks for a neighbour, or tells of itself, may name a MAC in the first option: its
+    own. Of an option that comes twice Linux takes the first (net/ipv6/ndisc.c)."""
+    table, v6 = BRIDGE, _BRIDGED_IPV6
+    named = nf.payload(nf.NFT_PAYLOAD_TRANSPORT_HEADER, 26, 6, nf.NFT_REG32_00 + 1)
+    source = nf.payload(nf.NFT_PAYLOAD_NETWORK_HEADER, 8, 16, nf.NFT_REG32_00 + 3)
+    length = nf.payload(nf.NFT_PAYLOAD_NETWORK_HEADER, 4, 2)
+    return [
+        table.rule(chain, "no options", *v6, length, nf.compare(_EQ, b"\0\x18"), _ACCEPT),
+        table.rule(
+            chain,
+            "",
+            *(*v6, *_ICMPV6, nf.payload(nf.NFT_PAYLOAD_TRANSPORT_HEADER, 24, 2)),
+            nf.compare(_EQ, bytes((option, 1))),
+            *(nf.meta(nf.NFT_META_IIF), named, source, nf.lookup("ports"), _ACCEPT),
+        ),
+        table.rule(chain, "with another's MAC", *_DROP),
+    ]
+
+
 def bridge_network(group: int, *, closed: bool) -> list[nl.Message]:
     """Other ports may no longer open connections to those of a network, or may again."""
     key = [nf.element(nf.host32(group))]
@@ -431,7 +543,7 @@ def bridge_closed() -> list[nl.Message]:
             *_types(_NEIGHBOUR_SOLICITATION, _NEIGHBOUR_ADVERTISEMENT),
             _ACCEPT,
         ),
-        table.rule("to-closed", "", *v6, *_types(*_ERRORS), _ACCEPT),
+        table.rule("to-closed", "", *v6, *_ERROR, _ACCEPT),
         table.rule("to-closed", "", *v6, *_type(_ECHO_REPLY), _ACCEPT),
         table.rule("to-closed", "ingress: closed", *_DROP),
         table.chain("forward", *nf.base("filter", nf.NF_BR_FORWARD, _BRIDGE_FILTER)),

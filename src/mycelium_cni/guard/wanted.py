@@ -25,7 +25,7 @@ TABLE_NAME = "mycelium-cni"
 INET_FAMILY, BRIDGE_FAMILY = 1, 7  # NFPROTO_*, of nf_tables all that a question needs
 # Of the rules that do not depend on the node: another number makes every ADD load them anew.
 # tests/netns/test_guard.py knows which rules belong to which number.
-RULES = 4
+RULES = 5
 PODS_CHAIN = f"pods-{RULES}"
 BRIDGE_CHAIN = f"icmpv6-{RULES}"
 # Release 0.1.0 knows its bridge table by these words, and by the number of uses below.
@@ -35,10 +35,10 @@ BRIDGE_WORDS = "mycelium-cni: who may send what from which port; rules 3"
 # first and the last: with other numbers it would take the table for flushed, and every network's
 # policy with it.
 PREROUTING_USES = 3
-PODS_USES = 6 + 1
-OVERLAY_USES = 8 + 1
+PODS_USES = 12 + 1
+OVERLAY_USES = 12 + 1
 FORWARD_USES = 3
-BRIDGE_USES = 1 + 1
+BRIDGE_USES = 7 + 1
 BRIDGE_PODS_USES = 7 + 1
 
 
@@ -80,7 +80,7 @@ class Wanted:
     def surplus(self) -> int:
         """By how many rules the chain to the network's pods is longer than the one from them."""
         policy = self.policy
-        rules = {"open": 0, "cluster": 3, "closed": 2}[policy.ingress] + bool(policy.allow_from)
+        rules = {"open": 0, "cluster": 4, "closed": 3}[policy.ingress] + bool(policy.allow_from)
         return rules - 3 * policy.masquerade
 
     @property

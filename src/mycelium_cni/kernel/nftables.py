@@ -61,13 +61,13 @@ NFT_META_PROTOCOL, NFT_META_IIF, NFT_META_IIFNAME, NFT_META_L4PROTO = 1, 4, 6, 1
 NFT_META_NFPROTO, NFT_META_IIFGROUP, NFT_META_OIFGROUP = 15, 21, 22
 NFT_CMP_EQ, NFT_CMP_NEQ, NFT_CMP_LTE, NFT_CMP_GTE = 0, 1, 3, 5
 NFT_PAYLOAD_LL_HEADER, NFT_PAYLOAD_NETWORK_HEADER, NFT_PAYLOAD_TRANSPORT_HEADER = 0, 1, 2
-NFT_LOOKUP_F_INV, NFT_DYNSET_OP_ADD = 1, 0
+NFT_LOOKUP_F_INV, NFT_DYNSET_OP_ADD, NFT_DYNSET_OP_UPDATE = 1, 0, 1
 NFT_CT_STATE = 0
 CT_INVALID, CT_ESTABLISHED, CT_RELATED = 1, 2, 4
 NFT_FIB_RESULT_OIF = 1
 NFTA_FIB_F_SADDR, NFTA_FIB_F_IIF, NFTA_FIB_F_PRESENT = 1, 8, 32
 NFT_EXTHDR_OP_IPV6, NFT_EXTHDR_F_PRESENT = 0, 1
-IPPROTO_TCP, IPPROTO_ROUTING, IPPROTO_ICMPV6 = 6, 43, 58
+IPPROTO_TCP, IPPROTO_ROUTING, IPPROTO_FRAGMENT, IPPROTO_ICMPV6 = 6, 43, 44, 58
 ETH_P_IPV6 = b"\x86\xdd"
 
 _NFGENMSG = Struct("=BBH")  # family, version, resource (big-endian)
@@ -184,7 +184,7 @@ class Table:
             ]
         attributes += [
             (NFTA_SET_ID, be32(1)),
-            (NFTA_SET_USERDATA, bytes((_TLV_KEYBYTEORDER, 4, key.order, 0, 0, 0))),
+            (NFTA_SET_USERDATA, bytes((_TLV_KEYBYTEORDER, 4, key.order, 0, 0, 0)) + key.typeof),
         ]
         what = f"add set {name}"
         return message(NFT_MSG_NEWSET, self.family, what, *attributes, flags=nl.NLM_F_CREATE)
@@ -207,14 +207,16 @@ NLM_F_APPEND = 0x800
 
 
 class Key:
-    """The type of a set's key: the number that `nft` knows it by, its size, its byte order."""
+    """The type of a set's key: the number that `nft` knows it by, its size, its byte order, and the
+    expressions it is the type of, where only these tell its size."""
 
-    __slots__ = ("order", "size", "type")
+    __slots__ = ("order", "size", "type", "typeof")
 
-    def __init__(self, type_: int, size: int, order: int) -> None:
+    def __init__(self, type_: int, size: int, order: int, typeof: bytes = b"") -> None:
         self.type = type_
         self.size = size
         self.order = order
+        self.typeof = typeof
 
 
 # Data types are nft's (include/datatype.h): the kernel stores, and never reads, the number.
@@ -225,7 +227,22 @@ IPV6_ADDR = Key(8, 16, _NETWORK_ORDER)
 # registers of 4 bytes.
 SENDER = Key(20 << 6 | 8, 4 + 16, _NETWORK_ORDER)
 PORT_MAC = Key(20 << 6 | 9, 4 + 8, _NETWORK_ORDER)
+INTERFACE = Key(20, 4, _HOST_ORDER)
 PORT = Key(20 << 12 | 9 << 6 | 8, 4 + 8 + 16, _NETWORK_ORDER)
+
+# typeof iif . @th,256,128, as libnftnl writes it (NFTNL_UDATA_SET_KEY_TYPEOF 3): a meta expression
+# and a payload expression, each with its number in nft's `enum expr_types`.
+_TYPEOF_IIF = b"\0\x04\x09\0\0\0\x01\x06\0\x04\x04\0\0\0"
+_TYPEOF_QUOTED = (
+    b"\0\x04\x07\0\0\0\x01\x1e\0\x04\0\0\0\0\x01\x04\0\0\0\0\x02\x04\x03\0\0\0"
+    b"\x03\x04\0\x01\0\0\x04\x04\x80\0\0\0"
+)
+QUOTED = Key(
+    20 << 6 | 4,
+    4 + 16,
+    _NETWORK_ORDER,
+    b"\x03\x40\0\x04\x0d\0\0\0\x01\x38\0\x0e" + _TYPEOF_IIF + b"\x01\x26" + _TYPEOF_QUOTED,
+)
 
 
 def element(
@@ -322,6 +339,21 @@ def learn(name: str) -> nl.Attribute:
     return _expression("dynset", (1, name), (3, be32(NFT_DYNSET_OP_ADD)), (4, be32(NFT_REG_1)))
 
 
+def limit(name: str, per_second: int, burst: int) -> nl.Attribute:
+    """Go on for so many packets a second and no more, counted for each key in a set by itself.
+    NFTA_DYNSET_EXPR 7; NFTA_LIMIT_RATE 1, _UNIT 2 (in seconds), _BURST 3, _TYPE 4, _FLAGS 5."""
+    counted: list[nl.Attribute] = [
+        *((1, per_second.to_bytes(8, "big")), (2, (1).to_bytes(8, "big")), (3, be32(burst))),
+        *((4, be32(0)), (5, be32(0))),
+    ]
+    return _expression(
+        "dynset",
+        *((1, name), (3, be32(NFT_DYNSET_OP_UPDATE)), (4, be32(NFT_REG_1))),
+        # Encoded here, so without NLA_F_NESTED: that is how the kernel lists it.
+        (7, [(NFTA_EXPR_NAME, "limit"), (NFTA_EXPR_DATA, nl.encode(counted))]),
+    )
+
+
 def vmap(name: str) -> nl.Attribute:
     """NFTA_LOOKUP_SET 1, _SREG 2, _DREG 3: what is found is the verdict."""
     return _expression("lookup", (1, name), (2, be32(NFT_REG_1)), (3, be32(NFT_REG_VERDICT)))
@@ -338,13 +370,18 @@ def fib_present(flags: int) -> nl.Attribute:
     return _expression("fib", (3, wanted), (2, be32(NFT_FIB_RESULT_OIF)), (1, be32(NFT_REG_1)))
 
 
-def exthdr_present(kind: int) -> nl.Attribute:
-    """NFTA_EXTHDR_DREG 1, _TYPE 2, _OFFSET 3, _LEN 4, _FLAGS 5, _OP 6."""
+def exthdr(kind: int, offset: int, size: int, flags: int = 0) -> nl.Attribute:
+    """A field of an extension header. NFTA_EXTHDR_DREG 1, _TYPE 2, _OFFSET 3, _LEN 4, _FLAGS 5,
+    _OP 6."""
     return _expression(
         "exthdr",
-        *((1, be32(NFT_REG_1)), (2, bytes((kind,))), (3, be32(0)), (4, be32(1))),
-        *((6, be32(NFT_EXTHDR_OP_IPV6)), (5, be32(NFT_EXTHDR_F_PRESENT))),
+        *((1, be32(NFT_REG_1)), (2, bytes((kind,))), (3, be32(offset)), (4, be32(size))),
+        *((6, be32(NFT_EXTHDR_OP_IPV6)), (5, be32(flags))),
     )
+
+
+def exthdr_present(kind: int) -> nl.Attribute:
+    return exthdr(kind, 0, 1, NFT_EXTHDR_F_PRESENT)
 
 
 def counter() -> nl.Attribute:
