@@ -39,6 +39,10 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
         "the pods on Mycelium, with addresses, links and traffic",
     ),
     "doctor": ("mycelium_ctl.commands.doctor", "every known trap, checked, explained and mended"),
+    "sysdump": (
+        "mycelium_ctl.commands.sysdump",
+        "what a bug report needs, in one file without secrets",
+    ),
     "test": (
         "mycelium_ctl.commands.test",
         "do pods of this node reach each other and the overlay?",

@@ -24,9 +24,10 @@ _KINDS: Final = {
 }
 
 
-def read(path: Path) -> bytes:
-    """The first SIZE_LIMIT + 1 bytes of a regular file. Raises OSError, also for anything that is
-    no regular file: to open a FIFO or a device can wait for ever, or do things."""
+def read(path: Path, *, end: bool = False) -> bytes:
+    """The first SIZE_LIMIT + 1 bytes of a regular file; with `end`, the last SIZE_LIMIT. Raises
+    OSError, also for anything but a regular file: to open a FIFO or a device can wait for ever, or
+    do things."""
     place = os.open(path, os.O_PATH | os.O_CLOEXEC)  # opens nothing yet
     try:
         kind = stat.S_IFMT(os.fstat(place).st_mode)
@@ -34,12 +35,14 @@ def read(path: Path) -> bytes:
             number = EISDIR if kind == stat.S_IFDIR else EINVAL
             raise OSError(number, f"it is {_KINDS.get(kind, 'no regular file')}", str(path))
         with Path(f"/proc/self/fd/{place}").open("rb") as file:
+            if end:
+                file.seek(max(0, os.fstat(place).st_size - SIZE_LIMIT))
             return file.read(SIZE_LIMIT + 1)
     finally:
         os.close(place)
 
 
-def write(path: Path, text: str) -> None:
+def write(path: Path, content: str | bytes, mode: int = 0o644) -> None:
     """Write a file so that its readers see it whole or not at all. Raises ToolError.
 
     It is written beside its place under a name that nobody can guess, and that runtimes pass over:
@@ -50,9 +53,9 @@ def write(path: Path, text: str) -> None:
     beside = ""
     try:
         fd, beside = tempfile.mkstemp(".new", f".{path.name}.", path.parent)
-        with open(fd, "w") as file:  # noqa: PTH123 - a descriptor
-            file.write(text)
-            os.fchmod(fd, 0o644)
+        with open(fd, "wb") as file:  # noqa: PTH123 - a descriptor
+            file.write(content.encode() if isinstance(content, str) else content)
+            os.fchmod(fd, mode)
         Path(beside).replace(path)
     except OSError as error:
         if beside:
