@@ -1,9 +1,6 @@
 # The static executable: building, checking, installing and releasing it. Included by Makefile.
 
 ARCH ?= amd64
-CNI_BIN_DIR ?= /opt/cni/bin
-CNI_CONF_DIR ?= /etc/cni/net.d
-
 EXECUTABLE := dist/mycelium-cni-linux-$(ARCH)
 EMBEDDED := $(wildcard launcher/*.[ch] launcher/*.ld launcher/*.py launcher/*.txt) LICENSE \
 	$(shell find src -type f -not -name '*.pyc')
@@ -25,11 +22,10 @@ dist/mycelium-cni-linux-%: $(EMBEDDED) | venv
 dist-check: dist ## fail when the archive has a newer version of anything linked in
 	$(VENV)/bin/python launcher/drift.py $(EXECUTABLE).cdx.json
 
-install: dist ## copy executable and conflist (CNI_BIN_DIR, CNI_CONF_DIR, CONFIG, DESTDIR)
-	$(VENV)/bin/mycelium-cni config new --bin-dir $(DESTDIR)$(CNI_BIN_DIR) $(CONFIG) \
-		>build/10-mycelium.conflist
-	launcher/install $(EXECUTABLE) build/10-mycelium.conflist \
-		$(DESTDIR)$(CNI_BIN_DIR) $(DESTDIR)$(CNI_CONF_DIR)
+install: dist ## `mycelium-cni install` (CONFIG has its options; CNI_BIN_DIR, CNI_CONF_DIR, DESTDIR)
+	$(EXECUTABLE) install $(if $(DESTDIR),--root $(DESTDIR)) $(CONFIG) \
+		$(if $(CNI_BIN_DIR),--bin-dir $(DESTDIR)$(CNI_BIN_DIR)) \
+		$(if $(CNI_CONF_DIR),--conf-dir $(DESTDIR)$(CNI_CONF_DIR))
 
 release: dist/mycelium-cni-linux-amd64 dist/mycelium-cni-linux-arm64 ## all that is published
 	$(VENV)/bin/python launcher/package.py

@@ -111,11 +111,11 @@ def deb(
     link = root / "usr/bin/mycelium-cni"
     link.parent.mkdir(parents=True)
     link.symlink_to(EXECUTABLE)
-    for path, text in units.texts(EXECUTABLE, ()).items():
+    for unit, text in units.texts(EXECUTABLE, ()).items():
         # What a package ships is below /usr/lib, where the administrator's /etc overrides it.
-        # zinit is not for Debian.
-        if not path.startswith("etc/zinit/"):
-            _put(root / path.replace("etc/", "usr/lib/", 1), text.encode())
+        # OpenRC and zinit are not Debian's.
+        if unit.reader in ("etc/systemd", "etc/NetworkManager"):
+            _put(root / unit.place.replace("etc/", "usr/lib/", 1), text.encode())
     _put(root / "usr/share/man/man8/mycelium-cni.8.gz", _gzip(manual()))
     _put(doc / "examples/10-mycelium.conflist", conflist.encode())
     _put(doc / "copyright", licences.encode())

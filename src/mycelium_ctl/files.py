@@ -63,3 +63,11 @@ def write(path: Path, content: str | bytes, mode: int = 0o644) -> None:
                 Path(beside).unlink()
         way = "; run it as root" if error.errno in (EACCES, EPERM) else ""
         raise ToolError(f"cannot write {path}: {error.strerror}{way}") from error
+
+
+def writable(path: Path) -> bool:
+    """Whether files can be made at this path: what of it is there is not on a read-only disk."""
+    there = path
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    return os.access(there, os.W_OK)

@@ -8,15 +8,19 @@ unit names. Whatever it finds there is started only after `doubt` has nothing to
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from mycelium_ctl.errors import ToolError
+
 if TYPE_CHECKING:
     import subprocess
 
 WITHIN_S: Final = 2.0  # how long a program may take that only tells or lists something
+CHANGE_S: Final = 60.0
 MAX_SYMLINKS: Final = 40  # as the kernel's own limit (linux/namei.h, MAXSYMLINKS)
 SYSTEM_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -82,3 +86,17 @@ def run(
         timeout=within_s,
         check=False,
     )
+
+
+def change(argv: Sequence[str]) -> None:
+    """Run a program that changes something, such as systemctl. Raises ToolError with what it said
+    if it fails."""
+    import subprocess
+
+    try:
+        done = run(argv, within_s=CHANGE_S)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ToolError(f"{shlex.join(argv)}: {error}") from error
+    if done.returncode:
+        said = " ".join((done.stderr or done.stdout).split())
+        raise ToolError(f"{shlex.join(argv)}: {said}")

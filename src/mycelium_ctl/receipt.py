@@ -19,9 +19,13 @@ _DISPLACED: Final = ".displaced-by-mycelium-cni"  # no suffix that a runtime rea
 
 
 class Receipt:
-    """The files of ours by their paths, each with a hash of what was written; "" for a link."""
+    """The files of ours by their paths, each with a hash of what was written; "" for a link.
+
+    The paths are the node's, whatever directory the caller has the node's root at.
+    """
 
     def __init__(self, root: Path) -> None:
+        self._root: Final = root
         self.path: Final = root / PLACE
         try:
             said = json.loads(files.read(self.path))
@@ -30,7 +34,19 @@ class Receipt:
             listed = ()
         except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
             raise ToolError(f"{self.path} cannot be read: {error}") from error
-        self.files: Final = {str(path): str(digest) for path, digest in listed}
+        self._files: Final = {str(place): str(digest) for place, digest in listed}
+
+    @property
+    def paths(self) -> list[Path]:
+        """Where the files of ours are."""
+        return [self._root / place.lstrip("/") for place in self._files]
+
+    def place(self, path: Path) -> str:
+        """A path as the node has it. Raises ToolError for one of another root."""
+        try:
+            return f"/{path.absolute().relative_to(self._root.absolute())}"
+        except ValueError as error:
+            raise ToolError(f"{path} is not below {self._root}") from error
 
     def write(
         self,
@@ -69,14 +85,14 @@ class Receipt:
             raise ToolError(f"cannot link {path}: {refused(error)}") from error
 
     def _note(self, path: Path, digest: str) -> None:
-        if str(path) not in self.files and path.exists():
+        if self.place(path) not in self._files and path.exists():
             path.rename(displaced(path))
-        self.files[str(path)] = digest
+        self._files[self.place(path)] = digest
         self._save()
 
     def _save(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        files.write(self.path, json.dumps({"files": self.files}, indent=2) + "\n")
+        files.write(self.path, json.dumps({"files": self._files}, indent=2) + "\n")
 
     def take_back(self, path: Path) -> None:
         """Remove a file, and put back what it had displaced. One that was edited since stays beside
@@ -89,8 +105,8 @@ class Receipt:
                 displaced(path).rename(path)
         except OSError as error:
             raise ToolError(f"cannot remove {path}: {refused(error)}") from error
-        self.files.pop(str(path), None)
-        if self.files:
+        self._files.pop(self.place(path), None)
+        if self._files:
             self._save()
             return
         with suppress(OSError):
@@ -99,7 +115,7 @@ class Receipt:
 
     def edited(self, path: Path) -> bool:
         """Whether somebody has changed a file of ours."""
-        digest = self.files.get(str(path))
+        digest = self._files.get(self.place(path))
         try:
             return bool(digest) and hashlib.sha256(path.read_bytes()).hexdigest() != digest
         except OSError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from importlib import resources
 from pathlib import Path
@@ -13,14 +14,43 @@ from typing import Final
 from mycelium_ctl import files
 from mycelium_ctl.errors import ToolError, refused
 
-# What is shipped in share/, and where it belongs.
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Where a file of share/ belongs. `reader`: the directory of whoever reads it, and a node
+    without that has no use for the file. `boot`: the symbolic links to it that have it run at boot,
+    as `systemctl enable` and `rc-update add` make them."""
+
+    place: str
+    reader: str
+    mode: int = 0o644
+    boot: tuple[str, ...] = ()
+
+
 UNITS: Final = {
-    "mycelium-cni-setup.service": "etc/systemd/system/mycelium-cni-setup.service",
-    "networkd.network": "etc/systemd/network/05-mycelium-cni.network",
-    "networkd.conf": "etc/systemd/networkd.conf.d/05-mycelium-cni.conf",
-    "NetworkManager.conf": "etc/NetworkManager/conf.d/05-mycelium-cni.conf",
-    "zinit.yaml": "etc/zinit/mycelium-cni-setup.yaml",
+    "mycelium-cni-setup.service": Unit(
+        "etc/systemd/system/mycelium-cni-setup.service",
+        "etc/systemd",
+        boot=tuple(
+            f"etc/systemd/system/{target}.wants/mycelium-cni-setup.service"
+            for target in ("multi-user.target", "mycelium.service")
+        ),
+    ),
+    "networkd.network": Unit("etc/systemd/network/05-mycelium-cni.network", "etc/systemd"),
+    "networkd.conf": Unit("etc/systemd/networkd.conf.d/05-mycelium-cni.conf", "etc/systemd"),
+    "NetworkManager.conf": Unit(
+        "etc/NetworkManager/conf.d/05-mycelium-cni.conf", "etc/NetworkManager"
+    ),
+    "openrc": Unit(
+        "etc/init.d/mycelium-cni-setup",
+        "etc/runlevels",
+        mode=0o755,
+        boot=("etc/runlevels/default/mycelium-cni-setup",),
+    ),
+    # zinit runs whatever is in its directory.
+    "zinit.yaml": Unit("etc/zinit/mycelium-cni-setup.yaml", "etc/zinit"),
 }
+RELOAD: Final = ("systemctl", "daemon-reload")
 _SHIPPED_PATH: Final = "/opt/cni/bin/mycelium-cni"
 _SHIPPED_NAMES: Final = "myc*"  # pods' host links, and the usual names of interface and bridge
 
@@ -31,24 +61,24 @@ def patterns(links: Sequence[str]) -> list[str]:
     return [_SHIPPED_NAMES, *dict.fromkeys(others)]
 
 
-def texts(executable: str, links: Sequence[str]) -> dict[str, str]:
-    """The shipped files by the path where they belong, for an executable in this place, and links
-    of these names beside those of pods."""
+def texts(executable: str, links: Sequence[str]) -> dict[Unit, str]:
+    """The shipped files, for an executable in this place, and links of these names beside those of
+    pods."""
     share = resources.files("mycelium_ctl") / "share"
     found = {}
-    for name, path in UNITS.items():
+    for name, unit in UNITS.items():
         text = (share / name).read_text().replace(_SHIPPED_PATH, executable)
         # Each line that names links names all of them.
         by_name = f"interface-name:{_SHIPPED_NAMES}"
         also = ";".join(f"interface-name:{pattern}" for pattern in patterns(links))
         text = text.replace(by_name, also)
-        found[path] = text.replace(f"Name={_SHIPPED_NAMES}", f"Name={' '.join(patterns(links))}")
+        found[unit] = text.replace(f"Name={_SHIPPED_NAMES}", f"Name={' '.join(patterns(links))}")
     return found
 
 
 def covers(root: Path, unit: str, links: Sequence[str]) -> bool:
     """Whether a file is there, and names pods' host links and these others, if it names any."""
-    place = UNITS[unit]
+    place = UNITS[unit].place
     if not (root / place).exists():
         place = place.replace("etc/", "usr/lib/", 1)  # where the package has it
     try:
@@ -62,16 +92,18 @@ def covers(root: Path, unit: str, links: Sequence[str]) -> bool:
     )
 
 
-def absent(root: Path, executable: str, links: Sequence[str]) -> dict[Path, str]:
-    """Those files that this node has a use for and does not have, by their paths."""
-    found = {}
-    for name, text in texts(executable, links).items():
-        path = root / name
-        # Nobody wants /etc/zinit on a machine with systemd.
-        wanted = root / Path(*Path(name).parts[:2])
-        if wanted.is_dir() and not (path.is_file() and path.read_text() == text):
-            found[path] = text
-    return found
+def absent(root: Path, executable: str, links: Sequence[str]) -> dict[Unit, str]:
+    """Those files that this node has a use for and does not have."""
+    return {
+        unit: text
+        for unit, text in texts(executable, links).items()
+        if (root / unit.reader).is_dir() and not holds(root / unit.place, text)
+    }
+
+
+def holds(path: Path, text: str) -> bool:
+    """Whether a file is there and says just this."""
+    return path.is_file() and path.read_text() == text
 
 
 def install(root: Path, executable: str, links: Sequence[str]) -> list[Path]:
@@ -79,11 +111,18 @@ def install(root: Path, executable: str, links: Sequence[str]) -> list[Path]:
 
     Raises ToolError where it cannot be.
     """
-    missing = absent(root, executable, links)
-    for path, text in missing.items():
+    written = []
+    for unit, text in absent(root, executable, links).items():
+        path = root / unit.place
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ToolError(f"cannot make {path.parent}: {refused(error)}") from error
-        files.write(path, text)
-    return list(missing)
+        files.write(path, text, unit.mode)
+        written.append(path)
+    return written
+
+
+def systemd_runs(root: Path) -> bool:
+    """Whether units of this root directory are for a systemd that runs, and can be told."""
+    return root == Path("/") and Path("/run/systemd/system").is_dir()  # sd_booted(3)

@@ -18,10 +18,10 @@ from .conftest import ROOT
 pytestmark = pytest.mark.xdist_group("make")
 
 
-def install(root: Path, *wrapper: str) -> str:
+def install(root: Path, *settings: str, wrapper: tuple[str, ...] = ()) -> str:
     """Run `make install` as a packager would; what it prints."""
     return subprocess.run(
-        [*wrapper, "make", "--no-print-directory", "install", f"DESTDIR={root}"],
+        [*wrapper, "make", "--no-print-directory", "install", f"DESTDIR={root}", *settings],
         cwd=ROOT,
         check=True,
         capture_output=True,
@@ -29,7 +29,7 @@ def install(root: Path, *wrapper: str) -> str:
     ).stdout
 
 
-def test_the_executable_and_a_valid_conflist_are_installed(
+def test_the_executable_the_tool_and_a_valid_conflist_are_installed(
     executable: Path, tmp_path: Path
 ) -> None:
     install(tmp_path)
@@ -39,41 +39,51 @@ def test_the_executable_and_a_valid_conflist_are_installed(
     conflist = tmp_path / "etc/cni/net.d/10-mycelium.conflist"
     assert json.loads(conflist.read_text())["plugins"][-1]["type"] == "mycelium-cni"
     subprocess.run([plugin, "config", "check", conflist], check=True, capture_output=True)
-    files = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert sorted(files) == sorted([plugin, conflist])
+    tool = tmp_path / "usr/local/bin/mycelium-cni"
+    assert str(tool.readlink()) == "/opt/cni/bin/mycelium-cni"
+    receipt = tmp_path / "var/lib/mycelium-cni/installed.json"
+    files = [path for path in tmp_path.rglob("*") if path.is_file() or path.is_symlink()]
+    assert sorted(files) == sorted([plugin, conflist, tool, receipt])
 
 
-def test_other_places_are_honoured(tmp_path: Path) -> None:
-    subprocess.run(
-        ["make", "install", f"CNI_BIN_DIR={tmp_path}/bin", f"CNI_CONF_DIR={tmp_path}/conf"],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
+def test_other_places_and_options_are_honoured(tmp_path: Path) -> None:
+    install(
+        tmp_path,
+        "CNI_BIN_DIR=/usr/libexec/cni",
+        "CNI_CONF_DIR=/etc/kubernetes/cni/net.d",
+        "CONFIG=--ingress closed",
     )
-    assert (tmp_path / "bin/mycelium-cni").is_file()
-    assert (tmp_path / "conf/10-mycelium.conflist").is_file()
+    assert (tmp_path / "usr/libexec/cni/mycelium-cni").is_file()
+    conflist = tmp_path / "etc/kubernetes/cni/net.d/10-mycelium.conflist"
+    assert json.loads(conflist.read_text())["plugins"][0]["ingress"] == "closed"
 
 
 def test_a_conflist_that_is_there_is_kept(tmp_path: Path) -> None:
+    install(tmp_path, "CONFIG=--ingress closed")
     conflist = tmp_path / "etc/cni/net.d/10-mycelium.conflist"
-    conflist.parent.mkdir(parents=True)
-    conflist.write_text("the operator's own")
-    assert "kept" in install(tmp_path)
-    assert conflist.read_text() == "the operator's own"
+    before = conflist.read_text()
+    assert "stays as it is" in install(tmp_path)
+    assert conflist.read_text() == before
 
 
 def test_files_come_by_renaming_and_the_conflist_comes_last(tmp_path: Path) -> None:
     trace = tmp_path / "trace"
-    install(tmp_path, "strace", "-f", "-o", str(trace), "-e", "trace=rename,renameat,renameat2")
+    strace = ("strace", "-f", "-o", str(trace), "-e", "trace=rename,renameat,renameat2")
+    install(tmp_path, wrapper=strace)
     names = re.findall(r'rename\w*\(.*"([^"]+)"[^"]*\) = 0', trace.read_text())
     arrived = [Path(name).name for name in names if str(tmp_path) in name]
-    assert arrived == ["mycelium-cni", "10-mycelium.conflist"]
+    files = [name for name in arrived if name != "installed.json"]
+    assert files == ["mycelium-cni", "10-mycelium.conflist"]
 
 
 @pytest.mark.usefixtures("executable")
 def test_a_running_plugin_is_not_disturbed(tmp_path: Path) -> None:
     install(tmp_path)
     plugin = tmp_path / "opt/cni/bin/mycelium-cni"
+    older = plugin.with_name("older")
+    older.write_bytes(plugin.read_bytes() + b"\n")
+    older.chmod(0o755)
+    older.rename(plugin)
     # VERSION waits half a second for a standard input that stays open and says nothing.
     with subprocess.Popen(
         [plugin],
@@ -83,19 +93,8 @@ def test_a_running_plugin_is_not_disturbed(tmp_path: Path) -> None:
     ) as running:
         time.sleep(0.1)
         before = plugin.stat().st_ino
-        subprocess.run(
-            [
-                ROOT / "launcher/install",
-                plugin,
-                "/dev/null",
-                tmp_path / "opt/cni/bin",
-                tmp_path / "etc/cni/net.d",
-            ],
-            check=True,
-            capture_output=True,
-        )
+        install(tmp_path)
         assert plugin.stat().st_ino != before
-        assert running.poll() is None
         out, _ = running.communicate(timeout=10)
     assert json.loads(out)["supportedVersions"]
     assert running.returncode == 0

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
-from tool import Tool
+from tool import Tool, state
 
-from mycelium_lab.lab import Node
+from mycelium_lab.lab import Node, await_fact
 
 CONFLIST = "etc/cni/net.d/10-mycelium.conflist"
 PLUGIN = "opt/cni/bin/mycelium-cni"
@@ -52,12 +54,152 @@ def test_uninstall_takes_back_exactly_what_install_made(tool: Tool, root: Path) 
     assert tree(root) == before
     done(tool, "install")
     assert {CONFLIST, PLUGIN, "usr/local/bin/mycelium-cni"} <= tree(root).keys()
-    unit = (root / "etc/systemd/system/mycelium-cni-setup.service").read_text()
-    assert f"ExecStart=/{PLUGIN} setup" in unit
+    unit = root / "etc/systemd/system/mycelium-cni-setup.service"
+    assert f"ExecStart=/{PLUGIN} setup" in unit.read_text()
     done(tool, "uninstall", "--dry-run")
     assert PLUGIN in tree(root)
     done(tool, "uninstall")
     assert tree(root) == before
+
+
+def test_what_starts_things_at_boot_knows_the_unit(tool: Tool, root: Path) -> None:
+    (root / "etc/runlevels/default").mkdir(parents=True)
+    (root / "etc/zinit").mkdir()
+    before = tree(root)
+    done(tool, "install")
+    asked = ["systemctl", f"--root={root}", "is-enabled", "mycelium-cni-setup.service"]
+    assert tool.node.run(asked, env={"PATH": os.environ["PATH"]}).stdout == "enabled\n"
+    script = root / "etc/init.d/mycelium-cni-setup"
+    assert os.access(script, os.X_OK)
+    assert f"/{PLUGIN} setup" in script.read_text()
+    tool.node.run(["sh", "-n", str(script)])
+    link = root / "etc/runlevels/default/mycelium-cni-setup"
+    assert str(link.readlink()) == "/etc/init.d/mycelium-cni-setup"
+    assert f"exec: /{PLUGIN} setup" in (root / "etc/zinit/mycelium-cni-setup.yaml").read_text()
+    done(tool, "uninstall")
+    assert tree(root) == before
+
+
+def test_the_node_is_prepared_and_cleared_by_a_container_with_its_root(
+    tool: Tool, root: Path
+) -> None:
+    """--host-root, as /host in a container: as `install` and `uninstall` are on the node itself."""
+
+    def there(*argv: str) -> subprocess.CompletedProcess[str]:
+        return tool(*argv, "--host-root", str(root), looks=False)
+
+    before = tree(root), state(tool.node)
+    assert there("install", "--service-network", "fd00:10:96::/112").returncode == 0
+    routes = [route["dst"] for route in tool.node.ip("-6", "route", "show", "proto", "77")]
+    assert "fd00:10:96::/112" in routes
+    assert "/host" not in (root / "var/lib/mycelium-cni/installed.json").read_text()
+    pod = tool.attach("web")
+    refused = there("uninstall")
+    assert refused.returncode == 1
+    assert "1 pod is attached, such as default/web" in refused.stderr
+    assert PLUGIN in tree(root)
+    pod.remove()
+    await_fact(lambda: tool.json("list") == [], "the end of the pod")
+    assert there("uninstall").returncode == 0
+    switches = [line for line in state(tool.node) if "/conf/" not in line]
+    assert (tree(root), switches) == (before[0], [x for x in before[1] if "/conf/" not in x])
+
+
+def test_a_receipt_is_the_nodes_wherever_its_root_is(tool: Tool, root: Path) -> None:
+    before = tree(root)
+    done(tool, "install")
+    moved = root.with_name("elsewhere")
+    root.rename(moved)
+    assert Tool(tool.node, moved)("uninstall").returncode == 0
+    assert tree(moved) == before
+
+
+CALLS = """
+while [ ! -e "$1/stop" ]; do
+    for verb in ADD DEL; do
+        echo "$2" | CNI_COMMAND=$verb CNI_CONTAINERID=$3 CNI_IFNAME=eth0 CNI_NETNS=$4 "$5" ||
+            echo "$verb failed"
+    done
+    echo round
+done
+"""
+
+
+def test_an_upgrade_disturbs_no_call(tool: Tool, root: Path) -> None:
+    done(tool, "install")
+    plugin = root / PLUGIN
+    older = plugin.read_bytes() + b"\n"
+    network = {"cniVersion": "1.0.0", "name": "m", "type": "mycelium-cni", "mode": "routed"}
+    loops = [
+        tool.node.start(
+            [
+                *("sh", "-c", CALLS, "sh", str(root)),
+                *(json.dumps(network), pod.container_id, pod.path, str(plugin)),
+            ]
+        )
+        for pod in (tool.node.pod("one"), tool.node.pod("two"))
+    ]
+    for number in range(1, 4):
+        (root / "older").write_bytes(older)
+        (root / "older").chmod(0o755)
+        (root / "older").rename(plugin)
+        assert f"write {plugin}" in done(tool, "install")
+        for loop in loops:
+            await_fact(lambda: loop.output().count("round") > number, "calls")  # noqa: B023
+    (root / "stop").touch()
+    for loop in loops:
+        await_fact(lambda: not loop.running, "the last call")  # noqa: B023
+        assert "failed" not in loop.output()
+        assert loop.output().count("round") > 3
+
+
+READ_ONLY = """
+mount --bind "$1" "$1" && cd "$1"
+for place in $2; do mkdir -p $place; done
+mount -o remount,bind,ro "$1"
+for place in $2; do
+    mount --bind "$1/$place" "$1/$place"
+    mount -o remount,bind,rw "$1/$place"
+done
+shift 2
+exec "$@"
+"""
+
+
+def with_read_only_root(tool: Tool, writable: str) -> subprocess.CompletedProcess[str]:
+    """Install where all but these directories is on a read-only disk."""
+    install = [*tool.node.lab.command, "install", "--root", str(tool.root)]
+    script = ["sh", "-ec", READ_ONLY, "sh", str(tool.root), writable, *install]
+    environ = {"PATH": os.environ["PATH"]}
+    return tool.node.run(["unshare", "--mount", *script], check=False, env=environ)
+
+
+def test_on_a_read_only_root_what_can_be_written_is_and_the_rest_is_said(
+    tool: Tool, root: Path
+) -> None:
+    ran = with_read_only_root(tool, "opt var etc/cni")
+    assert ran.returncode == 0, ran.stderr
+    assert f"link {root}/opt/bin/mycelium-cni to /{PLUGIN}" in ran.stdout
+    assert "mycelium-cni-setup.service cannot be written, its disk is read-only" in ran.stdout
+    assert {CONFLIST, PLUGIN, "opt/bin/mycelium-cni"} <= tree(root).keys()
+    assert not list(root.glob("etc/systemd/*"))
+
+
+def test_a_read_only_directory_of_plugins_is_refused_with_the_way_out(
+    tool: Tool, root: Path
+) -> None:
+    ran = with_read_only_root(tool, "var etc/cni")
+    assert ran.returncode == 1
+    assert "opt/cni/bin cannot be written" in ran.stderr
+    assert "--bin-dir" in ran.stderr
+    (root / "etc/containerd").mkdir()
+    (root / "etc/containerd/config.toml").write_text(
+        '[plugins."io.containerd.cri.v1.runtime".cni]\n'
+        'bin_dirs = ["/opt/cni/bin", "/var/cni/bin"]\n'
+    )
+    ran = with_read_only_root(tool, "var etc/cni")
+    assert ran.returncode == 0, ran.stderr
+    assert {CONFLIST, "var/cni/bin/mycelium-cni"} <= tree(root).keys()
 
 
 def test_a_second_install_changes_nothing_and_says_so(tool: Tool, root: Path) -> None:

@@ -68,7 +68,7 @@ def _asked(state: State) -> list[tuple[Attached, list[Service]]]:
             continue
         _, before = chosen.get(one.network, (one, []))
         if len(before) < len(KINDS):
-            told = list(services(held.processes).values())
+            told = services(held.processes)
             if len(told) > len(before):
                 chosen[one.network] = one, told
     return list(chosen.values())

@@ -2,8 +2,8 @@
 """Install the plugin on this node, or upgrade it in place: executable, tool, boot unit, network.
 
 Everything arrives by renaming, so a runtime may call the plugin all the while; the network
-configuration comes last, for with it the node is ready. Run it again at any time. A configuration
-of ours that is there stays as it is, unless arguments ask for another one.
+configuration is the last file, for with it the node is ready. Run it again at any time. A
+configuration of ours that is there stays as it is, unless arguments ask for another one.
 
 Where pods have a first network already it is left alone: the plugin is then there for Multus
 (`config new --for multus`) or for that network's chain. --primary takes the pods over with a file
@@ -12,12 +12,14 @@ that sorts first. `uninstall` takes back what was installed and nothing else.
     mycelium-cni install --dry-run
     mycelium-cni install --service-network fd00:10:96::/112
     mycelium-cni install --for k3s --service-network fd00:43::/112 --ingress closed
+    mycelium-cni install --host-root /host        # in a container with the node's network
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import shutil
 import time
 from collections.abc import Callable
@@ -26,20 +28,19 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from mycelium_cni.kernel.shell import quoted
-from mycelium_ctl import programs, units
+from mycelium_ctl import files, programs, units
 from mycelium_ctl.errors import ToolError
 from mycelium_ctl.node import cri, network, plugins
 from mycelium_ctl.node import state as nodestate
 from mycelium_ctl.node.conflist import TYPE
 from mycelium_ctl.node.runtimes import CniDirs, choose_dirs, find_executable, read_confs
-from mycelium_ctl.node.state import Options
+from mycelium_ctl.node.state import Options, State
 from mycelium_ctl.receipt import Receipt
 from mycelium_ctl.view import visible
 
 FILE: Final = "10-mycelium.conflist"
 FIRST: Final = "00-mycelium.conflist"  # before other networks, with --primary
-TOOL: Final = "usr/local/bin/mycelium-cni"
+TOOLS: Final = ("usr/local/bin/mycelium-cni", "opt/bin/mycelium-cni")
 TAKEN_UP_S: Final = 15.0  # containerd watches the directory, and asks for STATUS every 5 s
 
 
@@ -61,9 +62,9 @@ class Installation:
         self._arguments: Final = arguments
         self._receipt: Final = Receipt(where.root)
         self._source: Final = Path(own_executable())
-        self._live: Final = where.root == Path("/")
         self.dirs: Final = choose_dirs(where, arguments.runtime)
-        self.plugin: Final = self.dirs.bins[0] / TYPE
+        self.plugin: Final = _plugin_place(self.dirs)
+        self._place: Final = self._receipt.place(self.plugin)
         self.notes: Final[list[str]] = []
         self.conflist: Path | None = None
         self.name = ""
@@ -72,14 +73,8 @@ class Installation:
             *self._tool(),
             *self._units(),
             *self._network(),
+            *self._setup(),
         ]
-
-    @property
-    def _place(self) -> str:
-        """The executable's path on the running node."""
-        if self.plugin.is_relative_to(self._where.root):
-            return f"/{self.plugin.relative_to(self._where.root)}"
-        return str(self.plugin)
 
     def _executable(self) -> list[Step]:
         octets = self._source.read_bytes()
@@ -92,30 +87,54 @@ class Installation:
         self._receipt.write(self.plugin, octets, 0o755, lambda path: plugins.ask(path).fault)
 
     def _tool(self) -> list[Step]:
-        path, target = self._where.root / TOOL, self._place
-        if path.is_symlink() and str(path.readlink()) == target:
+        """A link in PATH. Where /usr is read-only, /opt/bin often is in it."""
+        links = [self._where.root / tool for tool in TOOLS]
+        if any(link.is_symlink() or link.exists() for link in links):
             return []
-        if path.exists() or path.is_symlink() or (self._live and shutil.which(TYPE)):
-            return []  # there is one in PATH
-        return [Step(f"link {path} to {target}", lambda: self._receipt.link(path, target))]
+        if self._where.root == Path("/") and shutil.which(TYPE):
+            return []
+        link = next(filter(files.writable, links), None)
+        if link is None:
+            self.notes.append(f"no directory of PATH can be written: the tool is {self._place}")
+            return []
+        return [
+            Step(f"link {link} to {self._place}", partial(self._receipt.link, link, self._place))
+        ]
 
     def _units(self) -> list[Step]:
-        executable = self._place
-        steps = [
-            Step(f"write {path}", partial(self._receipt.write, path, text.encode()))
-            for path, text in units.absent(self._where.root, executable, []).items()
-        ]
-        if self._live and Path("/run/systemd/system").is_dir() and steps:
-            for line in ("systemctl daemon-reload", "systemctl enable mycelium-cni-setup.service"):
-                steps.append(Step(line, partial(_run, line.split())))
-        if self._live:
-            argv = [executable, "setup"]
-            steps.append(Step(" ".join(map(quoted, argv)), lambda: self._setup(argv)))
+        root = self._where.root
+        names = State(self._where).own_links
+        steps = []
+        for unit, text in units.texts(self._place, names).items():
+            path = root / unit.place
+            if not (root / unit.reader).is_dir():
+                continue
+            if not files.writable(path):
+                self.notes.append(f"{path} cannot be written, its disk is read-only")
+                continue
+            if not units.holds(path, text):
+                write = partial(self._receipt.write, path, text.encode(), unit.mode)
+                steps.append(Step(f"write {path}", write))
+            for link in (root / place for place in unit.boot):
+                if not link.is_symlink():
+                    target = self._receipt.place(path)
+                    make = partial(self._receipt.link, link, target)
+                    steps.append(Step(f"link {link} to {target}", make))
+        if steps and units.systemd_runs(root):
+            steps.append(Step(shlex.join(units.RELOAD), partial(programs.change, units.RELOAD)))
         return steps
 
-    def _setup(self, argv: list[str]) -> None:
+    def _setup(self) -> list[Step]:
+        if not self._where.here:
+            return []
+        argv = [str(self.plugin), "setup"]
+        if self._where.root != Path("/"):
+            argv += ["--root", str(self._where.root)]
+        return [Step(shlex.join(argv), partial(self._prepare, argv))]
+
+    def _prepare(self, argv: list[str]) -> None:
         try:
-            _run(argv)
+            programs.change(argv)
         except ToolError as error:  # the boot unit waits for the daemon, and the first ADD does it
             self.notes.append(f"the node is not ready yet: {error}")
 
@@ -132,14 +151,22 @@ class Installation:
             self.notes.append(f"{kept.path} stays as it is")
             return []
         if find_executable("loopback", self.dirs) is None:
-            raise ToolError(
+            lacking = (
                 f"there is no loopback in {self.dirs.bins[0]}, which runtimes call for every pod: "
-                "install the CNI plugins (containernetworking/plugins) there first"
+                "install the CNI plugins (containernetworking/plugins) there"
             )
+            if self._where.here or any(folder.is_dir() for folder in self.dirs.bins):
+                raise ToolError(f"{lacking} first")
+            self.notes.append(lacking)  # it is no node: files are staged there
         made, notes = network.new(self._arguments, self.dirs)
         self.notes.extend(notes)
         text = json.dumps(made, indent=2) + "\n"
         path = self.dirs.conf / (FIRST if primary else FILE)
+        if not files.writable(path):
+            raise ToolError(
+                f"{path} cannot be written, its disk is read-only: have the runtime read its "
+                "network configuration in another directory, and name that with --conf-dir"
+            )
         self.conflist, self.name = path, str(made["name"])
         if path.is_file() and path.read_text() == text:
             return []
@@ -173,6 +200,22 @@ class Installation:
             time.sleep(0.2)
 
 
+def _plugin_place(dirs: CniDirs) -> Path:
+    """Where the runtime finds the executable: in the first of its directories that can be written.
+    Raises ToolError if there is none, or another one hides it."""
+    for directory in dirs.bins:
+        path = directory / TYPE
+        if files.writable(path):
+            return path
+        if path.exists():
+            raise ToolError(f"{path} cannot be replaced, its disk is read-only")
+    looked = " and ".join(str(directory) for directory in dirs.bins)
+    raise ToolError(
+        f"{looked} cannot be written: have the runtime look for plugins in a directory that can "
+        "(containerd's bin_dirs, CRI-O's plugin_dirs), and name that with --bin-dir"
+    )
+
+
 def _second(first: Path, dirs: CniDirs) -> str:
     return (
         f"{first} is the pods' first network and stays so. A second interface for pods that ask: "
@@ -182,18 +225,12 @@ def _second(first: Path, dirs: CniDirs) -> str:
     )
 
 
-def _run(argv: list[str]) -> None:
-    done = programs.run(argv, within_s=60)
-    if done.returncode:
-        said = " ".join((done.stderr or done.stdout).split())
-        raise ToolError(f"{' '.join(map(quoted, argv))}: {said}")
-
-
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("--dry-run", action="store_true", help="print the steps, take none")
     parser.add_argument("--primary", action="store_true", help="take over from another network")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
+    nodestate.add_host_root(parser)
     network.add_options(parser)
     nodestate.add_options(parser)
 

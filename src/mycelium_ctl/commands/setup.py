@@ -79,8 +79,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.print_units:
         from mycelium_lab.lab import own_executable
 
-        for path, text in units.texts(own_executable(), State(where).own_links).items():
-            print(f"# /{path}\n{text}")
+        for unit, text in units.texts(own_executable(), State(where).own_links).items():
+            print(f"# /{unit.place}\n{text}")
         return 0
     if arguments.install_units:
         return _install(State(where), as_json=arguments.json)

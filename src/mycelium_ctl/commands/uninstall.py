@@ -15,11 +15,11 @@ import argparse
 import json
 from pathlib import Path
 
-from mycelium_ctl import programs
+from mycelium_ctl import programs, units
 from mycelium_ctl.errors import ToolError
 from mycelium_ctl.node import state as nodestate
 from mycelium_ctl.node.conflist import SUFFIXES, TYPE
-from mycelium_ctl.node.state import State
+from mycelium_ctl.node.state import Options, State
 from mycelium_ctl.receipt import Receipt, displaced
 from mycelium_ctl.view import count, visible
 
@@ -29,6 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print the steps, take none")
     parser.add_argument("--force", action="store_true", help="also while pods are attached")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
+    nodestate.add_host_root(parser)
     nodestate.add_options(parser)
 
 
@@ -36,15 +37,14 @@ def run(arguments: argparse.Namespace) -> int:
     """Take back; 0 when nothing of it is left."""
     where = nodestate.options(arguments)
     receipt = Receipt(where.root)
-    here = where.root == Path("/")
-    live = [one for one in State(where).attachments if one.answers] if here else []
+    live = [one for one in State(where).attachments if one.answers] if where.here else []
     if live and not (arguments.force or arguments.dry_run):
         raise ToolError(
             f"{count(len(live), 'pod is', 'pods are')} attached, such as {visible(live[0].who)}, "
             "and could not be ended without the plugin: remove them first, or use --force"
         )
     # Networks first, the executable last.
-    paths = sorted(map(Path, receipt.files), key=lambda path: _rank(path.suffix, path.name))
+    paths = sorted(receipt.paths, key=lambda path: _rank(path.suffix, path.name))
     words = []
     for path in paths:
         back = (
@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
         kept = f", keep your changes in {path}.saved" if receipt.edited(path) else ""
         words.append(f"remove {path}{kept}{back}")
     if not arguments.dry_run:
-        _take_back(receipt, paths, here=here)
+        _take_back(receipt, paths, where)
     if arguments.json:
         print(json.dumps({"changed": bool(words) and not arguments.dry_run, "steps": words}))
         return 0
@@ -68,14 +68,12 @@ def _rank(suffix: str, name: str) -> int:
     return 0 if suffix in SUFFIXES else 2 if name == TYPE else 1
 
 
-def _take_back(receipt: Receipt, paths: list[Path], *, here: bool) -> None:
+def _take_back(receipt: Receipt, paths: list[Path], where: Options) -> None:
     from mycelium_lab.lab import own_executable
 
     for path in paths:
-        if here and path.suffix == ".service" and Path("/run/systemd/system").is_dir():
-            programs.run(["systemctl", "disable", path.name], within_s=30)
-        if here and path.name == TYPE and not path.is_symlink():
-            done = programs.run([own_executable(), "teardown", "--force"], within_s=60)
-            if done.returncode:
-                raise ToolError(done.stderr.strip() or "teardown failed")
+        if where.here and path.name == TYPE and not path.is_symlink():
+            programs.change([own_executable(), "teardown", "--force", "--root", str(where.root)])
         receipt.take_back(path)
+    if paths and units.systemd_runs(where.root):
+        programs.change(units.RELOAD)

@@ -29,15 +29,15 @@ class Service(NamedTuple):
     port: int
 
 
-def services(processes: Sequence[int]) -> dict[str, Service]:
-    """What the first of these processes that was told says, by `what`."""
+def services(processes: Sequence[int]) -> list[Service]:
+    """What the first of these processes that was told says, in the order of KINDS."""
     found: dict[str, Service] = {}
     for pid in processes:
         for service in (*_api(pid), *_dns(pid)):
             found.setdefault(service.what, service)
         if len(found) == len(KINDS):
             break
-    return found
+    return [found[kind] for kind in KINDS if kind in found]
 
 
 def _api(pid: int) -> Iterator[Service]:
