@@ -28,12 +28,33 @@ if TYPE_CHECKING:
     Document = dict[str, Json]
     T = TypeVar("T")
 
-# Ours, and what runtimes and other plugins of the project put beside them.
-KEYS = (
-    *("mode", "myceliumInterface", "bridge", "netseed", "addressing", "mtu", "routes"),
-    *("defaultRoute", "ingress", "allowFrom", "ipMasq", "guard", "interfaceName", "dns"),
-    *("logLevel", "logFile", "serviceNetworks"),
-)
+IPV6_MIN_MTU = 1280  # below it the kernel takes IPv6 off the link (RFC 8200, section 5)
+
+# The keys of a configuration by what they hold. The parser goes by these tables, and so do the
+# JSON schema and the reference of the documentation (mycelium_ctl/node/schema.py).
+CHOICES = {  # the first value is the default
+    "mode": ("auto", "routed", "bridge"),
+    "addressing": ("random", "stable"),
+    "ingress": ("open", "cluster", "closed"),
+    "guard": ("required", "optional"),
+    "logLevel": ("warning", "error", "info", "debug"),
+}
+LINKS = {"myceliumInterface": "mycelium", "bridge": "mycelium-br", "interfaceName": "mycelium0"}
+PATHS = {"netseed": "/etc/netseed", "logFile": ""}
+NUMBERS = {"mtu": (IPV6_MIN_MTU, 65535)}
+SWITCHES = ("defaultRoute", "ipMasq")  # off by default
+PREFIX_LISTS = ("allowFrom", "serviceNetworks")
+ROUTE_NUMBERS = {  # SPEC.md 1.1.0, section "Add Success"
+    "mtu": (IPV6_MIN_MTU, 65535),
+    "advmss": (1, 65535),
+    "priority": (1, 2**32 - 1),
+    "table": (1, 2**32 - 1),
+    "scope": (0, 255),
+}
+DNS_LISTS = ("nameservers", "search", "options")
+KEYS = (*CHOICES, *LINKS, *PATHS, *NUMBERS, *SWITCHES, *PREFIX_LISTS, "routes", "dns")
+
+# What runtimes and other plugins of the project put beside them.
 _COMMON_KEYS = (
     *("cniVersion", "cniVersions", "name", "type", "args", "capabilities", "ipam"),
     *("runtimeConfig", "prevResult", "cni.dev/valid-attachments", "cni.dev/attachments"),
@@ -42,10 +63,8 @@ _KNOWN = frozenset((*KEYS, *_COMMON_KEYS))
 _POLICY_KEYS = ("ingress", "allowFrom", "ipMasq", "guard")
 _MOST_UNKNOWN = 256
 
-IPV6_MIN_MTU = 1280  # below it the kernel takes IPv6 off the link (RFC 8200, section 5)
-LOG_LEVELS = ("warning", "error", "info", "debug")
 _DEFAULT_ROUTE = (bytes(16), 0)
-_MOST_PREFIXES = 1024
+MOST_PREFIXES = 1024
 # What a runtime may ask of a plugin (CONVENTIONS.md) and we cannot do, and who can.
 OTHERS_CAPABILITIES = {
     "portMappings": "portmap",
@@ -76,10 +95,10 @@ class Policy:
     __slots__ = ("allow_from", "ingress", "masquerade", "required")
 
     def __init__(self, doc: Document) -> None:
-        self.ingress: Final = _choice(doc, "ingress", ("open", "cluster", "closed"))
+        self.ingress: Final = _choice(doc, "ingress")
         self.allow_from: Final = _prefixes(doc, "allowFrom")
         self.masquerade: Final = _boolean(doc, "ipMasq")
-        optional = _choice(doc, "guard", ("required", "optional")) == "optional"
+        optional = _choice(doc, "guard") == "optional"
         self.required: Final = not optional or self.ingress != "open" or self.masquerade
         if self.allow_from and self.ingress != "cluster":
             wanted = f'needs "ingress": "cluster", and ingress is "{self.ingress}"'
@@ -135,8 +154,9 @@ class Network:
     def log(self) -> tuple[str, str]:
         """Level and file of the log, for any verb: a wrong value is the default, ADD refuses it."""
         level, file = self.document.get("logLevel"), self.document.get("logFile")
+        levels = CHOICES["logLevel"]
         return (
-            level if isinstance(level, str) and level in LOG_LEVELS else LOG_LEVELS[0],
+            level if isinstance(level, str) and level in levels else levels[0],
             file if isinstance(file, str) and _is_path(file) else "",
         )
 
@@ -244,25 +264,25 @@ class Config:
         for capability, declared in _object(doc, "capabilities").items():
             if not isinstance(declared, bool | None):
                 raise _invalid(f"capabilities.{capability}", declared, "must be true or false")
-        mode = _choice(doc, "mode", ("auto", "routed", "bridge"))
+        mode = _choice(doc, "mode")
         if mode == "auto" and doc.get("bridge"):
             mode = "bridge"
         elif mode == "auto" and doc.get("myceliumInterface"):
             mode = "routed"
         self.mode: Final = mode
-        self.interface: Final = _link_name(doc, "myceliumInterface", "mycelium")
-        self.bridge_name: Final = _link_name(doc, "bridge", "mycelium-br")
-        self.interface_name: Final = _link_name(doc, "interfaceName", "mycelium0")
-        self.netseed: Final = _path(doc, "netseed", "/etc/netseed")
-        self.addressing: Final = _choice(doc, "addressing", ("random", "stable"))
-        self.mtu: Final = _integer(doc, "mtu", IPV6_MIN_MTU, 65535)
+        self.interface: Final = _link_name(doc, "myceliumInterface")
+        self.bridge_name: Final = _link_name(doc, "bridge")
+        self.interface_name: Final = _link_name(doc, "interfaceName")
+        self.netseed: Final = _path(doc, "netseed")
+        self.addressing: Final = _choice(doc, "addressing")
+        self.mtu: Final = _integer(doc, "mtu", NUMBERS["mtu"])
         self.policy: Final = Policy(doc)
         self.service_networks: Final = _prefixes(doc, "serviceNetworks")
         self.routes: Final = _routes(doc, self.service_networks)
         self.dns: Final = _dns(doc)
         self.prev_result: Final = _object(doc, "prevResult")
-        _choice(doc, "logLevel", LOG_LEVELS)
-        _path(doc, "logFile", "")
+        _choice(doc, "logLevel")
+        _path(doc, "logFile")
 
 
 class Wishes:
@@ -309,7 +329,8 @@ def _kind(value: Json) -> str:
     return kinds.get(type(value), "null" if value is None else "a number")
 
 
-def _choice(doc: Document, key: str, choices: tuple[str, ...]) -> str:
+def _choice(doc: Document, key: str) -> str:
+    choices = CHOICES[key]
     value = doc.get(key)
     if value is None:
         return choices[0]
@@ -327,10 +348,10 @@ def _string(doc: Document, key: str, wanted: str) -> str | None:
     return value
 
 
-def _link_name(doc: Document, key: str, default: str) -> str:
+def _link_name(doc: Document, key: str) -> str:
     value = _string(doc, key, "must be the name of a link")
     if value is None:
-        return default
+        return LINKS[key]
     try:
         check_ifname(value)
     except CniError as error:
@@ -342,11 +363,11 @@ def _is_path(value: str) -> bool:
     return value.startswith("/") and value.isprintable()
 
 
-def _path(doc: Document, key: str, default: str) -> str:
+def _path(doc: Document, key: str) -> str:
     wanted = "must be an absolute path"
     value = _string(doc, key, wanted)
     if value is None:
-        return default
+        return PATHS[key]
     if not _is_path(value):
         raise _invalid(key, value, wanted)
     return value
@@ -379,15 +400,16 @@ def _strings(value: Json, key: str) -> list[str]:
     return strings
 
 
-def _integer(doc: Document, key: str, low: int, high: int, shown: str = "") -> int:
-    """An integer of the configuration, or 0 where there is none. libcni writes numbers anew and may
-    make 1400.0 of 1400; true is no number, though Python thinks so."""
+def _integer(doc: Document, key: str, limits: tuple[int, int], shown: str = "") -> int:
+    """An integer of the configuration, or 0 where there is none. libcni may write 1400 as 1400.0.
+    A bool is rejected, though Python counts it as an integer."""
     value = doc.get(key)
     if value is None or (value == 0 and value is not False):
         return 0
     number = int(value) if isinstance(value, float) and abs(value) < 2**53 else value
     if not isinstance(number, int) or isinstance(value, bool) or number != value:
         raise _invalid(shown or key, value, "must be a whole number")
+    low, high = limits
     if not low <= number <= high:
         raise _invalid(shown or key, value, f"must lie between {low} and {high}")
     return number
@@ -401,8 +423,8 @@ def _asks(value: Json) -> bool:
 def _prefixes(doc: Document, key: str) -> list[tuple[bytes, int]]:
     """Prefixes, in order, none inside another: the packet filter takes no overlaps."""
     listed = _strings(doc.get(key), key)
-    if len(listed) > _MOST_PREFIXES:
-        raise _invalid(key, len(listed), f"at most {_MOST_PREFIXES} prefixes")
+    if len(listed) > MOST_PREFIXES:
+        raise _invalid(key, len(listed), f"at most {MOST_PREFIXES} prefixes")
     kept: list[tuple[bytes, int]] = []
     parsed = [_parsed(parse_prefix, f"{key}[{n}]", text) for n, text in enumerate(listed)]
     for base, length in sorted(parsed):
@@ -416,23 +438,14 @@ def _cut(address: bytes, length: int) -> bytes:
     return (int.from_bytes(address, "big") >> 128 - length << 128 - length).to_bytes(16, "big")
 
 
-_METRICS = {
-    "mtu": (IPV6_MIN_MTU, 65535),
-    "advmss": (1, 65535),
-    "priority": (1, 2**32 - 1),
-    "table": (1, 2**32 - 1),
-    "scope": (0, 255),
-}
-
-
 def _routes(doc: Document, services: list[tuple[bytes, int]]) -> list[Route]:
     listed = doc.get("routes")
     if listed is None:
         listed = [{"dst": format_prefix(MYCELIUM)}]
     if not isinstance(listed, list):
         raise _invalid("routes", listed, "must be a list of routes")
-    if len(listed) > _MOST_PREFIXES:
-        raise _invalid("routes", len(listed), f"at most {_MOST_PREFIXES} routes")
+    if len(listed) > MOST_PREFIXES:
+        raise _invalid("routes", len(listed), f"at most {MOST_PREFIXES} routes")
     routes: list[Route] = []
     for number, entry in enumerate(listed):
         routes.append(_route(entry, f"routes[{number}]"))
@@ -461,8 +474,8 @@ def _route(entry: Json, shown: str) -> Route:
     if entry.get("gw"):
         raise _invalid(f"{shown}.gw", entry["gw"], "remove it: all routes go via the pod's gateway")
     metrics = {}
-    for metric, (low, high) in _METRICS.items():
-        value = _integer(entry, metric, low, high, f"{shown}.{metric}")
+    for metric, limits in ROUTE_NUMBERS.items():
+        value = _integer(entry, metric, limits, f"{shown}.{metric}")
         if value:
             metrics[metric] = value
     return Route(destination, metrics)
@@ -471,7 +484,7 @@ def _route(entry: Json, shown: str) -> Route:
 def _dns(doc: Document) -> Document:
     dns = _object(doc, "dns")
     checked: Document = {}
-    for key in ("nameservers", "search", "options"):
+    for key in DNS_LISTS:
         if dns.get(key) is not None:
             checked[key] = [*_strings(dns[key], f"dns.{key}")]
     domain = dns.get("domain")

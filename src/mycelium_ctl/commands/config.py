@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Check a network configuration as libcni and the plugin would, or write a good one.
+"""Check a network configuration as libcni and the plugin would, write a good one, or its schema.
 
 `config check` names the line and the mend of everything that is wrong; 1 is its exit code if the
 file would be refused. The kind of a file is told by its suffix, as runtimes do; `-` is standard
 input and taken for a list. `config new` writes to standard output, or, with --output, to a file
-beside its final place, so that a runtime never reads half of it.
+beside its final place, so that a runtime never reads half of it. `config schema` is for editors:
+every key with its meaning, default and limits, as JSON schema.
 
     mycelium-cni config check /etc/cni/net.d/10-mycelium.conflist
     mycelium-cni config new --for k3s --output /etc/cni/net.d/10-mycelium.conflist
     mycelium-cni config new --for multus --name overlay --manifest | kubectl apply -f -
+    mycelium-cni config schema > mycelium-cni.schema.json
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from typing import Any
 
 from mycelium_ctl import files
 from mycelium_ctl.errors import ToolError, refused
-from mycelium_ctl.node import conflist, network, plugins, runtimes
+from mycelium_ctl.node import conflist, network, plugins, runtimes, schema
 from mycelium_ctl.node import state as nodestate
 from mycelium_ctl.node.conflist import ConfFile
 from mycelium_ctl.node.state import Options
@@ -43,7 +45,7 @@ def manifest(made: dict[str, Any]) -> str:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    actions = parser.add_subparsers(dest="action", required=True, metavar="check | new")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="check | new | schema")
     check = actions.add_parser("check", help="a file, or all files of a directory")
     check.add_argument("file", metavar="FILE", help="a file, a directory, or - for standard input")
     check.add_argument("--json", action="store_true", help="print one JSON document")
@@ -52,12 +54,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     network.add_options(new)
     new.add_argument("--manifest", action="store_true", help="wrapped for Multus, as YAML")
     new.add_argument("--output", type=Path, metavar="FILE", help="instead of standard output")
+    actions.add_parser("schema", help="print the JSON schema of a .conflist")
     for action in (check, new):
         nodestate.add_options(action)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Check or write; 0 if all is well."""
+    if arguments.action == "schema":
+        print(json.dumps(schema.schema(), indent=2))
+        return 0
     where = nodestate.options(arguments)
     if arguments.action == "check":
         return _check(arguments.file, where, as_json=arguments.json)

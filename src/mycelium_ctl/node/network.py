@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
+from mycelium_cni.cni.config import CHOICES
 from mycelium_ctl.errors import ToolError
 from mycelium_ctl.node import conflist, plugins, runtimes
 from mycelium_ctl.node.runtimes import CniDirs
@@ -34,16 +35,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--route", action="append", metavar="PREFIX", help="instead of 400::/7")
     group.add_argument("--portmap", action=flag, help="chain portmap, for hostPort")
-    group.add_argument("--ingress", choices=("open", "cluster", "closed"))
+    group.add_argument("--ingress", choices=CHOICES["ingress"])
     group.add_argument("--allow-from", action="append", metavar="PREFIX", help="with cluster")
-    group.add_argument("--guard", choices=("required", "optional"))
-    group.add_argument("--addressing", choices=("random", "stable"))
+    group.add_argument("--guard", choices=CHOICES["guard"])
+    group.add_argument("--addressing", choices=CHOICES["addressing"])
     group.add_argument("--mtu", type=int, metavar="BYTES")
     group.add_argument("--interface-name", metavar="NAME", help="in a chain (mycelium0)")
     group.add_argument(
         "--capability", action="append", choices=("ips", "mac", "dns"), help="let pods ask for it"
     )
-    group.add_argument("--log-level", choices=("error", "warning", "info", "debug"))
+    group.add_argument("--log-level", choices=CHOICES["logLevel"])
     group.add_argument("--log-file", metavar="FILE")
 
 

@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from mycelium_cni.cni.config import Config, Network
+from mycelium_cni.cni.config import CHOICES, Config, Network
 from mycelium_cni.cni.errors import CniError
 from mycelium_cni.guard import counterpart
 from mycelium_cni.kernel import netlink as nl
@@ -68,7 +68,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "where to look", "By default what the configuration that counts says, else the defaults."
     )
-    group.add_argument("--mode", choices=("auto", "routed", "bridge"))
+    group.add_argument("--mode", choices=CHOICES["mode"])
     group.add_argument("--interface", metavar="NAME", help="the daemon's interface (mycelium)")
     group.add_argument("--bridge", metavar="NAME", help="(mycelium-br)")
     group.add_argument("--netseed", metavar="FILE", help="the daemon's key file (/etc/netseed)")
