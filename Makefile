@@ -8,7 +8,7 @@ PYTEST := $(VENV)/bin/pytest -n $(JOBS) --dist loadgroup
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test test-cluster soak fuzz lint test-pip test-static test-packages clean
+.PHONY: help venv demo test test-cluster soak fuzz docs lint test-pip test-static test-packages clean
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 19
@@ -61,6 +61,13 @@ soak: venv ## attach pods by the thousand, every fifth call killed (ARGS="--coun
 fuzz: venv ## a million damaged inputs, guided by what they reach (ARGS="--runs 1000000 netlink")
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
 	PYTHONPATH=tests $(VENV)/bin/python -m fuzz $(ARGS)
+
+# In a virtual environment of its own: nobody needs MkDocs to work on the code.
+docs: ## the documentation site, in build/site; a broken link is an error
+	test -x build/docs-venv/bin/mkdocs || $(PYTHON) -m venv build/docs-venv
+	build/docs-venv/bin/pip install --quiet --disable-pip-version-check -r docs/requirements.txt
+	NO_MKDOCS_2_WARNING=1 build/docs-venv/bin/mkdocs build --quiet --strict
+	@echo "build/site/index.html"
 
 clean: ## remove what was built; the test tools' cache (.tools) stays
 	rm -rf $(VENV) build dist

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The documentation: its JSON is JSON, its commands exist, its links lead somewhere."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shlex
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from mycelium_cni.cni.config import KEYS
+from mycelium_ctl import checks, cli
+from mycelium_ctl.node import conflist
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
+BLOCK = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+CODE = re.compile(r"`([^`\n]+)`")
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+
+
+def read_generator() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs/generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def text_of(page: Path) -> str:
+    """The page with its generated parts."""
+    text: str = read_generator().filled(page.read_text())
+    return text
+
+
+def name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+every_page = pytest.mark.parametrize("page", PAGES, ids=name)
+
+
+@every_page
+def test_json_blocks_are_json_and_configurations_are_good(page: Path) -> None:
+    for language, block in BLOCK.findall(text_of(page)):
+        if language == "json":
+            document = json.loads(block)
+            if "plugins" in document:
+                checked = conflist.check(block.encode(), Path("docs.conflist"))
+                assert checked.faults == []
+
+
+def commands(text: str) -> list[list[str]]:
+    """The calls of this program in a page's blocks and in its `code`, as words."""
+    lines: list[str] = []
+    for language, block in BLOCK.findall(text):
+        if language in ("sh", "console", "bash"):
+            lines += block.replace("\\\n", " ").splitlines()
+    # Without blocks; a line break inside a sentence may fall into code.
+    prose = re.sub(r"(?<=\S)\n(?=\S)", " ", BLOCK.sub("", text))
+    lines += [code for code in CODE.findall(prose) if code.startswith("mycelium-cni ")]
+    found = []
+    for line in lines:
+        for call in re.split(r"\||&&|;|\$\(", line):
+            words = re.sub(r"^\s*[#$]\s+|\s+#\s.*$|[<>].*$", "", call.strip()).split(" ", 1)
+            if Path(words[0]).name.startswith("mycelium-cni") and len(words) == 2:
+                found.append(shlex.split(words[1].replace("…", "x")))
+    return [words for words in found if words]
+
+
+@every_page
+def test_every_command_exists_with_its_options(
+    page: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words in commands(text_of(page)):
+        if words[0] in ("--help", "--version", "help", "COMMAND"):
+            continue
+        assert words[0] in cli.COMMANDS, words
+        _, parser = cli.load(words[0])
+        try:
+            parser.parse_args(words[1:])
+        except SystemExit as end:
+            needs_more = "the following arguments are required" in capsys.readouterr().err
+            assert end.code == 0 or (needs_more and len(words) < 3), words
+
+
+@every_page
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in LINK.findall(BLOCK.sub("", page.read_text())):
+        path, _, anchor = target.partition("#")
+        if re.match(r"\w+:", target):
+            continue
+        there = page.parent / path if path else page
+        assert there.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", text_of(there), re.MULTILINE)
+            slugs = [re.sub(r"[^\w\- ]", "", h).strip().lower().replace(" ", "-") for h in headings]
+            assert anchor in slugs, target
+
+
+def test_pages_of_the_site_do_not_point_outside_it() -> None:
+    """MkDocs would not find them."""
+    for page in (ROOT / "docs").rglob("*.md"):
+        for target in LINK.findall(page.read_text()):
+            if not re.match(r"\w+:|#", target):
+                assert (
+                    (page.parent / target.partition("#")[0]).resolve().is_relative_to(ROOT / "docs")
+                )
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    nav = (ROOT / "mkdocs.yml").read_text().partition("\nnav:")[2]
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")}
+    assert set(re.findall(r": ([\w-]+\.md)$", nav, re.MULTILINE)) == pages
+
+
+def test_the_references_name_everything() -> None:
+    generator = read_generator()
+    assert set(re.findall(r"(?m)^\| `(\w+)` ", generator.keys())) == set(KEYS)
+    assert set(re.findall(r"(?m)^### ([\w-]+)$", generator.findings())) == set(checks.NAMES)
+    assert set(re.findall(r"(?m)^## (\w+)$", generator.commands())) == set(cli.COMMANDS)
+    rows = generator.messages()
+    for said in (
+        "| 11 | failed to find interface … | start the Mycelium daemon",
+        "| 102 | the pod",
+    ):
+        assert said in rows
