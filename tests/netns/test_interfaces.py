@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from attaching import MODES, PROTOCOL, Attached, Mode, attach, network, reaches, silent
+from attaching import MODES, PROTOCOL, Attached, Mode, attach, network, reaches, refused, silent
 
 from mycelium_lab.lab import Lab, Node, Pod
 
@@ -82,6 +82,25 @@ def test_each_of_three_interfaces_is_reached(
     silent(attached[1].delete())
     for each in (attached[0], attached[2]):
         assert reaches(node, each.address)
+        silent(each.check())
+
+
+@pytest.mark.parametrize("modes", [*itertools.product(MODES, repeat=2)], ids="-".join)
+def test_check_names_the_route_without_which_one_of_two_is_deaf(
+    nodes: tuple[Node, Node], modes: tuple[Mode, ...]
+) -> None:
+    node, _ = nodes
+    pod = node.pod(f"astray-{'-'.join(modes)}")
+    for each in interfaces(node, pod, modes, one_network=False):
+        lost = pod.ip("-6", "route", "show", "table", "local", "from", f"{each.address}/128")[0]
+        way = f"{lost['dst']} from {each.address} dev {lost['dev']} table local"
+        pod.configure(f"route del {way}")
+        refused(each.check(), 103, says=f"{lost['dst']} from {each.address}")
+        gateway = f"via {lost['gateway']} " if "gateway" in lost else ""
+        pod.configure(
+            f"route add {lost['dst']} from {each.address} {gateway}dev {lost['dev']} "
+            "table local proto 77"
+        )
         silent(each.check())
 
 

@@ -492,12 +492,6 @@ class Route(Object):
         self.metrics: Final = metrics
         self.sender: Final = sender
 
-    @property
-    def needed(self) -> bool:  # type: ignore[override] # a class attribute elsewhere
-        """A route for one sender is of use beside other routes only, and not every kernel has it
-        (CONFIG_IPV6_SUBTREES)."""
-        return not self.sender
-
     def _words(self) -> str:
         words = "" if self.index else "unreachable "
         words += format_prefix(self.destination)

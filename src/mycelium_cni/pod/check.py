@@ -74,7 +74,7 @@ def check(
         _routes(result, config, node),
     )
     _look(Snapshot(host), _on_node(config, node, shape), "the node has lost")
-    _look(pod, _in_pod(shape), "the pod has lost")
+    _look(pod, _in_pod(pod, shape, host_link.alias), "the pod has lost")
     for address in filter(None, addresses):
         if (pod_link.index, address) not in pod.addresses:
             raise _broken(f"{pod_link.name} has lost its address {format_address(address)}")
@@ -100,11 +100,12 @@ def _on_node(config: Config, node: subnet.Node, shape: facts.Shape) -> list[Fact
     ]
 
 
-def _in_pod(shape: facts.Shape) -> list[Fact]:
+def _in_pod(pod: Snapshot, shape: facts.Shape, alias: str) -> list[Fact]:
     return [
         *facts.pod_switches(shape.pod.name),
         *facts.pod_link(shape),
         *facts.pod_routes(shape),
+        *facts.own_way(pod, shape, alias),
     ]
 
 

@@ -48,7 +48,6 @@ if TYPE_CHECKING:
 # Every runtime waits longer than ten seconds; one of them is for all else that ADD and undo do.
 _SETTLE_TIMEOUT_S = 9
 _CARRIER_POLL_S = 0.0005
-_POD_METRIC = 1024  # the kernel's own for routes without one
 
 
 class Plan:
@@ -319,7 +318,7 @@ def configure_pod(pod: nl.Socket, shape: Shape, undo: Undo) -> bool:
             raise refused[place]
     shadowed = [place - len(link) for place in refused if place >= len(link)]
     if shadowed:
-        behind = facts.pod_routes(shape, priority=_POD_METRIC + shape.pod.index)
+        behind = facts.pod_routes(shape, priority=facts.POD_METRIC + shape.pod.index)
         pod.ensure(*[behind[place].message() for place in shadowed])
     # On a bridge some of them are more specific, and shadow other links' without a word.
     return not (shadowed or shape.bridge) or _lead_by_source(pod, shape, undo)
@@ -327,15 +326,15 @@ def configure_pod(pod: nl.Socket, shape: Shape, undo: Undo) -> bool:
 
 def _lead_by_source(pod: nl.Socket, shape: Shape, undo: Undo) -> bool:
     """Give each of the pod's Mycelium links its routes for what is sent from its own address, if
-    there are several. Not to a single one: a packet whose sender is yet to be chosen is routed
+    other links lead astray. Not if none does: a packet whose sender is yet to be chosen is routed
     without them, and would never hear of a smaller MTU that was learned for them."""
     from mycelium_cni.kernel.snapshot import Snapshot  # noqa: PLC0415 - not in most ADDs
 
-    others = facts.source_routes_of_others(Snapshot(pod), shape)
-    if not others:
+    seen = Snapshot(pod)
+    if not facts.has_rivals(seen, shape):
         return True
     try:
-        for route in others:
+        for route in facts.source_routes_of_others(seen, shape):
             route.ensure(pod, undo)
         pod.request(*[route.message() for route in facts.source_routes(shape)])
     except nl.NetlinkError as error:

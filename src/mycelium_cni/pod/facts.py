@@ -23,11 +23,12 @@ from mycelium_cni.kernel.facts import (
     Preference,
     Proxy,
     Route,
+    Rule,
     Switch,
     Up,
 )
 from mycelium_cni.node.facts import FORWARDING, LINK_LOCAL_GATEWAY
-from mycelium_cni.node.marks import PROTOCOL
+from mycelium_cni.node.marks import PROTOCOL, word
 from mycelium_cni.overlay import on_mycelium
 
 TYPE_CHECKING = False
@@ -35,8 +36,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Final
 
+    from mycelium_cni.kernel.facts import Fact
     from mycelium_cni.kernel.snapshot import Snapshot
     from mycelium_cni.node.subnet import Node
+
+POD_METRIC = 1024  # the kernel's own for routes without one
 
 
 class End:
@@ -235,6 +239,34 @@ def source_routes(shape: Shape) -> list[Route]:
     node drops it on any other. In the table `local`, which the kernel asks before all others, and
     gone with the link (docs/adr/0009)."""
     return own_routes(shape, nl.RT_TABLE_LOCAL, source=shape.address)
+
+
+def has_rivals(seen: Snapshot, shape: Shape) -> bool:
+    """Whether other links of the pod lead astray, as its routes tell: one of ours had to stand
+    behind another link's, or another link is on the overlay too."""
+    behind = POD_METRIC + shape.pod.index
+    return any(
+        route.protocol == PROTOCOL
+        and route.table == nl.RT_TABLE_MAIN
+        and (route.link != shape.pod.index or route.priority == behind)
+        for route in seen.routes
+    )
+
+
+def source_rule(address: bytes, table: int) -> Rule:
+    """What is sent from the pod's address is routed by that table."""
+    return Rule(address, table, "other links of the pod lead astray", protocol=PROTOCOL)
+
+
+def own_way(seen: Snapshot, shape: Shape, alias: str) -> Sequence[Fact]:
+    """What leads the pod's packets to its link where other links lead astray: routes, or a rule if
+    the host link's alias names its table. 0.1.0 and kernels without CONFIG_IPV6_SUBTREES do without
+    where the link was the pod's first."""
+    table = word(alias, "table")
+    if table.isdigit():
+        return [source_rule(shape.address, int(table))]
+    has_such = any(route.sender for route in seen.routes)
+    return source_routes(shape) if has_such and has_rivals(seen, shape) else []
 
 
 def source_routes_of_others(seen: Snapshot, shape: Shape) -> list[Route]:

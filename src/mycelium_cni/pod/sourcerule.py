@@ -15,15 +15,15 @@ from posix import close, listdir, readlink
 
 from mycelium_cni.kernel import netlink as nl
 from mycelium_cni.kernel.address import parse_address
-from mycelium_cni.kernel.facts import Rule
 from mycelium_cni.kernel.netns import inside, netns_of, open_netns
-from mycelium_cni.node.marks import PROTOCOL, word
+from mycelium_cni.node.marks import word
 from mycelium_cni.pod import facts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from mycelium_cni.kernel.facts import Rule
     from mycelium_cni.kernel.link import Link
     from mycelium_cni.pod.facts import Shape
     from mycelium_cni.undo import Undo
@@ -36,16 +36,11 @@ def table(shape: Shape) -> int:
     return _FIRST_TABLE + shape.pod.index
 
 
-def rule(address: bytes, number: int) -> Rule:
-    """What is sent from the pod's address is routed by that table."""
-    return Rule(address, number, "other links of the pod lead astray", protocol=PROTOCOL)
-
-
 def lead(pod: nl.Socket, shape: Shape, undo: Undo) -> None:
     """Make the table, and the rule that leads to it. The alias of the host link must say so by now:
     whoever finds the link finds the rule, whenever this process is killed."""
     number = table(shape)
-    leading = rule(shape.address, number)
+    leading = facts.source_rule(shape.address, number)
     undo.push(_drop, pod, leading)
     routes = facts.own_routes(shape, number)
     pod.request(*[fact.message() for fact in routes], leading.message())
@@ -69,7 +64,7 @@ def forget(host: nl.Socket, links: list[Link], path: str) -> None:
                     pod = nl.Socket()
                 for link in led:
                     number, address = int(word(link.alias, "table")), word(link.alias, "address")
-                    _drop(pod, rule(parse_address(address), number))
+                    _drop(pod, facts.source_rule(parse_address(address), number))
         except (OSError, ValueError):  # ValueError: an alias that somebody else has written
             continue
         finally:

@@ -82,7 +82,8 @@ def _in_pod(state: State, one: Attached) -> list[Finding]:
         if not entered:
             return [skip("the pod's network namespace cannot be entered from here")]
         with nl.Socket() as socket:
-            told = _told(ought.in_pod(), Snapshot(socket))
+            seen = Snapshot(socket)
+            told = _told(ought.in_pod(seen), seen)
     return [
         Finding(found.mark, found.found, run=tuple(inside(state, one, line) for line in found.run))
         for found in told

@@ -87,8 +87,8 @@ class Ought:
             return 0
         return self.config.mtu or (interface.mtu if interface else 0)
 
-    def in_pod(self) -> list[Fact]:
-        """The pod's side. Routes, once the rest is there."""
+    def in_pod(self, seen: Snapshot) -> list[Fact]:
+        """The pod's side, which `seen` shows. Routes, once the rest is there."""
         end = self.shape.pod
         found: list[Fact] = [
             *facts.pod_switches(end.name),
@@ -102,15 +102,8 @@ class Ought:
             *found,
             *facts.pod_link(self.shape),
             *facts.pod_routes(self.shape),
-            *(facts.source_routes(self.shape) if self._has_siblings() else ()),
+            *facts.own_way(seen, self.shape, self.one.link.alias),
         ]
-
-    def _has_siblings(self) -> bool:
-        """Whether the pod has another Mycelium link."""
-        return any(
-            other.link.nsid == self.one.link.nsid and other.link.index != self.one.link.index
-            for other in self.state.attachments
-        )
 
     def reach(self) -> Sequence[Fact]:
         """The node's side, once there is a carrier."""
@@ -124,7 +117,8 @@ class Ought:
         with self.state.inside(self.one) as entered:
             if entered:
                 with nl.Socket() as socket:
-                    for fact in absent(self.in_pod(), Snapshot(socket)):
+                    inner = Snapshot(socket)
+                    for fact in absent(self.in_pod(inner), inner):
                         command = inside(self.state, self.one, fact)
                         in_pod.append(Absent(fact, command, "in the pod "))
         return [*on_node, *in_pod, *(Absent(f, str(f)) for f in absent(self.reach(), seen))]
@@ -142,7 +136,7 @@ class Ought:
         with self.state.inside(self.one) as entered:
             if entered:
                 with nl.Socket() as socket:
-                    self._make(socket, self.in_pod())
+                    self._make(socket, self.in_pod(Snapshot(socket)))
         _await_carrier(host, self.one.link.index)
         self._make(host, self.reach())
 
