@@ -61,6 +61,13 @@ class Stage:
         self.conf = network(mode, defaultRoute=True)
         if state == "prepared":
             attach(self.node, "earlier", self.conf)
+            # A worker of the kernel makes the local route of the node's address on lo.
+            local = ("-6", "route", "show", "table", "local", "dev", "lo")
+            address = self.node.overlay_address
+            await_fact(
+                lambda: any(route["dst"] == address for route in self.node.ip(*local)),
+                f"a local route to {address}",
+            )
         self.pod = self.node.pod("pod")
         self.ifname = "eth0"
         if state == "second":
