@@ -2,12 +2,14 @@
 
 ARCH ?= amd64
 EXECUTABLE := dist/mycelium-cni-linux-$(ARCH)
+IMAGE := dist/mycelium-cni-image-$(ARCH).tar
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' src/mycelium_cni/cni/errors.py)
 EMBEDDED := $(wildcard launcher/*.[ch] launcher/*.ld launcher/*.py launcher/*.txt) LICENSE \
 	$(shell find src -type f -not -name '*.pyc')
 EMBEDDED := $(filter-out launcher/arm64vm.py launcher/apt-arm64vm.txt,$(EMBEDDED))
 EMULATED_arm64 := /usr/bin/qemu-aarch64-static
 
-.PHONY: dist dist-check build install release test-dist test-arm64 test-arm64-kernel budget
+.PHONY: dist dist-check build install image release test-dist test-arm64 test-arm64-kernel budget
 
 dist: $(EXECUTABLE) ## build the static executable (ARCH=arm64: for arm64)
 
@@ -26,6 +28,12 @@ install: dist ## `mycelium-cni install` (CONFIG has its options; CNI_BIN_DIR, CN
 	$(EXECUTABLE) install $(if $(DESTDIR),--root $(DESTDIR)) $(CONFIG) \
 		$(if $(CNI_BIN_DIR),--bin-dir $(DESTDIR)$(CNI_BIN_DIR)) \
 		$(if $(CNI_CONF_DIR),--conf-dir $(DESTDIR)$(CNI_CONF_DIR))
+
+image: dist ## a container image of it, as an archive
+	podman build --quiet --platform linux/$(ARCH) --build-arg TARGETARCH=$(ARCH) \
+		--file deploy/Containerfile --tag localhost/mycelium-cni:$(VERSION) dist
+	podman save --quiet --output $(IMAGE).new localhost/mycelium-cni:$(VERSION)
+	mv $(IMAGE).new $(IMAGE)
 
 release: dist/mycelium-cni-linux-amd64 dist/mycelium-cni-linux-arm64 ## all that is published
 	$(VENV)/bin/python launcher/package.py

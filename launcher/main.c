@@ -288,7 +288,7 @@ run_plugin(void)
 
 // ---- The operator's tool ---------------------------------------------------------------------
 
-// This file's own path, where the tool's modules are: a zip archive after the executable's end.
+// This file's own path, for messages and for starting it again.
 static const char *
 own_path(void)
 {
@@ -300,6 +300,15 @@ own_path(void)
     // must not depend on where the tool changes directory to.
     const char *asked = (const char *)getauxval(AT_EXECFN);
     return asked && realpath(asked, path) ? path : asked;
+}
+
+// Where the tool's modules are: in a zip archive after this executable's end. Through /proc it stays
+// this file when an upgrade puts another one in its place, and below another root directory.
+static const char *
+modules_path(void)
+{
+    static const char through_proc[] = "/proc/self/exe";
+    return access(through_proc, R_OK) == 0 ? through_proc : own_path();
 }
 
 static PyStatus
@@ -325,8 +334,11 @@ start_tool_interpreter(int argc, char **argv)
                          &config.exec_prefix,  &config.base_exec_prefix, &config.stdlib_dir};
     for (size_t i = 0; i < Py_ARRAY_LENGTH(paths) && !PyStatus_Exception(status); i++)
         status = PyConfig_SetString(&config, paths[i], path);
+    wchar_t *modules = Py_DecodeLocale(modules_path(), NULL);
+    if (modules == NULL)
+        return PyStatus_NoMemory();
     if (!PyStatus_Exception(status))
-        status = PyWideStringList_Append(&config.module_search_paths, path);
+        status = PyWideStringList_Append(&config.module_search_paths, modules);
     if (!PyStatus_Exception(status))
         status = PyConfig_SetBytesArgv(&config, argc, argv);
     if (!PyStatus_Exception(status))

@@ -110,6 +110,14 @@ def main(argv: list[str]) -> int:
 
 
 def _main(argv: list[str]) -> int:
+    if argv[:1] == ["--host-root"] and len(argv) > 1:
+        try:
+            os.chroot(argv[1])
+        except OSError as error:
+            print(f"{PROGRAM}: cannot be in {argv[1]}: {error.strerror}", file=sys.stderr)
+            return 1
+        os.chdir("/")
+        argv = argv[2:]
     if argv[:1] == ["help"] and len(argv) > 1:
         argv = [argv[1], "--help"]
     name = argv[0] if argv else "--help"
@@ -164,6 +172,7 @@ def _overview() -> str:
             *lines,
             "",
             f"`{PROGRAM} COMMAND --help` explains a command, with an example.",
+            f"`{PROGRAM} --host-root DIR COMMAND` works from a container on the node.",
             "A container runtime calls the same executable with CNI_COMMAND set: then it is",
             "the plugin, and arguments are ignored.",
         )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""make install: at no moment is there a half-written file under a name that a runtime uses."""
+"""make install, and install from a container: the executable puts itself in its place."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
+
+from mycelium_lab.lab import Lab
 
 from .conftest import ROOT
 
@@ -98,3 +100,50 @@ def test_a_running_plugin_is_not_disturbed(tmp_path: Path) -> None:
         out, _ = running.communicate(timeout=10)
     assert json.loads(out)["supportedVersions"]
     assert running.returncode == 0
+
+
+ON_THE_NODE = """
+mkdir -p "$1/proc" && mount --bind /proc "$1/proc" && cd /
+root=$1; shift
+exec "$1" --host-root "$root" "$2"
+"""
+
+
+def test_in_a_container_it_works_on_the_node_whose_root_it_has(
+    executable: Path, tmp_path: Path
+) -> None:
+    """It prepares the node, too, and uninstall clears it."""
+    root = tmp_path / "host"
+    elsewhere = tmp_path / "host/usr/libexec/cni"
+    elsewhere.mkdir(parents=True)
+    (elsewhere / "loopback").write_text("")
+    (root / "opt/cni/bin").mkdir(parents=True)
+    # A link of the node's, which leads somewhere else in the container.
+    (root / "opt/cni/bin/loopback").symlink_to("/usr/libexec/cni/loopback")
+    with Lab([str(executable)]) as lab:
+        node = lab.node("a")
+        node.configure(
+            "tuntap add mycelium mode tun",
+            "link set mycelium mtu 1400 up",
+            "address add 5a1:2b3c:4d5e:6f70:ff0f::1/7 dev mycelium",
+        )
+
+        def there(command: str) -> str:
+            script = ["sh", "-ec", ON_THE_NODE, "sh", str(root), str(executable), command]
+            return node.run(["unshare", "--mount", *script]).stdout
+
+        def made() -> int:
+            tables = node.run(["nft", "list", "tables"]).stdout.count("mycelium-cni")
+            return len(node.ip("-6", "route", "show", "proto", "77")) + tables
+
+        def files() -> list[Path]:
+            return sorted(path for path in root.rglob("*") if path.is_symlink() or path.is_file())
+
+        before = files()
+        assert "write /opt/cni/bin/mycelium-cni" in there("install")
+        assert (root / "opt/cni/bin/mycelium-cni").read_bytes() == executable.read_bytes()
+        assert (root / "etc/cni/net.d/10-mycelium.conflist").is_file()
+        assert made() > 2
+        assert "remove /etc/cni/net.d/10-mycelium.conflist" in there("uninstall")
+        assert files() == before
+        assert made() == 0

@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from tool import Tool, state
+from tool import Tool
 
 from mycelium_lab.lab import Node, await_fact
 
@@ -78,31 +78,6 @@ def test_what_starts_things_at_boot_knows_the_unit(tool: Tool, root: Path) -> No
     assert f"exec: /{PLUGIN} setup" in (root / "etc/zinit/mycelium-cni-setup.yaml").read_text()
     done(tool, "uninstall")
     assert tree(root) == before
-
-
-def test_the_node_is_prepared_and_cleared_by_a_container_with_its_root(
-    tool: Tool, root: Path
-) -> None:
-    """--host-root, as /host in a container: as `install` and `uninstall` are on the node itself."""
-
-    def there(*argv: str) -> subprocess.CompletedProcess[str]:
-        return tool(*argv, "--host-root", str(root), looks=False)
-
-    before = tree(root), state(tool.node)
-    assert there("install", "--service-network", "fd00:10:96::/112").returncode == 0
-    routes = [route["dst"] for route in tool.node.ip("-6", "route", "show", "proto", "77")]
-    assert "fd00:10:96::/112" in routes
-    assert "/host" not in (root / "var/lib/mycelium-cni/installed.json").read_text()
-    pod = tool.attach("web")
-    refused = there("uninstall")
-    assert refused.returncode == 1
-    assert "1 pod is attached, such as default/web" in refused.stderr
-    assert PLUGIN in tree(root)
-    pod.remove()
-    await_fact(lambda: tool.json("list") == [], "the end of the pod")
-    assert there("uninstall").returncode == 0
-    switches = [line for line in state(tool.node) if "/conf/" not in line]
-    assert (tree(root), switches) == (before[0], [x for x in before[1] if "/conf/" not in x])
 
 
 def test_a_receipt_is_the_nodes_wherever_its_root_is(tool: Tool, root: Path) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from mycelium_cni.cni.errors import CniError
 from mycelium_cni.kernel.shell import quoted
+from mycelium_ctl.node.conflist import TYPE
 from mycelium_ctl.node.state import Attached, State
 from mycelium_ctl.view import Mark
 
@@ -55,9 +56,10 @@ def of_error(mark: Mark, error: CniError) -> Finding:
 
 def own(*words: str) -> str:
     """A command of this program's, whatever PATH is."""
-    from mycelium_lab.lab import own_executable
+    from mycelium_lab.lab import OWN_FILE, own_executable
 
-    return " ".join(quoted(word) for word in (own_executable(), *words))
+    executable = own_executable()
+    return " ".join(quoted(w) for w in (TYPE if executable == OWN_FILE else executable, *words))
 
 
 def names(attached: Iterable[Attached]) -> str:

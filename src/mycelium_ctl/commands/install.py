@@ -12,7 +12,7 @@ that sorts first. `uninstall` takes back what was installed and nothing else.
     mycelium-cni install --dry-run
     mycelium-cni install --service-network fd00:10:96::/112
     mycelium-cni install --for k3s --service-network fd00:43::/112 --ingress closed
-    mycelium-cni install --host-root /host        # in a container with the node's network
+    mycelium-cni --host-root /host install        # in a container that has the node's / there
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ class Installation:
         self._arguments: Final = arguments
         self._receipt: Final = Receipt(where.root)
         self._source: Final = Path(own_executable())
+        self._live: Final = where.root == Path("/")
         self.dirs: Final = choose_dirs(where, arguments.runtime)
         self.plugin: Final = _plugin_place(self.dirs)
         self._place: Final = self._receipt.place(self.plugin)
@@ -91,7 +92,7 @@ class Installation:
         links = [self._where.root / tool for tool in TOOLS]
         if any(link.is_symlink() or link.exists() for link in links):
             return []
-        if self._where.root == Path("/") and shutil.which(TYPE):
+        if self._live and shutil.which(TYPE):
             return []
         link = next(filter(files.writable, links), None)
         if link is None:
@@ -125,11 +126,9 @@ class Installation:
         return steps
 
     def _setup(self) -> list[Step]:
-        if not self._where.here:
+        if not self._live:
             return []
         argv = [str(self.plugin), "setup"]
-        if self._where.root != Path("/"):
-            argv += ["--root", str(self._where.root)]
         return [Step(shlex.join(argv), partial(self._prepare, argv))]
 
     def _prepare(self, argv: list[str]) -> None:
@@ -155,7 +154,7 @@ class Installation:
                 f"there is no loopback in {self.dirs.bins[0]}, which runtimes call for every pod: "
                 "install the CNI plugins (containernetworking/plugins) there"
             )
-            if self._where.here or any(folder.is_dir() for folder in self.dirs.bins):
+            if self._live or any(folder.is_dir() for folder in self.dirs.bins):
                 raise ToolError(f"{lacking} first")
             self.notes.append(lacking)  # it is no node: files are staged there
         made, notes = network.new(self._arguments, self.dirs)
@@ -230,7 +229,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print the steps, take none")
     parser.add_argument("--primary", action="store_true", help="take over from another network")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
-    nodestate.add_host_root(parser)
     network.add_options(parser)
     nodestate.add_options(parser)
 

@@ -19,7 +19,7 @@ from mycelium_ctl import programs, units
 from mycelium_ctl.errors import ToolError
 from mycelium_ctl.node import state as nodestate
 from mycelium_ctl.node.conflist import SUFFIXES, TYPE
-from mycelium_ctl.node.state import Options, State
+from mycelium_ctl.node.state import State
 from mycelium_ctl.receipt import Receipt, displaced
 from mycelium_ctl.view import count, visible
 
@@ -29,7 +29,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print the steps, take none")
     parser.add_argument("--force", action="store_true", help="also while pods are attached")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
-    nodestate.add_host_root(parser)
     nodestate.add_options(parser)
 
 
@@ -37,7 +36,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Take back; 0 when nothing of it is left."""
     where = nodestate.options(arguments)
     receipt = Receipt(where.root)
-    live = [one for one in State(where).attachments if one.answers] if where.here else []
+    here = where.root == Path("/")
+    live = [one for one in State(where).attachments if one.answers] if here else []
     if live and not (arguments.force or arguments.dry_run):
         raise ToolError(
             f"{count(len(live), 'pod is', 'pods are')} attached, such as {visible(live[0].who)}, "
@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
         kept = f", keep your changes in {path}.saved" if receipt.edited(path) else ""
         words.append(f"remove {path}{kept}{back}")
     if not arguments.dry_run:
-        _take_back(receipt, paths, where)
+        _take_back(receipt, paths, where.root)
     if arguments.json:
         print(json.dumps({"changed": bool(words) and not arguments.dry_run, "steps": words}))
         return 0
@@ -68,12 +68,12 @@ def _rank(suffix: str, name: str) -> int:
     return 0 if suffix in SUFFIXES else 2 if name == TYPE else 1
 
 
-def _take_back(receipt: Receipt, paths: list[Path], where: Options) -> None:
+def _take_back(receipt: Receipt, paths: list[Path], root: Path) -> None:
     from mycelium_lab.lab import own_executable
 
     for path in paths:
-        if where.here and path.name == TYPE and not path.is_symlink():
-            programs.change([own_executable(), "teardown", "--force", "--root", str(where.root)])
+        if root == Path("/") and path.name == TYPE and not path.is_symlink():
+            programs.change([own_executable(), "teardown", "--force"])
         receipt.take_back(path)
-    if paths and units.systemd_runs(where.root):
+    if paths and units.systemd_runs(root):
         programs.change(units.RELOAD)

@@ -52,15 +52,13 @@ RTA_CACHEINFO = 12
 
 
 class Options(NamedTuple):
-    """What the user said about where to look; see `add_options`. `here`: the root directory is that
-    of the node whose network this program sees."""
+    """What the user said about where to look; see `add_options`."""
 
     root: Path
     conf_dirs: tuple[Path, ...]
     bin_dirs: tuple[Path, ...]
     api: str
     said: dict[str, str]  # overrides of the network configuration, by its keys
-    here: bool = True
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -80,16 +78,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_host_root(parser: argparse.ArgumentParser) -> None:
-    """The argument of commands that write: a root directory that is no copy, but this node's."""
-    parser.add_argument(
-        "--host-root", type=Path, metavar="DIR", help="this node's /, as a container has it"
-    )
-
-
 def options(arguments: argparse.Namespace) -> Options:
-    host_root: Path | None = getattr(arguments, "host_root", None)
-    root = host_root or arguments.root
     said = {
         "mode": arguments.mode,
         "myceliumInterface": arguments.interface,
@@ -97,12 +86,11 @@ def options(arguments: argparse.Namespace) -> Options:
         "netseed": arguments.netseed,
     }
     return Options(
-        root,
+        arguments.root,
         tuple(arguments.conf_dir),
         tuple(arguments.bin_dir),
         arguments.api,
         {key: value for key, value in said.items() if value},
-        here=bool(host_root) or root == Path("/"),
     )
 
 
