@@ -41,7 +41,8 @@ REMOTE, OTHER = "4aa:1:2::9", "4bb:7:8::9"  # nodes elsewhere on the overlay
 LAN_NODE, LAN_HOST = "2001:db8::1", "2001:db8::2"
 ULA_NODE, ULA_HOST = "fd00:1::1", "fd00:1::2"
 V4_NODE, V4_HOST = "192.0.2.1", "192.0.2.2"
-CLUSTER_IP, NODE_PORT = "fd00:10:96::1", 30080
+CLUSTER_IP, NODE_PORT, LAN_PORT, OVERLAY_PORT = "fd00:10:96::1", 30080, 30081, 30082
+VXLAN = {"vxlan": 4789, "old-vxlan": 8472, "geneve": 6081}
 ALL_NODES, ALL_ROUTERS = "ff02::1", "ff02::2"
 
 # What kube-proxy or portmap does: our rules must neither break it nor be led round by it.
@@ -51,6 +52,8 @@ table ip6 services {{
         type nat hook prerouting priority -100;
         ip6 daddr {CLUSTER_IP} udp dport {c.PORT} dnat to {POD_B}
         ip6 daddr {{ {NODE}, {LAN_NODE} }} udp dport {NODE_PORT} dnat to [{POD_B}]:{c.PORT}
+        ip6 daddr {NODE} udp dport {LAN_PORT} dnat to [{LAN_HOST}]:{c.PORT}
+        ip6 daddr {NODE} udp dport {OVERLAY_PORT} dnat to [{OTHER}]:{c.PORT}
     }}
 }}
 """
@@ -294,11 +297,10 @@ for _name, (_source, _kernel_pod, _kernel_node) in _FALSE_SOURCES.items():
 # From the overlay: in pieces, behind extension headers, through others.
 
 
-def overlay_fragments(src: str, dst: str, cut: int) -> Sender:
+def overlay_fragments(src: str, dst: str, cut: int, dport: int = c.PORT) -> Sender:
     def send(s: Stage, t: bytes) -> None:
-        s.overlay(
-            *c.fragments(src, dst, c.UDP, c.udp_segment(src, dst, bytes(16) + t + bytes(32)), cut)
-        )
+        segment = c.udp_segment(src, dst, bytes(16) + t + bytes(32), dport=dport)
+        s.overlay(*c.fragments(src, dst, c.UDP, segment, cut))
 
     return send
 
@@ -432,6 +434,54 @@ ATTACKS |= {
             lambda: s.pod(c.udp(POD_A, LAN_HOST, b"a question", sport=777, dport=778)),
             lambda: s.overlay(c.udp(LAN_HOST, POD_A, t, sport=778, dport=777)),
         ),
+    ),
+}
+
+# From the overlay: to the node, and from there to where others have their networks.
+
+
+def overlay_tunnelled(protocol: int, dst: str) -> Sender:
+    return lambda s, t: s.overlay(c.ipv6(REMOTE, dst, protocol, c.udp(LAN_NODE, LAN_HOST, t)))
+
+
+def behind_a_redirect(src: str, dst: str, dport: int) -> Sender:
+    """The node tells the sender of a better way, quoting all that fits into 1,280 bytes: the token
+    comes later."""
+    return lambda s, t: s.overlay(c.udp(src, dst, bytes(1280) + t, dport=dport))
+
+
+ATTACKS |= {
+    "overlay-to-node-port-of-lan-host": Case(
+        "lan", overlay_udp(REMOTE, NODE, LAN_PORT), services=True
+    ),
+    "overlay-to-node-port-of-other-node": Case(
+        "tun", behind_a_redirect(REMOTE, NODE, OVERLAY_PORT), services=True
+    ),
+    "overlay-fragments-to-node-port-of-lan-host": Case(
+        "lan", overlay_fragments(REMOTE, NODE, 16, LAN_PORT), services=True
+    ),
+    **{
+        f"overlay-{name}-to-node": Case("node", overlay_tunnelled(protocol, NODE))
+        for name, protocol in c.TUNNELS.items()
+    },
+    **{
+        f"overlay-{name}-to-node": Case("node", overlay_udp(REMOTE, NODE, port))
+        for name, port in VXLAN.items()
+    },
+    "overlay-vxlan-to-gateway": Case("node", overlay_udp(REMOTE, GATEWAY, 4789), BRIDGE),
+    "overlay-vxlan-in-fragments": Case("node", overlay_fragments(REMOTE, NODE, 16, 4789)),
+    "overlay-gre-behind-options": Case(
+        "node",
+        lambda s, t: s.overlay(c.ipv6(REMOTE, NODE, c.DSTOPTS, c.option(c.TUNNELS["gre"]) + t)),
+    ),
+    "overlay-vxlan-with-port-in-second-fragment": Case(
+        "node",
+        lambda s, t: s.overlay(
+            *split(
+                REMOTE, NODE, c.udp_segment(REMOTE, NODE, t, dport=4789), c.UDP, bytes(15) + b"\1"
+            )
+        ),
+        kernel=True,
     ),
 }
 

@@ -452,6 +452,7 @@ def test_new_has_an_argument_for_every_key(config: Config) -> None:
         "serviceNetworks": ("--service-network", "fd00:10:96::/112"),
         "defaultRoute": ("--default-route",),
         "ipMasq": ("--ip-masq",),
+        "transit": ("--transit",),
         "ingress": ("--ingress", "cluster"),
         "allowFrom": ("--allow-from", "5a1::/64"),
         "guard": ("--guard", "required"),

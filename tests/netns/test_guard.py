@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import socket
+import struct
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import crafting as c
 import pytest
 from crafting import Eyes
-from sites import LAN_HOST, NODE, REMOTE, STRANGER, SUBNET, Site, answers, conf, connects
+from sites import LAN_HOST, LAN_NODE, NODE, REMOTE, STRANGER, SUBNET, Site, answers, conf, connects
 
 from mycelium_cni import guard
 from mycelium_cni.cni.config import Config, Network
@@ -411,6 +412,89 @@ def test_an_unreachable_peer_is_an_error_and_no_timeout(site: Site) -> None:
             client.recv(100)
 
 
+# What comes from the overlay goes no farther than this node, unless the configuration says so.
+
+NODE_PORTS = f"""
+table ip6 services {{
+    chain prerouting {{
+        type nat hook prerouting priority -100;
+        ip6 daddr {NODE} udp dport 30081 dnat to [{LAN_HOST}]:4242
+    }}
+}}"""
+
+
+def carries(site: Site) -> set[str]:
+    """What the node carries from the overlay into networks behind it."""
+    site.node.run(
+        ["nft", "-f", "-"], input=f"table ip6 services\ndelete table ip6 services{NODE_PORTS}"
+    )
+    if site.node.link("vx0") is None:
+        site.node.configure(
+            f"link add vx0 type vxlan id 7 dstport 4789 local {NODE}", "link set vx0 up"
+        )
+    inner = c.udp("fd00::1", "fd00::2", os.urandom(16))
+    frame = b"\xff" * 6 + b"\2peer!" + struct.pack("!H", c.ETH_P_IPV6) + inner
+    tunnelled = struct.pack("!II", 1 << 27, 7 << 8) + frame
+    found = set()
+    if site.delivers(site.lan, [c.udp(REMOTE, NODE, os.urandom(16), dport=30081)], "under0"):
+        found.add("node port")
+    if site.delivers(site.node, [c.udp(REMOTE, NODE, tunnelled, dport=4789)], "vx0"):
+        found.add("tunnel")
+    return found
+
+
+@both_modes
+def test_transit_is_for_one_network_to_ask_and_for_all_to_have(site: Site, mode: str) -> None:
+    plain, asking = conf("plain", mode), conf("asking", mode, transit=True)
+    everything = {"node port", "tunnel"}
+    site.attach(plain)
+    assert carries(site) == set()
+    site.attach(asking)
+    assert carries(site) == everything
+    site.attach(plain)
+    assert carries(site) == everything
+    assert [site.status(network).stdout for network in (plain, asking)] == ["", ""]
+    site.attach(conf("asking", mode))
+    assert carries(site) == set()
+    assert [site.status(network).code for network in (plain, conf("asking", mode))] == [0, 0]
+
+
+def test_what_is_open_to_transit_unasked_is_a_fault(site: Site) -> None:
+    site.attach(conf())
+    site.node.run(["nft", "flush", "chain", "inet", "mycelium-cni", "transit-mycelium"])
+    assert carries(site) == {"node port"}
+    assert site.status(conf()).result["code"] == 50
+
+
+def test_answers_reach_those_whom_the_node_translates_for(site: Site) -> None:
+    """A router for its LAN: there is one flow, from the LAN host to the overlay and back."""
+    site.attach(conf())
+    site.lan.configure(f"route add 400::/7 via {LAN_NODE}")
+    site.node.run(
+        ["nft", "-f", "-"],
+        input="""table ip6 router {
+            chain postrouting {
+                type nat hook postrouting priority 100;
+                oifname mycelium masquerade
+            }
+        }""",
+    )
+    eyes = Eyes()
+    eyes.watch_tun("overlay", site.tun)
+    with site.lan.inside():
+        client = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    with client:
+        client.settimeout(2)
+        client.sendto(b"question from the LAN", (REMOTE, 53))
+        assert eyes.find(b"question from the LAN")
+        asked = next(p for p in eyes.seen["overlay"] if b"question" in p)
+        port = int.from_bytes(asked[40:42], "big")
+        assert asked[8:24] == c.packed(NODE)
+        site.tun.write([c.udp(REMOTE, NODE, b"answer", dport=port, sport=53)])
+        assert client.recv(100) == b"answer"
+    eyes.close()
+
+
 # Where the guard cannot be loaded.
 
 
@@ -484,7 +568,7 @@ def test_the_rules_have_a_number(site: Site) -> None:
     port = guard.Port(7, bytes(6), c.packed(NODE), wanted.group)
     messages = [
         *ruleset.base(),
-        *ruleset.overlay(wanted, known=True),
+        *ruleset.overlay(wanted, known=True, confined=True),
         *ruleset.network(wanted, known=("to-network", "from-network")),
         *ruleset.bridge_base(),
         *ruleset.bridge_network(wanted.group, closed=True),
@@ -493,7 +577,7 @@ def test_the_rules_have_a_number(site: Site) -> None:
     digest = hashlib.blake2b(digest_size=8)
     for message in messages:
         digest.update(bytes((message.kind & 0xFF,)) + message.body)
-    assert (guard.RULES, digest.hexdigest()) == (5, "8b1a39329fd075f6")
+    assert (guard.RULES, digest.hexdigest()) == (6, "33095c68e687d5aa")
 
 
 def test_prefixes_are_cut_at_the_right_bits() -> None:

@@ -64,8 +64,11 @@ def test_it_can_be_switched_on_and_off_under_live_pods(site: Site, mode: str) ->
     assert answers(site.lan, LAN_HOST, pod) == address
 
 
-def test_without_it_no_address_translation_is_loaded(site: Site) -> None:
-    site.attach(conf())
-    assert "nat" not in site.table()
+def test_without_it_no_address_is_translated_and_no_connection_tracked(site: Site) -> None:
+    pod, _ = site.attach(conf())
+    assert pod.ping(NODE) is not None
+    tracked = site.node.run(["sysctl", "-n", "net.netfilter.nf_conntrack_count"])
+    assert tracked.stdout == "0\n"
+    assert "masquerade" not in site.table()
     assert "ct state" not in site.table()
     assert SUBNET in site.table()

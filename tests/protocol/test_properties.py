@@ -56,6 +56,7 @@ KNOWN_KEYS = (
     "routes",
     "defaultRoute",
     "ipMasq",
+    "transit",
     "interfaceName",
     "ingress",
     "allowFrom",

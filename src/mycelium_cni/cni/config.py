@@ -42,7 +42,7 @@ CHOICES = {  # the first value is the default
 LINKS = {"myceliumInterface": "mycelium", "bridge": "mycelium-br", "interfaceName": "mycelium0"}
 PATHS = {"netseed": "/etc/netseed", "logFile": ""}
 NUMBERS = {"mtu": (IPV6_MIN_MTU, 65535)}
-SWITCHES = ("defaultRoute", "ipMasq")  # off by default
+SWITCHES = ("defaultRoute", "ipMasq", "transit")  # off by default
 PREFIX_LISTS = ("allowFrom", "serviceNetworks")
 ROUTE_NUMBERS = {  # SPEC.md 1.1.0, section "Add Success"
     "mtu": (IPV6_MIN_MTU, 65535),
@@ -92,12 +92,13 @@ class Policy:
     an ADD without the guard fails, because the configuration says so or asks for what only the
     guard can do."""
 
-    __slots__ = ("allow_from", "ingress", "masquerade", "required")
+    __slots__ = ("allow_from", "ingress", "masquerade", "required", "transit")
 
     def __init__(self, doc: Document) -> None:
         self.ingress: Final = _choice(doc, "ingress")
         self.allow_from: Final = _prefixes(doc, "allowFrom")
         self.masquerade: Final = _boolean(doc, "ipMasq")
+        self.transit: Final = _boolean(doc, "transit")
         optional = _choice(doc, "guard") == "optional"
         self.required: Final = not optional or self.ingress != "open" or self.masquerade
         if self.allow_from and self.ingress != "cluster":
@@ -111,7 +112,8 @@ class Policy:
             members = b"".join([base + bytes((length,)) for base, length in self.allow_from])
             digest = blake2b(subnet + members, digest_size=6).hexdigest()
             text += f", {len(self.allow_from)} prefixes allowed ({digest})"
-        return text + (", ipMasq" if self.masquerade else "")
+        text += ", ipMasq" if self.masquerade else ""
+        return text + (", transit" if self.transit else "")
 
 
 class Network:

@@ -98,7 +98,7 @@ class Survey:
             messages += rules.forward()
         if policy.masquerade:
             messages += rules.postrouting()
-        messages += rules.overlay(wanted, known=False)
+        messages += rules.overlay(wanted, known=False, confined=not policy.transit)
         messages += rules.network(wanted, known=())
         if wanted.bridged or self._ports:
             messages += rules.bridge_base()
@@ -114,7 +114,7 @@ class Survey:
         be missing."""
         records = _records(self._inet, self._wanted)
         yield from self._base(records)
-        yield from self._overlay()
+        yield from self._overlay(records)
         yield from self._networks(records)
         yield from self._network(records)
         if self._wanted.bridged or self._ports:
@@ -131,17 +131,22 @@ class Survey:
             messages += rules.postrouting()
         yield from _shared(rules.INET, there, messages, PODS_CHAIN)
 
-    def _overlay(self) -> Iterator[Lack]:
+    def _overlay(self, records: Iterable[Record]) -> Iterator[Lack]:
+        """One network that asks for transit opens the interface that it shares with others."""
         wanted, there = self._wanted, self._inet
+        asking = {each.group for each in records if each.transit and each.origin == wanted.origin}
+        before = bool(asking)
+        asking.discard(wanted.group)
+        now = bool(asking) or wanted.policy.transit
         key = wanted.interface_key
         chain, words = there.element("overlays", key)
-        messages = rules.overlay(wanted, known=there.has("overlays", key))
+        messages = rules.overlay(wanted, known=there.has("overlays", key), confined=not now)
         lacking = there.lacks(Content().apply(rules.INET.family, messages))
         if not chain:
             lacking = f"does not guard {wanted.interface}"
         if lacking:
             lost = not there.rules.get(chain)
-            fault = lost or words == wanted.overlay_words
+            fault = lost or (words == wanted.overlay_words and now == before)
             yield Lack(_said(rules.INET, lacking), messages, fault=fault)
 
     def _networks(self, records: Iterable[Record]) -> Iterator[Lack]:

@@ -18,6 +18,7 @@ from mycelium_cni.guard.wanted import (
     from_chain,
     overlay_chain,
     to_chain,
+    transit_chain,
 )
 from mycelium_cni.kernel import netlink as nl
 from mycelium_cni.kernel import nftables as nf
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
 INET = nf.Table(nf.NFPROTO_INET, TABLE_NAME)
 BRIDGE = nf.Table(nf.NFPROTO_BRIDGE, TABLE_NAME)
 
-_RAW, _FILTER, _SRCNAT, _BRIDGE_FILTER = -300, 0, 100, -200  # linux/netfilter_ipv6.h, _bridge.h
+_RAW, _MANGLE, _FILTER, _SRCNAT = -300, -150, 0, 100  # linux/netfilter_ipv6.h
+_BRIDGE_FILTER = -200  # linux/netfilter_bridge.h
 _EQ, _NEQ = nf.NFT_CMP_EQ, nf.NFT_CMP_NEQ
 
 # Matches, each as `nft` makes it of the words above it.
@@ -47,6 +49,9 @@ _ICMPV6 = (nf.meta(nf.NFT_META_L4PROTO), nf.compare(_EQ, bytes((nf.IPPROTO_ICMPV
 _NO_ICMPV6 = (_ICMPV6[0], nf.compare(_NEQ, bytes((nf.IPPROTO_ICMPV6,))))
 _ICMPV6_TYPE = (*_ICMPV6, nf.payload(nf.NFT_PAYLOAD_TRANSPORT_HEADER, 0, 1))
 _TCP = (nf.meta(nf.NFT_META_L4PROTO), nf.compare(_EQ, bytes((nf.IPPROTO_TCP,))))
+_NO_TCP = (_TCP[0], nf.compare(_NEQ, bytes((nf.IPPROTO_TCP,))))
+_UDP = (_TCP[0], nf.compare(_EQ, bytes((nf.IPPROTO_UDP,))))
+_DESTINATION_PORT = nf.payload(nf.NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2)
 _OURS = (
     nf.mask(nf.host32(GROUP_MASK)),
     nf.compare(_EQ, nf.host32(GROUP)),
@@ -54,6 +59,8 @@ _OURS = (
 _FROM_OURS = (nf.meta(nf.NFT_META_IIFGROUP), *_OURS)
 # fib saddr . iif oif
 _ROUTED_BACK = nf.fib_present(nf.NFTA_FIB_F_SADDR | nf.NFTA_FIB_F_IIF)
+# fib daddr type != unicast: whatever the node takes for itself, by multicast and anycast too
+_TO_NODE = (nf.fib_type(nf.NFTA_FIB_F_DADDR), nf.compare(_NEQ, nf.host32(1)))
 _DROP = (nf.counter(), nf.verdict(nf.NF_DROP))
 _ACCEPT = nf.verdict(nf.NF_ACCEPT)
 
@@ -67,7 +74,10 @@ _INFORMATIONAL = 128  # below it an ICMPv6 type is an error's (RFC 4443, section
 # The packet that an ICMPv6 error quotes begins 8 bytes into it: its addresses are 16 and 32 in.
 _QUOTED_SOURCE, _QUOTED_DESTINATION = 16, 32
 
-_ERRORS = f"errors-{RULES}"
+# IPv4 and IPv6 in IPv6, GRE, EtherIP, L2TPv3, MPLS; VXLAN (Linux's old port too), GENEVE.
+_TUNNEL_PROTOCOLS, _TUNNEL_PORTS = (4, 41, 47, 97, 115, 137), (4789, 8472, 6081)
+
+_ERRORS, _TUNNELS = f"errors-{RULES}", f"tunnels-{RULES}"
 _SOLICITATION, _ADVERTISEMENT = f"solicitation-{RULES}", f"advertisement-{RULES}"
 _UNSPECIFIED = f"unspecified-{RULES}"
 
@@ -140,6 +150,13 @@ def base() -> list[nl.Message]:
         table.set("quoting", nf.QUOTED, size=65535, timeout_ms=60_000),
         table.set("asking", nf.INTERFACE, size=65535, timeout_ms=60_000),
         table.set("reporting", nf.INTERFACE, size=65535, timeout_ms=60_000),
+        # Where address translation has led a packet is known here. A chain of this type sees only
+        # the first packet of a connection, if connections are tracked, and costs others nothing;
+        # and it comes before those that translate the source, for the first that does is the last.
+        table.set("transit", nf.IFNAME, nf.NFT_SET_MAP),
+        table.chain("transit", *nf.base("nat", nf.NF_INET_POST_ROUTING, _MANGLE)),
+        table.flush_chain("transit"),
+        table.rule("transit", "", nf.meta(nf.NFT_META_IIFNAME), nf.vmap("transit")),
         table.chain(_ERRORS),
         table.flush_chain(_ERRORS),
         table.rule(_ERRORS, "", *sender, nf.learn("quoting")),
@@ -198,12 +215,46 @@ def base() -> list[nl.Message]:
     ]
 
 
-def overlay(wanted: Wanted, *, known: bool) -> list[nl.Message]:
-    """What a Mycelium interface may deliver. `known`: the table has something of that name."""
+def _tunnels() -> list[nl.Message]:
+    """The node's tunnels take what comes from anywhere, and pass it on into other networks."""
+    table, protocols, ports = INET, "tunnel-protocols", "tunnel-ports"
+    numbers = [nf.element(bytes((number,))) for number in _TUNNEL_PROTOCOLS]
+    known = [nf.element(port.to_bytes(2, "big")) for port in _TUNNEL_PORTS]
+    return [
+        table.set(protocols, nf.INET_PROTO),
+        table.set(ports, nf.INET_SERVICE),
+        table.elements(nf.NFT_MSG_NEWSETELEM, protocols, numbers),
+        table.elements(nf.NFT_MSG_NEWSETELEM, ports, known),
+        table.chain(_TUNNELS),
+        table.flush_chain(_TUNNELS),
+        *(
+            table.rule(_TUNNELS, "into a tunnel of the node", *match, *_TO_NODE, *_DROP)
+            for match in (
+                (nf.meta(nf.NFT_META_L4PROTO), nf.lookup(protocols)),
+                (*_UDP, _DESTINATION_PORT, nf.lookup(ports)),
+            )
+        ),
+    ]
+
+
+def overlay(wanted: Wanted, *, known: bool, confined: bool) -> list[nl.Message]:
+    """What a Mycelium interface may deliver. `known`: the table has something of that name.
+    `confined`: to this node's pods and to the node itself, also by translation and by tunnel."""
     table, chain, subnet = INET, overlay_chain(wanted.interface), wanted.subnet
+    transit = transit_chain(wanted.interface)
     source = nf.payload(nf.NFT_PAYLOAD_NETWORK_HEADER, 8, 8)
     destination = nf.payload(nf.NFT_PAYLOAD_NETWORK_HEADER, 24, 8)
+    elsewhere = (*_IPV6, destination, nf.compare(_NEQ, subnet))
+    beyond = table.rule(transit, "beyond this node's pods", *elsewhere, *_DROP)
+    tunnels = table.rule(chain, "", *_NO_TCP, nf.verdict(nf.NFT_JUMP, _TUNNELS))
     return [
+        *(_tunnels() if confined else ()),
+        table.chain(transit),
+        table.flush_chain(transit),
+        *([beyond] if confined else ()),
+        table.elements(
+            nf.NFT_MSG_NEWSETELEM, "transit", [nf.element(wanted.interface_key, transit)]
+        ),
         table.chain(chain),
         table.flush_chain(chain),
         table.rule(
@@ -216,9 +267,7 @@ def overlay(wanted: Wanted, *, known: bool) -> list[nl.Message]:
         table.rule(
             chain,
             "not for this node's subnet",
-            *_IPV6,
-            destination,
-            nf.compare(_NEQ, subnet),
+            *elsewhere,
             *_DROP,
         ),
         table.rule(
@@ -232,6 +281,7 @@ def overlay(wanted: Wanted, *, known: bool) -> list[nl.Message]:
         table.rule(
             chain, "source is not on the overlay", *_IPV6, *_in(_SADDR, MYCELIUM, _NEQ), *_DROP
         ),
+        *([tunnels] if confined else ()),
         # Most packets are of TCP or UDP, and done with after this.
         table.rule(chain, "", *_IPV6, *_NO_ICMPV6, source, nf.compare(_NEQ, subnet), _ACCEPT),
         table.rule(

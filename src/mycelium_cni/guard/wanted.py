@@ -25,7 +25,7 @@ TABLE_NAME = "mycelium-cni"
 INET_FAMILY, BRIDGE_FAMILY = 1, 7  # NFPROTO_*, of nf_tables all that a question needs
 # Of the rules that do not depend on the node: another number makes every ADD load them anew.
 # tests/netns/test_guard.py knows which rules belong to which number.
-RULES = 5
+RULES = 6
 PODS_CHAIN = f"pods-{RULES}"
 BRIDGE_CHAIN = f"icmpv6-{RULES}"
 # Release 0.1.0 knows its bridge table by these words, and by the number of uses below.
@@ -36,7 +36,7 @@ BRIDGE_WORDS = "mycelium-cni: who may send what from which port; rules 3"
 # policy with it.
 PREROUTING_USES = 3
 PODS_USES = 12 + 1
-OVERLAY_USES = 12 + 1
+OVERLAY_USES = 12 + 1  # and one more, unless the node is open to transit
 FORWARD_USES = 3
 BRIDGE_USES = 7 + 1
 BRIDGE_PODS_USES = 7 + 1
@@ -96,7 +96,10 @@ class Record:
     Raises ValueError or IndexError: words that only another release understands.
     """
 
-    __slots__ = ("allows", "group", "ingress", "masquerade", "network", "origin", "rules", "words")
+    __slots__ = (
+        *("allows", "group", "ingress", "masquerade", "network", "origin", "rules", "transit"),
+        "words",
+    )
 
     def __init__(self, group: int, words: str, origin: str) -> None:
         self.network, _, policy = words.partition(": ")
@@ -106,7 +109,8 @@ class Record:
         self.origin: Final = origin
         self.ingress: Final = ingress.removeprefix("ingress ")
         self.allows: Final = self.ingress == "cluster" and not more[0].startswith("0 ")
-        self.masquerade: Final = more[-1:] == ["ipMasq"]
+        self.masquerade: Final = "ipMasq" in more
+        self.transit: Final = "transit" in more
         self.rules: Final = int(number.removeprefix("rules "))
         if self.ingress not in ("open", "cluster", "closed"):
             raise ValueError(f"{words!a} is not understood")
@@ -130,6 +134,10 @@ def _short(network: str) -> str:
 
 def overlay_chain(interface: str) -> str:
     return f"overlay-{interface}"
+
+
+def transit_chain(interface: str) -> str:
+    return f"transit-{interface}"
 
 
 def to_chain(group: int) -> str:

@@ -53,7 +53,7 @@ NFT_SET_ELEM_INTERVAL_END = 1
 NFT_DATA_VERDICT = 0xFFFFFF00
 NFT_REG_VERDICT, NFT_REG_1, NFT_REG32_00 = 0, 1, 8
 
-NF_DROP, NF_ACCEPT, NFT_GOTO, NFT_RETURN = 0, 1, -4, -5
+NF_DROP, NF_ACCEPT, NFT_JUMP, NFT_GOTO, NFT_RETURN = 0, 1, -3, -4, -5
 NF_INET_PRE_ROUTING, NF_INET_FORWARD, NF_INET_POST_ROUTING = 0, 2, 4
 NF_BR_PRE_ROUTING, NF_BR_LOCAL_IN, NF_BR_FORWARD = 0, 1, 2
 
@@ -64,10 +64,10 @@ NFT_PAYLOAD_LL_HEADER, NFT_PAYLOAD_NETWORK_HEADER, NFT_PAYLOAD_TRANSPORT_HEADER 
 NFT_LOOKUP_F_INV, NFT_DYNSET_OP_ADD, NFT_DYNSET_OP_UPDATE = 1, 0, 1
 NFT_CT_STATE = 0
 CT_INVALID, CT_ESTABLISHED, CT_RELATED = 1, 2, 4
-NFT_FIB_RESULT_OIF = 1
-NFTA_FIB_F_SADDR, NFTA_FIB_F_IIF, NFTA_FIB_F_PRESENT = 1, 8, 32
+NFT_FIB_RESULT_OIF, NFT_FIB_RESULT_ADDRTYPE = 1, 3
+NFTA_FIB_F_SADDR, NFTA_FIB_F_DADDR, NFTA_FIB_F_IIF, NFTA_FIB_F_PRESENT = 1, 2, 8, 32
 NFT_EXTHDR_OP_IPV6, NFT_EXTHDR_F_PRESENT = 0, 1
-IPPROTO_TCP, IPPROTO_ROUTING, IPPROTO_FRAGMENT, IPPROTO_ICMPV6 = 6, 43, 44, 58
+IPPROTO_TCP, IPPROTO_UDP, IPPROTO_ROUTING, IPPROTO_FRAGMENT, IPPROTO_ICMPV6 = 6, 17, 43, 44, 58
 ETH_P_IPV6 = b"\x86\xdd"
 
 _NFGENMSG = Struct("=BBH")  # family, version, resource (big-endian)
@@ -223,6 +223,8 @@ class Key:
 IFNAME = Key(41, 16, _HOST_ORDER)
 DEVGROUP = Key(35, 4, _HOST_ORDER)
 IPV6_ADDR = Key(8, 16, _NETWORK_ORDER)
+INET_PROTO = Key(12, 1, _NETWORK_ORDER)
+INET_SERVICE = Key(13, 2, _NETWORK_ORDER)
 # iface_index . ipv6_addr, iface_index . ether_addr (. ipv6_addr): each part fills up whole
 # registers of 4 bytes.
 SENDER = Key(20 << 6 | 8, 4 + 16, _NETWORK_ORDER)
@@ -382,6 +384,12 @@ def exthdr(kind: int, offset: int, size: int, flags: int = 0) -> nl.Attribute:
 
 def exthdr_present(kind: int) -> nl.Attribute:
     return exthdr(kind, 0, 1, NFT_EXTHDR_F_PRESENT)
+
+
+def fib_type(flags: int) -> nl.Attribute:
+    """What kind of address it is for this node: RTN_UNICAST, RTN_LOCAL, ..."""
+    result = be32(NFT_FIB_RESULT_ADDRTYPE)
+    return _expression("fib", (3, be32(flags)), (2, result), (1, be32(NFT_REG_1)))
 
 
 def counter() -> nl.Attribute:

@@ -37,6 +37,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--portmap", action=flag, help="chain portmap, for hostPort")
     group.add_argument("--ingress", choices=CHOICES["ingress"])
     group.add_argument("--allow-from", action="append", metavar="PREFIX", help="with cluster")
+    group.add_argument(
+        "--transit", action=flag, help="the overlay's way to what is behind the node"
+    )
     group.add_argument("--guard", choices=CHOICES["guard"])
     group.add_argument("--addressing", choices=CHOICES["addressing"])
     group.add_argument("--mtu", type=int, metavar="BYTES")
@@ -73,6 +76,7 @@ def new(wanted: argparse.Namespace, dirs: CniDirs) -> tuple[dict[str, Any], list
         "ipMasq": _default(wanted.ip_masq, first),
         "ingress": wanted.ingress,
         "allowFrom": wanted.allow_from,
+        "transit": wanted.transit,
         "guard": wanted.guard,
         "logLevel": wanted.log_level,
         "logFile": wanted.log_file,

@@ -31,6 +31,9 @@ MEANINGS: Final = {
     "have `mtu`, `advmss`, `priority`, `table` and `scope`.",
     "defaultRoute": "Give the pod a default route (`::/0`) too.",
     "ipMasq": "Masquerade pod traffic that leaves the overlay to the node's address.",
+    "transit": "Let what comes from the overlay go on: to node ports and host ports whose backend "
+    "is no pod of this node, and into tunnels that end on the node (VXLAN, GRE, ...). One network "
+    "that says so opens the node.",
     "serviceNetworks": "Kubernetes' Service networks. The node, and pods without a default route, "
     "get routes to them.",
     "mtu": "The MTU of both ends of the pod link, in bytes. By default that of the Mycelium "
