@@ -232,6 +232,7 @@ def assemble(facts: dict[str, Any], output: Path) -> None:
         [
             "mycelium_door",
             *bundle.names_below(SOURCE, "mycelium_ctl"),
+            *bundle.names_below(SOURCE, "mycelium_agent"),
             *bundle.names_below(SOURCE, "mycelium_lab"),
             # How wide a character is, by the Unicode version of the terminal; loaded by name.
             *bundle.names_below(rich, "rich/_unicode_data"),

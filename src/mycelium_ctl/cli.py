@@ -51,6 +51,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "uninstall": ("mycelium_ctl.commands.uninstall", "take back what install made"),
     "inspect": ("mycelium_ctl.commands.inspect", "a key's, or this node's, address and subnet"),
     "config": ("mycelium_ctl.commands.config", "check a network configuration, or write one"),
+    "agent": ("mycelium_agent.command", "keep node and pods as they were made, until stopped"),
     "gc": ("mycelium_ctl.commands.gc", "remove attachments whose pod is gone"),
     "teardown": ("mycelium_ctl.commands.teardown", "take back what setup made, and nothing else"),
     "demo": (

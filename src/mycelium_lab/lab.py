@@ -154,7 +154,12 @@ class Process:
 
     @property
     def running(self) -> bool:
-        return self._child.poll() is None
+        return self.code is None
+
+    @property
+    def code(self) -> int | None:
+        """Its exit code, minus the number of the signal that ended it; None while it runs."""
+        return self._child.poll()
 
     def output(self) -> str:
         """What it has printed so far, errors included."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Final, NamedTuple
 
 from mycelium_cni.kernel import facts as kinds
 from mycelium_cni.kernel import netlink as nl
 from mycelium_cni.kernel.address import format_prefix, parse_mac
-from mycelium_cni.kernel.facts import AlternativeName, Fact, Setting, Up, absent
+from mycelium_cni.kernel.facts import AlternativeName, Fact, Setting, Up
 from mycelium_cni.kernel.link import Link
 from mycelium_cni.kernel.shell import quoted
 from mycelium_cni.kernel.snapshot import Snapshot
@@ -109,28 +110,33 @@ class Ought:
         """The node's side, once there is a carrier."""
         return facts.host_reach(self.shape)
 
-    def absent(self) -> list[Absent]:
-        """What is absent, in the order of ADD. Raises OSError."""
+    def absent(self, *, preferred: bool = False, in_pod: bool = True) -> list[Absent]:
+        """What is absent, in the order of ADD; `preferred`: also what packets pass without.
+        Raises OSError."""
+
+        def lacking(wanted: Sequence[Fact], seen: Snapshot) -> list[Fact]:
+            return [f for f in wanted if (f.needed or preferred) and not f.holds(seen)]
+
         seen = self.state.seen
-        on_node = [Absent(fact, str(fact)) for fact in absent(self.on_node(), seen)]
-        in_pod = []
-        with self.state.inside(self.one) as entered:
+        found = [Absent(fact, str(fact)) for fact in lacking(self.on_node(), seen)]
+        with self.state.inside(self.one) if in_pod else nullcontext(False) as entered:
             if entered:
                 with nl.Socket() as socket:
                     inner = Snapshot(socket)
-                    for fact in absent(self.in_pod(inner), inner):
+                    for fact in lacking(self.in_pod(inner), inner):
                         command = inside(self.state, self.one, fact)
-                        in_pod.append(Absent(fact, command, "in the pod "))
-        return [*on_node, *in_pod, *(Absent(f, str(f)) for f in absent(self.reach(), seen))]
+                        found.append(Absent(fact, command, "in the pod "))
+        return found + [Absent(fact, str(fact)) for fact in lacking(self.reach(), seen)]
 
     def restore(self) -> None:
         """Make what is absent now, in the order of ADD. Raises OSError."""
         fresh = State(self.state.where)
         one = next((a for a in fresh.attachments if a.link.index == self.one.link.index), None)
         if one is not None and one.octets:
-            Ought(fresh, one)._restore()  # the bridge may be back by now
+            Ought(fresh, one).make()  # the bridge may be back by now
 
-    def _restore(self) -> None:
+    def make(self) -> None:
+        """Make what was absent when `state` was read. Raises OSError."""
         host = self.state.host
         self._make(host, self.on_node())
         with self.state.inside(self.one) as entered:

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keep this node and its pods as `setup` and ADD made them, until it is told to stop.
+
+The kernel tells it of every change to links, addresses, routes and the packet filter, on the node
+and in the pods. What is absent then, it makes, as `doctor --fix` would, and logs a line: rules that
+a firewall's restart has flushed, routes of a link that was down, a bridge that has lost its
+address. It looks at everything when it starts, once a minute and on SIGHUP, because the kernel does
+not tell of most settings below /proc/sys. What somebody keeps undoing it makes again after a
+second, two, four, and in the end once a minute. Attachments whose pod is gone it removes, as `gc`.
+
+Pods need it for nothing: ADD and DEL do not know it, and when it ends (SIGTERM, exit code 0) pods
+run on. Stop it before `teardown` and `uninstall`.
+
+    mycelium-cni agent
+    mycelium-cni agent --log-format json
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from mycelium_agent.log import Log
+from mycelium_agent.reconcile import Reconciler
+from mycelium_agent.watch import Changes, Watch
+from mycelium_cni.cni.errors import __version__
+from mycelium_ctl.errors import ToolError, refused
+from mycelium_ctl.node import state as nodestate
+from mycelium_ctl.node.rights import blindness, require_rights
+from mycelium_ctl.view import count
+
+STOP, LOOK = (signal.SIGTERM, signal.SIGINT), signal.SIGHUP
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("--log-format", choices=("text", "json"), default="text")
+    nodestate.add_options(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Watch and repair until a signal says stop; then 0."""
+    where = nodestate.options(arguments)
+    require_rights()
+    log = Log(as_json=arguments.log_format == "json")
+    if unseen := blindness():
+        log.write("warning", f"pods that ended without DEL cannot be told: {unseen}")
+    try:
+        watch = Watch()
+    except OSError as error:
+        raise ToolError(f"cannot listen to the kernel: {refused(error)}") from error
+    with _signals() as told:
+        watch.also(told.fileno())
+        reconciler = Reconciler(where, log)
+        changes: Changes | None = Changes(everything=True)
+        while changes is not None:
+            first = not reconciler.due
+            reconciler.look(changes)
+            watch.known, watch.names = reconciler.known, reconciler.names
+            if first:
+                watched = count(reconciler.attachments, "attachment")
+                log.write("info", f"mycelium-cni {__version__} watches {watched}")
+            changes = _next(watch, told, reconciler.due)
+    log.write("info", "stopped; pods run on")
+    return 0
+
+
+def _next(watch: Watch, told: socket.socket, due: float) -> Changes | None:
+    """What to look at next, once there is something and the kernel is silent; None to stop."""
+    changes = Changes()
+    end = due
+    while (left := end - time.monotonic()) > 0:
+        if not watch.wait(min(left, watch.QUIET_S) if changes else left) and changes:
+            break
+        for number in _read(told):
+            if number in STOP:
+                return None
+            changes.everything = True
+        news = watch.read()
+        if news and not changes:
+            end = min(due, time.monotonic() + watch.LONGEST_S)
+        changes.add(news)
+    return changes
+
+
+@contextmanager
+def _signals() -> Iterator[socket.socket]:
+    """A socket that tells the numbers of signals."""
+    told, teller = socket.socketpair()
+    with told, teller:
+        told.setblocking(False)
+        teller.setblocking(False)
+        signal.set_wakeup_fd(teller.fileno())
+        for number in (*STOP, LOOK):
+            signal.signal(number, lambda *_: None)
+        try:
+            yield told
+        finally:
+            signal.set_wakeup_fd(-1)
+
+
+def _read(told: socket.socket) -> bytes:
+    try:
+        return told.recv(64)
+    except BlockingIOError:
+        return b""

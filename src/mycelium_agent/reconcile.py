@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Looks at the facts of the node and of its attachments, and makes what is absent.
+
+The facts, the question whether they hold and the way to make them are those of `setup`, `doctor
+--fix` and ADD (docs/adr/0008). What is here is when to look, at what, and when to leave alone.
+
+ADD and DEL take no lock, and may be at work at any moment. Neither is disturbed:
+
+An ADD that goes on has an attachment that lacks something by nature. So an attachment is repaired
+once it has been seen whole, or is older than any ADD can be. Until then it is only looked at.
+
+A DEL that goes on takes away an attachment piece by piece: first what the guard and the bridge know
+of the pod, last the link. A look waits until the kernel has been silent for a moment, and repairs
+what still has a link then. Should that link be doomed all the same, nothing is lost. What is made
+for an attachment names its link by index: the kernel drops it with the link, refuses it afterwards,
+and gives the index to no other link. Two things do not hang on the link, the guard's entries of a
+bridged pod and the bridge's neighbour entry. They let nobody do anything, and the end of the link,
+of which the kernel tells, brings the next look, which sweeps what has no link.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Final, NamedTuple
+
+from mycelium_agent.backoff import Backoff
+from mycelium_agent.log import Log
+from mycelium_agent.watch import HERE, Changes, Place
+from mycelium_cni import guard
+from mycelium_cni.cni.errors import CniError
+from mycelium_cni.kernel.facts import Fact
+from mycelium_cni.node.facts import LOOPBACK
+from mycelium_cni.pod import removal
+from mycelium_ctl.checks import examine
+from mycelium_ctl.checks.finding import names
+from mycelium_ctl.checks.pods import Ought
+from mycelium_ctl.errors import ToolError, refused
+from mycelium_ctl.node.expected import Expected
+from mycelium_ctl.node.stale import find_gone, find_left_over
+from mycelium_ctl.node.state import Attached, Options, State
+from mycelium_ctl.view import count
+
+# Checks of doctor whose repairs are no facts of `setup`.
+CHECKS: Final = ("loopback", "ipv6", "overlay-routes")
+PERIOD_S: Final = 60.0  # between looks at everything: of most settings the kernel tells nothing
+ADD_S: Final = 15.0  # an ADD gives up sooner (pod/datapath.py, _SETTLE_TIMEOUT_S)
+GONE_S: Final = 5.0  # what is gone is gone so much later, too (`mycelium-cni gc --grace`)
+MOST_NAMED: Final = 3
+
+
+class Repair(NamedTuple):
+    """One thing to be done: its kind for the counter, what is done to it, and what it is for."""
+
+    kind: str
+    words: str
+    why: str
+
+
+class Reconciler:
+    """`known` and `names`: what to watch (Watch); `due`: when to look again without being told, on
+    the monotonic clock; `repairs`: how many facts have been made, by kind."""
+
+    def __init__(self, where: Options, log: Log) -> None:
+        self.where: Final = where
+        self.log: Final = log
+        self.known: dict[Place, set[int]] = {}
+        self.names: set[str] = set()
+        self.due = 0.0
+        self.repairs: Final[Counter[str]] = Counter()
+        self._backoff: Final = Backoff()
+        self._attached: dict[int, float] = {}  # host links, and when each was seen first
+        self._whole: set[int] = set()  # those of them that have been seen whole
+        self._gone: dict[int, float] = {}  # links without a pod, and since when
+        self._said: dict[str, str] = {}  # troubles, by subject: each is said once
+
+    @property
+    def attachments(self) -> int:
+        """How many there were at the last look."""
+        return len(self._attached)
+
+    def look(self, changes: Changes) -> None:
+        """Look at what has changed, or at everything when it is time, and repair it."""
+        now = time.monotonic()
+        if changes.everything or now >= self.due:
+            changes.everything = True
+            self.due = now + PERIOD_S
+        self._backoff.forget(now)
+        try:
+            self._look_at_node()
+            state = State(self.where)  # as it is by now
+            self._look_at_attachments(state, changes)
+        except ToolError as error:  # the configuration cannot be used
+            self._trouble("configuration", str(error))
+        except OSError as error:
+            self._trouble("kernel", refused(error))
+        else:
+            self._well("configuration", "kernel")
+
+    def _look_at_node(self) -> None:
+        state = State(self.where)
+        self.names = {*state.own_links}
+        for check, findings in examine(state, CHECKS):
+            for found in findings:
+                if found.fix is not None and found.mark in ("fail", "warn"):
+                    mended = Repair(check.name, f"mended: {found.found}", check.why)
+                    self._repair("node", [mended], found.fix)
+        try:
+            expected = Expected(State(self.where))
+        except (CniError, ToolError) as error:
+            self._trouble("node", error.msg if isinstance(error, CniError) else str(error))
+            return
+        self._well("node")
+        todo = [_restoring(fact) for fact in expected.absent]
+        todo += [Repair("stale", f"dropped {old.label}", old.why) for old in expected.stale]
+        if todo:
+            self._repair("node", todo, expected.make)
+
+    def _look_at_attachments(self, state: State, changes: Changes) -> None:
+        now = time.monotonic()
+        there = {one.link.index for one in state.attachments}
+        ended = self._attached.keys() - there
+        self._attached = {index: self._attached.get(index, now) for index in there}
+        self._whole &= there
+        self.known = _places(state)
+        if changes.everything:
+            self._drop_gone(state, now)
+        if ended or changes.everything:
+            self._sweep(state)
+        if state.address is None:
+            return
+        if state.stranded:
+            whose = f"{count(len(state.stranded), 'live pod')}: {names(state.stranded)}"
+            words = f"the daemon's key has changed under {whose}; delete them to get new addresses"
+            self._trouble("subnet", words)
+        else:
+            self._well("subnet")
+        everyone = changes.everything or bool(changes.links - there)
+        for one in state.attachments:
+            index = one.link.index
+            closely = changes.everything or index in changes.links or index not in self._whole
+            usable = one.answers and one.octets and one.subnet == state.address[:8]
+            if (everyone or closely) and usable and index not in self._gone:
+                self._look_at(state, one, now, in_pod=closely)
+
+    def _look_at(self, state: State, one: Attached, now: float, *, in_pod: bool) -> None:
+        index = one.link.index
+
+        def ended() -> bool:
+            return not removal.exists(state.host, index)
+
+        ought = Ought(state, one)
+        try:
+            absent = ought.absent(preferred=True, in_pod=in_pod)
+        except OSError as error:
+            if not ended():
+                self._failed(one.who, error)
+            return
+        if not any(each.fact.needed for each in absent):
+            self._whole.add(index)
+        if not self._is_settled(index, now):
+            self.due = min(self.due, self._attached[index] + ADD_S)
+        elif absent and not ended():
+            todo = [_restoring(each.fact, each.where) for each in absent]
+            self._repair(one.who, todo, ought.make, ended)
+
+    def _is_settled(self, index: int, now: float) -> bool:
+        """Whether no ADD is at work on a link."""
+        return index in self._whole or now >= self._attached.get(index, 0.0) + ADD_S
+
+    def _repair(
+        self,
+        whose: str,
+        todo: Sequence[Repair],
+        make: Callable[[], object],
+        ended: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Make it, unless all of it has been made again and again. `ended`: whether what it belongs
+        to has gone meanwhile."""
+        now = time.monotonic()
+        subjects = {f"{whose}: {each.words}": each for each in todo}
+        due = min(self._backoff.due(subject, now) for subject in subjects)
+        if due > now:
+            self.due = min(self.due, due)
+            return
+        news = [each for subject, each in subjects.items() if not self._backoff.is_paused(subject)]
+        lost = [subject for subject in subjects if self._backoff.repaired(subject, now)]
+        try:
+            make()
+        except (CniError, ToolError, OSError) as error:
+            if not ended():
+                self._failed(whose, error)
+            return
+        self._well(whose)
+        self.repairs.update(each.kind for each in todo)
+        if news:
+            words = _some([each.words for each in news])
+            self.log.write("info", f"{whose}: {words} ({news[0].why})")
+        if lost:
+            self.log.write(
+                "warning",
+                f"{_some(lost)}: that did not last, somebody undoes it; it is made again after a "
+                "second, two, four, and in the end once a minute",
+            )
+
+    def _drop_gone(self, state: State, now: float) -> None:
+        """Remove the attachments that `mycelium-cni gc` would, when they have been gone for a
+        while: a namespace that is only now coming to life, or just ending, is left alone."""
+        unused = {each.attached.link.index: each.attached.who for each in find_gone(state)}
+        unused |= {link.index: link.name for link in find_left_over(state)}
+        self._gone = {index: self._gone.get(index, now) for index in unused}
+        doomed = [
+            index
+            for index, since in self._gone.items()
+            if now - since >= GONE_S and self._is_settled(index, now)
+        ]
+        if doomed:
+            removal.delete_links(state.host, doomed)
+            with suppress(ChildProcessError):
+                os.waitpid(-1, os.WNOHANG)  # the child that waits for the kernel, maybe the last
+            whose = _some([unused[index] for index in doomed])
+            self.log.write("info", f"removed what pods left that ended without DEL: {whose}")
+        if len(doomed) < len(self._gone):
+            self.due = min(self.due, now + GONE_S)
+
+    def _sweep(self, state: State) -> None:
+        """Drop what pods left that took their links along."""
+        swept = guard.sweep(state.host)
+        if swept:
+            removal.sweep_neighbours(state.host)
+            pods = count(swept, "bridged pod")
+            self.log.write("info", f"dropped what the guard knew of {pods} that ended without DEL")
+
+    def _failed(self, whose: str, error: Exception) -> None:
+        if isinstance(error, CniError):
+            self._trouble(whose, error.msg)
+        else:
+            self._trouble(whose, refused(error) if isinstance(error, OSError) else str(error))
+
+    def _trouble(self, subject: str, words: str) -> None:
+        """Say what is wrong, once."""
+        if self._said.get(subject) != words:
+            self._said[subject] = words
+            self.log.write("warning", f"{subject}: {words}")
+
+    def _well(self, *subjects: str) -> None:
+        """The trouble that was told of is over."""
+        for subject in subjects:
+            if self._said.pop(subject, ""):
+                self.log.write("info", f"{subject}: well again")
+
+
+def _places(state: State) -> dict[Place, set[int]]:
+    """The links that matter, and for the sake of which link here: a pod's end of its link, and its
+    `lo`, for that of the host's."""
+    around = {link.index for link in (state.interface, state.bridge) if link}
+    found = {(HERE, index): {index} for index in (LOOPBACK, *around)}
+    for one in state.attachments:
+        places = [(HERE, one.link.index)]
+        if one.link.nsid is not None:
+            places += [(one.link.nsid, one.link.peer), (one.link.nsid, LOOPBACK)]
+        for place in places:
+            found.setdefault(place, set()).add(one.link.index)
+    return found
+
+
+def _restoring(fact: Fact, where: str = "") -> Repair:
+    return Repair(type(fact).__name__.lower(), f"restored {where}{fact.label}", fact.why)
+
+
+def _some(words: Sequence[str]) -> str:
+    more = f" and {len(words) - MOST_NAMED} more" if len(words) > MOST_NAMED else ""
+    return ", ".join(words[:MOST_NAMED]) + more

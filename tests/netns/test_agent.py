@@ -1,0 +1,340 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent: what somebody takes away from a node and its pods is back within a second or so."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from attaching import BRIDGE, MODES, Mode, at_once, reaches
+from observe import difference, picture, set_sysctl
+from test_faults import FAULTS, Fault, Home
+from tool import Tool
+
+from mycelium_lab.lab import Lab, Node
+from mycelium_lab.lab import await_fact as await_soon
+
+MOST_MEMORY = 30 << 20  # bytes
+
+# Faults of which the kernel tells, of every kind of fact that a node and a pod have.
+TOLD = {
+    "pod address flushed",
+    "pod routes flushed",
+    "pod link down",
+    "pod MAC",
+    "host link down",
+    "host link down and up",
+    "host link renamed",
+    "host link MTU",
+    "host link flushed",
+    "host link in another group",
+    "address no longer reserved",
+    "route to the pod elsewhere",
+    "routes of ours flushed",
+    "port off its bridge",
+    "port learns",
+    "forwarding entry deleted",
+    "bridge deleted",
+    "bridge flushed",
+    "lo down",
+    "node's address off lo",
+    "forwarding off",
+    "overlay's route deleted",
+    "table of the guard flushed",
+    "rules flushed",
+}
+CHECKED = {"lo down", "overlay's route deleted"}  # what `setup` and ADD find, and do not make
+UNTOLD = "host link takes advertisements"
+NEIGHBOUR = Fault("neighbour deleted", "ip -6 neigh del $ADDR dev $WAY", "", "fix")
+CASES = [
+    pytest.param(
+        fault, mode, id=f"{fault.name}-{mode}", marks=pytest.mark.xdist_group(f"agent-{mode}")
+    )
+    for mode in MODES
+    for fault in [*(each for each in FAULTS if each.name in TOLD), NEIGHBOUR]
+    if mode in fault.modes
+]
+
+
+class Watched:
+    """A node with two pods, and its agent."""
+
+    def __init__(self, home: Home, *argv: str) -> None:
+        self.home = home
+        self.agent = home.node.start([*home.lab.command, "agent", "--root", str(home.root), *argv])
+        self.await_word("watches")
+        self.before = self.picture()
+
+    def picture(self) -> dict[str, Any]:
+        """Everything that matters, of the node and of one pod. What is loaded anew has another
+        order."""
+        seen = picture(self.home.node, self.home.web)
+        for space in seen.values():
+            space["nft"].sort()
+        links = json.loads(self.home.node.run(["bridge", "-d", "-j", "link", "show"]).stdout)
+        entries = json.loads(self.home.node.run(["bridge", "-j", "fdb", "show"]).stdout)
+        seen["ports"] = {each["ifname"]: each["learning"] for each in links}
+        seen["entries"] = sorted((e["ifname"], e["mac"]) for e in entries if e["state"] == "static")
+        return seen
+
+    def await_word(self, word: str) -> None:
+        def said() -> bool:
+            assert self.agent.running, self.agent.output()
+            return word in self.agent.output()
+
+        await_fact(said, f"the agent says {word!r}")
+
+    def await_whole(self) -> None:
+        """Everything is as before."""
+        try:
+            await_fact(lambda: self.picture() == self.before, "the node is whole again")
+        except Exception:
+            left = difference(self.before, self.picture())
+            pytest.fail("\n".join([*left, self.agent.output()]))
+
+    def signal(self, number: int) -> None:
+        os.kill(self.agent.pid, number)
+
+    def slept(self) -> int:
+        """How often the agent has gone to sleep, in whatever way."""
+        status = Path(f"/proc/{self.agent.pid}/status").read_text()
+        return sum(int(line.split()[1]) for line in status.splitlines() if "_ctxt_switches" in line)
+
+    def sleeps(self) -> bool:
+        """Whether it sleeps through half a second, which no call that is at work does."""
+        before = self.slept()
+        await_fact(_after(0.5), "half a second has passed")
+        return self.slept() == before
+
+
+def await_fact(fact: Callable[[], bool], what: str) -> None:
+    """For as long as a busy machine may take; what the agent needs is a fraction of a second."""
+    await_soon(fact, what, within_s=30)
+
+
+def _after(seconds: float) -> Callable[[], bool]:
+    end = time.monotonic() + seconds
+    return lambda: time.monotonic() >= end
+
+
+@pytest.fixture(scope="module")
+def houses(command: list[str]) -> Iterator[dict[Mode, Home]]:
+    made: dict[Mode, Home] = {}
+    yield made
+    for home in made.values():
+        home.close()
+
+
+@pytest.fixture
+def watched(
+    houses: dict[Mode, Home], command: list[str], mode: Mode, request: pytest.FixtureRequest
+) -> Iterator[Watched]:
+    home = houses.get(mode) or houses.setdefault(mode, Home(command, mode))
+    watched = Watched(home)
+    try:
+        yield watched
+        assert watched.agent.running, watched.agent.output()
+    except BaseException:
+        houses.pop(mode)
+        raise
+    finally:
+        watched.agent.stop()
+        if mode not in houses:
+            home.close()
+
+
+@pytest.mark.parametrize(("fault", "mode"), CASES)
+def test_what_is_taken_away_comes_back(watched: Watched, fault: Fault) -> None:
+    injected = watched.home.shell(fault.inject)
+    assert injected.stderr == "", injected
+    watched.await_word(": mended: " if fault.name in CHECKED else ": restored ")
+    watched.await_whole()
+    assert watched.home.lost() == []
+
+
+def in_mode(*modes: Mode) -> pytest.MarkDecorator:
+    cases = [
+        pytest.param(mode, marks=pytest.mark.xdist_group(f"agent-{mode}"))
+        for mode in modes or MODES
+    ]
+    return pytest.mark.parametrize("mode", cases)
+
+
+@in_mode("routed")
+def test_what_the_kernel_does_not_tell_of_comes_back_when_it_is_asked_to_look(
+    watched: Watched,
+) -> None:
+    link = watched.home.words["LINK"]
+    set_sysctl(watched.home.node, f"ipv6/conf/{link}/accept_ra", "1")
+    watched.signal(signal.SIGHUP)
+    watched.await_whole()
+
+
+@in_mode("bridge")
+def test_at_rest_it_only_sleeps_and_is_small(watched: Watched) -> None:
+    await_fact(watched.sleeps, "the agent sleeps")
+    assert watched.sleeps()
+    pages = int(Path(f"/proc/{watched.agent.pid}/statm").read_text().split()[1])
+    assert pages * os.sysconf("SC_PAGE_SIZE") < MOST_MEMORY
+
+
+@in_mode("routed")
+def test_what_somebody_keeps_taking_away_is_made_less_and_less_often(watched: Watched) -> None:
+    node, address = watched.home.node, watched.home.address
+    taken = 0
+
+    def given_up() -> bool:
+        nonlocal taken
+        if node.ip("-6", "route", "show", address):
+            taken += 1
+            node.configure(f"route del {address}")
+        return "somebody undoes it" in watched.agent.output()
+
+    await_fact(given_up, "the agent says that it does not last")
+    assert taken <= 6
+    assert watched.agent.output().count("somebody undoes it") == 1
+    watched.await_whole()
+
+
+@in_mode()
+def test_many_messages_that_it_could_not_hear_are_no_loss(watched: Watched) -> None:
+    """The kernel drops what a listener has no room for, and says so."""
+    home = watched.home
+    watched.signal(signal.SIGSTOP)
+    numbers = range(2000)
+    home.node.configure(
+        *[f"route add 2001:db8:1::{i:x} dev under0" for i in numbers],
+        *[f"route del 2001:db8:1::{i:x} dev under0" for i in numbers],
+    )
+    home.shell("ip -6 route flush proto 77")
+    watched.signal(signal.SIGCONT)
+    watched.await_whole()
+
+
+@in_mode()
+def test_add_and_del_go_on_beside_it_and_leave_nothing(watched: Watched) -> None:
+    home = watched.home
+    pods = [home.node.pod(f"new{i}") for i in range(4)]
+    plugin = {"type": "mycelium-cni", "mode": home.mode, "netseed": "/nonexistent"}
+    conf = {"cniVersion": "1.1.0", "name": "mycelium", **plugin}
+    for _ in range(2):
+        added = at_once([partial(home.node.plugin, "ADD", conf, pod) for pod in pods])
+        for pod, call in zip(pods, added, strict=True):
+            address = call.succeeded()["ips"][0]["address"].partition("/")[0]
+            assert reaches(home.node, address)
+            prev = {**conf, "prevResult": call.result}
+            assert home.node.plugin("CHECK", prev, pod).code == 0
+        for call in at_once([partial(home.node.plugin, "DEL", conf, pod) for pod in pods]):
+            assert call.code == 0, call
+    for pod in pods:
+        pod.remove()
+    watched.await_whole()
+    await_fact(watched.sleeps, "the agent sleeps")
+    assert watched.picture() == watched.before
+    assert "warning" not in watched.agent.output()
+
+
+@in_mode("routed")
+def test_an_attachment_in_the_making_is_left_alone(watched: Watched) -> None:
+    """As ADD has it before it is set up: named, and down."""
+    node = watched.home.node
+    (web,) = node.ip("-d", "link", "show", watched.home.words["LINK"])
+    pod, address = node.pod("half"), f"{watched.home.words['SUB']}:ff0f::2"
+    alias = web["ifalias"].replace(watched.home.address, address).replace("web", "half")
+    node.configure(
+        f"link add mycffffffffffff group {web['group']} type veth peer eth0 netns {pod.netns}",
+        f"link set mycffffffffffff alias '{alias}'",
+        f"link property add dev mycffffffffffff altname {address}",
+    )
+    watched.home.shell("ip -6 route flush proto 77")
+    watched.await_word("unreachable 400::/7")
+    watched.await_word(watched.home.address)
+    made = node.link("mycffffffffffff")
+    assert made
+    assert "UP" not in made["flags"]
+    assert not node.ip("-6", "route", "show", address)
+    pod.remove()
+    watched.await_whole()
+
+
+@in_mode("bridge")
+def test_what_a_pod_left_that_ended_without_del_is_swept(watched: Watched) -> None:
+    tool = watched.home.tool
+    pod = tool.attach("brief", mode="bridge", netseed="/nonexistent")
+    (address,) = [each["address"] for each in tool.json("list") if each["pod"] == "brief"]
+
+    def known() -> bool:
+        listed = watched.home.node.run(["nft", "list", "ruleset"]).stdout
+        return address in listed or bool(watched.home.node.ip("-6", "neigh", "show", address))
+
+    assert known()
+    pod.remove()
+    await_fact(lambda: not known(), "guard and bridge have forgotten the pod")
+    watched.await_whole()
+
+
+@in_mode("routed")
+def test_a_link_whose_pod_is_gone_is_removed_after_a_while(watched: Watched) -> None:
+    """Its namespace is held by an open file alone, as by a process that has hung."""
+    tool = watched.home.tool
+    pod = tool.attach("leaked")
+    link = tool.host_link("leaked")
+    await_fact(watched.sleeps, "the agent has seen the pod")
+    held = os.open(pod.path, os.O_RDONLY)
+    try:
+        pod.remove()
+        watched.signal(signal.SIGHUP)
+        await_fact(lambda: watched.home.node.link(link) is None, "the link is gone")
+    finally:
+        os.close(held)
+    watched.await_whole()
+    assert "default/leaked" in watched.agent.output()
+
+
+@in_mode()
+def test_a_daemon_that_restarts_finds_all_as_it_was(watched: Watched) -> None:
+    node = watched.home.node
+    node.stop_overlay()
+    watched.await_word("failed to find interface mycelium")
+    node.start_overlay()
+    watched.await_word("node: well again")
+    await_fact(lambda: watched.home.lost() == [], "the pods are back on the overlay")
+
+
+def test_a_changed_key_is_followed(lab: Lab, bare: Node, root: Path) -> None:
+    other = "4dd:1:2:3:4:5:6:7"
+    tool = Tool(bare, root)
+    tool("setup", "--mode", "bridge")
+    tool.attach("web", mode="bridge")
+    agent = bare.start([*lab.command, "agent", "--root", str(root)])
+    await_fact(lambda: "watches" in agent.output(), "the agent watches")
+    bare.configure("address flush dev mycelium", f"address add {other}/7 dev mycelium")
+
+    def carried(link: str) -> list[str]:
+        shown = bare.link(link)
+        return [each["local"] for each in shown["addr_info"]] if shown else []
+
+    await_fact(lambda: "4dd:1:2:3::1" in carried(BRIDGE), "the bridge has the new gateway")
+    await_fact(lambda: other in carried("lo"), "lo has the new address")
+    assert not [each for each in carried(BRIDGE) if each.startswith("5a1:")]
+    await_fact(lambda: "key has changed" in agent.output(), "it is said")
+    assert "default/web" in agent.output()
+    agent.stop()
+
+
+@in_mode("routed")
+def test_it_ends_when_it_is_told_to_and_pods_run_on(watched: Watched) -> None:
+    second = Watched(watched.home, "--log-format", "json")
+    second.agent.stop(signal.SIGTERM)
+    assert second.agent.code == 0
+    for line in second.agent.output().splitlines():
+        assert {"time", "level", "event"} <= json.loads(line).keys()
+    assert watched.picture() == watched.before
+    assert watched.home.lost() == []
