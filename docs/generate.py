@@ -21,7 +21,7 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "src"))
 
 from mycelium_cni.cni import errors  # noqa: E402
-from mycelium_ctl import checks, cli  # noqa: E402
+from mycelium_ctl import checks, parsers  # noqa: E402
 from mycelium_ctl.node import schema  # noqa: E402
 
 MARKER: Final = re.compile(r"<!-- generated: (\w+) -->")
@@ -79,10 +79,10 @@ def _json(value: Any) -> str:
 
 
 def commands() -> str:
-    rows = [(f"[`{name}`](#{name})", summary) for name, (_, summary) in cli.COMMANDS.items()]
+    rows = [(f"[`{name}`](#{name})", summary) for name, (_, summary) in parsers.COMMANDS.items()]
     parts = [_table(("command", "does"), rows)]
-    for name in cli.COMMANDS:
-        _, parser = cli.load(name)
+    for name in parsers.COMMANDS:
+        _, parser = parsers.load(name)
         parts.append(f"## {name}\n\n```text\n{parser.format_help().rstrip()}\n```\n")
     return "\n".join(parts)
 

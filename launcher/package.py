@@ -8,10 +8,8 @@ Runs under the project's own virtual environment.
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import hashlib
-import importlib
 import os
 import shutil
 import subprocess
@@ -21,7 +19,7 @@ from pathlib import Path
 
 from archive import BuildError, run
 from mycelium_cni.cni.errors import __version__
-from mycelium_ctl import cli, units
+from mycelium_ctl import shells, units
 
 ROOT = Path(__file__).resolve().parent.parent
 DIST = ROOT / "dist"
@@ -47,31 +45,6 @@ POSTRM = """\
 set -e
 mkdir -p /opt
 """
-MANUAL = """\
-.TH MYCELIUM-CNI 8 "" "mycelium-cni {version}" "System administration"
-.SH NAME
-mycelium-cni \\- CNI plugin and operator's tool for the Mycelium overlay network
-.SH SYNOPSIS
-.B mycelium-cni
-.I COMMAND
-.RI [ ARGUMENT " ...]"
-.SH DESCRIPTION
-With CNI_COMMAND set, as container runtimes set it, it is the plugin, and attaches pods to the
-overlay. Otherwise it is the operator's tool.
-.SH COMMANDS
-{commands}
-.SH FILES
-.TP
-.I /opt/cni/bin/mycelium-cni
-the executable
-.TP
-.I /etc/cni/net.d/10-mycelium.conflist
-the network configuration;
-.I /usr/share/doc/mycelium-cni/examples
-has one to start from
-.SH EXIT STATUS
-0 if all is well, 1 if it is not, 2 if the command line is wrong.
-"""
 
 
 def epoch() -> int:
@@ -82,21 +55,6 @@ def epoch() -> int:
         return int(run("git", "log", "-1", "--format=%ct", cwd=ROOT))
     except BuildError:  # no git, or no checkout: a source archive
         return 0
-
-
-def manual() -> str:
-    """The manual page, from what `--help` says."""
-    sections = []
-    for name, (module, _) in cli.COMMANDS.items():
-        command: cli.Command = importlib.import_module(module)
-        parser = argparse.ArgumentParser(
-            prog=f"mycelium-cni {name}",
-            description=command.__doc__,
-            formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, width=78),
-        )
-        command.configure(parser)
-        sections.append(f".SS {name}\n.nf\n{_escaped(parser.format_help())}.fi")
-    return MANUAL.format(version=__version__, commands="\n".join(sections))
 
 
 def deb(
@@ -116,7 +74,9 @@ def deb(
         # OpenRC and zinit are not Debian's.
         if unit.reader in ("etc/systemd", "etc/NetworkManager"):
             _put(root / unit.place.replace("etc/", "usr/lib/", 1), text.encode())
-    _put(root / "usr/share/man/man8/mycelium-cni.8.gz", _gzip(manual()))
+    _put(root / shells.MANUAL_PLACE, _gzip(shells.manual()))
+    for shell, place in shells.PLACES.items():
+        _put(root / place, shells.SHELLS[shell]().encode())
     _put(doc / "examples/10-mycelium.conflist", conflist.encode())
     _put(doc / "copyright", licences.encode())
     _put(doc / "sbom.cdx.json", executable.with_name(f"{executable.name}.cdx.json").read_bytes())
@@ -169,11 +129,6 @@ def _put(path: Path, content: bytes, mode: int = 0o644) -> None:
 
 def _gzip(text: str) -> bytes:
     return gzip.compress(text.encode(), mtime=0)
-
-
-def _escaped(text: str) -> str:
-    lines = text.replace("\\", "\\e").replace("-", "\\-").splitlines()
-    return "".join(f"\\&{line}\n" if line[:1] in (".", "'") else f"{line}\n" for line in lines)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from mycelium_ctl import cli
+from mycelium_ctl import parsers
 
 CHROOT = shutil.which("chroot") or "/usr/sbin/chroot"
 CONF = json.dumps({"cniVersion": "1.1.0", "name": "overlay", "type": "mycelium-cni"})
@@ -120,7 +120,7 @@ def test_a_deleted_working_directory_does_not_matter(executable: Path, tmp_path:
         assert (done.returncode, done.stderr) == (0, b"")
 
 
-@pytest.mark.parametrize("name", cli.COMMANDS)
+@pytest.mark.parametrize("name", parsers.COMMANDS)
 def test_every_command_loads_with_nothing_around_it(executable: Path, name: str) -> None:
     done = alone(executable, name, "--help")
     assert (done.returncode, done.stderr) == (0, "")

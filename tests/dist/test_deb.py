@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from mycelium_ctl import parsers, shells
+
 from .conftest import ROOT
 
 # One at a time: they share the bare Debian.
@@ -125,6 +127,7 @@ def test_it_holds_what_a_package_should(package: Path) -> None:
     assert not [line for line in listing.splitlines() if " root/root " not in line]
     for path in (
         "/usr/share/man/man8/mycelium-cni.8.gz",
+        *(f"/{place}" for place in shells.PLACES.values()),
         "/usr/share/doc/mycelium-cni/copyright",
         "/usr/share/doc/mycelium-cni/sbom.cdx.json",
         "/usr/share/doc/mycelium-cni/examples/10-mycelium.conflist",
@@ -135,8 +138,6 @@ def test_it_holds_what_a_package_should(package: Path) -> None:
 
 
 def test_the_manual_page_has_every_command(package: Path, tmp_path: Path) -> None:
-    from mycelium_ctl import cli
-
     subprocess.run(["dpkg-deb", "-x", package, tmp_path], check=True)
     page = subprocess.run(
         ["zcat", tmp_path / "usr/share/man/man8/mycelium-cni.8.gz"],
@@ -144,5 +145,5 @@ def test_the_manual_page_has_every_command(package: Path, tmp_path: Path) -> Non
         text=True,
         check=True,
     ).stdout
-    for name in cli.COMMANDS:
+    for name in parsers.COMMANDS:
         assert f"\n.SS {name}\n" in page

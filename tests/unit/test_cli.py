@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from mycelium_ctl import cli
+from mycelium_ctl import cli, parsers
 from mycelium_ctl.errors import ToolError
 
 
@@ -20,13 +20,13 @@ def run(command: list[str], *arguments: str) -> subprocess.CompletedProcess[str]
 def test_help_lists_every_command(command: list[str], asked: str) -> None:
     done = run(command, asked)
     assert (done.returncode, done.stderr) == (0, "")
-    for name, (_, summary) in cli.COMMANDS.items():
+    for name, (_, summary) in parsers.COMMANDS.items():
         assert any(
             line.split()[:1] == [name] and summary in line for line in done.stdout.split("\n")
         )
 
 
-@pytest.mark.parametrize("name", cli.COMMANDS)
+@pytest.mark.parametrize("name", parsers.COMMANDS)
 def test_every_command_has_help_with_an_example(command: list[str], name: str) -> None:
     done = run(command, name, "--help")
     assert (done.returncode, done.stderr) == (0, "")
@@ -124,14 +124,14 @@ def test_how_a_command_ends(
     said: str,
 ) -> None:
     monkeypatch.setitem(sys.modules, "broken", Broken(error))
-    monkeypatch.setitem(cli.COMMANDS, "broken", ("broken", "breaks"))
+    monkeypatch.setitem(parsers.COMMANDS, "broken", ("broken", "breaks"))
     assert cli.main(["broken"]) == code
     assert capsys.readouterr().err.strip().removeprefix("mycelium-cni broken: ") == said
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "broken", Broken(ZeroDivisionError()))
-    monkeypatch.setitem(cli.COMMANDS, "broken", ("broken", "breaks"))
+    monkeypatch.setitem(parsers.COMMANDS, "broken", ("broken", "breaks"))
     with pytest.raises(ZeroDivisionError):
         cli.main(["broken"])
 
@@ -150,4 +150,4 @@ def test_only_the_chosen_commands_module_is_imported() -> None:
     )
     done = run([sys.executable, "-c"], program)
     imported = set(done.stderr.split())
-    assert imported == {f"mycelium_ctl.{name}" for name in ("cli", "errors", "programs")}
+    assert imported == {f"mycelium_ctl.{name}" for name in ("cli", "errors", "parsers", "programs")}

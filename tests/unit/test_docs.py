@@ -13,7 +13,7 @@ from types import ModuleType
 import pytest
 
 from mycelium_cni.cni.config import KEYS
-from mycelium_ctl import checks, cli
+from mycelium_ctl import checks, parsers
 from mycelium_ctl.node import conflist
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -84,8 +84,8 @@ def test_every_command_exists_with_its_options(
         words = said[2:] if said[0] == "--host-root" else said
         if words[0] in ("--help", "--version", "help", "COMMAND"):
             continue
-        assert words[0] in cli.COMMANDS, words
-        _, parser = cli.load(words[0])
+        assert words[0] in parsers.COMMANDS, words
+        _, parser = parsers.load(words[0])
         try:
             parser.parse_args(words[1:])
         except SystemExit as end:
@@ -127,7 +127,7 @@ def test_the_references_name_everything() -> None:
     generator = read_generator()
     assert set(re.findall(r"(?m)^\| `(\w+)` ", generator.keys())) == set(KEYS)
     assert set(re.findall(r"(?m)^### ([\w-]+)$", generator.findings())) == set(checks.NAMES)
-    assert set(re.findall(r"(?m)^## (\w+)$", generator.commands())) == set(cli.COMMANDS)
+    assert set(re.findall(r"(?m)^## (\w+)$", generator.commands())) == set(parsers.COMMANDS)
     rows = generator.messages()
     for said in (
         "| 11 | failed to find interface … | start the Mycelium daemon",

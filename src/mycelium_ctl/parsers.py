@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands, and the parser of each one's command line.
+
+A command is a module with `configure(parser)`, which adds its arguments, and `run(arguments)`,
+which does the work and returns the exit code. Its docstring is the text of `--help`, down to the
+example at its end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from typing import TYPE_CHECKING, Final, Protocol
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
+
+PROGRAM: Final = "mycelium-cni"
+
+# name: module, one line of help
+COMMANDS: Final[dict[str, tuple[str, str]]] = {
+    "setup": ("mycelium_ctl.commands.setup", "prepare this node for pods; again at any time"),
+    "status": (
+        "mycelium_ctl.commands.status",
+        "would a pod get its address now? if not, what to do",
+    ),
+    "list": (
+        "mycelium_ctl.commands.list",
+        "the pods on Mycelium, with addresses, links and traffic",
+    ),
+    "doctor": ("mycelium_ctl.commands.doctor", "every known trap, checked, explained and mended"),
+    "sysdump": (
+        "mycelium_ctl.commands.sysdump",
+        "what a bug report needs, in one file without secrets",
+    ),
+    "test": (
+        "mycelium_ctl.commands.test",
+        "do pods of this node reach each other and the overlay?",
+    ),
+    "install": ("mycelium_ctl.commands.install", "put the plugin on this node, or upgrade it"),
+    "uninstall": ("mycelium_ctl.commands.uninstall", "take back what install made"),
+    "completion": (
+        "mycelium_ctl.commands.completion",
+        "completions for bash, zsh and fish, and the manual page",
+    ),
+    "inspect": ("mycelium_ctl.commands.inspect", "a key's, or this node's, address and subnet"),
+    "config": ("mycelium_ctl.commands.config", "check a network configuration, or write one"),
+    "agent": ("mycelium_agent.command", "keep node and pods as they were made, until stopped"),
+    "gc": ("mycelium_ctl.commands.gc", "remove attachments whose pod is gone"),
+    "teardown": ("mycelium_ctl.commands.teardown", "take back what setup made, and nothing else"),
+    "demo": (
+        "mycelium_ctl.commands.demo",
+        "two nodes, an overlay and pods that talk, on this machine",
+    ),
+    "version": (
+        "mycelium_ctl.commands.version",
+        "which mycelium-cni this is, and what it is made of",
+    ),
+    "overlay": ("mycelium_lab.overlay", "a stand-in for the Mycelium daemon, for labs only"),
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but help that cannot be written is an error: argparse itself says nothing."""
+
+    def print_help(self, file: SupportsWrite[str] | None = None) -> None:
+        print(self.format_help(), end="", file=file)
+
+
+class Command(Protocol):
+    """What a command's module offers."""
+
+    __doc__: str | None
+
+    def configure(self, parser: argparse.ArgumentParser) -> None:
+        """Add the command's arguments."""
+
+    def run(self, arguments: argparse.Namespace) -> int:
+        """Do the work; the exit code. Raises ToolError with a line for the user."""
+
+
+def load(name: str) -> tuple[Command, Parser]:
+    """A command's module, and the parser of its command line."""
+    command: Command = importlib.import_module(COMMANDS[name][0])
+    parser = Parser(
+        prog=f"{PROGRAM} {name}",
+        description=command.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.configure(parser)
+    return command, parser
