@@ -15,17 +15,24 @@ help: ## show this list
 
 venv: $(VENV)/.complete ## build .venv, whose bin/mycelium-cni is the executable
 
-$(VENV)/.complete: pyproject.toml scripts/run-packages.txt
-	scripts/apt-ensure scripts/run-packages.txt
-	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[dev]'
-	touch $@
+PIP := $(VENV)/bin/pip install --disable-pip-version-check --progress-bar off
 
-demo: venv ## two nodes, an overlay between them, pods pinging across it
+# Enough to run the program; what tests and linters need takes longer.
+$(VENV)/.runs: pyproject.toml scripts/run-packages.txt
+	@scripts/apt-ensure scripts/run-packages.txt
+	@scripts/step "making $(VENV)" $(PYTHON) -m venv $(VENV)
+	@scripts/step "installing mycelium-cni into it" $(PIP) --editable .
+	@touch $@
+
+$(VENV)/.complete: $(VENV)/.runs
+	@scripts/step "installing test tools and linters into it" $(PIP) --editable '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.runs ## two nodes, an overlay between them, pods pinging across it
 	$(VENV)/bin/mycelium-cni demo
 
 test: venv test-packages ## run everything
-	$(MAKE) --jobs=2 --output-sync lint dist
+	$(MAKE) --jobs=2 --output-sync=line lint dist
 	$(MAKE) test-pip
 	$(MAKE) test-static
 
@@ -36,10 +43,10 @@ lint: venv ## format, lint, types, and who may import whom
 	for each in unit netns protocol; do $(VENV)/bin/mypy tests/$$each || exit 1; done
 	for each in soak fuzz; do MYPYPATH=tests/netns $(VENV)/bin/mypy tests/$$each || exit 1; done
 	$(VENV)/bin/lint-imports --config pyproject.toml --no-cache
-	shellcheck scripts/apt-ensure .ci/run
+	shellcheck scripts/apt-ensure scripts/step .ci/run
 
 test-packages: tests/apt-packages.txt
-	scripts/apt-ensure tests/apt-packages.txt
+	@scripts/apt-ensure tests/apt-packages.txt
 
 lint test-pip test-static: test-packages
 
@@ -59,13 +66,13 @@ soak: venv ## attach pods by the thousand, every fifth call killed (ARGS="--coun
 	PYTHONPATH=tests:tests/netns $(VENV)/bin/python -m soak $(ARGS)
 
 fuzz: venv ## a million damaged inputs, guided by what they reach (ARGS="--runs 1000000 netlink")
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
+	@scripts/step "installing the fuzzer" $(PIP) --editable '.[fuzz]'
 	PYTHONPATH=tests $(VENV)/bin/python -m fuzz $(ARGS)
 
 # In a virtual environment of its own: nobody needs MkDocs to work on the code.
 docs: ## the documentation site, in build/site; a broken link is an error
-	test -x build/docs-venv/bin/mkdocs || $(PYTHON) -m venv build/docs-venv
-	build/docs-venv/bin/pip install --quiet --disable-pip-version-check -r docs/requirements.txt
+	@test -x build/docs-venv/bin/pip || $(PYTHON) -m venv build/docs-venv
+	@scripts/step "installing MkDocs" build/docs-venv/bin/pip install --progress-bar off -r docs/requirements.txt
 	NO_MKDOCS_2_WARNING=1 build/docs-venv/bin/mkdocs build --quiet --strict
 	@echo "build/site/index.html"
 
