@@ -605,11 +605,10 @@ for _name, (_source, _kernel) in _NOT_THE_PODS.items():
         ATTACKS[f"pod-as-{_name}-to-overlay"] = Case("tun", pod_udp(_source, REMOTE))
 
 
-def pod_fragments(src: str, dst: str, cut: int) -> Sender:
+def pod_fragments(src: str, dst: str, cut: int, dport: int = c.PORT) -> Sender:
     def send(s: Stage, t: bytes) -> None:
-        s.pod(
-            *c.fragments(src, dst, c.UDP, c.udp_segment(src, dst, bytes(16) + t + bytes(32)), cut)
-        )
+        segment = c.udp_segment(src, dst, bytes(16) + t + bytes(32), dport=dport)
+        s.pod(*c.fragments(src, dst, c.UDP, segment, cut))
 
     return send
 
@@ -741,6 +740,50 @@ ATTACKS |= {
     ),
     "pod-error-quoting-nothing": Case(
         "node", lambda s, t: s.pod(c.icmpv6(POD_A, NODE, 1, bytes(4) + t))
+    ),
+}
+
+# From a pod: to the node's daemon, as a peer.
+
+
+def bridge_link_local(s: Stage) -> str:
+    shown = s.node.link("mycelium-br")
+    assert shown
+    return str(next(a["local"] for a in shown["addr_info"] if a["scope"] == "link"))
+
+
+ATTACKS |= {
+    "pod-to-daemon": Case("node", lambda s, t: s.pod(c.tcp(POD_A, NODE, t, dport=9651))),
+    "pod-to-daemon-by-quic": Case("node", pod_udp(POD_A, NODE, 9651)),
+    "pod-to-daemon-on-lan-address": Case(
+        "node", lambda s, t: s.pod(c.tcp(POD_A, LAN_NODE, t, dport=9651))
+    ),
+    "pod-to-daemon-behind-options": Case(
+        "node",
+        lambda s, t: s.pod(
+            c.ipv6(
+                *(POD_A, NODE, c.DSTOPTS),
+                c.option(c.UDP) + c.udp_segment(POD_A, NODE, t, dport=9651),
+            )
+        ),
+    ),
+    "pod-to-daemon-in-fragments": Case("node", pod_fragments(POD_A, NODE, 16, 9651)),
+    "pod-to-daemon-with-port-in-second-fragment": Case(
+        "node",
+        lambda s, t: s.pod(
+            *split(POD_A, NODE, c.udp_segment(POD_A, NODE, t, dport=9651), c.UDP, bytes(15) + b"\2")
+        ),
+        kernel=True,
+    ),
+    "pod-is-found-as-a-peer": Case(
+        "node",
+        lambda s, t: s.everyone(c.udp(POD_A, ALL_NODES, t, dport=9650)),
+        ROUTED,
+    ),
+    "pod-to-daemon-at-link-local": Case(
+        "node",
+        lambda s, t: s.pod(c.tcp(POD_A, bridge_link_local(s), t, dport=9651)),
+        BRIDGE,
     ),
 }
 
@@ -1091,6 +1134,12 @@ FLOWS |= {
             )
         ),
     ),
+    "pod-to-port-of-daemons-in-other-pod": Case(
+        "pod-b", lambda s, t: s.pod(c.tcp(POD_A, POD_B, t, dport=9651))
+    ),
+    "pod-to-port-of-daemons-on-overlay": Case("tun", pod_udp(POD_A, REMOTE, 9651)),
+    "pod-to-port-of-daemons-on-lan": Case("lan", pod_udp(POD_A, LAN_HOST, 9651)),
+    "overlay-to-port-of-daemons": Case("node", overlay_udp(REMOTE, NODE, 9651)),
     "overlay-vxlan-to-pod": Case("pod-b", overlay_udp(REMOTE, POD_B, 4789)),
     "overlay-gre-to-pod": Case("pod-b", lambda s, t: s.overlay(c.ipv6(REMOTE, POD_B, 47, t))),
     "overlay-esp-to-node": Case("node", lambda s, t: s.overlay(c.ipv6(REMOTE, NODE, 50, t))),

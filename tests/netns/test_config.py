@@ -453,6 +453,7 @@ def test_new_has_an_argument_for_every_key(config: Config) -> None:
         "defaultRoute": ("--default-route",),
         "ipMasq": ("--ip-masq",),
         "transit": ("--transit",),
+        "peering": ("--peering",),
         "ingress": ("--ingress", "cluster"),
         "allowFrom": ("--allow-from", "5a1::/64"),
         "guard": ("--guard", "required"),

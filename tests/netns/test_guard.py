@@ -495,6 +495,32 @@ def test_answers_reach_those_whom_the_node_translates_for(site: Site) -> None:
     eyes.close()
 
 
+# The node's daemon takes no pods for peers, unless the configuration says so.
+
+
+@both_modes
+def test_peering_is_for_one_network_to_ask_and_for_all_to_have(site: Site, mode: str) -> None:
+    plain, asking = conf("plain", mode), conf("asking", mode, peering=True)
+    pod, _ = site.attach(plain)
+    assert not connects(site.node, NODE, pod, port=9651)
+    other, _ = site.attach(asking)
+    assert connects(site.node, NODE, other, port=9651)
+    site.attach(plain)
+    assert connects(site.node, NODE, pod, port=9651)
+    assert [site.status(network).code for network in (plain, asking)] == [0, 0]
+    site.attach(conf("asking", mode))
+    assert not connects(site.node, NODE, other, port=9651)
+    assert [site.status(network).code for network in (plain, conf("asking", mode))] == [0, 0]
+    assert connects(site.node, NODE, other, port=9652)
+
+
+def test_a_pod_on_a_bridge_that_somebody_else_made_is_no_peer_either(site: Site) -> None:
+    site.node.configure("link add mycelium-br type bridge", "link set mycelium-br up")
+    pod, _ = site.attach(conf(mode="bridge"))
+    assert not connects(site.node, NODE, pod, port=9651)
+    assert connects(site.node, NODE, pod, port=9652)
+
+
 # Where the guard cannot be loaded.
 
 
@@ -567,7 +593,7 @@ def test_the_rules_have_a_number(site: Site) -> None:
     wanted = guard.Wanted("net", Config(Network(document)), Node(c.packed(NODE), 1400, True, None))
     port = guard.Port(7, bytes(6), c.packed(NODE), wanted.group)
     messages = [
-        *ruleset.base(),
+        *ruleset.base(peers=False),
         *ruleset.overlay(wanted, known=True, confined=True),
         *ruleset.network(wanted, known=("to-network", "from-network")),
         *ruleset.bridge_base(),
@@ -577,7 +603,7 @@ def test_the_rules_have_a_number(site: Site) -> None:
     digest = hashlib.blake2b(digest_size=8)
     for message in messages:
         digest.update(bytes((message.kind & 0xFF,)) + message.body)
-    assert (guard.RULES, digest.hexdigest()) == (6, "33095c68e687d5aa")
+    assert (guard.RULES, digest.hexdigest()) == (7, "dcd32aae5ebb3ba6")
 
 
 def test_prefixes_are_cut_at_the_right_bits() -> None:

@@ -331,6 +331,7 @@ KEYS: Rows = {
     **key("defaultRoute", NOT_BOOLEAN, 7),
     **key("ipMasq", NOT_BOOLEAN, 7),
     **key("transit", NOT_BOOLEAN, 7),
+    **key("peering", NOT_BOOLEAN, 7),
     **key("ingress", {**NOT_A_STRING, "word": "half-open", "capital": "Open"}, 7),
     **key(
         "allowFrom", {"without-ingress": ["400::/7"], "junk": ["junk"], "address": ["400::1"]}, 7

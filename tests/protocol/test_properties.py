@@ -57,6 +57,7 @@ KNOWN_KEYS = (
     "defaultRoute",
     "ipMasq",
     "transit",
+    "peering",
     "interfaceName",
     "ingress",
     "allowFrom",

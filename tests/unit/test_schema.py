@@ -28,6 +28,7 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {  # good ones, bad ones
     "mtu": ([1280, 1400, 1400.0, 65535], [1279, 65536, -1, 1400.5, "1400", True]),
     "defaultRoute": ([True, False], [1, "true"]),
     "ipMasq": ([True, False], [0, "no"]),
+    "peering": ([True, False], [0, "no"]),
     "transit": ([True, False], [0, "no"]),
     "serviceNetworks": ([[], ["fd00::/108"]], ["fd00::/108", [5], {}, ["fd00::/108"] * 1025]),
     "allowFrom": ([[]], ["400::/7", [None]]),

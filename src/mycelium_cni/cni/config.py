@@ -42,7 +42,8 @@ CHOICES = {  # the first value is the default
 LINKS = {"myceliumInterface": "mycelium", "bridge": "mycelium-br", "interfaceName": "mycelium0"}
 PATHS = {"netseed": "/etc/netseed", "logFile": ""}
 NUMBERS = {"mtu": (IPV6_MIN_MTU, 65535)}
-SWITCHES = ("defaultRoute", "ipMasq", "transit")  # off by default
+NODE_SWITCHES = ("transit", "peering")  # for the whole node, if one network says so
+SWITCHES = ("defaultRoute", "ipMasq", *NODE_SWITCHES)  # off by default
 PREFIX_LISTS = ("allowFrom", "serviceNetworks")
 ROUTE_NUMBERS = {  # SPEC.md 1.1.0, section "Add Success"
     "mtu": (IPV6_MIN_MTU, 65535),
@@ -88,17 +89,17 @@ class Route:
 
 
 class Policy:
-    """Who may open connections to a network's pods, and what becomes of what they send. `required`:
-    an ADD without the guard fails, because the configuration says so or asks for what only the
-    guard can do."""
+    """Who may open connections to a network's pods, and what becomes of what they send. `asks`: the
+    NODE_SWITCHES that the network turns on. `required`: an ADD without the guard fails, because the
+    configuration says so or asks for what only the guard can do."""
 
-    __slots__ = ("allow_from", "ingress", "masquerade", "required", "transit")
+    __slots__ = ("allow_from", "asks", "ingress", "masquerade", "required")
 
     def __init__(self, doc: Document) -> None:
         self.ingress: Final = _choice(doc, "ingress")
         self.allow_from: Final = _prefixes(doc, "allowFrom")
         self.masquerade: Final = _boolean(doc, "ipMasq")
-        self.transit: Final = _boolean(doc, "transit")
+        self.asks: Final = [key for key in NODE_SWITCHES if _boolean(doc, key)]
         optional = _choice(doc, "guard") == "optional"
         self.required: Final = not optional or self.ingress != "open" or self.masquerade
         if self.allow_from and self.ingress != "cluster":
@@ -112,8 +113,7 @@ class Policy:
             members = b"".join([base + bytes((length,)) for base, length in self.allow_from])
             digest = blake2b(subnet + members, digest_size=6).hexdigest()
             text += f", {len(self.allow_from)} prefixes allowed ({digest})"
-        text += ", ipMasq" if self.masquerade else ""
-        return text + (", transit" if self.transit else "")
+        return ", ".join([text, *(("ipMasq",) if self.masquerade else ()), *self.asks])
 
 
 class Network:

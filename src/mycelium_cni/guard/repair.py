@@ -93,12 +93,12 @@ class Survey:
         """All of it, where there is nothing to compare it with."""
         wanted = self._wanted
         policy = wanted.policy
-        messages = rules.base()
+        messages = rules.base(peers="peering" in policy.asks)
         if policy.ingress != "open":
             messages += rules.forward()
         if policy.masquerade:
             messages += rules.postrouting()
-        messages += rules.overlay(wanted, known=False, confined=not policy.transit)
+        messages += rules.overlay(wanted, known=False, confined="transit" not in policy.asks)
         messages += rules.network(wanted, known=())
         if wanted.bridged or self._ports:
             messages += rules.bridge_base()
@@ -124,29 +124,33 @@ class Survey:
 
     def _base(self, records: Iterable[Record]) -> Iterator[Lack]:
         there = self._inet
-        messages = rules.base()
+        before, peers = self._asked("peering", records)
+        messages = rules.base(peers=peers)
         if "forward" in there.hooks or any(record.ingress != "open" for record in records):
             messages += rules.forward()
         if "postrouting" in there.hooks or any(record.masquerade for record in records):
             messages += rules.postrouting()
-        yield from _shared(rules.INET, there, messages, PODS_CHAIN)
+        for lack in _shared(rules.INET, there, messages, PODS_CHAIN):
+            yield Lack(lack.words, lack.messages, fault=lack.fault and peers == before)
+
+    def _asked(self, switch: str, records: Iterable[Record]) -> tuple[bool, bool]:
+        """Whether one of the node's networks had asked for something, and whether one does now."""
+        asking = {each.group for each in records if switch in each.more}
+        now = asking - {self._wanted.group} or switch in self._wanted.policy.asks
+        return bool(asking), bool(now)
 
     def _overlay(self, records: Iterable[Record]) -> Iterator[Lack]:
-        """One network that asks for transit opens the interface that it shares with others."""
         wanted, there = self._wanted, self._inet
-        asking = {each.group for each in records if each.transit and each.origin == wanted.origin}
-        before = bool(asking)
-        asking.discard(wanted.group)
-        now = bool(asking) or wanted.policy.transit
+        before, open_ = self._asked("transit", records)
         key = wanted.interface_key
         chain, words = there.element("overlays", key)
-        messages = rules.overlay(wanted, known=there.has("overlays", key), confined=not now)
+        messages = rules.overlay(wanted, known=there.has("overlays", key), confined=not open_)
         lacking = there.lacks(Content().apply(rules.INET.family, messages))
         if not chain:
             lacking = f"does not guard {wanted.interface}"
         if lacking:
             lost = not there.rules.get(chain)
-            fault = lost or (words == wanted.overlay_words and now == before)
+            fault = lost or (words == wanted.overlay_words and open_ == before)
             yield Lack(_said(rules.INET, lacking), messages, fault=fault)
 
     def _networks(self, records: Iterable[Record]) -> Iterator[Lack]:

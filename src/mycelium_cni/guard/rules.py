@@ -77,7 +77,10 @@ _QUOTED_SOURCE, _QUOTED_DESTINATION = 16, 32
 # IPv4 and IPv6 in IPv6, GRE, EtherIP, L2TPv3, MPLS; VXLAN (Linux's old port too), GENEVE.
 _TUNNEL_PROTOCOLS, _TUNNEL_PORTS = (4, 41, 47, 97, 115, 137), (4789, 8472, 6081)
 
-_ERRORS, _TUNNELS = f"errors-{RULES}", f"tunnels-{RULES}"
+# Where the daemon takes peers, and where it looks for them, by multicast.
+_PEERS = (b"\x25\xb2", b"\x25\xb3")  # 9650, 9651
+
+_ERRORS, _TUNNELS, _PEERING = f"errors-{RULES}", f"tunnels-{RULES}", f"peering-{RULES}"
 _SOLICITATION, _ADVERTISEMENT = f"solicitation-{RULES}", f"advertisement-{RULES}"
 _UNSPECIFIED = f"unspecified-{RULES}"
 
@@ -129,8 +132,9 @@ def _quoted(offset: int, size: int, register: int = nf.NFT_REG_1) -> nl.Attribut
     return nf.payload(nf.NFT_PAYLOAD_TRANSPORT_HEADER, offset, size, register)
 
 
-def base() -> list[nl.Message]:
-    """The table, its maps, and the chains that do not depend on a node or a network."""
+def base(*, peers: bool) -> list[nl.Message]:
+    """The table, its maps, and the chains that do not depend on a node or a network. `peers`: pods
+    may become peers of the node's daemon."""
     table = INET
     link = nf.meta(nf.NFT_META_IIF)
     sender = (link, nf.payload(nf.NFT_PAYLOAD_NETWORK_HEADER, 8, 16, nf.NFT_REG32_00 + 1))
@@ -168,8 +172,14 @@ def base() -> list[nl.Message]:
             *(link, nf.limit("reporting", 100, 200), _ACCEPT),
         ),
         table.rule(_ERRORS, "about a packet it was not sent, or too many", *_DROP),
+        *(() if peers else _no_peers()),
+        table.chain("bridged"),
+        table.flush_chain("bridged"),
+        *(() if peers else [_to_daemon("bridged")]),
+        table.rule("bridged", "", _ACCEPT),
         table.chain(PODS_CHAIN),
         table.flush_chain(PODS_CHAIN),
+        *(() if peers else [_to_daemon(PODS_CHAIN)]),
         table.rule(PODS_CHAIN, "", *_IPV6, *_NO_ICMPV6, *sender, nf.lookup("own-address"), _ACCEPT),
         table.rule(
             PODS_CHAIN,
@@ -209,10 +219,33 @@ def base() -> list[nl.Message]:
         table.rule(
             "prerouting",
             "",
-            *(nf.meta(nf.NFT_META_IIFGROUP), nf.compare(_EQ, nf.host32(BRIDGE_GROUP)), _ACCEPT),
+            *(nf.meta(nf.NFT_META_IIFGROUP), nf.compare(_EQ, nf.host32(BRIDGE_GROUP))),
+            nf.verdict(nf.NFT_GOTO, "bridged"),
         ),
         table.rule("prerouting", "", nf.meta(nf.NFT_META_IIFNAME), nf.vmap("overlays")),
     ]
+
+
+def _no_peers() -> list[nl.Message]:
+    """A pod that is a peer of the daemon is a router of the overlay's, and no pod any more."""
+    table = INET
+    return [
+        table.chain(_PEERING),
+        table.flush_chain(_PEERING),
+        *(
+            table.rule(_PEERING, "no peer of the daemon", *protocol, *_TO_NODE, *_DROP)
+            for protocol in (_TCP, _UDP)
+        ),
+    ]
+
+
+def _to_daemon(chain: str) -> nl.Message:
+    """What may be for the daemon is looked at; most packets cost this one comparison."""
+    low, high = (
+        nf.compare(op, port)
+        for op, port in zip((nf.NFT_CMP_GTE, nf.NFT_CMP_LTE), _PEERS, strict=True)
+    )
+    return INET.rule(chain, "", _DESTINATION_PORT, low, high, nf.verdict(nf.NFT_JUMP, _PEERING))
 
 
 def _tunnels() -> list[nl.Message]:
@@ -247,7 +280,12 @@ def overlay(wanted: Wanted, *, known: bool, confined: bool) -> list[nl.Message]:
     elsewhere = (*_IPV6, destination, nf.compare(_NEQ, subnet))
     beyond = table.rule(transit, "beyond this node's pods", *elsewhere, *_DROP)
     tunnels = table.rule(chain, "", *_NO_TCP, nf.verdict(nf.NFT_JUMP, _TUNNELS))
+    # A bridge that somebody else made is told by its name; ours has a group.
+    bridge = table.elements(
+        nf.NFT_MSG_NEWSETELEM, "overlays", [nf.element(wanted.bridge_key, "bridged")]
+    )
     return [
+        *([bridge] if wanted.bridged else ()),
         *(_tunnels() if confined else ()),
         table.chain(transit),
         table.flush_chain(transit),

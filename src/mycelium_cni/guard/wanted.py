@@ -25,7 +25,7 @@ TABLE_NAME = "mycelium-cni"
 INET_FAMILY, BRIDGE_FAMILY = 1, 7  # NFPROTO_*, of nf_tables all that a question needs
 # Of the rules that do not depend on the node: another number makes every ADD load them anew.
 # tests/netns/test_guard.py knows which rules belong to which number.
-RULES = 6
+RULES = 7
 PODS_CHAIN = f"pods-{RULES}"
 BRIDGE_CHAIN = f"icmpv6-{RULES}"
 # Release 0.1.0 knows its bridge table by these words, and by the number of uses below.
@@ -35,8 +35,9 @@ BRIDGE_WORDS = "mycelium-cni: who may send what from which port; rules 3"
 # first and the last: with other numbers it would take the table for flushed, and every network's
 # policy with it.
 PREROUTING_USES = 3
+# One more, each, unless a network asks for peering, or transit.
 PODS_USES = 12 + 1
-OVERLAY_USES = 12 + 1  # and one more, unless the node is open to transit
+OVERLAY_USES = 12 + 1
 FORWARD_USES = 3
 BRIDGE_USES = 7 + 1
 BRIDGE_PODS_USES = 7 + 1
@@ -45,12 +46,13 @@ BRIDGE_PODS_USES = 7 + 1
 class Wanted:
     """What the guard should hold for one network on this node."""
 
-    __slots__ = ("bridged", "group", "interface", "network", "policy", "subnet")
+    __slots__ = ("bridge", "bridged", "group", "interface", "network", "policy", "subnet")
 
     def __init__(self, network: str, config: Config, node: Node) -> None:
         self.network: Final = network
         self.group: Final = group(network)
         self.interface: Final = config.interface
+        self.bridge: Final = config.bridge_name
         self.policy: Final[Policy] = config.policy
         self.subnet: Final = node.subnet
         self.bridged: Final = node.bridged
@@ -62,7 +64,11 @@ class Wanted:
 
     @property
     def interface_key(self) -> bytes:
-        return self.interface.encode("utf-8", "surrogateescape").ljust(16, b"\0")
+        return _link_key(self.interface)
+
+    @property
+    def bridge_key(self) -> bytes:
+        return _link_key(self.bridge)
 
     @property
     def origin(self) -> str:
@@ -91,13 +97,13 @@ class Wanted:
 class Record:
     """What the table says of a network, from which its chains can be made again: the words of its
     elements in the map to its pods and in the one from them. `rules` is the number of the rules
-    that its chains were made by.
+    that its chains were made by; `more` what the words say besides, such as "transit".
 
     Raises ValueError or IndexError: words that only another release understands.
     """
 
     __slots__ = (
-        *("allows", "group", "ingress", "masquerade", "network", "origin", "rules", "transit"),
+        *("allows", "group", "ingress", "masquerade", "more", "network", "origin", "rules"),
         "words",
     )
 
@@ -110,7 +116,7 @@ class Record:
         self.ingress: Final = ingress.removeprefix("ingress ")
         self.allows: Final = self.ingress == "cluster" and not more[0].startswith("0 ")
         self.masquerade: Final = "ipMasq" in more
-        self.transit: Final = "transit" in more
+        self.more: Final = more
         self.rules: Final = int(number.removeprefix("rules "))
         if self.ingress not in ("open", "cluster", "closed"):
             raise ValueError(f"{words!a} is not understood")
@@ -125,6 +131,10 @@ class Record:
     def subnet(self) -> bytes:
         """Of the node, as this network's pods know it."""
         return parse_prefix(self.origin.removeprefix("subnet "))[0][:8]
+
+
+def _link_key(name: str) -> bytes:
+    return name.encode("utf-8", "surrogateescape").ljust(16, b"\0")
 
 
 def _short(network: str) -> str:

@@ -40,6 +40,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--transit", action=flag, help="the overlay's way to what is behind the node"
     )
+    group.add_argument("--peering", action=flag, help="pods may be peers of the node's daemon")
     group.add_argument("--guard", choices=CHOICES["guard"])
     group.add_argument("--addressing", choices=CHOICES["addressing"])
     group.add_argument("--mtu", type=int, metavar="BYTES")
@@ -77,6 +78,7 @@ def new(wanted: argparse.Namespace, dirs: CniDirs) -> tuple[dict[str, Any], list
         "ingress": wanted.ingress,
         "allowFrom": wanted.allow_from,
         "transit": wanted.transit,
+        "peering": wanted.peering,
         "guard": wanted.guard,
         "logLevel": wanted.log_level,
         "logFile": wanted.log_file,

@@ -34,6 +34,8 @@ MEANINGS: Final = {
     "transit": "Let what comes from the overlay go on: to node ports and host ports whose backend "
     "is no pod of this node, and into tunnels that end on the node (VXLAN, GRE, ...). One network "
     "that says so opens the node.",
+    "peering": "Let pods become peers of the node's daemon (TCP and UDP 9650 and 9651). One "
+    "network that says so opens the daemon to all pods of the node.",
     "serviceNetworks": "Kubernetes' Service networks. The node, and pods without a default route, "
     "get routes to them.",
     "mtu": "The MTU of both ends of the pod link, in bytes. By default that of the Mycelium "
