@@ -8,6 +8,8 @@ address. It looks at everything when it starts, once a minute and on SIGHUP, bec
 not tell of most settings below /proc/sys. What somebody keeps undoing it makes again after a
 second, two, four, and in the end once a minute. Attachments whose pod is gone it removes, as `gc`.
 
+Over HTTP it answers /healthz (it works), /readyz (what STATUS would say) and /metrics (Prometheus).
+
 Pods need it for nothing: ADD and DEL do not know it, and when it ends (SIGTERM, exit code 0) pods
 run on. Stop it before `teardown` and `uninstall`.
 
@@ -24,6 +26,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from mycelium_agent import serve
 from mycelium_agent.log import Log
 from mycelium_agent.reconcile import Reconciler
 from mycelium_agent.watch import Changes, Watch
@@ -39,6 +42,13 @@ STOP, LOOK = (signal.SIGTERM, signal.SIGINT), signal.SIGHUP
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("--log-format", choices=("text", "json"), default="text")
+    parser.add_argument(
+        "--listen",
+        type=serve.address,
+        default=serve.DEFAULT,
+        metavar="ADDRESS:PORT",
+        help="for HTTP (%(default)s)",
+    )
     nodestate.add_options(parser)
 
 
@@ -56,6 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
     with _signals() as told:
         watch.also(told.fileno())
         reconciler = Reconciler(where, log)
+        serve.start(arguments.listen, reconciler)
         changes: Changes | None = Changes(everything=True)
         while changes is not None:
             first = not reconciler.due

@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
+import re
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -21,6 +24,7 @@ from tool import Tool
 from mycelium_lab.lab import Lab, Node
 from mycelium_lab.lab import await_fact as await_soon
 
+PORT = 9654
 MOST_MEMORY = 30 << 20  # bytes
 
 # Faults of which the kernel tells, of every kind of fact that a node and a pod have.
@@ -103,14 +107,15 @@ class Watched:
         os.kill(self.agent.pid, number)
 
     def slept(self) -> int:
-        """How often the agent has gone to sleep, in whatever way."""
-        status = Path(f"/proc/{self.agent.pid}/status").read_text()
-        return sum(int(line.split()[1]) for line in status.splitlines() if "_ctxt_switches" in line)
+        """How often the agent's threads have gone to sleep, in whatever way."""
+        tasks = Path(f"/proc/{self.agent.pid}/task").glob("*/status")
+        lines = [line for task in tasks for line in task.read_text().splitlines()]
+        return sum(int(line.split()[1]) for line in lines if "_ctxt_switches" in line)
 
-    def sleeps(self) -> bool:
-        """Whether it sleeps through half a second, which no call that is at work does."""
+    def sleeps(self, for_s: float = 0.5) -> bool:
+        """Whether it sleeps so long without a break: none of its threads polls for anything."""
         before = self.slept()
-        await_fact(_after(0.5), "half a second has passed")
+        await_fact(_after(for_s), "the time has passed")
         return self.slept() == before
 
 
@@ -179,8 +184,8 @@ def test_what_the_kernel_does_not_tell_of_comes_back_when_it_is_asked_to_look(
 
 @in_mode("bridge")
 def test_at_rest_it_only_sleeps_and_is_small(watched: Watched) -> None:
-    await_fact(watched.sleeps, "the agent sleeps")
-    assert watched.sleeps()
+    numbers(watched)
+    await_fact(lambda: watched.sleeps(2), "the agent sleeps")
     pages = int(Path(f"/proc/{watched.agent.pid}/statm").read_text().split()[1])
     assert pages * os.sysconf("SC_PAGE_SIZE") < MOST_MEMORY
 
@@ -329,9 +334,103 @@ def test_a_changed_key_is_followed(lab: Lab, bare: Node, root: Path) -> None:
     agent.stop()
 
 
+def numbers(watched: Watched) -> dict[str, float]:
+    """What /metrics says; each name and its labels must be told once."""
+    found: dict[str, float] = {}
+    for line in watched.home.node.get("127.0.0.1", PORT, "/metrics").decode().splitlines():
+        if not line.startswith("#"):
+            name, value = line.rsplit(" ", 1)
+            assert re.fullmatch(r'[a-z_]+({[a-z]+="[^"\n]*"})?', name), line
+            assert name not in found
+            found[name] = float(value)
+    return found
+
+
+def dropped(watched: Watched) -> float:
+    name = "mycelium_cni_guard_dropped_packets_total"
+    return sum(value for key, value in numbers(watched).items() if key.startswith(name))
+
+
+@in_mode()
+def test_numbers_tell_of_pods_repairs_drops_and_the_daemon(watched: Watched) -> None:
+    seen = numbers(watched)
+    assert seen["mycelium_cni_ready"] == 1
+    assert seen[f'mycelium_cni_attachments{{mode="{watched.home.mode}"}}'] == 2
+    assert seen["mycelium_daemon_up"] == 1
+    assert seen['mycelium_daemon_peers{state="connected"}'] == 1
+    assert seen["mycelium_daemon_routes"] >= 1
+    assert not [name for name in seen if "repairs" in name]
+    watched.home.shell("nft flush ruleset")
+    await_fact(
+        lambda: numbers(watched).get('mycelium_cni_repairs_total{kind="guard"}') == 1,
+        "the repair is counted",
+    )
+    watched.await_whole()
+    before = dropped(watched)
+    stranger = "2001:db8:77::1"
+    watched.home.web.configure(f"address add {stranger}/128 dev eth0 nodad")
+    try:
+        own = str(watched.home.node.overlay_address)
+        assert watched.home.web.ping(own, source=stranger, wait_s=0.2) is None
+    finally:
+        watched.home.web.configure(f"address del {stranger}/128 dev eth0")
+    assert dropped(watched) > before
+
+
+@in_mode("routed")
+def test_probes_tell_what_status_would_say(watched: Watched) -> None:
+    node = watched.home.node
+
+    def answer(page: str) -> tuple[int, str]:
+        connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=10)
+        with node.inside():
+            connection.connect()
+        connection.request("GET", page)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+
+    assert answer("/healthz") == (200, "ok\n")
+    assert answer("/readyz") == (200, "ready\n")
+    assert answer("/else")[0] == 404
+    node.configure("link set mycelium down")
+    try:
+        status, said = answer("/readyz")
+        assert status == 503
+        assert said.startswith("interface mycelium is down")
+        assert answer("/healthz") == (200, "ok\n")
+    finally:
+        node.stop_overlay()
+        node.start_overlay()
+    await_fact(lambda: answer("/readyz")[0] == 200, "the node is ready again")
+
+
+@in_mode("routed")
+def test_nobody_who_asks_slowly_keeps_it_from_its_work(watched: Watched) -> None:
+    node = watched.home.node
+    with node.inside():
+        idle = [socket.create_connection(("127.0.0.1", PORT)) for _ in range(40)]
+    try:
+        watched.home.shell("nft flush ruleset")
+        watched.await_whole()
+    finally:
+        for each in idle:
+            each.close()
+    await_fact(lambda: node.get("127.0.0.1", PORT, "/healthz") == b"ok\n", "it answers again")
+
+
+def test_an_address_that_is_taken_is_said(lab: Lab, bare: Node, root: Path) -> None:
+    with bare.inside():
+        taken = socket.create_server(("127.0.0.1", PORT))
+    with taken:
+        done = Tool(bare, root)("agent")
+    assert done.returncode == 1
+    assert f"127.0.0.1 port {PORT}: Address already in use" in done.stderr
+    assert Tool(bare, root)("agent", "--listen", "127.0.0.1").returncode == 2
+
+
 @in_mode("routed")
 def test_it_ends_when_it_is_told_to_and_pods_run_on(watched: Watched) -> None:
-    second = Watched(watched.home, "--log-format", "json")
+    second = Watched(watched.home, "--log-format", "json", "--listen", "[::1]:9655")
     second.agent.stop(signal.SIGTERM)
     assert second.agent.code == 0
     for line in second.agent.output().splitlines():

@@ -7,14 +7,13 @@ from collections.abc import Iterator
 from typing import Final
 
 from mycelium_cni.kernel import netlink as nl
-from mycelium_cni.kernel import nftables as nf
 from mycelium_cni.kernel.address import format_address
 from mycelium_cni.kernel.facts import Fact
 from mycelium_cni.kernel.snapshot import Snapshot
 from mycelium_ctl.checks.finding import Finding, ok, skip
 from mycelium_ctl.checks.pods import Ought, inside
 from mycelium_ctl.checks.routing import ELSEWHERE, Way
-from mycelium_ctl.checks.ruleset import expressions_of, verdict_of
+from mycelium_ctl.checks.ruleset import read_dropping
 from mycelium_ctl.echo import (
     ALL_HOPS,
     ANSWER_S,
@@ -199,9 +198,8 @@ def _counters(state: State) -> dict[str, int]:
     """What counts losses: rules that drop, links, and the kernel's own counters for IPv6."""
     found: dict[str, int] = {}
     try:
-        with nl.Socket(nl.NETLINK_NETFILTER) as socket:
-            for payload in socket.dump(nf.message(nf.NFT_MSG_GETRULE, 0, "list rules")):
-                found.update(_rule_counter(payload))
+        for rule in read_dropping():
+            found[f"rule `{rule.reason}` of chain {rule.table} {rule.chain}"] = rule.packets
     except OSError:
         pass  # no packet filter, or no right to read it
     try:
@@ -215,23 +213,3 @@ def _counters(state: State) -> dict[str, int]:
     for link in nodestate.read_links(state.host):
         found[f"dropped by link {link.name}"] = link.dropped_packets
     return found
-
-
-def _rule_counter(payload: bytes) -> dict[str, int]:
-    """Name and packets of a rule that counts what it drops; {} of another rule."""
-    said = nl.decode(payload, 4)
-    packets, drops = None, False
-    for name, data in expressions_of(said.get(nf.NFTA_RULE_EXPRESSIONS, b"")):
-        if name == "counter":
-            packets = int.from_bytes(data.get(_NFTA_COUNTER_PACKETS, b""), "big")
-        elif name == "reject" or verdict_of(name, data)[0] == nf.NF_DROP:
-            drops = True
-    if packets is None or not drops:
-        return {}
-    comment = said.get(nf.NFTA_RULE_USERDATA, b"\0\0")[2:].rstrip(b"\0").decode("utf-8", "replace")
-    table, chain = nl.text(said[nf.NFTA_RULE_TABLE]), nl.text(said[nf.NFTA_RULE_CHAIN])
-    handle = int.from_bytes(said.get(_NFTA_RULE_HANDLE, b""), "big")
-    return {f"rule `{comment or handle}` of chain {table} {chain}": packets}
-
-
-_NFTA_COUNTER_PACKETS, _NFTA_RULE_HANDLE = 2, 3  # linux/netfilter/nf_tables.h

@@ -7,8 +7,9 @@ known of it; where a rule asks something else, nothing is decided (None, or "unk
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from mycelium_cni.kernel import netlink as nl
 from mycelium_cni.kernel import nftables as nf
@@ -222,6 +223,37 @@ def expressions_of(listed: bytes) -> list[Expression]:
         found.append((nl.text(said[nf.NFTA_EXPR_NAME]), data))
     return found
 
+
+class Dropping(NamedTuple):
+    """A rule that counts what it drops; `reason` is its comment, or else its handle."""
+
+    table: str
+    chain: str
+    reason: str
+    packets: int
+
+
+def read_dropping() -> Iterator[Dropping]:
+    """The rules of all tables that count what they drop. Raises OSError."""
+    with nl.Socket(nl.NETLINK_NETFILTER) as socket:
+        payloads = socket.dump(nf.message(nf.NFT_MSG_GETRULE, 0, "list rules"))
+    for payload in payloads:
+        said = nl.decode(payload, 4)
+        expressions = expressions_of(said.get(nf.NFTA_RULE_EXPRESSIONS, b""))
+        counted = [
+            _number(data, _COUNTER_PACKETS) for name, data in expressions if name == "counter"
+        ]
+        if counted and any(takes(each) for each in expressions):
+            comment = said.get(nf.NFTA_RULE_USERDATA, b"\0\0")[2:].rstrip(b"\0")
+            yield Dropping(
+                nl.text(said[nf.NFTA_RULE_TABLE]),
+                nl.text(said[nf.NFTA_RULE_CHAIN]),
+                comment.decode("utf-8", "replace") or str(_number(said, _RULE_HANDLE)),
+                counted[0],
+            )
+
+
+_COUNTER_PACKETS, _RULE_HANDLE = 2, 3  # linux/netfilter/nf_tables.h
 
 # What loads a value into a register, and what says nothing of whether a rule matches.
 _LOADERS: Final = {"meta", "payload", "ct", "bitwise"}
