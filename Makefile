@@ -73,7 +73,7 @@ fuzz: venv ## a million damaged inputs, guided by what they reach (ARGS="--runs 
 docs: ## the documentation site, in build/site; a broken link is an error
 	@test -x build/docs-venv/bin/pip || $(PYTHON) -m venv build/docs-venv
 	@scripts/step "installing MkDocs" build/docs-venv/bin/pip install --progress-bar off -r docs/requirements.txt
-	NO_MKDOCS_2_WARNING=1 build/docs-venv/bin/mkdocs build --quiet --strict
+	PYTHONPATH=src NO_MKDOCS_2_WARNING=1 build/docs-venv/bin/mkdocs build --quiet --strict
 	@echo "build/site/index.html"
 
 clean: ## remove what was built; the test tools' cache (.tools) stays

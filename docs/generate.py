@@ -2,7 +2,7 @@
 """Parts of pages that are written from the program itself, so that no page can lag behind it.
 
 A page says `<!-- generated: keys -->`, and gets the table there when the site is built. MkDocs
-loads this module as a hook; the tests of the documentation call `filled`.
+loads this module as a hook (with PYTHONPATH=src); the tests of the documentation call `filled`.
 """
 
 from __future__ import annotations
@@ -11,19 +11,16 @@ import ast
 import inspect
 import json
 import re
-import sys
 from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from mycelium_cni.cni import errors
+from mycelium_ctl import checks, parsers
+from mycelium_ctl.node import schema
+
 ROOT: Final = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "src"))
-
-from mycelium_cni.cni import errors  # noqa: E402
-from mycelium_ctl import checks, parsers  # noqa: E402
-from mycelium_ctl.node import schema  # noqa: E402
-
 MARKER: Final = re.compile(r"<!-- generated: (\w+) -->")
 ANY: Final = "…"  # what a message says about this node, this pod, this value
 
