@@ -244,6 +244,26 @@ def test_units_are_printed_and_installed_where_they_are_of_use(tool: Tool) -> No
     assert Path(start[1]).is_file()
 
 
+def test_the_rules_of_every_network_of_the_node_come_back(tool: Tool) -> None:
+    tool("setup")
+    tool.attach("web")
+    plugin = {"type": "mycelium-cni", "netseed": "/nonexistent", "ingress": "closed"}
+    inner = {"cniVersion": "1.0.0", "name": "inner", "plugins": [plugin]}
+    tool.conf(inner, "20-inner.conflist")
+    pod = tool.node.pod("db")
+    tool.node.plugin("ADD", {"cniVersion": "1.0.0", "name": "inner", **plugin}, pod).succeeded()
+
+    def rules() -> list[str]:
+        return sorted(tool.node.run(["nft", "-s", "list", "ruleset"]).stdout.splitlines())
+
+    before = rules()
+    tool.node.run(["nft", "flush", "ruleset"])
+    assert tool.doctor("guard")["state"] == "fail"
+    assert "network inner" in tool("setup").stdout
+    assert rules() == before
+    assert tool.doctor("guard")["state"] == "ok"
+
+
 def test_without_root_setup_says_so(tool: Tool) -> None:
     argv = [*tool.node.lab.command, "setup", "--root", str(tool.root)]
     drop = ["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin", *argv]

@@ -18,7 +18,7 @@ from mycelium_cni.pod import datapath
 from mycelium_ctl.checks.finding import Finding, of_error, ok, own, skip
 from mycelium_ctl.errors import ToolError
 from mycelium_ctl.node import state as nodestate
-from mycelium_ctl.node.expected import Expected, Guard
+from mycelium_ctl.node.expected import Expected, read_guards
 from mycelium_ctl.node.state import State
 from mycelium_ctl.view import Mark
 
@@ -206,22 +206,22 @@ def guard(state: State) -> Finding:
     node = state.node
     if node is None:
         return skip(_NO_ADDRESS)
-    wanted = guards.Wanted(state.network, state.config, node)
-    wrong = guards.fault(state.host, wanted)
-    required = wanted.policy.required
+    all_ = read_guards(state, node)
+    faults = ((guards.fault(state.host, each.wanted), each.wanted.policy) for each in all_)
+    wrong, policy = next((each for each in faults if each[0]), ("", state.config.policy))
     if not wrong:
-        if state.attachments and not Guard(wanted).holds(state.seen):
+        if state.attachments and not all(each.holds(state.seen) for each in all_):
             return Finding(
                 "warn",
                 "up, with other rules than the configuration's: the next ADD brings them",
                 run=(own("setup"),),
                 fix=_setup(state),
             )
-        return ok(f"up, ingress {wanted.policy.ingress}")
+        return ok(f"up, ingress {policy.ingress}")
     prepared = (facts.LOOPBACK, node.address) in state.seen.addresses
     if not prepared and not state.attachments:
         return _first_pod(state, "not up: the first pod loads it")
-    mark: Mark = "fail" if required else "warn"
+    mark: Mark = "fail" if policy.required else "warn"
     return Finding(mark, f"down: {wrong}", run=(own("setup"),), fix=_setup(state))
 
 

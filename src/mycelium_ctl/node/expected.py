@@ -43,7 +43,11 @@ class Guard(Fact):
         self.wanted: Final = wanted
 
     def __str__(self) -> str:
-        return f"# load table inet {guard.TABLE_NAME} into the packet filter"
+        return f"# load {self.label} into the packet filter"
+
+    @property
+    def label(self) -> str:
+        return f"table inet {guard.TABLE_NAME} with the policy of network {self.wanted.network}"
 
     def holds(self, seen: Snapshot) -> bool:
         try:
@@ -67,7 +71,7 @@ class Expected:
     def __init__(self, state: State) -> None:
         self.state: Final = state
         self.node: Final = read_node(state)
-        self.guard: Final = Guard(guard.Wanted(state.network, state.config, self.node))
+        self.guards: Final = read_guards(state, self.node)
         self.stale: Final = list(stale(state, self.node))
         bridge = self.node.bridge
         self.facts: Final = self._facts(bridge.index if bridge else 0, unfinished=bridge is None)
@@ -83,7 +87,7 @@ class Expected:
             found += facts.bridge(name, bridge, node)
             found += facts.bridge_answers(name, bridge, node)
         found += facts.standing(node, self.state.config.service_networks)
-        found.append(self.guard)
+        found += self.guards
         return found + facts.forwarding(prepare.links_at_risk(self.state.host))
 
     @property
@@ -121,6 +125,20 @@ class Expected:
             raise ToolError(error.msg) from error
         except OSError as error:
             raise ToolError(refused(error)) from error
+
+
+def read_guards(state: State, node: subnet.Node) -> list[Guard]:
+    """The guard of the configured network, and of every other one that pods of this node have, if
+    a file of this node configures it."""
+    found = [Guard(guard.Wanted(state.network, state.config, node))]
+    others = {one.network: one.bridged for one in state.attachments if one.network}
+    others.pop(state.network, None)
+    for network, bridged in sorted(others.items()):
+        config = state.config_of(network)
+        if config:
+            theirs = subnet.Node(node.address, node.mtu, bridged, node.bridge)
+            found.append(Guard(guard.Wanted(network, config, theirs)))
+    return found
 
 
 def read_node(state: State) -> subnet.Node:
