@@ -14,7 +14,7 @@ from typing import Any
 
 import crafting as c
 import pytest
-from crafting import Eyes
+from crafting import Eyes, Wire
 from sites import LAN_HOST, LAN_NODE, NODE, REMOTE, STRANGER, SUBNET, Site, answers, conf, connects
 
 from mycelium_cni import guard
@@ -521,6 +521,25 @@ def test_a_pod_on_a_bridge_that_somebody_else_made_is_no_peer_either(site: Site)
     assert connects(site.node, NODE, pod, port=9652)
 
 
+def test_a_bridge_remembers_nothing_of_what_pods_report(site: Site) -> None:
+    """Of 4,096 groups it would remember, for all pods together, and then flood everything."""
+    pod, _ = site.attach(conf(mode="bridge"))
+    groups = [f"ff05::{number:x}" for number in range(0x1000, 0x1010)]
+    with pod.inside():
+        member = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+        eth0 = struct.pack("i", socket.if_nametoindex("eth0"))
+    with member:
+        for group in groups:
+            wish = c.packed(group) + eth0
+            member.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, wish)
+        eyes = Eyes()
+        eyes.watch_wire("bridge", Wire(site.node, "mycelium-br"))
+        assert eyes.find(c.packed(groups[0]), within_s=3), "the kernel repeats a report"
+        eyes.close()
+        shown = site.node.run(["bridge", "-d", "mdb", "show"]).stdout
+    assert "ff05::" not in shown
+
+
 # Where the guard cannot be loaded.
 
 
@@ -603,7 +622,7 @@ def test_the_rules_have_a_number(site: Site) -> None:
     digest = hashlib.blake2b(digest_size=8)
     for message in messages:
         digest.update(bytes((message.kind & 0xFF,)) + message.body)
-    assert (guard.RULES, digest.hexdigest()) == (7, "dcd32aae5ebb3ba6")
+    assert (guard.RULES, digest.hexdigest()) == (8, "fb6be7ee30915baa")
 
 
 def test_prefixes_are_cut_at_the_right_bits() -> None:

@@ -81,6 +81,7 @@ _TUNNEL_PROTOCOLS, _TUNNEL_PORTS = (4, 41, 47, 97, 115, 137), (4789, 8472, 6081)
 _PEERS = (b"\x25\xb2", b"\x25\xb3")  # 9650, 9651
 
 _ERRORS, _TUNNELS, _PEERING = f"errors-{RULES}", f"tunnels-{RULES}", f"peering-{RULES}"
+_OTHERS = f"others-{RULES}"
 _SOLICITATION, _ADVERTISEMENT = f"solicitation-{RULES}", f"advertisement-{RULES}"
 _UNSPECIFIED = f"unspecified-{RULES}"
 
@@ -212,6 +213,19 @@ def base(*, peers: bool) -> list[nl.Message]:
         table.rule(PODS_CHAIN, "", *_IPV6, *_LATER_FRAGMENT, _ACCEPT),
         table.rule(PODS_CHAIN, "", *_IPV6, *_ERROR, nf.verdict(nf.NFT_GOTO, _ERRORS)),
         *_rest_of_icmpv6(table, PODS_CHAIN, _IPV6),
+        table.chain(_OTHERS),
+        table.flush_chain(_OTHERS),
+        table.rule(_OTHERS, "", nf.meta(nf.NFT_META_IIFNAME), nf.vmap("overlays")),
+        # Who has an address of the overlay is behind the overlay, a pod, or where the node has a
+        # route to. A TUN that has no pods may be another daemon's.
+        table.rule(
+            _OTHERS,
+            "not where that source is",
+            *(*_IPV6, *_in(_SADDR, MYCELIUM)),
+            *(nf.meta(nf.NFT_META_IIFTYPE), nf.compare(_EQ, nf.host16(nf.ARPHRD_ETHER))),
+            *(_ROUTED_BACK, nf.compare(_EQ, nf.host32(0))),
+            *_DROP,
+        ),
         table.chain("prerouting", *nf.base("filter", nf.NF_INET_PRE_ROUTING, _RAW)),
         table.flush_chain("prerouting"),
         table.rule("prerouting", "", *_FROM_OURS, nf.verdict(nf.NFT_GOTO, PODS_CHAIN)),
@@ -222,7 +236,7 @@ def base(*, peers: bool) -> list[nl.Message]:
             *(nf.meta(nf.NFT_META_IIFGROUP), nf.compare(_EQ, nf.host32(BRIDGE_GROUP))),
             nf.verdict(nf.NFT_GOTO, "bridged"),
         ),
-        table.rule("prerouting", "", nf.meta(nf.NFT_META_IIFNAME), nf.vmap("overlays")),
+        table.rule("prerouting", "", nf.verdict(nf.NFT_GOTO, _OTHERS)),
     ]
 
 

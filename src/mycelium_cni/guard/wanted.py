@@ -25,7 +25,7 @@ TABLE_NAME = "mycelium-cni"
 INET_FAMILY, BRIDGE_FAMILY = 1, 7  # NFPROTO_*, of nf_tables all that a question needs
 # Of the rules that do not depend on the node: another number makes every ADD load them anew.
 # tests/netns/test_guard.py knows which rules belong to which number.
-RULES = 7
+RULES = 8
 PODS_CHAIN = f"pods-{RULES}"
 BRIDGE_CHAIN = f"icmpv6-{RULES}"
 # Release 0.1.0 knows its bridge table by these words, and by the number of uses below.

@@ -52,14 +52,18 @@ class Bridge(Object):
 
     def __str__(self) -> str:
         mac, group = format_mac(self.mac), BRIDGE_GROUP
-        return f"ip link add {quoted(self.name)} address {mac} group {group} type bridge"
+        own = f"address {mac} group {group} type bridge mcast_snooping 0"
+        return f"ip link add {quoted(self.name)} {own}"
 
     @property
     def removal(self) -> str:
         return f"ip link del {quoted(self.name)}"
 
     def message(self) -> nl.Message:
-        kind: nl.Attribute = (nl.IFLA_LINKINFO, [(nl.IFLA_INFO_KIND, b"bridge")])
+        # Without a querier, which no pod may be, snooping keeps no multicast from a port, and only
+        # remembers what pods report: 4,096 groups for all of them together.
+        quiet: nl.Attribute = (nl.IFLA_INFO_DATA, [(nl.IFLA_BR_MCAST_SNOOPING, b"\0")])
+        kind: nl.Attribute = (nl.IFLA_LINKINFO, [(nl.IFLA_INFO_KIND, b"bridge"), quiet])
         named: nl.Attribute = (nl.IFLA_IFNAME, self.name)
         mac: nl.Attribute = (nl.IFLA_ADDRESS, self.mac)
         ours: nl.Attribute = (nl.IFLA_GROUP, BRIDGE_GROUP)
