@@ -19,7 +19,8 @@ _DISPLACED: Final = ".displaced-by-mycelium-cni"  # no suffix that a runtime rea
 
 
 class Receipt:
-    """The files of ours by their paths, each with a hash of what was written; "" for a link.
+    """The files of ours by their paths, each with a hash of what was written; "" for a link; and
+    the directories that had to be made for them.
 
     The paths are the node's, whatever directory the caller has the node's root at.
     """
@@ -29,12 +30,13 @@ class Receipt:
         self.path: Final = root / PLACE
         try:
             said = json.loads(files.read(self.path))
-            listed = said["files"].items()
+            listed, made = said["files"].items(), list(said.get("folders", []))
         except FileNotFoundError:
-            listed = ()
+            listed, made = (), []
         except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
             raise ToolError(f"{self.path} cannot be read: {error}") from error
         self._files: Final = {str(place): str(digest) for place, digest in listed}
+        self._folders: Final = [str(place) for place in made]
 
     @property
     def paths(self) -> list[Path]:
@@ -62,7 +64,7 @@ class Receipt:
         """
         beside = path.with_name(f".{path.name}.new")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            self._make(path.parent)
             with open(beside, "wb", opener=_private) as file:
                 file.write(octets)
                 os.fchmod(file.fileno(), mode)
@@ -78,11 +80,21 @@ class Receipt:
     def link(self, path: Path, target: str) -> None:
         """Put a symbolic link in its place. Raises ToolError."""
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            self._make(path.parent)
             self._note(path, "")
             path.symlink_to(target)
         except OSError as error:
             raise ToolError(f"cannot link {path}: {refused(error)}") from error
+
+    def _make(self, folder: Path) -> None:
+        if not folder.exists():
+            self._note_missing(folder)
+            self._save()
+            folder.mkdir(parents=True)
+
+    def _note_missing(self, folder: Path) -> None:
+        missing = [self.place(each) for each in (folder, *folder.parents) if not each.exists()]
+        self._folders.extend(place for place in missing if place not in self._folders)
 
     def _note(self, path: Path, digest: str) -> None:
         if self.place(path) not in self._files and path.exists():
@@ -91,8 +103,10 @@ class Receipt:
         self._save()
 
     def _save(self) -> None:
+        self._note_missing(self.path.parent)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        files.write(self.path, json.dumps({"files": self._files}, indent=2) + "\n")
+        told = {"files": self._files, "folders": self._folders}
+        files.write(self.path, json.dumps(told, indent=2) + "\n")
 
     def take_back(self, path: Path) -> None:
         """Remove a file, and put back what it had displaced. One that was edited since stays beside
@@ -111,7 +125,9 @@ class Receipt:
             return
         with suppress(OSError):
             self.path.unlink()
-            self.path.parent.rmdir()
+        for place in sorted(self._folders, key=len, reverse=True):
+            with suppress(OSError):  # somebody else has a file there by now
+                (self._root / place.lstrip("/")).rmdir()
 
     def edited(self, path: Path) -> bool:
         """Whether somebody has changed a file of ours."""

@@ -32,14 +32,14 @@ def root(tmp_path: Path, root: Path) -> Path:
 
 
 def tree(root: Path) -> dict[str, bytes]:
-    """Every file and link below a directory."""
-    return {
-        str(path.relative_to(root)): str(path.readlink()).encode()
-        if path.is_symlink()
-        else path.read_bytes()
-        for path in root.rglob("*")
-        if path.is_file() or path.is_symlink()
-    }
+    """Everything below a directory."""
+
+    def content(path: Path) -> bytes:
+        if path.is_symlink():
+            return str(path.readlink()).encode()
+        return b"" if path.is_dir() else path.read_bytes()
+
+    return {str(path.relative_to(root)): content(path) for path in root.rglob("*")}
 
 
 def done(tool: Tool, *argv: str) -> str:
@@ -58,22 +58,6 @@ def test_uninstall_takes_back_exactly_what_install_made(tool: Tool, root: Path) 
     assert f"ExecStart=/{PLUGIN} setup" in unit.read_text()
     done(tool, "uninstall", "--dry-run")
     assert PLUGIN in tree(root)
-    done(tool, "uninstall")
-    assert tree(root) == before
-
-
-def test_completions_and_the_manual_come_for_what_reads_them(tool: Tool, root: Path) -> None:
-    for reader in ("bash-completion", "fish", "man"):
-        (root / "usr/share" / reader).mkdir(parents=True)
-    before = tree(root)
-    done(tool, "install")
-    made = {name.removeprefix("usr/local/share/") for name in tree(root).keys() - before.keys()}
-    bash = "bash-completion/completions/mycelium-cni"
-    fish = "fish/vendor_completions.d/mycelium-cni.fish"
-    assert {bash, fish, "man/man8/mycelium-cni.8.gz"} <= made
-    assert not any("zsh" in name for name in made)
-    assert b"complete -o default" in tree(root)[f"usr/local/share/{bash}"]
-    assert "nothing to do" in done(tool, "install")
     done(tool, "uninstall")
     assert tree(root) == before
 
@@ -191,6 +175,69 @@ def test_a_read_only_directory_of_plugins_is_refused_with_the_way_out(
     ran = with_read_only_root(tool, "var etc/cni")
     assert ran.returncode == 0, ran.stderr
     assert {CONFLIST, "var/cni/bin/mycelium-cni"} <= tree(root).keys()
+
+
+RUNTIMES = {
+    # the files of a node and their texts; where the network and the executable belong then
+    "k3s": (
+        {"var/lib/rancher/k3s/agent/etc/containerd/config.toml": "version = 3\n"},
+        "var/lib/rancher/k3s/agent/etc/cni/net.d",
+        "var/lib/rancher/k3s/data/cni",
+    ),
+    "k3s elsewhere": (
+        {
+            "etc/rancher/k3s/config.yaml": "data-dir: /old\n",
+            "etc/rancher/k3s/config.yaml.d/10-disk.yaml": 'data-dir: "/mnt/k3s" # the disk\n',
+            "mnt/k3s/agent/etc/containerd/config.toml": "version = 3\n",
+        },
+        "mnt/k3s/agent/etc/cni/net.d",
+        "mnt/k3s/data/cni",
+    ),
+    "rke2": (
+        {
+            "var/lib/rancher/rke2/agent/etc/containerd/config.toml": (
+                '[plugins."io.containerd.grpc.v1.cri".cni]\nbin_dir = "/opt/cni/bin"\n'
+            )
+        },
+        "etc/cni/net.d",
+        "opt/cni/bin",
+    ),
+    "microk8s": (
+        {
+            "var/snap/microk8s/current/args/containerd.toml": (
+                '[plugins."io.containerd.grpc.v1.cri".cni]\n'
+                'bin_dir = "${SNAP_DATA}/opt/cni/bin"\n'
+                'conf_dir = "${SNAP_DATA}/args/cni-network"\n'
+            )
+        },
+        "var/snap/microk8s/current/args/cni-network",
+        "var/snap/microk8s/current/opt/cni/bin",
+    ),
+    "containerd 2": (
+        {
+            "etc/containerd/config.toml": (
+                "version = 3\n[plugins.'io.containerd.cri.v1.runtime'.cni]\n"
+                "bin_dirs = ['/usr/libexec/cni']\nconf_dir = '/run/cni/net.d'\n"
+            )
+        },
+        "run/cni/net.d",
+        "usr/libexec/cni",
+    ),
+}
+
+
+@pytest.mark.parametrize(("there", "conf", "bins"), RUNTIMES.values(), ids=RUNTIMES)
+def test_the_runtimes_directories_are_found(
+    there: dict[str, str], conf: str, bins: str, tool: Tool, root: Path
+) -> None:
+    for name, text in there.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    (root / bins).mkdir(parents=True, exist_ok=True)
+    (root / bins / "loopback").write_text("")
+    done(tool, "install")
+    assert (root / conf / "10-mycelium.conflist").is_file()
+    assert (root / bins / "mycelium-cni").is_file()
 
 
 def test_a_second_install_changes_nothing_and_says_so(tool: Tool, root: Path) -> None:

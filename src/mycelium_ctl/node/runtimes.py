@@ -8,6 +8,7 @@ says what it must not, is one more thing to tell: it stops nothing.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,20 +24,18 @@ if TYPE_CHECKING:
 
 # Where runtimes look: configurations, executables, whose they are. The grid's k3s image comes last.
 USUAL: Final = ("etc/cni/net.d", ("opt/cni/bin",), "kubelet")
-K3S: Final = (
-    "var/lib/rancher/k3s/agent/etc/cni/net.d",
-    ("var/lib/rancher/k3s/data/cni", "var/lib/rancher/k3s/data/current/bin", "opt/cni/bin"),
-    "k3s",
-)
+SNAP_DATA: Final = "var/snap/microk8s/current"
+MICROK8S: Final = (f"{SNAP_DATA}/args/cni-network", (f"{SNAP_DATA}/opt/cni/bin",), "microk8s")
 GRID: Final = ("mnt/data/agent/etc/cni/net.d", ("mnt/data/data/cni",), "k3s of the ThreeFold Grid")
 
 # Runtimes' configurations: the file, a directory of drop-ins, whose they are, what holds when they
 # say nothing.
 CONFIGS: Final = (
     ("etc/containerd/config.toml", "", "containerd", USUAL),
-    ("var/lib/rancher/k3s/agent/etc/containerd/config.toml", "", "k3s", K3S),
+    (f"{SNAP_DATA}/args/containerd.toml", "", "microk8s", MICROK8S),
     ("etc/crio/crio.conf", "etc/crio/crio.conf.d", "CRI-O", USUAL),
 )
+CONTAINERD_OF_RANCHER: Final = "agent/etc/containerd/config.toml"  # below the data directory
 MOST_FILES: Final = 100  # of one runtime's configuration
 
 
@@ -59,12 +58,23 @@ def find_dirs(where: Options) -> list[CniDirs]:
     if where.conf_dirs:
         bins = where.bin_dirs or _below(root, USUAL[1])
         return [CniDirs(conf, bins, "you") for conf in where.conf_dirs]
+    k3s, rke2 = (_data_directory(root, name) for name in ("k3s", "rke2"))
+    of_k3s = (
+        f"{k3s}/agent/etc/cni/net.d",
+        (f"{k3s}/data/cni", f"{k3s}/data/current/bin", "opt/cni/bin"),
+        "k3s",
+    )
     found = {
         root / conf: CniDirs(root / conf, where.bin_dirs or _below(root, bins), whose)
-        for conf, bins, whose in (USUAL, K3S, GRID)
+        for conf, bins, whose in (USUAL, of_k3s, MICROK8S, GRID)
         if os.path.isdir(root / conf)  # noqa: PTH112 - also False where it may not be looked at
     }
-    for config, drop_ins, whose, (usual_conf, usual_bins, _) in CONFIGS:
+    configs = (
+        *CONFIGS,
+        (f"{k3s}/{CONTAINERD_OF_RANCHER}", "", "k3s", of_k3s),
+        (f"{rke2}/{CONTAINERD_OF_RANCHER}", "", "rke2", USUAL),
+    )
+    for config, drop_ins, whose, (usual_conf, usual_bins, _) in configs:
         said = _said(root, config, drop_ins)
         if said is None:
             continue
@@ -80,6 +90,19 @@ def find_dirs(where: Options) -> list[CniDirs]:
     return list(found.values())
 
 
+def _data_directory(root: Path, name: str) -> str:
+    """Where k3s or RKE2 keeps everything, below the root: /var/lib/rancher/NAME, or what `data-dir`
+    of its configuration says, the last file last."""
+    folder = root / "etc/rancher" / name
+    drop_ins = sorted(_listed(folder / "config.yaml.d"))
+    found = f"var/lib/rancher/{name}"
+    for path in (folder / "config.yaml", *drop_ins):
+        with suppress(OSError):
+            said = re.findall(rb"""^data-dir:\s*["']?/([^"'#\s]+)""", files.read(path), re.M)
+            found = os.fsdecode(said[-1]) if said else found
+    return found
+
+
 def choose_dirs(where: Options, runtime: str | None) -> CniDirs:
     """The directories of the runtime of this name; of the one whose configuration names them, or
     the first one, where it has none here or no name was given."""
@@ -90,7 +113,9 @@ def choose_dirs(where: Options, runtime: str | None) -> CniDirs:
 
 
 def _below(root: Path, names: Sequence[str]) -> tuple[Path, ...]:
-    return tuple(root / name.lstrip("/") for name in names)
+    # MicroK8s has its configuration with this in it, as the template of what containerd reads.
+    snap = [name.replace("${SNAP_DATA}", SNAP_DATA) for name in names]
+    return tuple(root / name.lstrip("/") for name in snap)
 
 
 class Said(NamedTuple):
