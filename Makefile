@@ -8,7 +8,7 @@ PYTEST := $(VENV)/bin/pytest -n $(JOBS) --dist loadgroup
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test test-cluster soak fuzz docs lint test-pip test-static test-packages clean
+.PHONY: help venv demo test test-cluster manifests soak fuzz docs lint test-pip test-static test-packages clean
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 19
@@ -59,8 +59,12 @@ test-static: export MYCELIUM_CNI_COMMAND = $(CURDIR)/dist/mycelium-cni-linux-amd
 test-static: venv dist ## the black-box tests again, and the runtimes', against the static executable
 	$(PYTEST) tests/protocol tests/netns tests/runtime --ignore tests/netns/test_bench.py
 
-test-cluster: venv test-packages ## a real Kubernetes of three nodes; the first time it is built, 25 min
+test-cluster: export MYCELIUM_CNI_COMMAND = $(CURDIR)/dist/mycelium-cni-linux-amd64
+test-cluster: venv test-packages image ## a real Kubernetes of three nodes; the first time it is built, 45 min
 	$(VENV)/bin/pytest tests/cluster
+
+manifests: venv ## write deploy/*.yaml as the chart makes them
+	PYTHONPATH=tests $(VENV)/bin/python -m tests.cluster.rendering
 
 soak: venv ## attach pods by the thousand, every fifth call killed (ARGS="--count 10000 --mode bridge")
 	PYTHONPATH=tests:tests/netns $(VENV)/bin/python -m soak $(ARGS)

@@ -22,6 +22,11 @@ from runtime.images import PAUSE, PAUSE_C, archive, need
 from runtime.machine import Machine
 
 HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+MANIFEST = ROOT / "deploy/mycelium-cni.yaml"
+REMOVAL = ROOT / "deploy/uninstall.yaml"
+CHART = ROOT / "deploy/chart"
+IMAGE = ROOT / "dist/mycelium-cni-image-amd64.tar"
 SERVICE_NETWORK = "fd00:10:96::/112"
 API_SERVICE = "fd00:10:96::1"
 DNS_SERVICE = "fd00:10:96::a"
@@ -92,7 +97,8 @@ class Options:
     """What differs from cluster to cluster.
 
     `known_by`: the addresses that Kubernetes knows the nodes by. `router`: whether the nodes have a
-    default route. `plugins`: a directory of reference plugins.
+    default route. `plugins`: a directory of reference plugins. `by_manifest`: the network comes by
+    deploy/mycelium-cni.yaml, as it is, with the agent; else by `install` on each node.
     """
 
     containerd: Literal[1, 2]
@@ -100,6 +106,7 @@ class Options:
     known_by: Literal["lan", "overlay"]
     router: bool
     plugins: Path
+    by_manifest: bool
 
 
 class Pki:
@@ -161,6 +168,7 @@ class Images:
     """The machines' first process, and the archives of all images."""
 
     def __init__(self, directory: Path, programs: Path) -> None:
+        self.directory = directory
         self.init = directory / "pause"
         source = directory / "pause.c"
         source.write_text(PAUSE_C)
@@ -214,7 +222,8 @@ class KubeNode:
             file.parent.mkdir(exist_ok=True)
             file.write_text(f"{value}\n")
             lines.append(f"mount --bind {file} /proc/sys/{name}")
-        self.machine.shell("\n".join(lines))
+        # As with systemd: without, no container may have a mount that follows the node's.
+        self.machine.shell("\n".join([*lines, "mount --make-rshared /"]))
 
     def reboot(self) -> None:
         """Cut the power; start again with the same disk and an empty kernel."""
@@ -256,8 +265,26 @@ class KubeNode:
 
     def install(self) -> str:
         """Install the plugin as docs/operate.md says; what that printed."""
-        network = ("--service-network", SERVICE_NETWORK)
+        network = (
+            () if self._cluster.options.by_manifest else ("--service-network", SERVICE_NETWORK)
+        )
         return self.run(*self._cluster.lab.command, "install", *network).stdout
+
+    def load(self, *archives: Path) -> None:
+        """Give the runtime images."""
+        for path in archives:
+            self.run("ctr", "-a", SOCKET, "-n", "k8s.io", "images", "import", path)
+
+    def traces(self) -> list[str]:
+        """What an installation may leave on the node: files, links, routes, rules."""
+        folders = ("/opt/cni/bin", "/etc/cni/net.d", "/etc/systemd", "/usr/local/bin")
+        found = self.run("find", *folders, "/var/lib/mycelium-cni", check=False).stdout.split()
+        routes = self.lab_node.ip("-6", "route", "show", "proto", "77")
+        found += [f"route {route['dst']}" for route in routes]
+        found += [link["ifname"] for link in self.lab_node.ip("link")]
+        tables = self.run("nft", "list", "tables").stdout.splitlines()
+        found += [table for table in tables if "mycelium" in table]
+        return sorted(found)
 
     # Programs
 
@@ -301,8 +328,7 @@ class KubeNode:
             within_s=40,
         )
         if PAUSE not in self.run(*ctr, "ls", "-q").stdout:
-            for path in cluster.images.archives:
-                self.run(*ctr, "import", path)
+            self.load(*cluster.images.archives)
 
     def start_kubelet(self) -> None:
         cluster, d = self._cluster, self.directory
@@ -392,6 +418,7 @@ class Cluster:
         self.programs = programs
         self.options = options
         self.nodes = [KubeNode(self, number) for number in (1, 2, 3)]
+        self.bare: list[list[str]] = []  # what was on the nodes before the network came
         self.world = lab.node("world")
         lab.connect(*(node.lab_node for node in self.nodes), self.world)
         self._connect_to_the_world()
@@ -419,6 +446,27 @@ class Cluster:
             self.__exit__()
             raise
         return self
+
+    def install(self) -> None:
+        """Bring the network onto the nodes, and wait until they are Ready."""
+        if self.options.by_manifest:
+            for node in self.nodes:
+                node.load(IMAGE)
+            self.kubectl("apply", "-f", str(MANIFEST))
+        else:
+            for node in self.nodes:
+                node.install()
+        self.await_ready()
+
+    def uninstall(self) -> None:
+        """Take the network off the nodes, on which no pod is attached."""
+        if self.options.by_manifest:
+            self.kubectl("apply", "-f", str(REMOVAL))
+            self.rollout("daemonset/mycelium-cni", "kube-system")
+            self.kubectl("delete", "--wait", "-f", str(REMOVAL))
+        else:
+            for node in self.nodes:
+                node.run("mycelium-cni", "uninstall")
 
     def __exit__(self, *_: object) -> None:
         for node in self.nodes:
@@ -531,9 +579,9 @@ class Cluster:
         """Return when all nodes are Ready."""
         self.kubectl("wait", "--for=condition=Ready", "nodes", "--all", "--timeout=60s")
 
-    def rollout(self, name: str) -> None:
+    def rollout(self, name: str, namespace: str = "default") -> None:
         """Return when a Deployment or DaemonSet is as it should be."""
-        self.kubectl("rollout", "status", name, "--timeout=90s")
+        self.kubectl("-n", namespace, "rollout", "status", name, "--timeout=90s")
 
 
 class KubePod:

@@ -2,7 +2,7 @@
 """The clusters, one after the other: every test runs in each of them.
 
 They are chosen so that each runtime meets each kind of kube-proxy, of addresses that nodes are
-known by, and of reference plugins.
+known by, and of reference plugins. A test with the mark `only` runs in one of them.
 """
 
 from __future__ import annotations
@@ -18,11 +18,27 @@ from . import programs
 from .cluster import Cluster, Images, Options
 
 CLUSTERS = {
-    # name: containerd, kube-proxy, nodes known by, default route, CNI plugins of
-    "containerd-1.6": (1, "nftables", "lan", True, "Debian"),
-    "overlay-only": (2, "iptables", "overlay", False, "CNI project"),
-    "old-plugins": (2, "nftables", "overlay", True, "Debian"),
+    # name: containerd, kube-proxy, nodes known by, default route, CNI plugins of, installed by
+    "containerd-1.6": (1, "nftables", "lan", True, "Debian", "command"),
+    "overlay-only": (2, "iptables", "overlay", False, "CNI project", "command"),
+    "manifest": (2, "nftables", "lan", True, "Debian", "manifest"),
 }
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "only(*clusters): runs in these, and in no other")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out what is for another cluster."""
+    items[:] = [item for item in items if _belongs(item)]
+
+
+def _belongs(item: pytest.Item) -> bool:
+    mark = item.get_closest_marker("only")
+    callspec = getattr(item, "callspec", None)
+    params = callspec.params if callspec else {}
+    return mark is None or params.get("cluster", mark.args[0]) in mark.args
 
 
 @pytest.fixture(scope="session")
@@ -38,16 +54,15 @@ def cluster(
     reference_plugins: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Cluster]:
-    containerd, proxy_mode, known_by, router, plugins = CLUSTERS[request.param]
+    containerd, proxy_mode, known_by, router, plugins, by = CLUSTERS[request.param]
     directory = DEBIAN_PLUGINS if plugins == "Debian" else reference_plugins
-    options = Options(containerd, proxy_mode, known_by, router, directory)
+    options = Options(containerd, proxy_mode, known_by, router, directory, by == "manifest")
     images = Images(tmp_path_factory.mktemp("images"), kubernetes)
     with owned_lab(command) as lab, Cluster(lab, images, kubernetes, options) as cluster:
-        for node in cluster.nodes:
-            node.install()
-        cluster.await_ready()
+        cluster.bare = [node.traces() for node in cluster.nodes]
+        cluster.install()
         cluster.apply("web")
         cluster.apply("coredns")
         cluster.rollout("deployment/web")
-        cluster.kubectl("-n", "kube-system", "rollout", "status", "deployment/coredns")
+        cluster.rollout("deployment/coredns", "kube-system")
         yield cluster

@@ -2,7 +2,7 @@
 """The programs of a Kubernetes cluster, built once from the Go module proxy: no container registry.
 
 They stay in `.tools/cluster`, which git ignores. On a cold machine with two cores the build takes
-about 25 minutes. etcd is the distribution's, unpacked and not installed.
+about 45 minutes. What is the distribution's, such as etcd, is unpacked and not installed.
 """
 
 from __future__ import annotations
@@ -21,13 +21,22 @@ FOLDER = HERE.parents[1] / ".tools" / "cluster"
 KUBERNETES = "v1.34.4"  # the last minor release whose kubelet starts with cgroup v1 by default
 CONTAINERD = "v2.2.9"
 COREDNS = "v1.14.3"
+HELM = "v3.19.5"
+CERTIFICATE = ("localhost.crt", "localhost.key")  # agnhost's, which it serves TLS with
 COREDNS_PLUGINS = "health ready errors cache loadbalance kubernetes"
 
+_MINOR = KUBERNETES.split(".")[1]
 _KUBERNETES_PROGRAMS = (
     *("kube-apiserver", "kube-controller-manager", "kube-scheduler"),
     *("kubelet", "kube-proxy", "kubectl"),
 )
 _CONTAINERD_PROGRAMS = ("containerd", "containerd-shim-runc-v2")
+# What the end-to-end tests' images have beside agnhost and busybox, with its libraries.
+_IMAGE_PACKAGES = (
+    *("bind9-dnsutils", "bind9-libs", "libuv1", "libmaxminddb0", "libjson-c5", "liblmdb0"),
+    *("libfstrm0", "libprotobuf-c1", "libjemalloc2", "libicu72", "libxml2"),
+    *("netcat-openbsd", "libbsd0", "libmd0"),
+)
 
 
 def ensure() -> Path:
@@ -48,6 +57,12 @@ def ensure() -> Path:
             _build_containerd()
         if not _has("etcd"):
             _unpack_etcd()
+        if not _has("helm"):
+            _build_helm()
+        if not _has("e2e.test", "agnhost", *CERTIFICATE):
+            _build_end_to_end_tests()
+        if not _has("debian"):
+            _unpack(FOLDER / "debian", *_IMAGE_PACKAGES)
     return FOLDER
 
 
@@ -84,7 +99,7 @@ def _module(name: str, text: str) -> Path:
     return folder
 
 
-def _build_kubernetes() -> None:
+def _kubernetes_module() -> Path:
     """Kubernetes cannot be a dependency as it stands: its go.mod replaces the k8s.io modules by
     folders beside it. Here they are replaced by their releases, v0.34.4 for v1.34.4."""
     folder = _module("kubernetes", "go 1.24\n")
@@ -92,15 +107,39 @@ def _build_kubernetes() -> None:
         _go("mod", "download", "-json", f"k8s.io/kubernetes@{KUBERNETES}", cwd=folder)
     )
     lines = "\n".join(_pinned(Path(told["GoMod"]).read_text(), KUBERNETES.replace("v1.", "v0.")))
-    _module("kubernetes", lines)
-    minor = KUBERNETES.split(".")[1]
+    return _module("kubernetes", lines)
+
+
+def _kubernetes_flags() -> list[str]:
     version = {
         f"{package}.{field}": value
         for package in ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
-        for field, value in (("gitVersion", KUBERNETES), ("gitMajor", "1"), ("gitMinor", minor))
+        for field, value in (("gitVersion", KUBERNETES), ("gitMajor", "1"), ("gitMinor", _MINOR))
     }
+    return _flags(version)
+
+
+def _build_kubernetes() -> None:
     packages = [f"k8s.io/kubernetes/cmd/{name}" for name in _KUBERNETES_PROGRAMS]
-    _go("build", *_flags(version), "-o", f"{FOLDER}/", *packages, cwd=folder)
+    _go("build", *_kubernetes_flags(), "-o", f"{FOLDER}/", *packages, cwd=_kubernetes_module())
+
+
+def _build_end_to_end_tests() -> None:
+    folder, tests = _kubernetes_module(), "k8s.io/kubernetes/test"
+    flags = _kubernetes_flags()
+    _go("build", *flags, "-o", FOLDER / "agnhost", f"{tests}/images/agnhost", cwd=folder)
+    _go("test", "-c", *flags, "-o", FOLDER / "e2e.test", f"{tests}/e2e", cwd=folder)
+    listed = _go("list", "-m", "-f", "{{.Dir}}", "k8s.io/kubernetes", cwd=folder)
+    for name in CERTIFICATE:
+        shutil.copy(Path(listed.strip(), "test/images/agnhost/porter", name), FOLDER / name)
+
+
+def _build_helm() -> None:
+    module = "helm.sh/helm/v3"
+    folder = _module("helm", f"go 1.24.0\n\nrequire {module} {HELM}\n")
+    known = f"{module}/pkg/chartutil.k8sVersion"  # what templates are told, without a cluster
+    flags = _flags({f"{known}Major": "1", f"{known}Minor": _MINOR})
+    _go("build", *flags, "-o", FOLDER / "helm", f"{module}/cmd/helm", cwd=folder)
 
 
 def _pinned(upstream: str, staging: str) -> Iterator[str]:
@@ -140,11 +179,19 @@ def _build_containerd() -> None:
 
 def _unpack_etcd() -> None:
     folder = FOLDER / "src" / "etcd"
-    folder.mkdir(parents=True, exist_ok=True)
+    _unpack(folder, "etcd-server")
+    shutil.copy2(folder / "usr/bin/etcd", FOLDER / "etcd")
+
+
+def _unpack(folder: Path, *packages: str) -> None:
+    """Packages of the distribution, unpacked below a folder."""
+    made = folder.with_name(f".{folder.name}.new")
+    made.mkdir(parents=True, exist_ok=True)
     for argv in (
-        ["apt-get", "download", "etcd-server"],
-        ["sh", "-c", "dpkg -x etcd-server_*.deb . && cp usr/bin/etcd ../../"],
+        ["apt-get", "download", *packages],
+        ["sh", "-ec", "for package in *.deb; do dpkg -x $package .; rm $package; done"],
     ):
-        done = subprocess.run(argv, cwd=folder, capture_output=True, text=True, check=False)
+        done = subprocess.run(argv, cwd=made, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f"{' '.join(argv)} failed: {done.stderr.strip()}")
+    made.rename(folder)

@@ -11,15 +11,18 @@ import json
 import signal
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
 from mycelium_lab.errors import LabError
 from mycelium_lab.lab import await_fact
+from runtime.images import archive
 
 from .cluster import API_SERVICE, DNS_SERVICE, DOMAIN, INTERNET, Cluster, KubeNode, KubePod
 
 pytestmark = pytest.mark.timeout(400)
+NEXT = "localhost/mycelium-cni:next"
 REPEATED = 6  # enough requests to a Service to meet each of its three pods
 
 
@@ -248,6 +251,46 @@ def test_a_node_that_was_switched_off_comes_back(cluster: Cluster, web: list[Kub
     cluster.kubectl("delete", "--now", "pod", web[2].name)
     cluster.rollout("deployment/web")
     await_fact(lambda: all_reach_all(cluster), "all pods reach each other", within_s=60)
+
+
+# The agent
+
+
+@pytest.mark.only("manifest")
+@pytest.mark.usefixtures("undisturbed")
+def test_the_agent_brings_back_what_a_firewalls_restart_flushes(cluster: Cluster) -> None:
+    node = cluster.nodes[1]
+    for _ in range(3):
+        node.run("nft", "flush", "ruleset")
+        await_fact(
+            lambda: "mycelium-cni" in node.run("nft", "list", "tables").stdout, "the guard's table"
+        )
+    node.run("ip", "-6", "route", "flush", "proto", "77")
+    await_fact(lambda: all_reach_all(cluster), "all pods reach each other", within_s=30)
+    cluster.await_ready()
+
+
+@pytest.mark.only("manifest")
+def test_an_upgrade_disturbs_no_pod_that_comes_or_goes(
+    cluster: Cluster, undisturbed: None, tmp_path: Path
+) -> None:
+    cluster.apply("churn")
+    executable = Path(cluster.lab.command[0]).read_bytes()
+    archive(tmp_path / "next.tar", NEXT, {"mycelium-cni": executable + b"\n"}, ["/mycelium-cni"])
+    for node in cluster.nodes:
+        node.load(tmp_path / "next.tar")
+    cluster.kubectl("scale", "deployment/churn", "--replicas=30")
+    images = (f"install={NEXT}", f"agent={NEXT}")
+    cluster.kubectl("-n", "kube-system", "set", "image", "daemonset/mycelium-cni", *images)
+    cluster.rollout("deployment/churn")
+    cluster.kubectl("scale", "deployment/churn", "--replicas=0")
+    cluster.kubectl("wait", "--for=delete", "pod", "-l", "app=churn", "--timeout=90s")
+    cluster.rollout("daemonset/mycelium-cni", "kube-system")
+    for node in cluster.nodes:
+        size = node.run("stat", "-c", "%s", "/opt/cni/bin/mycelium-cni").stdout
+        assert int(size) == len(executable) + 1
+    failed = "--field-selector=reason=FailedCreatePodSandBox"
+    assert cluster.kubectl("get", "events", failed, "-o", "name") == ""
 
 
 # Many

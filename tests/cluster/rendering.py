@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The manifests of deploy/, made of the chart: `python -m tests.cluster.rendering` writes them."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+from . import programs
+from .cluster import CHART, MANIFEST, REMOVAL
+
+
+def render(kubernetes: Path, *settings: str) -> str:
+    """What the chart makes with these values. Raises CalledProcessError."""
+    values = [word for setting in settings for word in ("--set", setting)]
+    argv = ["template", "mycelium-cni", CHART, "--namespace", "kube-system", *values]
+    done = subprocess.run([kubernetes / "helm", *argv], capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+if __name__ == "__main__":
+    folder = programs.ensure()
+    MANIFEST.write_text(render(folder))
+    REMOVAL.write_text(render(folder, "uninstall=true"))
