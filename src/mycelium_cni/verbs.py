@@ -28,7 +28,6 @@ from mycelium_cni.kernel.address import format_address, format_mac, format_prefi
 from mycelium_cni.kernel.link import Link, find_link
 from mycelium_cni.kernel.snapshot import Snapshot
 from mycelium_cni.node import prepare, subnet
-from mycelium_cni.node.marks import word
 from mycelium_cni.pod import check as comparison
 from mycelium_cni.pod import claims, datapath, removal, sourcerule
 from mycelium_cni.pod.addresses import random_address, stable_address
@@ -127,7 +126,10 @@ def delete(request: Request, network: Network, _: Reply) -> str:
     attachment = Attachment(network.name, request.container, request.ifname)
     link = removal.find(host, attachment)
     if link is None:
-        _sweep(host)
+        try:
+            _sweep(host)
+        except OSError as error:  # what pods leave lets nobody do anything, and keeps nobody here
+            return f"nothing was there; {refusal(error, 'not swept').problem}"
         return "nothing was there"
     _remove(host, [link], request.netns)
     return f"{link.name} is gone"
@@ -162,9 +164,11 @@ def gc(_request: Request, network: Network, _: Reply) -> str:
     host = nl.Socket()
     links = removal.attachments(host, network.name)
     stale = [link for link in links if not removal.is_valid(link, network.name, valid)]
-    if stale:
-        _remove(host, stale)
-    _sweep(host)
+    try:
+        if stale:
+            _remove(host, stale)
+    finally:
+        _sweep(host)
     return f"{len(stale)} stale: {' '.join([link.name for link in stale])}"
 
 
@@ -195,20 +199,33 @@ VERBS = {"ADD": add, "DEL": delete, "CHECK": check, "GC": gc, "STATUS": status}
 
 
 def _remove(host: nl.Socket, links: list[Link], path: str = "") -> None:
-    if any(word(link.alias, "table") for link in links):
-        sourcerule.forget(host, links, path)
-    # What `forget` returns stays open for as long: closing it takes the kernel 15 ms, which the
+    """Take away host links with all that hangs on them. Whatever of that is refused, the rest goes,
+    so that a runtime that tries again finds nothing; then the first refusal is raised."""
+    refused: list[OSError] = []
+    waiting: list[nl.Socket | None] = []
+    # What the guard returns stays open for as long: closing it takes the kernel 15 ms, which the
     # child that deletes the links spends waiting anyway.
-    waiting = guard.forget(*links)
-    removal.forget_neighbours(host, links)
-    removal.delete_links(host, [link.index for link in links])
-    del waiting
+    steps: tuple[Callable[[], None], ...] = (
+        lambda: sourcerule.forget(host, links, path),
+        lambda: waiting.append(guard.forget(*links)),
+        lambda: removal.forget_neighbours(host, links),
+        lambda: removal.delete_links(host, [link.index for link in links]),
+    )
+    for step in steps:
+        try:
+            step()
+        except OSError as error:
+            refused.append(error)
+    if refused:
+        raise refused[0]
 
 
 def _sweep(host: nl.Socket) -> None:
     """Pods that end before their DEL take their links along, and all that hangs on these. What the
     guard and the node know of pods on a bridge stays."""
-    if guard.sweep(host):
+    try:
+        guard.sweep(host)
+    finally:
         removal.sweep_neighbours(host)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from errno import (
     EACCES,
+    EAGAIN,
+    EINTR,
     EMFILE,
     ENFILE,
     ENOBUFS,
@@ -113,6 +115,8 @@ def refusal(error: OSError, doing: str = "") -> CniError:
         code, advice = TRY_AGAIN_LATER, "somebody else has removed or moved the link meanwhile"
     elif number in (ENOMEM, ENOBUFS):
         code, advice = TRY_AGAIN_LATER, "the node is short of memory"
+    elif number in (EINTR, EAGAIN):
+        code, advice = TRY_AGAIN_LATER, "the kernel was interrupted"
     elif number in (EOPNOTSUPP, ENOPROTOOPT):
         code = NODE_MISCONFIGURED
         advice = "the kernel must be Linux 5.5 or newer, with veth, bridge and IPv6 policy routing"

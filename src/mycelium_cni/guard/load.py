@@ -11,6 +11,7 @@ from errno import (
     EAFNOSUPPORT,
     EBUSY,
     EEXIST,
+    EINVAL,
     ENOENT,
     EOPNOTSUPP,
     EPROTONOSUPPORT,
@@ -182,26 +183,28 @@ def _host_links(host: nl.Socket) -> list[Link]:
 
 
 def forget(*links: Link) -> nl.Socket | None:
-    """Part of DEL and GC, before the links go: drop what the guard knows of bridged pods. It must
-    not keep a pod from being deleted, and an entry that stays lets nobody do anything: no link will
-    have its index again.
+    """Part of DEL and GC, before the links go: drop what the guard knows of bridged pods. An entry
+    that stays lets nobody do anything, for no link will have its index again; `sweep` finds it.
 
-    Returns a socket for `datapath.delete_links` to outlive: what was dropped is gone at once, but
+    Returns a socket for `removal.delete_links` to outlive: what was dropped is gone at once, but
     whoever closes the socket waits until the last reader is done (nft_rcv_nl_event), 15 ms that the
-    child of `delete_links` has to wait anyway.
+    child of `delete_links` has to wait anyway. Raises OSError.
     """
     ports = [port for port in map(port_of, links) if port]
     return release(*ports) if ports else None
 
 
 def release(*ports: Port) -> nl.Socket | None:
-    """Drop the entries of bridged pods. What is not there is dropped already."""
+    """Drop the entries of bridged pods. What is not there is dropped already; a kernel without
+    nf_tables has none. Raises OSError."""
     from mycelium_cni.kernel import nftables  # noqa: PLC0415 - bridge mode only
 
     try:
         socket = nftables.Socket()
         _delete_ports(socket, ports)
-    except OSError:
+    except OSError as error:
+        if error.errno not in _LACKING:
+            raise
         return None
     return socket
 
@@ -228,12 +231,14 @@ def _delete_ports(
 
 def sweep(host: nl.Socket) -> int:
     """Drop the entries of bridged pods whose links are gone: a pod that ends without DEL takes its
-    link with it, but not these. Returns how many there were."""
+    link with it, but not these. Returns how many there were. Raises OSError."""
     try:
         with nl.Socket(nl.NETLINK_NETFILTER) as asking:
             if asking.ask(ask_table(BRIDGE_FAMILY)) == [None]:
                 return 0
-    except OSError:
+    except OSError as error:
+        if error.errno not in (*_LACKING, EINVAL):  # EINVAL: nothing answers for nf_tables
+            raise
         return 0
     from mycelium_cni.guard import rules  # noqa: PLC0415 - where bridge mode is in use
     from mycelium_cni.kernel import nftables  # noqa: PLC0415 - where bridge mode is in use

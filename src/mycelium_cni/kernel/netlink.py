@@ -348,12 +348,15 @@ class Socket:
     __slots__ = ("_sequence", "_socket")
 
     def __init__(self, protocol: int = NETLINK_ROUTE) -> None:
-        self._socket = socket(AF_NETLINK, SOCK_RAW, protocol)
-        # Errors then come with the kernel's own sentence, and without a copy of the request.
-        self._socket.setsockopt(SOL_NETLINK, NETLINK_EXT_ACK, 1)
-        self._socket.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
-        # Dumps then obey the filter in their header instead of returning everything.
-        self._socket.setsockopt(SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1)
+        try:
+            self._socket = socket(AF_NETLINK, SOCK_RAW, protocol)
+            # Errors then come with the kernel's own sentence, and without a copy of the request.
+            self._socket.setsockopt(SOL_NETLINK, NETLINK_EXT_ACK, 1)
+            self._socket.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
+            # Dumps then obey the filter in their header instead of returning everything.
+            self._socket.setsockopt(SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1)
+        except OSError as error:
+            raise _failed("open a netlink socket", error) from None
         self._sequence = 0
 
     def fileno(self) -> int:
@@ -426,12 +429,13 @@ class Socket:
             flags = NLM_F_REQUEST | message.flags | (NLM_F_ACK if sequence == last else 0)
             length = 16 + len(message.body)
             batch += _HEADER.pack(length, message.kind, flags, sequence, 0) + message.body
-        self._socket.send(batch)
+        what = messages[0].what
+        self._ask(batch, what)
 
         payloads: list[bytes] = []
         refusals: dict[int, NetlinkError] = {}
         while True:
-            for kind, flags, sequence, payload in self._receive():
+            for kind, flags, sequence, payload in self._hear(what):
                 if sequence < first:
                     continue  # the answer to a request that was given up
                 if kind != NLMSG_ERROR:
@@ -439,8 +443,8 @@ class Socket:
                     continue
                 number = -unpack_from("=i", payload)[0]
                 if number:
-                    what = messages[sequence - first].what
-                    refusals[sequence - first] = NetlinkError(number, what, flags, payload)
+                    refused = messages[sequence - first].what
+                    refusals[sequence - first] = NetlinkError(number, refused, flags, payload)
                 # Without CAP_NET_ADMIN nf_tables answers only the first message of any number.
                 if sequence == last or (framed and sequence == first) or number == EPERM:
                     return payloads, refusals
@@ -455,11 +459,11 @@ class Socket:
             flags = NLM_F_REQUEST | NLM_F_DUMP
             header = _HEADER.pack(16 + len(message.body), message.kind, flags, self._sequence, 0)
             self._sequence += 1
-            self._socket.send(header + message.body)
+            self._ask(header + message.body, message.what)
             payloads: list[bytes] = []
             changed = done = False
             while not done:
-                for kind, flags, sequence, payload in self._receive():
+                for kind, flags, sequence, payload in self._hear(message.what):
                     if sequence != self._sequence - 1:
                         continue  # the answer to a request that was given up
                     changed = changed or bool(flags & NLM_F_DUMP_INTR)
@@ -473,6 +477,18 @@ class Socket:
             if not changed:
                 return payloads
         raise NetlinkError(EINTR, f"{message.what} (the table kept changing)")
+
+    def _ask(self, batch: bytes, what: object) -> None:
+        try:
+            self._socket.send(batch)
+        except OSError as error:
+            raise _failed(what, error) from None
+
+    def _hear(self, what: object) -> list[tuple[int, int, int, bytes]]:
+        try:
+            return self._receive()
+        except OSError as error:
+            raise _failed(what, error) from None
 
     def _receive(self, flags: int = MSG_DONTWAIT) -> list[tuple[int, int, int, bytes]]:
         """The messages of one datagram. Nothing is waited for by default: the kernel answers while
@@ -511,6 +527,11 @@ class Monitor(Socket):
             return [(kind, payload) for kind, _, _, payload in self._receive(flags=0)]
         except TimeoutError:
             return []
+
+
+def _failed(what: object, error: OSError) -> OSError:
+    """A system call failed before the kernel had refused or answered anything."""
+    return OSError(error.errno, f"{what}: {error.strerror}")
 
 
 def _reason(flags: int, payload: bytes) -> str:

@@ -37,6 +37,8 @@ def get(name: str) -> str:
     fd = _open(path, O_RDONLY)
     try:
         return read(fd, 64).strip().decode()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from None
     finally:
         close(fd)
 

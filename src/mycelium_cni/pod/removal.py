@@ -99,15 +99,16 @@ def delete_links(host: nl.Socket, indexes: list[int]) -> None:
     group waits once for any number of links. It asks by our own socket, which is where the links
     are and needs neither another descriptor nor the right to enter a namespace.
 
-    Raises NetlinkError if the kernel refuses.
+    Raises NetlinkError if the kernel refuses to delete one; then it has deleted the others.
     """
+    refused = {}
     if len(indexes) > 1:
         doomed = DELETE_GROUP | getpid() & ~GROUP_MASK
         moves = [
             nl.link(nl.RTM_NEWLINK, "regroup", (nl.IFLA_GROUP, doomed), index=i) for i in indexes
         ]
-        for move in moves:
-            _unless_gone(host, move)
+        refused = host.attempt(*moves)
+        indexes = [index for place, index in enumerate(indexes) if place not in refused]
         request = nl.link(nl.RTM_DELLINK, "delete links", (nl.IFLA_GROUP, doomed))
     else:
         request = nl.link(nl.RTM_DELLINK, "delete link", index=indexes[0])
@@ -116,9 +117,17 @@ def delete_links(host: nl.Socket, indexes: list[int]) -> None:
         child = fork()
     except OSError:  # no process to be had: do the waiting here
         _unless_gone(host, request)
-        return
-    if child == 0:
-        _delete_detached(host, unheard)
+    else:
+        if child == 0:
+            _delete_detached(host, unheard)
+        _await_deletion(host, indexes, request, child)
+    for place in sorted(refused):
+        if refused[place].errno != ENODEV:
+            raise refused[place]
+
+
+def _await_deletion(host: nl.Socket, indexes: list[int], request: nl.Message, child: int) -> None:
+    """Return when the links are gone that the child deletes."""
     for index in indexes:
         # The answer cannot come between two halves of a deletion: both take the kernel's rtnl lock,
         # and once a link is gone, so are its peer, addresses, routes, neighbours and names.

@@ -54,6 +54,8 @@ def forget(host: nl.Socket, links: list[Link], path: str) -> None:
     for link in links:
         if word(link.alias, "table"):
             wanted.setdefault(link.attribute(nl.IFLA_LINK_NETNSID), []).append(link)
+    if not wanted:
+        return
     home = netns_of(host.fileno())
     for netns in _namespaces(path):
         try:

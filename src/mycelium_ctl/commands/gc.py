@@ -55,8 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
         try:
             if removed:
                 removal.delete_links(host, removed)
-            if guard.sweep(host):  # also what pods left that ended without DEL
-                removal.sweep_neighbours(host)
+            guard.sweep(host)  # also what pods left that ended without DEL
+            removal.sweep_neighbours(host)
         except OSError as error:
             raise ToolError(refused(error)) from error
     if arguments.json:

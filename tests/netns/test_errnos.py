@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whatever request the kernel refuses, with whichever of its errors: clear words, and nothing left.
+
+Each verb is called once for every system call and every message to the kernel that it makes, and
+for every way in which that one can fail (saboteur.py).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from attaching import Mode, attach, both_modes, network
+from observe import difference, picture
+
+import mycelium_cni
+from mycelium_lab.lab import Lab
+
+Verb = Literal["ADD", "DEL", "CHECK", "GC", "STATUS"]
+SABOTEUR = Path(__file__).with_name("saboteur.py")
+SOURCE = str(Path(mycelium_cni.__file__).parents[1])
+
+pytestmark = pytest.mark.timeout(300)
+
+
+def play(
+    lab: Lab, mode: Mode, verb: Verb, cases: list[list[Any]] | None = None
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Each case and what came of it, and what is on the node or in the pod afterwards that was not
+    there before."""
+    node = lab.node("a")
+    lab.connect(node)
+    conf = network(mode, defaultRoute=True)
+    earlier = attach(node, "earlier", conf)
+    pod = node.pod("pod")
+    valid = [{"containerID": earlier.pod.container_id, "ifname": "eth0"}]
+    job = {
+        "verb": verb,
+        "conf": {**conf, "cni.dev/valid-attachments": valid} if verb == "GC" else conf,
+        "env": {
+            "CNI_CONTAINERID": pod.container_id,
+            "CNI_NETNS": pod.path,
+            "CNI_IFNAME": "eth0",
+        },
+        "cases": cases,
+    }
+    before = picture(node, pod)
+    env = {"PYTHONPATH": SOURCE}
+    done = node.run([sys.executable, str(SABOTEUR)], env=env, input=json.dumps(job), timeout_s=240)
+    return [json.loads(line) for line in done.stdout.splitlines()], difference(
+        before, picture(node, pod)
+    )
+
+
+def to_blame(command: list[str], mode: Mode, verb: Verb, cases: list[list[Any]]) -> list[str]:
+    """The first of these cases that leaves something, and what."""
+    while True:
+        half = cases[: len(cases) // 2]
+        with Lab(command) as lab:
+            left = play(lab, mode, verb, half or cases)[1]
+        if not half:
+            return [str(cases[0]), *left]
+        cases = half if left else cases[len(half) :]
+
+
+@pytest.mark.parametrize("verb", ["ADD", "DEL", "CHECK", "GC", "STATUS"])
+@both_modes
+def test_whichever_request_is_refused_the_answer_is_clear_and_nothing_is_left(
+    command: list[str], lab: Lab, mode: Mode, verb: Verb
+) -> None:
+    played, left = play(lab, mode, verb)
+    assert len(played) > 40
+    unclear = []
+    for case in played:
+        said = json.loads(case["stdout"]) if case["code"] == 1 else {}
+        clear = case["code"] == 0 or (said["code"] != 999 and len(said["msg"]) > 20)
+        # DEL and GC that failed have done what could be done, so the next one does the rest.
+        then = case["then"] is None or case["then"][0] == 0
+        if not clear or not then or "Traceback" in case["stderr"]:
+            unclear.append(case)
+    assert not unclear
+    if left:
+        cases = [[case["number"], case["errno"]] for case in played]
+        pytest.fail("\n".join(to_blame(command, mode, verb, cases)))
