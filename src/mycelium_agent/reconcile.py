@@ -90,9 +90,7 @@ class Reconciler:
             self.due = now + PERIOD_S
         self._backoff.forget(now)
         try:
-            self._look_at_node()
-            state = State(self.where)  # as it is by now
-            self._look_at_attachments(state, changes)
+            self._look_at_attachments(self._look_at_node(), changes)
         except ToolError as error:  # the configuration cannot be used
             self._trouble("configuration", str(error))
         except OSError as error:
@@ -100,24 +98,27 @@ class Reconciler:
         else:
             self._well("configuration", "kernel")
 
-    def _look_at_node(self) -> None:
+    def _look_at_node(self) -> State:
+        """Repair the node; its state as it is then."""
         state = State(self.where)
         self.names = {*state.own_links}
+        made = False
         for check, findings in examine(state, CHECKS):
             for found in findings:
                 if found.fix is not None and found.mark in ("fail", "warn"):
                     mended = Repair(check.name, f"mended: {found.found}", check.why)
-                    self._repair("node", [mended], found.fix)
+                    made |= self._repair("node", [mended], found.fix)
+        if made:
+            state = State(self.where)
         try:
-            expected = Expected(State(self.where))
+            expected = Expected(state)
         except (CniError, ToolError) as error:
             self._trouble("node", error.msg if isinstance(error, CniError) else str(error))
-            return
+            return state
         self._well("node")
         todo = [_restoring(fact) for fact in expected.absent]
         todo += [Repair("stale", f"dropped {old.label}", old.why) for old in expected.stale]
-        if todo:
-            self._repair("node", todo, expected.make)
+        return State(self.where) if todo and self._repair("node", todo, expected.make) else state
 
     def _look_at_attachments(self, state: State, changes: Changes) -> None:
         now = time.monotonic()
@@ -177,15 +178,15 @@ class Reconciler:
         todo: Sequence[Repair],
         make: Callable[[], object],
         ended: Callable[[], bool] = lambda: False,
-    ) -> None:
-        """Make it, unless all of it has been made again and again. `ended`: whether what it belongs
-        to has gone meanwhile."""
+    ) -> bool:
+        """Make it, unless all of it has been made again and again; whether it was tried. `ended`:
+        whether what it belongs to has gone meanwhile."""
         now = time.monotonic()
         subjects = {f"{whose}: {each.words}": each for each in todo}
         due = min(self._backoff.due(subject, now) for subject in subjects)
         if due > now:
             self.due = min(self.due, due)
-            return
+            return False
         news = [each for subject, each in subjects.items() if not self._backoff.is_paused(subject)]
         lost = [subject for subject in subjects if self._backoff.repaired(subject, now)]
         try:
@@ -193,7 +194,7 @@ class Reconciler:
         except (CniError, ToolError, OSError) as error:
             if not ended():
                 self._failed(whose, error)
-            return
+            return True
         self._well(whose)
         self.repairs.update(each.kind for each in todo)
         if news:
@@ -205,6 +206,7 @@ class Reconciler:
                 f"{_some(lost)}: that did not last, somebody undoes it; it is made again after a "
                 "second, two, four, and in the end once a minute",
             )
+        return True
 
     def _drop_gone(self, state: State, now: float) -> None:
         """Remove the attachments that `mycelium-cni gc` would, when they have been gone for a

@@ -137,21 +137,25 @@ class Ought:
 
     def make(self) -> None:
         """Make what was absent when `state` was read. Raises OSError."""
-        host = self.state.host
-        self._make(host, self.on_node())
+        host, seen = self.state.host, self.state.seen
+        made = self._make(host, self.on_node(), seen)
         with self.state.inside(self.one) as entered:
             if entered:
                 with nl.Socket() as socket:
-                    self._make(socket, self.in_pod(Snapshot(socket)))
+                    there = Snapshot(socket)
+                    self._make(socket, self.in_pod(there), there)
         _await_carrier(host, self.one.link.index)
-        self._make(host, self.reach())
+        # A link that was down, or without IPv6, had more to lose.
+        self._make(host, self.reach(), Snapshot(host) if made else seen)
 
-    def _make(self, socket: nl.Socket, wanted: Sequence[Fact]) -> None:
-        seen = Snapshot(socket)
-        for fact in [fact for fact in wanted if not fact.holds(seen)]:
+    def _make(self, socket: nl.Socket, wanted: Sequence[Fact], seen: Snapshot) -> bool:
+        """Whether anything was absent."""
+        absent = [fact for fact in wanted if not fact.holds(seen)]
+        for fact in absent:
             fact.restore(socket)
             if isinstance(fact, Up):
                 _await_carrier(socket, fact.index)
+        return bool(absent)
 
 
 def _await_carrier(socket: nl.Socket, index: int) -> None:
