@@ -427,6 +427,12 @@ def test_new_offers_no_version_that_a_chained_plugin_does_not_speak(
     assert (network["cniVersion"], network.get("cniVersions")) == ("1.0.0", None)
 
 
+def test_the_documented_network_is_the_one_that_new_writes(config: Config, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs/configuration.md").read_text()
+    shown = page.partition("```json\n")[2].partition("```")[0]
+    assert config("new", *portmap(tmp_path, *OLD)).stdout == shown
+
+
 def test_new_leaves_out_a_portmap_that_is_not_there_and_says_so(
     config: Config, tmp_path: Path
 ) -> None:
