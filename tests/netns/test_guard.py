@@ -10,17 +10,20 @@ import socket
 import struct
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import crafting as c
 import pytest
 from crafting import Eyes, Wire
 from sites import LAN_HOST, LAN_NODE, NODE, REMOTE, STRANGER, SUBNET, Site, answers, conf, connects
+from tool import Tool
 
 from mycelium_cni import guard
 from mycelium_cni.cni.config import Config, Network
 from mycelium_cni.guard import rules as ruleset
 from mycelium_cni.kernel import nftables
+from mycelium_cni.node import marks
 from mycelium_cni.node.subnet import Node
 from mycelium_lab.lab import Lab, Pod, await_fact
 
@@ -104,6 +107,76 @@ def test_flushed_rules_are_noticed_and_restored(site: Site, mode: str, flush: li
     assert site.node.ping(address) is not None
     for live, its in ((pod, address), (second, there)):
         assert not site.reaches(live, its, REMOTE)
+
+
+def tamperings(group: int) -> list[str]:
+    """What can be done to a chain, a set or a table; `group` is that of a network with prefixes."""
+    number = guard.RULES
+    inet = [
+        *("prerouting", "bridged", "overlay-mycelium", "transit", "transit-mycelium", "forward"),
+        *(f"{name}-{number}" for name in ("pods", "errors", "others", "peering", "tunnels")),
+        f"to-{group}",
+    ]
+    bridge = [
+        *("prerouting", "input", "from-pods", "forward", "to-closed", f"icmpv6-{number}"),
+        *(f"{name}-{number}" for name in ("solicitation", "advertisement", "unspecified")),
+    ]
+    places = [f"inet mycelium-cni {name}" for name in inet]
+    places += [f"bridge mycelium-cni {name}" for name in bridge]
+    return [
+        *(f"flush chain {place}" for place in places),
+        *(f"insert rule {place} accept" for place in places[::4]),
+        *(
+            f"flush chain {family} mycelium-cni forward; delete chain {family} mycelium-cni forward"
+            for family in ("inet", "bridge")
+        ),
+        *(f"add table {family} mycelium-cni {{ flags dormant; }}" for family in ("inet", "bridge")),
+        *(f"flush map inet mycelium-cni {name}" for name in ("overlays", "to-network", "transit")),
+        f"add element inet mycelium-cni allow-{group} {{ 4bb::/16 }}",
+        f"flush set inet mycelium-cni allow-{group}",
+        "flush set inet mycelium-cni tunnel-ports",
+        "delete element inet mycelium-cni tunnel-protocols { gre }",
+        "flush set bridge mycelium-cni closed",
+    ]
+
+
+def test_whoever_tampers_with_it_is_noticed_and_setup_undoes_it(site: Site, root: Path) -> None:
+    tool = Tool(site.node, root)
+    networks = [
+        conf("club", "bridge", ingress="cluster", allowFrom=["4aa::/16"]),
+        conf("shut", "bridge", ingress="closed"),
+    ]
+    (root / "etc/cni/net.d/10-mycelium.conflist").unlink()
+    for network in networks:
+        site.attach(network)
+        plugin = {key: value for key, value in network.items() if key not in ("name", "cniVersion")}
+        file = {"cniVersion": "1.0.0", "name": network["name"], "plugins": [plugin]}
+        tool.conf(file, name=f"10-{network['name']}.conflist")
+    before = rules(site)
+    for words in tamperings(marks.group("club")):
+        site.node.run(["nft", words])
+        assert any(site.status(network).code for network in networks), words
+        assert tool("setup").returncode == 0, words
+        assert [site.status(network).code for network in networks] == [0, 0], words
+    assert sorted(map(str, rules(site))) == sorted(map(str, before))
+
+
+@both_modes
+def test_a_link_that_is_moved_to_another_group_is_noticed_and_brought_back(
+    site: Site, root: Path, mode: str
+) -> None:
+    tool, network = Tool(site.node, root), conf(mode=mode, ingress="closed")
+    pod, address = site.attach(network)
+    tool.conf({"cniVersion": "1.0.0", "name": "net", "plugins": [network]})
+    name = site.node.ip("link", "show", address)[0]["ifname"]
+    for group in ("0", "5", str(marks.group("another"))):
+        site.node.configure(f"link set {name} group {group}")
+        call = site.status(network)
+        assert call.result["code"] == 50
+        assert name in call.result["msg"]
+        assert tool("setup").returncode == 0
+        assert site.status(network).code == 0
+        assert not site.reaches(pod, address, STRANGER)
 
 
 def test_the_bridge_table_alone_is_noticed_and_restored(site: Site) -> None:

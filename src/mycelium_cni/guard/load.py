@@ -23,7 +23,7 @@ from mycelium_cni.guard.question import ask_table, is_loaded
 from mycelium_cni.guard.wanted import BRIDGE_FAMILY, Port, Wanted, ours, port_of
 from mycelium_cni.kernel import netlink as nl
 from mycelium_cni.kernel.link import Link
-from mycelium_cni.node.marks import network_word, word
+from mycelium_cni.node.marks import DELETE_GROUP, GROUP_MASK, network_word, word
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -116,6 +116,9 @@ def _ensure(
             socket.commit(*rules.add_ports([port]))
             return _CHANGED
         _refuse_shared_group(host, wanted)
+        for link in _strays(host, wanted):
+            back: nl.Attribute = (nl.IFLA_GROUP, wanted.group)
+            host.request(nl.link(nl.RTM_NEWLINK, f"regroup {link.name}", back, index=link.index))
         survey = _survey(host, socket, wanted, port)
         messages, generation = survey.repair()
         if not messages:
@@ -156,6 +159,21 @@ def _refuse_shared_group(host: nl.Socket, wanted: Wanted) -> None:
                 "give one of them another name: the number is a hash of it",
                 about="name",
             )
+
+
+def _strays(host: nl.Socket, wanted: Wanted) -> list[Link]:
+    """The links of this network's pods that somebody has moved to another group, where other rules
+    find them, or none. Of a network whose name an alias cannot hold the links of others look alike.
+    """
+    named = network_word(wanted.network)
+    return [
+        link
+        for link in _host_links(host)
+        if word(link.alias, "network") == named
+        and link.group != wanted.group
+        and link.group & GROUP_MASK != DELETE_GROUP
+        and (named == wanted.network or not ours(link))
+    ]
 
 
 def _survey(
@@ -279,7 +297,7 @@ def inspect(host: nl.Socket, wanted: Wanted, port: Port | None = None) -> None:
         raise CniError(
             NODE_MISCONFIGURED,
             f"the guard is down: {wrong}",
-            "the next ADD restores it too",
+            "the next ADD restores the rules too",
             run="mycelium-cni setup",
         )
 
@@ -290,6 +308,8 @@ def fault(host: nl.Socket, wanted: Wanted, port: Port | None = None) -> str:
     known, but for the one at `port`: its DEL may be at work."""
     from mycelium_cni.kernel import nftables  # noqa: PLC0415 - ADD hardly ever needs it
 
+    for link in _strays(host, wanted):
+        return f"link {link.name} is in group {link.group}, not its network's {wanted.group}"
     try:
         with nftables.Socket() as socket:
             return _survey(host, socket, wanted, finished=True).fault(port)
@@ -304,4 +324,5 @@ def outdated(wanted: Wanted) -> bool:
     from mycelium_cni.kernel import nftables  # noqa: PLC0415 - ADD hardly ever needs it
 
     with nl.Socket() as host, nftables.Socket() as socket:
-        return bool(_survey(host, socket, wanted, finished=True).repair()[0])
+        messages, _ = _survey(host, socket, wanted, finished=True).repair()
+        return bool(messages or _strays(host, wanted))
