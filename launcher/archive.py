@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 
 class BuildError(Exception):
-    """One line for whoever builds: what is wrong and what to do about it."""
+    """One line for the person who builds: what is wrong and what to do about it."""
 
 
 def run(*argv: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None) -> str:
@@ -157,7 +157,7 @@ def untouched_since(source: Path, version: str, changelog: str, path: str) -> bo
     """Whether a file of a patched source can be taken for the same file of a later version.
 
     It can when no patch of the earlier version touches it and the changes made since, as the later
-    version's changelog tells them, do not speak of it.
+    version's changelog tells them, do not mention it.
     """
     if not (source / path).is_file():
         return False

@@ -106,8 +106,8 @@ class Reconciler:
         for check, findings in examine(state, CHECKS):
             for found in findings:
                 if found.fix is not None and found.mark in ("fail", "warn"):
-                    mended = Repair(check.name, f"mended: {found.found}", check.why)
-                    made |= self._repair("node", [mended], found.fix)
+                    fixed = Repair(check.name, f"fixed: {found.found}", check.why)
+                    made |= self._repair("node", [fixed], found.fix)
         if made:
             state = State(self.where)
         try:

@@ -221,8 +221,8 @@ def _remove(host: nl.Socket, links: list[Link], path: str = "") -> None:
 
 
 def _sweep(host: nl.Socket) -> None:
-    """Pods that end before their DEL take their links along, and all that hangs on these. What the
-    guard and the node know of pods on a bridge stays."""
+    """Remove what the guard and the node know of bridged pods whose links are gone: with a pod that
+    ends before its DEL the kernel removes everything else."""
     try:
         guard.sweep(host)
     finally:

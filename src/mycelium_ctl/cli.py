@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
     0: all is well. 1: it is not. 2: the command line is wrong. 130: stopped with Ctrl-C.
     """
     for stream in ("stdout", "stderr"):
-        if getattr(sys, stream) is None:  # closed by whoever started us
+        if getattr(sys, stream) is None:  # closed by the caller
             setattr(sys, stream, open(os.devnull, "w"))  # noqa: PTH123, SIM115 - until the end
     try:
         try:

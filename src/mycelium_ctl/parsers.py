@@ -28,7 +28,10 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
         "mycelium_ctl.commands.list",
         "the pods on Mycelium, with addresses, links and traffic",
     ),
-    "doctor": ("mycelium_ctl.commands.doctor", "every known trap, checked, explained and mended"),
+    "doctor": (
+        "mycelium_ctl.commands.doctor",
+        "check this node: what is wrong, why it matters, what to run",
+    ),
     "sysdump": (
         "mycelium_ctl.commands.sysdump",
         "what a bug report needs, in one file without secrets",

@@ -17,8 +17,8 @@ from mycelium_ctl.errors import ToolError, refused
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """Where a file of share/ belongs. `reader`: the directory of whoever reads it, and a node
-    without that has no use for the file. `boot`: the symbolic links to it that have it run at boot,
+    """Where a file of share/ belongs. `reader`: the directory of the program that reads it; a node
+    without it has no use for the file. `boot`: the symbolic links to it that have it run at boot,
     as `systemctl enable` and `rc-update add` make them."""
 
     place: str

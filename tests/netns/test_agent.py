@@ -159,7 +159,7 @@ def watched(
 def test_what_is_taken_away_comes_back(watched: Watched, fault: Fault) -> None:
     injected = watched.home.shell(fault.inject)
     assert injected.stderr == "", injected
-    watched.await_word(": mended: " if fault.name in CHECKED else ": restored ")
+    watched.await_word(": fixed: " if fault.name in CHECKED else ": restored ")
     watched.await_whole()
     assert watched.home.lost() == []
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""config check and config new: libcni's rules, the plugin's own, the line and the mend."""
+"""config check and config new: libcni's rules, the plugin's own, the line and the remedy."""
 
 from __future__ import annotations
 
@@ -173,10 +173,10 @@ def test_what_people_really_have_is_named_with_what_mends_it(
     assert not found["valid"], found
     fatal = [fault for fault in found["faults"] if fault["fatal"]]
     assert any(
-        fault["line"] == line and words in f"{fault['what']}; {fault['mend']}" for fault in fatal
+        fault["line"] == line and words in f"{fault['what']}; {fault['remedy']}" for fault in fatal
     ), fatal
     for fault in fatal:
-        assert "look at" not in fault["mend"]
+        assert "look at" not in fault["remedy"]
 
 
 def test_all_faults_are_told_at_once(config: Config) -> None:
@@ -250,7 +250,7 @@ def test_a_thousand_faults_are_answered_in_time(config: Config) -> None:
 def test_what_cannot_work_is_a_warning(config: Config, plugins: str, words: str) -> None:
     found = config.check(f'{{{V1} "name": "n", "plugins": {plugins}}}')
     assert found["valid"]
-    assert any(words in f"{fault['what']}; {fault['mend']}" for fault in found["faults"]), found
+    assert any(words in f"{fault['what']}; {fault['remedy']}" for fault in found["faults"]), found
 
 
 def test_a_text_of_any_shape_is_answered_in_time(config: Config) -> None:
@@ -308,10 +308,10 @@ def test_faults_have_a_line_and_a_mend(
     assert not found["valid"], found
     fatal = [fault for fault in found["faults"] if fault["fatal"]]
     assert any(
-        fault["line"] == line and (words in fault["what"] or words in fault["mend"])
+        fault["line"] == line and (words in fault["what"] or words in fault["remedy"])
         for fault in fatal
     ), fatal
-    assert all(fault["mend"] for fault in fatal)
+    assert all(fault["remedy"] for fault in fatal)
 
 
 @pytest.mark.parametrize(
@@ -320,7 +320,7 @@ def test_faults_have_a_line_and_a_mend(
         (plugin('"brige": "x"'), 'did you mean "bridge"?'),
         (plugin('"myceliuminterface": "x"'), 'did you mean "myceliumInterface"?'),
         (plugin('"ipam": {"type": "host-local"}'), "ipam is ignored"),
-        (plugin('"capabilities": {"bandwidth": true}'), "the plugin lacks bandwidth"),
+        (plugin('"capabilities": {"bandwidth": true}'), "the plugin does not have bandwidth"),
         (plugin('"logFile": "/nonexistent/log"'), "mkdir -p /nonexistent"),
         (plugin('"logFile": "/dev/full"'), "/dev/full cannot be written"),
         (beside('"ingress": "closed"'), "into the entry of type mycelium-cni"),
@@ -334,7 +334,7 @@ def test_faults_have_a_line_and_a_mend(
 def test_warnings_do_not_refuse(config: Config, text: str, words: str) -> None:
     found = config.check(text)
     assert found["valid"]
-    assert any(words in fault["what"] + fault["mend"] for fault in found["faults"]), found
+    assert any(words in fault["what"] + fault["remedy"] for fault in found["faults"]), found
 
 
 def test_keys_beside_plugins_that_somebody_reads_are_no_fault(config: Config) -> None:
@@ -350,7 +350,7 @@ def test_a_delegate_of_multus_is_looked_into(config: Config) -> None:
 
 def test_a_list_in_a_conf_file(config: Config) -> None:
     found = config.check(json.dumps(GOOD), "a.conf")
-    assert "rename it to .conflist" in found["faults"][0]["mend"]
+    assert "rename it to .conflist" in found["faults"][0]["remedy"]
 
 
 def test_a_directory_and_standard_input(config: Config) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each check of doctor: a node on which it fails, one on which it passes, and what --fix mends."""
+"""Each check of doctor: a node on which it fails, one on which it passes, and what --fix fixes."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def fails(tool: Tool, check: str, *words: str, mark: str = "fail") -> dict[str, 
     return finding
 
 
-def mends(tool: Tool, check: str) -> None:
-    """--fix mends it, and says so."""
+def fixes(tool: Tool, check: str) -> None:
+    """--fix fixes it, and says so."""
     assert tool.doctor(check)["fixable"]
     done = json.loads(tool("doctor", check, "--fix", "--json").stdout)[0]
     assert done["state"] == "ok", done
@@ -177,7 +177,7 @@ def test_identity(tool: Tool) -> None:
         f"address del {NODE}/7 dev mycelium", f"address add {OTHER_NODE}/7 dev mycelium"
     )
     fails(tool, "identity", "the daemon's key has changed")
-    mends(tool, "identity")
+    fixes(tool, "identity")
 
 
 def test_subnet_changed_under_live_pods(tool: Tool) -> None:
@@ -193,7 +193,7 @@ def test_ipv6(tool: Tool) -> None:
     passes(tool, "ipv6")
     sysctl(tool.node, "net.ipv6.conf.default.disable_ipv6=1")
     fails(tool, "ipv6", "net.ipv6.conf.default.disable_ipv6=0")
-    mends(tool, "ipv6")
+    fixes(tool, "ipv6")
 
 
 def test_forwarding(tool: Tool) -> None:
@@ -202,7 +202,7 @@ def test_forwarding(tool: Tool) -> None:
     passes(tool, "forwarding")
     sysctl(tool.node, "net.ipv6.conf.all.forwarding=0")
     fails(tool, "forwarding", "reset")
-    mends(tool, "forwarding")
+    fixes(tool, "forwarding")
 
 
 def test_ra_routes(tool: Tool) -> None:
@@ -213,7 +213,7 @@ def test_ra_routes(tool: Tool) -> None:
     sysctl(tool.node, "net.ipv6.conf.all.forwarding=1")
     tool.node.configure("route replace 2001:db8:9::/64 dev under0 proto ra")
     fails(tool, "ra-routes", "sysctl -w net.ipv6.conf.under0.accept_ra=2")
-    mends(tool, "ra-routes")
+    fixes(tool, "ra-routes")
 
 
 def test_mtu(tool: Tool) -> None:
@@ -221,7 +221,7 @@ def test_mtu(tool: Tool) -> None:
     passes(tool, "mtu")
     pod.configure("link set eth0 mtu 1300")
     fails(tool, "pods", "default/web", "in the pod link eth0 mtu 1400")
-    mends(tool, "pods")
+    fixes(tool, "pods")
     assert pod.ip("link", "show", "eth0")[0]["mtu"] == 1400
     pod.configure("link set eth0 mtu 1500")
     tool.node.configure(f"link set {tool.host_link('web')} mtu 1500")
@@ -232,12 +232,12 @@ def test_bridge(tool: Tool) -> None:
     assert tool.doctor("bridge")["state"] == "skip"
     assert tool.doctor("bridge", "--mode", "bridge")["state"] == "warn"
     tool.node.configure("link add mycelium-br type bridge", "link set mycelium-br up")
-    # network_setup.sh was faster than the daemon; ADD would mend it
+    # network_setup.sh was faster than the daemon; ADD would fix it
     fails(tool, "bridge", f"absent: address {SUBNET}::1/64", mark="warn")
-    mends(tool, "bridge")
+    fixes(tool, "bridge")
     tool.node.configure("link set mycelium-br down")
     fails(tool, "bridge", "absent: link", "mycelium-br up", mark="warn")
-    mends(tool, "bridge")
+    fixes(tool, "bridge")
     tool.node.configure("link del mycelium-br", "link add mycelium-br type veth peer name other0")
     fails(tool, "bridge", "not a bridge")
 
@@ -257,7 +257,7 @@ def test_bridge_ports(tool: Tool) -> None:
 
 def test_standing(tool: Tool) -> None:
     fails(tool, "standing", "must not leave in clear", mark="warn")
-    mends(tool, "standing")
+    fixes(tool, "standing")
     tool.node.configure("route del unreachable 400::/7 metric 4294967295")
     fails(tool, "standing", mark="warn")
 
@@ -268,7 +268,7 @@ def test_guard(tool: Tool) -> None:
     passes(tool, "guard")
     tool.node.run(["nft", "delete table inet mycelium-cni"])
     fails(tool, "guard", "mycelium-cni is missing")
-    mends(tool, "guard")
+    fixes(tool, "guard")
     tool.attach("web", ingress="closed")
     fails(tool, "guard", "other rules", mark="warn")
 
@@ -306,15 +306,15 @@ def test_pod_links(tool: Tool) -> None:
     passes(tool, "pods")
     before = tool.node.ip("-6", "route", "show", address)
     tool.node.configure(f"route del {address}/128 dev {link}")
-    mends(tool, "pods")
+    fixes(tool, "pods")
     after = tool.node.ip("-6", "route", "show", address)
     assert [route["dev"] for route in after] == [route["dev"] for route in before]
     assert after[0]["prefsrc"] == NODE
     tool.node.configure(f"link property del dev {link} altname {address}")
-    mends(tool, "pods")
+    fixes(tool, "pods")
     tool.node.configure(f"link set {link} down")
     fails(tool, "pods", f"ip link set dev {link} up")
-    mends(tool, "pods")
+    fixes(tool, "pods")
     assert reaches(tool.node, address)
 
 
@@ -322,7 +322,7 @@ def test_route_limit(tool: Tool) -> None:
     passes(tool, "route-limit")
     sysctl(tool.node, "net.ipv6.route.max_size=10")
     fails(tool, "route-limit", "of 10 IPv6 routes")
-    mends(tool, "route-limit")
+    fixes(tool, "route-limit")
 
 
 def test_neighbour_limit(tool: Tool) -> None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A table of faults of a live node: each is injected, seen by ping, named by doctor, and mended.
+"""A table of faults of a live node: each is injected, seen by ping, named by doctor, and fixed.
 
 Whatever cuts a pod off, doctor fails over it and status does not call the node ready. What doctor
-says it can mend, --fix mends; what it says to run heals when it is run.
+says it can fix, --fix fixes; what it says to run heals when it is run.
 """
 
 from __future__ import annotations
@@ -534,7 +534,7 @@ def _judge(home: Home, fault: Fault) -> None:
                     done = home.shell(line)
                     assert done.returncode == 0, done
     if fault.heals != "neither":
-        await_fact(lambda: home.lost() == [], f"all ways after {fault.name} was mended", within_s=5)
+        await_fact(lambda: home.lost() == [], f"all ways after {fault.name} was fixed", within_s=5)
         if fault.heals == "run":
             assert fault.check not in [each["name"] for each in home.doctor(fault.check)]
     if fault.undo:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Contract B: the CNI_* variables, which are judged before anything is read."""
+"""The CNI_* variables are checked before anything is read (CNI SPEC.md, section "Parameters")."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ class Route:
 
 
 class Policy:
-    """Who may open connections to a network's pods, and what becomes of what they send. `asks`: the
+    """Who may open connections to a network's pods, and what happens to what they send. `asks`: the
     NODE_SWITCHES that the network turns on. `required`: an ADD without the guard fails, because the
     configuration says so or asks for what only the guard can do."""
 
@@ -163,7 +163,7 @@ class Network:
         )
 
     def warnings(self) -> list[CniError]:
-        """What the configuration says in vain, and does not decide who may reach the pods."""
+        """Keys that have no effect and do not decide who may reach the pods."""
         found = [
             CniError(
                 INVALID_CONFIG,
@@ -243,8 +243,8 @@ def _misspelt(doc: Document) -> list[tuple[str, str]]:
 class Config:
     """A whole network configuration, every value checked.
 
-    Raises CniError (INVALID_CONFIG) that names the key, its value and the way out. A key it does
-    not know is other people's and fine, unless it may be meant to say who may reach the pods.
+    Raises CniError (INVALID_CONFIG) that names the key, its value and what to do. A key it does
+    not know belongs to others and is fine, unless it may be meant to say who may reach the pods.
     """
 
     __slots__ = (

@@ -38,7 +38,7 @@ LIMITED_CONNECTIVITY = 51
 INTERNAL = 999
 
 # Ours: the specification leaves 100 and above to the plugin.
-NODE_MISCONFIGURED = 100  # somebody must mend the node; trying again does not help
+NODE_MISCONFIGURED = 100  # the node must be fixed; trying again does not help
 ADDRESS_TAKEN = 101  # the requested address belongs to the node or to another attachment
 ALREADY_ATTACHED = 102  # ADD of an attachment, or of a pod link, that is there
 ATTACHMENT_BROKEN = 103  # CHECK: the attachment is not, or no longer, what ADD made
@@ -98,8 +98,8 @@ def describe(error: OSError) -> str:
 
 
 def refusal(error: OSError, doing: str = "") -> CniError:
-    """The kernel refused a step of `doing`: KERNEL_REFUSED with the way out that belongs to this
-    errno; TRY_AGAIN_LATER where something is used up, NODE_MISCONFIGURED where the kernel lacks it.
+    """The kernel refused a step of `doing`: KERNEL_REFUSED with the remedy for this errno;
+    TRY_AGAIN_LATER if something is used up, NODE_MISCONFIGURED if the kernel does not have it.
     """
     number, code, advice = error.errno, KERNEL_REFUSED, ""
     if number in (EPERM, EACCES):

@@ -27,7 +27,7 @@ def _refuse(constant: str) -> NoReturn:
 
 
 def _integer(digits: str) -> int:
-    if len(digits) > 64:  # CPython's own refusal, above 4,300 digits, speaks of Python
+    if len(digits) > 64:  # CPython refuses above 4,300 digits, with a message about Python
         raise ValueError(f"a number of {len(digits)} digits")
     return int(digits)
 

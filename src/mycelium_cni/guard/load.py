@@ -44,7 +44,7 @@ def protect(
     *,
     thorough: bool = False,
 ) -> None:
-    """Part of ADD, and `thorough` of `setup`: what should be there is there, or it is made.
+    """Part of ADD, and, `thorough`, of `setup`: ensure that the rules are loaded.
 
     Raises CniError (NODE_MISCONFIGURED) if it cannot be, and the configuration insists on it.
     """
@@ -85,7 +85,7 @@ def ensure(
     table was missing. `port`: a pod that bridge mode is about to have. `thorough`: all that is
     there is compared, not only what one question tells.
 
-    Raises OSError: the kernel lacks something, or does not let us.
+    Raises OSError: the kernel does not have something, or refuses it.
     """
     failure: nl.NetlinkError | None = None
     for attempt in range(_ATTEMPTS):

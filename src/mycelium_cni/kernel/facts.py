@@ -197,7 +197,7 @@ def mac(index: int, link: str, octets: bytes, why: str) -> Setting:
 
 def master(index: int, link: str, bridge: int, name: str) -> Setting:
     """Which bridge a link is a port of."""
-    why = "a bridged pod hangs on the bridge"
+    why = "a bridged pod is a port of the bridge"
     return Setting(index, link, f"master {quoted(name)}", (nl.IFLA_MASTER, bridge), why)
 
 

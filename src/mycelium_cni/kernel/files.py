@@ -17,7 +17,7 @@ def is_regular(mode: int) -> bool:
 def open_regular(path: str, flags: int) -> int:
     """A descriptor of the file at `path`; one that O_CREAT makes is its owner's only.
 
-    Raises OSError: it cannot be opened, or (EINVAL) is no regular file. Whoever opens a FIFO
+    Raises OSError: it cannot be opened, or (EINVAL) is no regular file. A process that opens a FIFO
     otherwise waits for the other end.
     """
     fd = open(path, flags | O_NONBLOCK | O_CLOEXEC, 0o600)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a node ought to have once, whoever's pod comes first, in the order in which it is made."""
+"""What a node should have once, whichever pod comes first, in the order in which it is made."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ SUBNET_METRIC = 1024
 
 
 class Bridge(Object):
-    """The bridge that pods hang on. Its MAC is always the same for a subnet, so pods know a bridge
-    that was made anew."""
+    """The bridge whose ports are pods. Its MAC follows from the subnet, so pods know it when it is
+    made again."""
 
     __slots__ = ("mac", "name")
 
     def __init__(self, name: str, subnet: bytes) -> None:
-        super().__init__("bridged pods hang on it")
+        super().__init__("pods are its ports")
         self.name: Final = name
         self.mac: Final = b"\x02\x04" + subnet[4:]
 
@@ -94,7 +94,7 @@ def new_bridge(name: str, index: int) -> list[Fact]:
 
 
 def bridge(name: str, index: int, node: Node) -> tuple[Up, Address]:
-    """What any bridge with pods on it needs, whoever made it."""
+    """What any bridge with pods on it needs, also one that somebody else made."""
     why = "bridged pods have their gateway there"
     return (
         Up(index, name, why),

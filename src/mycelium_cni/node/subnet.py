@@ -2,7 +2,7 @@
 """Where the node's subnet comes from: the Mycelium interface, the bridge, or the daemon's key.
 
 They must agree. A key or a bridge that says something else than the interface means that the daemon
-has changed its identity, and pods given addresses from the old subnet would be deaf.
+has changed its identity, and nobody would reach pods with addresses from the old subnet.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _FIRST_PERSON, _FIRST_DYNAMIC = 1000, 61184  # user IDs: people's, systemd's Dyn
 
 class Node:
     """The node as its pods need it: its address (16 bytes), its subnet (8), the MTU in bytes of its
-    Mycelium interface, and whether pods hang on a bridge; `bridge` is None until it is made."""
+    Mycelium interface, and whether pods are on a bridge; `bridge` is None until it is made."""
 
     __slots__ = ("address", "bridge", "bridged", "mtu", "subnet")
 

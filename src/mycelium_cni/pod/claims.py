@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether a pod may have the address or the MAC that was asked for it, and who has it already.
 
-Whoever fills `args` or CNI_ARGS may be a stranger (docs/security.md), so what anybody else has
+`args` and CNI_ARGS may be filled by strangers (docs/security.md), so what anybody else has
 comes first. Two who ask for the same at once are told apart later, by the kernel: an alternative
 name (`datapath.reserve`) and an entry of the bridge's table (`datapath.raise_host_link`) are one's.
 """

@@ -222,7 +222,7 @@ def _refused_name(error: nl.NetlinkError) -> OSError | CniError:
 def reserve(host: nl.Socket, shape: Shape, alias: str) -> None:
     """Make the address the host link's alternative name. The kernel keeps names unique in a network
     namespace and frees them with the link, so of any number of callers one wins, and nothing leaks.
-    The alias comes first: whoever loses can read there who won.
+    The alias comes first: the loser of a race reads there who won.
 
     Raises CniError (ADDRESS_TAKEN) that names the holder.
     """
@@ -276,7 +276,7 @@ def reach_pod(host: nl.Socket, shape: Shape, undo: Undo) -> None:
     if shape.bridge:
         undo.push(forget_neighbour, host, shape.bridge.index, shape.address)
     else:
-        # A firewall that drops what the pod answers would make it deaf in a minute (docs/adr/0002).
+        # A firewall that drops what the pod answers would cut it off in a minute (docs/adr/0002).
         messages += [fact.validated() for fact in wanted if isinstance(fact, Neighbour)]
     refused = host.attempt(*messages)
     for place in sorted(refused):

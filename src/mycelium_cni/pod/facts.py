@@ -255,7 +255,7 @@ def has_rivals(seen: Snapshot, shape: Shape) -> bool:
 
 def source_rule(address: bytes, table: int) -> Rule:
     """What is sent from the pod's address is routed by that table."""
-    return Rule(address, table, "other links of the pod lead astray", protocol=PROTOCOL)
+    return Rule(address, table, "other links of the pod would take its packets", protocol=PROTOCOL)
 
 
 def own_way(seen: Snapshot, shape: Shape, alias: str) -> Sequence[Fact]:
@@ -272,7 +272,7 @@ def own_way(seen: Snapshot, shape: Shape, alias: str) -> Sequence[Fact]:
 def source_routes_of_others(seen: Snapshot, shape: Shape) -> list[Route]:
     """The same for the other Mycelium links of the pod, as its tables tell them: an address on the
     overlay, and routes of ours."""
-    why = "other links of the pod lead astray"
+    why = "other links of the pod would take its packets"
     marked = {
         route.link
         for route in seen.routes
@@ -304,7 +304,7 @@ def source_routes_of_others(seen: Snapshot, shape: Shape) -> list[Route]:
 def own_routes(shape: Shape, table: int, source: bytes = b"") -> list[Route]:
     """The link's way to all that it is there for, on its own in a table: its routes, but for those
     that somebody wants in a table of theirs, and on a bridge the subnet."""
-    why = "other links of the pod lead astray"
+    why = "other links of the pod would take its packets"
     found = [
         _pod_route(shape, route, why, table=table, sender=source)
         for route in shape.routes

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DEL's and GC's part: find host links, and delete them with all that hangs on them."""
+"""DEL's and GC's part: find host links, and delete them with all that belongs to them."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def forget_neighbour(host: nl.Socket, bridge: int, address: bytes) -> None:
 def delete_links(host: nl.Socket, indexes: list[int]) -> None:
     """Delete host links, and return when they, their pod ends, addresses and routes are gone.
 
-    The kernel takes all that away within 2 ms, and then makes whoever asked wait another 30 until
+    The kernel takes all that away within 2 ms, and then makes the caller wait another 30 until
     the last reader of the old structures is done. A child does that waiting (docs/adr/0003). It
     works through the request whatever becomes of it, even when killed; and one request for a whole
     group waits once for any number of links. It asks by our own socket, which is where the links

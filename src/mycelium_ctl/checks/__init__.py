@@ -23,13 +23,13 @@ from mycelium_ctl.errors import refused
 from mycelium_ctl.node.state import State
 
 CHECKS: Final = (
-    Check("daemon", "it makes the interface, and carries every packet", daemon.daemon, needed=True),
-    Check("interface", "the node's subnet is read off it", daemon.interface, needed=True),
-    Check("api", "optional: it tells of peers and routes", daemon.api),
+    Check("daemon", "it makes the interface and carries every packet", daemon.daemon, needed=True),
+    Check("interface", "its address tells the node's subnet", daemon.interface, needed=True),
+    Check("api", "optional: it lists peers and routes", daemon.api),
     Check("peers", "without a peer there is no overlay", daemon.peers),
     Check("api-exposed", "the API asks nobody for a password", daemon.api_exposed),
     Check(
-        *("identity", "pods of another subnet than the daemon's are deaf", daemon.identity),
+        *("identity", "nobody reaches pods whose subnet is not the daemon's", daemon.identity),
         needed=True,
     ),
     Check("subnet", "the overlay delivers only to the daemon's own subnet", daemon.stranded),
@@ -38,14 +38,18 @@ CHECKS: Final = (
     Check("ipv6", "the overlay is IPv6, and the daemon needs it", node.ipv6, needed=True),
     Check("forwarding", "without it packets of pods are dropped in silence", node.forwarding),
     Check("ra-routes", "the node would lose its default route", node.ra_routes),
-    Check("mtu", "larger packets vanish: TLS and uploads hang", node.mtu),
-    Check("bridge", "pods hang on it, and have their gateway there", node.bridge),
+    Check("mtu", "larger packets are lost: TLS and uploads hang", node.mtu),
+    Check("bridge", "pods are its ports, and their gateway is its address", node.bridge),
     Check("bridge-ports", "the kernel refuses further ports", limits.bridge_ports, needed=True),
     Check("standing", "while the daemon is away packets would leave in clear", node.standing),
     Check("guard", "peers and pods could send what is not theirs to send", node.guard),
-    Check("overlay-routes", "other ways to the overlay lead astray", routing.overlay_routes),
-    Check("pod-ways", "what arrives for a pod must get to its link", routing.pod_ways),
-    Check("pod-routes", "a daemon in a pod takes the pod off the overlay", pods.pod_routes),
+    Check(
+        "overlay-routes",
+        "other routes take packets for the overlay elsewhere",
+        routing.overlay_routes,
+    ),
+    Check("pod-ways", "packets for a pod must be routed to its link", routing.pod_ways),
+    Check("pod-routes", "a daemon in a pod cuts the pod off from the overlay", pods.pod_routes),
     Check("pods", "ADD made it, and somebody has removed it", pods.pods),
     Check("route-limit", "then all pods get 'network unreachable' at once", limits.route_limit),
     Check(
@@ -56,10 +60,10 @@ CHECKS: Final = (
     Check("managers", "they remove what they do not know when they restart", managers.managers),
     Check("conf", "the runtime takes the first file of its directory", runtime.conf, needed=True),
     Check("conf-valid", "one broken file keeps containerd from loading any", runtime.conf_valid),
-    Check("plugin", "the runtime starts it for every pod", runtime.plugin, needed=True),
+    Check("plugin", "the runtime executes it for every pod", runtime.plugin, needed=True),
     Check("chain", "one missing executable, and no pod starts", runtime.chain, needed=True),
     Check("services", "programs in pods find the API and each other by them", services.reachable),
-    Check("reach", "packets have the last word", reach.reach),
+    Check("reach", "tries with real packets", reach.reach),
 )
 
 NAMES: Final = tuple(check.name for check in CHECKS)

@@ -124,7 +124,7 @@ def api_exposed(state: State) -> Finding:
             flag = "--jsonrpc-addr" if port == 8990 else "--api-addr"
             return Finding(
                 "fail",
-                f"port {port} is open on {where}: whoever reaches it can steer the daemon",
+                f"port {port} is open on {where}: everybody who reaches it controls the daemon",
                 f"start the daemon with {flag} 127.0.0.1:{port}",
             )
     return ok("only programs on this node reach it")

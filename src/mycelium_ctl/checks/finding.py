@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a check is, and what it finds: what is wrong, on which object, and the way out."""
+"""What a check is, and what it finds: what is wrong, on which object, and what to do."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mycelium_ctl.view import Mark
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What a check saw. The way out is `run`, commands for root's shell that work as they stand, or
+    """What a check saw. What to do is `run`, commands for root's shell that work as they stand, or
     `advice`, in words, or both; neither when nothing is wrong. `fix` does without a shell what
     `run` would do, and harms nothing that works."""
 

@@ -106,7 +106,7 @@ def bridge(state: State) -> list[Finding] | Finding:
             return _first_pod(state, f"there is no {name}: the first pod makes it")
         return Finding(
             "fail",
-            f"there is no {name}, and pods of this node hang on it",
+            f"bridge {name} is missing, and pods of this node need it",
             run=(own("setup"),),
             fix=_setup(state),
         )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the packet filter of the node does with pods' packets, whoever loaded the rules.
+"""What the node's packet filter does with pods' packets, including other programs' rules.
 
 A few packets that pods live by are followed through the rules. A rule that cannot be understood
 decides nothing here: whether packets really pass, `reach` finds out by sending some.

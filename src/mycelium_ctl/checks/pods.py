@@ -190,7 +190,7 @@ def pods(state: State) -> list[Finding] | Finding:
     looked = unseen = 0
     for one in state.attachments:
         if one.link.index in unused or one.subnet != state.address[:8]:
-            continue  # `subnet` tells of those of an old one
+            continue  # the check `subnet` reports those of an old one
         if not one.octets:
             found.append(
                 Finding(

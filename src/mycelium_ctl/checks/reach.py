@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether packets really pass: echo requests from the node to its pods, and from pod to pod.
 
-No reading of state can foresee everything that drops a packet, so this has the last word.
+Not everything that drops a packet can be found by reading state, so this sends some.
 """
 
 from __future__ import annotations

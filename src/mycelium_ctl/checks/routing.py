@@ -198,7 +198,7 @@ def pod_ways(state: State) -> list[Finding] | Finding:
     found = []
     for one in state.attachments:
         if not one.octets or not one.answers or not one.link.up:
-            continue  # `pods` tells of these
+            continue  # the check `pods` reports these
         way = Way(state.host, one.octets, ELSEWHERE[0], interface.index)
         if way.link in (one.link.index, one.link.master or one.link.index):
             continue

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rules of the packet filter as the kernel has them, and what becomes of a packet in them.
+"""The rules of the packet filter as the kernel has them, and what they do to a packet.
 
 They are read over netlink, so no `nft` program is needed. A packet is followed with what can be
 known of it; where a rule asks something else, nothing is decided (None, or "unknown").

@@ -76,7 +76,7 @@ def conf(state: State) -> Finding:
         if directory.files and (doubt := programs.doubt(folder)):
             return Finding(
                 "warn",
-                f"{doubt}: whoever does decides what root runs for every pod",
+                f"{doubt}, and so decide what root runs for every pod",
                 f"let {folder} and what is above it belong to root, and be writable by root alone",
             )
     if good:
@@ -114,12 +114,12 @@ def conf_valid(state: State) -> Finding:
             if fault.fatal:
                 what = f"{_where(one, fault)}: {fault.what}"
                 command = own("config", "check", str(one.path))
-                return Finding("fail", what, fault.mend, run=(command,))
+                return Finding("fail", what, fault.remedy, run=(command,))
     if not files:
         return skip("there is no file to check")
     for one in files:
         for fault in one.faults:
-            return Finding("warn", f"{_where(one, fault)}: {fault.what}", fault.mend)
+            return Finding("warn", f"{_where(one, fault)}: {fault.what}", fault.remedy)
     return ok(f"{count(len(files), 'file')}, all valid")
 
 
@@ -199,5 +199,5 @@ def chain(state: State) -> Finding:
     for directory in _used(state):
         for winner in filter(None, (directory.winner,)):
             for fault in plugins.unfit(winner, directory.dirs, state.where.root):
-                return Finding("warn", f"{_where(winner, fault)}: {fault.what}", fault.mend)
+                return Finding("warn", f"{_where(winner, fault)}: {fault.what}", fault.remedy)
     return ok("loopback, and all that the configuration names, are there")

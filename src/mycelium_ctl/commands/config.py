@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Check a network configuration as libcni and the plugin would, write a good one, or its schema.
 
-`config check` names the line and the mend of everything that is wrong; 1 is its exit code if the
+`config check` names the line of everything that is wrong, and the remedy. Its exit code is 1 if the
 file would be refused. The kind of a file is told by its suffix, as runtimes do; `-` is standard
 input and taken for a list. `config new` writes to standard output, or, with --output, to a file
 beside its final place, so that a runtime never reads half of it. `config schema` is for editors:
@@ -122,7 +122,7 @@ def _document(conf: ConfFile) -> dict[str, Any]:
         "network": conf.network or None,
         "plugins": conf.types,
         "faults": [
-            {"line": f.line or 1, "what": f.what, "mend": f.mend, "fatal": f.fatal}
+            {"line": f.line or 1, "what": f.what, "remedy": f.remedy, "fatal": f.fatal}
             for f in conf.faults
         ],
         "better": json.loads(conf.better) if conf.better else None,
@@ -147,7 +147,10 @@ def _show(conf: ConfFile) -> None:
     for fault in conf.faults:
         mark: Mark = "fail" if fault.fatal else "warn"
         page.fact(
-            mark, f"line {fault.line}" if fault.line else "file", fault.what, ("mend", fault.mend)
+            mark,
+            f"line {fault.line}" if fault.line else "file",
+            fault.what,
+            ("remedy", fault.remedy),
         )
     if conf.better:
         page.say("The valid form:")

@@ -246,7 +246,7 @@ class Terminal(Screen):
 
 
 def _tree(node: NodeFacts) -> Any:
-    """A node's inside: the overlay's interface, what hangs on it, and the pods."""
+    """A node: the overlay's interface, the bridge or routes, and the pods."""
     from rich.tree import Tree
 
     tree = Tree(f"[cyan]{node.interface}[/] {node.address}", guide_style="dim")

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every trap a node is known to fall into: checked, explained, and mended if you say so.
+"""Check this node for every known problem: what is wrong, why it matters, what to run.
 
 Each check says what it found; one that fails also why it matters and what to run. --fix makes what
 is absent and harms nothing that works, then looks again and sends packets. It writes no file. The
 exit code is 1 if a check fails; a warning alone leaves it 0.
 
 With a pod (its name, container ID, address or link) it tells everything about that one: what it
-ought to have on the node and in the pod, which way packets go there and back, and what becomes of
-packets that are sent on each of these ways.
+should have on the node and in the pod, which way packets go there and back, and whether packets
+that are sent on each of these ways arrive.
 
     mycelium-cni doctor
     mycelium-cni doctor --fix
@@ -42,30 +42,30 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="CHECK|POD",
         help=f"only these checks, of {', '.join(NAMES)}; or one pod",
     )
-    parser.add_argument("--fix", action="store_true", help="mend what can be mended without harm")
+    parser.add_argument("--fix", action="store_true", help="fix what can be fixed without harm")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     nodestate.add_options(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Check, maybe mend, report; 1 if a check fails at the end."""
+    """Check, maybe fix, report; 1 if a check fails at the end."""
     where = nodestate.options(arguments)
     strange = [name for name in arguments.check if name not in NAMES]
     if strange:
         return _about_pod(State(where), arguments.check, arguments)
     wanted = arguments.check or list(NAMES)
     findings = _examine(where, wanted)
-    mended = Mended()
+    fixes = Fixes()
     if arguments.fix:
-        mended.fix(findings)
-        if mended.done or mended.failed:
-            # What was mended may have hidden something, and packets have the last word.
+        fixes.fix(findings)
+        if fixes.done or fixes.failed:
+            # What was wrong may have hidden something else; packets decide.
             findings = _examine(where, list(dict.fromkeys([*wanted, "reach"])))
     if arguments.json:
-        documents = [_document(check, found, mended) for check, all_ in findings for found in all_]
+        documents = [_document(check, found, fixes) for check, all_ in findings for found in all_]
         print(json.dumps(documents, indent=2))
     else:
-        _report(findings, mended)
+        _report(findings, fixes)
     return 1 if _marks(findings).count("fail") else 0
 
 
@@ -135,15 +135,15 @@ def _marks(findings: Findings) -> list[Mark]:
     return [found.mark for _, listed in findings for found in listed]
 
 
-class Mended:
-    """What --fix has done, by check: the findings it mended, and why it could not mend others."""
+class Fixes:
+    """What --fix has done, by check: the findings it fixed, and why it could not fix others."""
 
     def __init__(self) -> None:
         self.done: dict[str, list[str]] = {}
         self.failed: dict[str, str] = {}
 
     def fix(self, findings: Findings) -> None:
-        """Mend each finding that can be mended without harm to what runs."""
+        """Fix each finding that can be fixed without harm to what runs."""
         for check, listed in findings:
             for found in listed:
                 if found.fix is None or found.mark not in ("fail", "warn"):
@@ -158,7 +158,7 @@ class Mended:
                     self.done.setdefault(check.name, []).append(found.found)
 
 
-def _document(check: Check, found: Finding, mended: Mended) -> dict[str, object]:
+def _document(check: Check, found: Finding, fixes: Fixes) -> dict[str, object]:
     return {
         "name": check.name,
         "state": found.mark,
@@ -167,11 +167,11 @@ def _document(check: Check, found: Finding, mended: Mended) -> dict[str, object]
         "run": list(found.run),
         "advice": found.advice or None,
         "fixable": found.fix is not None,
-        "fixed": check.name in mended.done and found.mark == "ok",
+        "fixed": check.name in fixes.done and found.mark == "ok",
     }
 
 
-def _report(findings: Findings, mended: Mended) -> None:
+def _report(findings: Findings, fixes: Fixes) -> None:
     page = Page()
     for check, listed in findings:
         for found in listed:
@@ -179,10 +179,10 @@ def _report(findings: Findings, mended: Mended) -> None:
             if found.mark in ("fail", "warn"):
                 below = [("why", check.why), *(("run", command) for command in found.run)]
                 below += [("advice", found.advice)] if found.advice else []
-            if check.name in mended.failed:
-                below.append(("not mended", mended.failed[check.name]))
-            for what in mended.done.get(check.name, ()):
-                below.append(("was mended", what))
+            if check.name in fixes.failed:
+                below.append(("not fixed", fixes.failed[check.name]))
+            for what in fixes.done.get(check.name, ()):
+                below.append(("fixed", what))
             page.fact(found.mark, check.name, found.found, *below)
     marks = _marks(findings)
     failed, warned = marks.count("fail"), marks.count("warn")
@@ -192,7 +192,7 @@ def _report(findings: Findings, mended: Mended) -> None:
         for found in listed
     )
     if failed or warned:
-        hint = f"; --fix can mend {fixable}" if fixable and not mended.done else ""
+        hint = f"; --fix can repair {fixable}" if fixable and not fixes.done else ""
         page.say(f"{count(failed, 'check fails', 'checks fail')}, {count(warned, 'warning')}{hint}")
     elif blind := blindness():
         page.say(f"all is well that can be seen: {blind}")

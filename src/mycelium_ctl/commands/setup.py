@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prepare this node for pods, or see that nothing lacks. Run it again at any time.
+"""Prepare this node for pods, or check that nothing is missing. Run it again at any time.
 
 It waits for the Mycelium interface, then makes what is missing: routes that keep packets for the
 overlay from leaving by another way while the daemon is away, the node's own address on lo,
@@ -74,7 +74,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prepare the node; 0 when nothing lacks, or, with --dry-run, when it could be told what."""
+    """Prepare the node; 0 if nothing is missing, or, with --dry-run, if it was told what is."""
     where = nodestate.options(arguments)
     if arguments.print_units:
         from mycelium_lab.lab import own_executable

@@ -2,7 +2,7 @@
 """One screen about this node: would a pod get its address now, and if not, what to do?
 
 Daemon, node, attachments and the configuration that counts, each with what `doctor` has to say of
-it in a line. The exit code is 0 only when ADD would work, even if something else is amiss.
+it in a line. The exit code is 0 only when ADD would work, even if something else is wrong.
 
     mycelium-cni status
     mycelium-cni status --json | jq .ready

@@ -98,7 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
     for change in changes:
         print(f"{visible(change.command)}  # {change.why}")
     if not changes:
-        print("nothing to do: nothing here is of setup's making")
+        print("nothing to do: setup has made nothing here")
     elif arguments.dry_run:
         print(f"# {count(len(changes), 'change')} to make, none made")
     else:

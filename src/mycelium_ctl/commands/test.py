@@ -344,7 +344,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ToolError(error.msg) from error
     if lacking:
         raise ToolError(
-            f"this node lacks {count(len(lacking), 'thing')} that its first pod would make and "
+            f"{count(len(lacking), 'thing')} that the first pod would make on this node and "
             "leave: run `mycelium-cni setup` first"
         )
     signal.signal(signal.SIGTERM, _stop)

@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     for line in words:
         print(visible(line))
     if not words:
-        print("nothing to do: nothing here is of install's making")
+        print("nothing to do: install has made nothing here")
     return 0
 
 

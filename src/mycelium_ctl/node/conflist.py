@@ -125,27 +125,27 @@ class _Checker:
         self._lines: Final = lines
         self._is_list: Final = conf.path.suffix == ".conflist"
 
-    def _fault(self, at: Place, what: str, mend: str, *, fatal: bool = True) -> None:
+    def _fault(self, at: Place, what: str, remedy: str, *, fatal: bool = True) -> None:
         while at not in self._lines:  # the nearest that is there
             at = at[:-1]
         faults = self._conf.faults
         if len(faults) < MOST_FAULTS:
-            faults.append(Fault(self._lines[at], what, mend, fatal))
+            faults.append(Fault(self._lines[at], what, remedy, fatal))
         elif fatal and self._conf.valid:
-            faults[-1] = Fault(self._lines[at], what, mend)
+            faults[-1] = Fault(self._lines[at], what, remedy)
 
     def check(self, document: Any) -> str:
         """Check the whole document; the network's name."""
         if isinstance(document, str) and document.lstrip()[:1] in ("{", "["):
-            mend = "remove the quotes around it, and every \\ before those inside"
-            self._fault((), "all of it is in quotes, as one string", mend)
+            remedy = "remove the quotes around it, and every \\ before those inside"
+            self._fault((), "all of it is in quotes, as one string", remedy)
             return ""
         if not isinstance(document, dict):
             self._fault((), "it holds no object", "put everything between { and }")
             return ""
         if "apiVersion" in document and "kind" in document:
-            mend = "give it to kubectl apply, and check the text of its spec.config"
-            self._fault((), "it is a Kubernetes manifest", mend)
+            remedy = "give it to kubectl apply, and check the text of its spec.config"
+            self._fault((), "it is a Kubernetes manifest", remedy)
             return ""
         for at, value in _objects(document):
             for key in value.twice:
@@ -185,8 +185,8 @@ class _Checker:
         else:
             fit = re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII) if isinstance(name, str) else ""
             fit = fit[:60].lstrip("_.-")
-            mend = f"write {json.dumps(fit)}; it takes {rule}" if fit else f"it takes {rule}"
-            self._fault(("name",), f"the network's name is {_shown(name)}", mend)
+            remedy = f"write {json.dumps(fit)}; it takes {rule}" if fit else f"it takes {rule}"
+            self._fault(("name",), f"the network's name is {_shown(name)}", remedy)
         return ""
 
     def _version(self, document: dict[str, Any]) -> str:
@@ -211,8 +211,8 @@ class _Checker:
             digits = re.search(r"\d+(\.\d+)*", str(version))
             near = [v for v in VERSIONS if digits and f"{digits[0]}.0".startswith(v)]
             near += [v for v in VERSIONS if digits and v == digits[0]]
-            mend = f'write "{near[-1]}"' if near and not several else known
-            self._fault(("cniVersion",), f"cniVersion {shown} is not one the plugin speaks", mend)
+            remedy = f'write "{near[-1]}"' if near and not several else known
+            self._fault(("cniVersion",), f"cniVersion {shown} is not one the plugin speaks", remedy)
         return ours[-1] if ours else VERSIONS[0]
 
     def _list(self, document: dict[str, Any]) -> None:
@@ -253,12 +253,12 @@ class _Checker:
                 continue
             wanted = meant(key, KEYS)
             if wanted:
-                mend = f"move it, as {json.dumps(wanted)}, into the entry of type {TYPE}"
+                remedy = f"move it, as {json.dumps(wanted)}, into the entry of type {TYPE}"
             else:
                 near = meant(key, _LIST_KEYS)
-                mend = f"did you mean {json.dumps(near)}?" if near else "remove it"
+                remedy = f"did you mean {json.dumps(near)}?" if near else "remove it"
             what = f"nobody reads {_shown(key)} beside plugins"
-            self._fault((key,), what, mend, fatal=False)
+            self._fault((key,), what, remedy, fatal=False)
 
     def _single(self, document: dict[str, Any]) -> None:
         if "plugins" in document:
@@ -329,8 +329,8 @@ class _Checker:
             self._unsaid(at, entry, network.log()[1])
 
     def _refusals(self, at: Place, sent: dict[str, Any]) -> Network | None:
-        """Note all that the plugin minds. It names one fault; without that member it names the next
-        one. The network, if there is none."""
+        """Note all that the plugin refuses. It names one fault; without that member it names the
+        next one. The network, if there is none."""
         trial, network, warned = copy.deepcopy(sent), None, False
         told: set[Place] = set()
         while len(told) < MOST_FAULTS:
@@ -347,8 +347,8 @@ class _Checker:
                 if error.about in trial:
                     place = (error.about,)
                 if place not in told:
-                    mend = error.remedy or error.details or "correct the value"
-                    self._fault((*at, *place), error.problem, mend)
+                    remedy = error.remedy or error.details or "correct the value"
+                    self._fault((*at, *place), error.problem, remedy)
                 key = place[0] if place else ""
                 if key not in trial or key in ("name", "cniVersion", "type"):
                     return None
@@ -365,7 +365,7 @@ class _Checker:
             if (entry.get("capabilities") or {}).get(capability):
                 self._fault(
                     (*at, "capabilities", capability),
-                    f"the plugin lacks {capability}: pods that ask for it are refused",
+                    f"the plugin does not have {capability}: pods that ask for it are refused",
                     f"declare it for the plugin that has it ({plugin}) instead",
                     fatal=False,
                 )
@@ -380,8 +380,8 @@ class _Checker:
 
 
 def _amend(document: Any, place: Place) -> bool:
-    """Let the plugin go on behind what it minds: without that member, or with a good entry in the
-    list, so that those behind it keep their numbers. False: there is no such place."""
+    """Let the plugin go on after what it refuses: without that member, or with a good entry in the
+    list, so that later entries keep their numbers. False: there is no such place."""
     *above, last = place
     try:
         for step in above:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What this node ought to have for its pods, what it lacks of that, and what of ours is stale."""
+"""What this node should have for its pods, what of that is missing, and what of ours is stale."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def read_guards(state: State, node: subnet.Node) -> list[Guard]:
 
 
 def read_node(state: State) -> subnet.Node:
-    """The node as the interface alone shows it, and whether pods hang on a bridge: setup mends the
+    """The node as the interface alone shows it, and whether pods are on a bridge: setup fixes the
     bridge, so what that says does not count yet. A key that says something else does.
 
     Raises CniError as `subnet.find`.

@@ -2,7 +2,7 @@
 """JSON as people write it: read as far as anybody can tell what is meant, with all that is wrong.
 
 A runtime stops at the first fault and names a column. Here the reader goes on behind it, as the
-writer would have meant it, so that every fault is told at once, each with what mends it.
+writer would have meant it, so that every fault is reported at once, each with its remedy.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Fault:
 
     line: int
     what: str
-    mend: str
+    remedy: str
     fatal: bool = True
 
 
@@ -86,9 +86,9 @@ class Parsed(NamedTuple):
 
 def parse(octets: bytes) -> Parsed:
     """Read a file's bytes."""
-    for magic, what, mend in _MAGIC:
+    for magic, what, remedy in _MAGIC:
         if octets.startswith(magic):
-            return _unreadable(Fault(0, what, mend))
+            return _unreadable(Fault(0, what, remedy))
     try:
         text = octets.decode()
     except UnicodeDecodeError as error:
@@ -139,8 +139,10 @@ def _something_else(text: str) -> list[Fault]:
     """What a text is that was never JSON."""
     start = text.lstrip("\ufeff \t\r\n")
     if re.match(r"<(!doctype|html|\?xml|head|body)\b", start, re.IGNORECASE):
-        mend = "fetch it again: a server sends such a page instead of a file that it does not have"
-        return [Fault(0, "it is a web page (HTML)", mend)]
+        remedy = (
+            "fetch it again: a server sends such a page instead of a file that it does not have"
+        )
+        return [Fault(0, "it is a web page (HTML)", remedy)]
     if start.startswith("-----BEGIN "):
         return [Fault(0, "it is a key or a certificate", "is this the right file?")]
     if _YAML.match(start):
@@ -148,20 +150,20 @@ def _something_else(text: str) -> list[Fault]:
             r"^kind:", text, re.MULTILINE
         ):
             what = "it is a Kubernetes manifest (YAML)"
-            mend = (
+            remedy = (
                 "give it to kubectl apply; runtimes read JSON: of a NetworkAttachmentDefinition "
                 "check the text of spec.config (`mycelium-cni config check -`)"
             )
         else:
             what = "it is YAML"
-            mend = "write it as JSON, as `mycelium-cni config new` prints it"
-        return [Fault(0, what, mend)]
+            remedy = "write it as JSON, as `mycelium-cni config new` prints it"
+        return [Fault(0, what, remedy)]
     found: dict[int, str] = {}
     for match in islice(_TEMPLATE.finditer(text), 100):
         found.setdefault(text.count("\n", 0, match.start()) + 1, match[0][:60])
     what = "it is a template: {} is not filled in"
-    mend = "put the value there, or let what made the file do it (helm template, envsubst, sed)"
-    return [Fault(line, what.format(shown), mend) for line, shown in list(found.items())[:5]]
+    remedy = "put the value there, or let what made the file do it (helm template, envsubst, sed)"
+    return [Fault(line, what.format(shown), remedy) for line, shown in list(found.items())[:5]]
 
 
 class _StopError(Exception):
@@ -211,11 +213,11 @@ class _Reader:
         """The next few characters, for a message."""
         return ascii(self._text[self._at : self._at + 12].split("\n")[0])
 
-    def _fault(self, what: str, mend: str, at: int | None = None) -> None:
+    def _fault(self, what: str, remedy: str, at: int | None = None) -> None:
         line = self._line(self._at if at is None else at)
-        if any(fault.what == what and fault.mend == mend for fault in self.faults):
+        if any(fault.what == what and fault.remedy == remedy for fault in self.faults):
             return  # once for all such places
-        self.faults.append(Fault(line, what, mend))
+        self.faults.append(Fault(line, what, remedy))
         if len(self.faults) >= MOST_FAULTS:
             raise _StopError
 
@@ -228,15 +230,15 @@ class _Reader:
             if not here:
                 return
             if here == "\ufeff" and self._at == 0:
-                what, mend = "it begins with a byte order mark", "save it as UTF-8 without BOM"
+                what, remedy = "it begins with a byte order mark", "save it as UTF-8 without BOM"
             elif here == "\0" and self._at >= self._last:
-                what, mend = "there is a NUL byte at the end", "remove it: tr -d '\\000'"
+                what, remedy = "there is a NUL byte at the end", "remove it: tr -d '\\000'"
             elif here == "\0":
-                what, mend = "there is a NUL byte", "remove it: tr -d '\\000'"
+                what, remedy = "there is a NUL byte", "remove it: tr -d '\\000'"
             elif unicodedata.category(here) in ("Zs", "Zl", "Zp", "Cf", "Cc"):
                 name = unicodedata.name(here, "a control character").lower()
                 what = f"there is an invisible character (U+{ord(here):04X}, {name})"
-                mend = "write a space instead, wherever it stands"
+                remedy = "write a space instead, wherever it stands"
             elif self._text.startswith(("//", "#", "/*"), self._at):
                 self._fault("JSON has no comments", "remove them")
                 end = "*/" if self._text.startswith("/*", self._at) else "\n"
@@ -245,7 +247,7 @@ class _Reader:
                 continue
             else:
                 return
-            self._fault(what, mend)
+            self._fault(what, remedy)
             self._at += 1
 
     # Values
@@ -298,9 +300,9 @@ class _Reader:
             number = int(word, 0) if len(word) < 20 else None
         except ValueError:
             number = int(word) if word.isascii() and word.isdigit() and len(word) < 20 else None
-        mend = f"write {number}" if number is not None else f"write {json.dumps(word[:60])}"
+        remedy = f"write {number}" if number is not None else f"write {json.dumps(word[:60])}"
         what = "is no number of JSON" if number is not None else "is not in quotes"
-        self._fault(f"{word[:60]} {what}", mend, start)
+        self._fault(f"{word[:60]} {what}", remedy, start)
         return word if number is None else number
 
     def _string(self) -> str:
@@ -312,8 +314,8 @@ class _Reader:
             if re.search(r",\s*$", text) and re.match(r"\w", self._peek()):
                 self._at = match.start() + match[0].rindex(",")
                 text = text[: text.rindex(",")]
-                mend = f"write {json.dumps(text[:60])}"
-                self._fault(f'a " is missing behind {text[:60]}', mend, match.start())
+                remedy = f"write {json.dumps(text[:60])}"
+                self._fault(f'a " is missing behind {text[:60]}', remedy, match.start())
             return text
         opening, start = self._peek(), self._at
         closing = _QUOTES.get(opening, '"')
@@ -495,8 +497,8 @@ class _Reader:
     def _end(self) -> None:
         """What stands behind the document."""
         if self._unclosed:
-            mend = f"add {self._unclosed} at the end; or is the file cut off?"
-            self._fault(f"this is no JSON: the file ends before {self._unclosed}", mend)
+            remedy = f"add {self._unclosed} at the end; or is the file cut off?"
+            self._fault(f"this is no JSON: the file ends before {self._unclosed}", remedy)
             return
         while True:
             self._white()
@@ -508,14 +510,14 @@ class _Reader:
             elif here == ",":
                 self._fault("a comma stands behind the end", "remove it")
             elif here in "{[":
-                mend = "one file holds one network: put it into a file of its own"
-                self._fault("a second document begins", mend)
+                remedy = "one file holds one network: put it into a file of its own"
+                self._fault("a second document begins", remedy)
                 return
             else:
                 word = self._text[self._at :].split(None, 1)[0][:30]
-                mend = "remove it" + (
+                remedy = "remove it" + (
                     ": it is left over from a here-document" if word == "EOF" else ""
                 )
-                self._fault(f"{word!a} stands behind the end", mend)
+                self._fault(f"{word!a} stands behind the end", remedy)
                 return
             self._at += 1

@@ -103,7 +103,7 @@ def new(wanted: argparse.Namespace, dirs: CniDirs) -> tuple[dict[str, Any], list
     checked = conflist.check(json.dumps(network).encode(), Path("new.conflist"))
     fatal = [fault for fault in checked.faults if fault.fatal]
     if fatal:
-        raise ToolError(f"{fatal[0].what}; {fatal[0].mend}")
+        raise ToolError(f"{fatal[0].what}; {fatal[0].remedy}")
     return network, notes
 
 

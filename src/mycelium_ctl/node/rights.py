@@ -31,7 +31,7 @@ def _may(process: str, capability: int) -> bool:
 
 
 def blindness() -> str:
-    """Why it is not to be seen from here whether a pod lives, with the way out; "" if it is."""
+    """Why this process cannot see whether a pod lives, and what to do; "" if it can."""
     if not may_configure("/proc/self"):
         return "pods' ends of their links are seen by root only"
     if os.stat("/proc/self/ns/pid").st_ino != PROC_PID_INIT_INO:  # noqa: PTH116

@@ -56,5 +56,5 @@ def _verdict(one: Attached, state: State) -> tuple[Mark, str]:
 
 
 def find_left_over(state: State) -> list[LinkFacts]:
-    """Links that were on their way out when whoever deleted them was killed."""
+    """Links whose deletion was interrupted: the process that deleted them was killed."""
     return [link for link in state.links if link.left_over]

@@ -133,7 +133,7 @@ class LinkFacts:
 
     @property
     def left_over(self) -> bool:
-        """Whether it was on its way out when whoever deleted it was killed."""
+        """Whether its deletion was interrupted: the process that deleted it was killed."""
         return self._made_here and self.group & GROUP_MASK == DELETE_GROUP
 
     @property
@@ -401,7 +401,7 @@ class State:
 
     @cached_property
     def bridged(self) -> bool:
-        """Whether pods hang on the bridge, as `subnet.find` decides it."""
+        """Whether pods are on the bridge, as `subnet.find` decides it."""
         mode = self.config.mode
         return mode == "bridge" or (mode == "auto" and self.bridge is not None)
 
