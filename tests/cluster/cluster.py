@@ -270,6 +270,16 @@ class KubeNode:
         )
         return self.run(*self._cluster.lab.command, "install", *network).stdout
 
+    def configure(self, name: str, document: Mapping[str, Any] | None) -> None:
+        """Write a file of /etc/cni/net.d by renaming, or remove it."""
+        path = self.machine.net_d / name
+        if document is None:
+            path.unlink()
+            return
+        made = path.with_name(".new")
+        made.write_text(json.dumps(document))
+        made.rename(path)
+
     def load(self, *archives: Path) -> None:
         """Give the runtime images."""
         for path in archives:
@@ -574,6 +584,15 @@ class Cluster:
             if item["status"]["phase"] == "Running" and "deletionTimestamp" not in item["metadata"]
         ]
         return sorted(found, key=lambda pod: pod.node)
+
+    def all_reach_all(self) -> bool:
+        """Whether the three web servers run, and every pod gets every page."""
+        pods = self.pods("app=web")
+        urls = [f"http://[{pod.address}]:8080/" for pod in pods]
+        try:
+            return len(pods) == 3 and all(pod.get(*urls).count("\n") == 3 for pod in pods)
+        except LabError:
+            return False
 
     def await_ready(self) -> None:
         """Return when all nodes are Ready."""

@@ -15,7 +15,7 @@ import pytest
 from runtime.machine import DEBIAN_PLUGINS, owned_lab
 
 from . import programs
-from .cluster import Cluster, Images, Options
+from .cluster import Cluster, Images, KubePod, Options
 
 CLUSTERS = {
     # name: containerd, kube-proxy, nodes known by, default route, CNI plugins of, installed by
@@ -66,3 +66,12 @@ def cluster(
         cluster.rollout("deployment/web")
         cluster.rollout("deployment/coredns", "kube-system")
         yield cluster
+
+
+@pytest.fixture
+def web(cluster: Cluster) -> list[KubePod]:
+    """A pod with a web server on each node."""
+    cluster.rollout("deployment/web")
+    pods = cluster.pods("app=web")
+    assert [pod.node for pod in pods] == [node.name for node in cluster.nodes]
+    return pods

@@ -22,6 +22,7 @@ KUBERNETES = "v1.34.4"  # the last minor release whose kubelet starts with cgrou
 CONTAINERD = "v2.2.9"
 COREDNS = "v1.14.3"
 HELM = "v3.19.5"
+MULTUS = "v4.2.1"
 CERTIFICATE = ("localhost.crt", "localhost.key")  # agnhost's, which it serves TLS with
 COREDNS_PLUGINS = "health ready errors cache loadbalance kubernetes"
 
@@ -57,6 +58,8 @@ def ensure() -> Path:
             _build_containerd()
         if not _has("etcd"):
             _unpack_etcd()
+        if not _has("multus"):
+            _build_multus()
         if not _has("helm"):
             _build_helm()
         if not _has("e2e.test", "agnhost", *CERTIFICATE):
@@ -70,13 +73,15 @@ def _has(*names: str) -> bool:
     return all((FOLDER / name).exists() for name in names)
 
 
-def _go(*arguments: str | Path, cwd: Path) -> str:
+def _go(*arguments: str | Path, cwd: Path, **more: str) -> str:
     go = shutil.which("go") or shutil.which("go", path="/usr/local/go/bin:/usr/lib/go/bin")
     if go is None:
         raise RuntimeError(
             f"the Go toolchain is missing: install Go 1.25 or newer, or fill {FOLDER}"
         )
-    environ = os.environ | {"CGO_ENABLED": "0", "GOFLAGS": "-mod=mod", "GOTOOLCHAIN": "local"}
+    environ = (
+        os.environ | {"CGO_ENABLED": "0", "GOFLAGS": "-mod=mod", "GOTOOLCHAIN": "local"} | more
+    )
     done = subprocess.run(
         [go, *arguments], cwd=cwd, env=environ, capture_output=True, text=True, check=False
     )
@@ -132,6 +137,21 @@ def _build_end_to_end_tests() -> None:
     listed = _go("list", "-m", "-f", "{{.Dir}}", "k8s.io/kubernetes", cwd=folder)
     for name in CERTIFICATE:
         shutil.copy(Path(listed.strip(), "test/images/agnhost/porter", name), FOLDER / name)
+
+
+def _build_multus() -> None:
+    module = "gopkg.in/k8snetworkplumbingwg/multus-cni.v4"
+    folder = _module("multus", f"go 1.25.0\n\nrequire {module} {MULTUS}\n")
+    # The checksum database does not have this one.
+    _go(
+        "build",
+        *_flags(),
+        "-o",
+        FOLDER / "multus",
+        f"{module}/cmd/multus",
+        cwd=folder,
+        GONOSUMDB=module,
+    )
 
 
 def _build_helm() -> None:

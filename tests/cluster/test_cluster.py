@@ -26,26 +26,8 @@ NEXT = "localhost/mycelium-cni:next"
 REPEATED = 6  # enough requests to a Service to meet each of its three pods
 
 
-@pytest.fixture
-def web(cluster: Cluster) -> list[KubePod]:
-    """A pod with a web server on each node."""
-    cluster.rollout("deployment/web")
-    pods = cluster.pods("app=web")
-    assert [pod.node for pod in pods] == [node.name for node in cluster.nodes]
-    return pods
-
-
 def service_address(cluster: Cluster, name: str) -> str:
     return cluster.kubectl("get", "service", name, "-o", "jsonpath={.spec.clusterIP}")
-
-
-def all_reach_all(cluster: Cluster) -> bool:
-    pods = cluster.pods("app=web")
-    urls = [f"http://[{pod.address}]:8080/" for pod in pods]
-    try:
-        return len(pods) == 3 and all(pod.get(*urls).count("\n") == 3 for pod in pods)
-    except LabError:
-        return False
 
 
 # The installation
@@ -97,7 +79,7 @@ def test_the_seeds_pod_and_deployment_run_and_reach_each_other(cluster: Cluster)
 
 
 def test_pods_and_nodes_reach_every_pod(cluster: Cluster, web: list[KubePod]) -> None:
-    assert all_reach_all(cluster)
+    assert cluster.all_reach_all()
     for node in cluster.nodes:
         assert [pod for pod in web if not node.get(f"http://[{pod.address}]:8080/")] == []
 
@@ -215,7 +197,7 @@ def undisturbed(cluster: Cluster, web: list[KubePod]) -> Iterator[None]:
     """The pods are the same at the end, with their addresses and no restarts."""
     before = [(pod.name, pod.address, pod.restarts) for pod in web]
     yield
-    await_fact(lambda: all_reach_all(cluster), "all pods reach each other", within_s=40)
+    await_fact(cluster.all_reach_all, "all pods reach each other", within_s=40)
     assert [(p.name, p.address, p.restarts) for p in cluster.pods("app=web")] == before
 
 
@@ -250,7 +232,7 @@ def test_a_node_that_was_switched_off_comes_back(cluster: Cluster, web: list[Kub
     node.reboot()
     cluster.kubectl("delete", "--now", "pod", web[2].name)
     cluster.rollout("deployment/web")
-    await_fact(lambda: all_reach_all(cluster), "all pods reach each other", within_s=60)
+    await_fact(cluster.all_reach_all, "all pods reach each other", within_s=60)
 
 
 # The agent
@@ -266,7 +248,7 @@ def test_the_agent_brings_back_what_a_firewalls_restart_flushes(cluster: Cluster
             lambda: "mycelium-cni" in node.run("nft", "list", "tables").stdout, "the guard's table"
         )
     node.run("ip", "-6", "route", "flush", "proto", "77")
-    await_fact(lambda: all_reach_all(cluster), "all pods reach each other", within_s=30)
+    await_fact(cluster.all_reach_all, "all pods reach each other", within_s=30)
     cluster.await_ready()
 
 
