@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import sys
-from _json import encode_basestring_ascii, make_scanner
+from _json import encode_basestring_ascii, make_encoder, make_scanner
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -73,18 +73,16 @@ def parse(document: bytes) -> Json:
     return value  # type: ignore[no-any-return]
 
 
+def _unwritable(value: object) -> NoReturn:
+    raise TypeError(f"{type(value).__name__} is not JSON")
+
+
+# What json.JSONEncoder asks of the C encoder: no spaces, keys in the order that they have.
+_write = make_encoder(
+    None, _unwritable, encode_basestring_ascii, None, ":", ",", False, False, True
+)
+
+
 def dump(value: Json) -> str:
     """One line of JSON, ASCII only, so that any byte a stranger sent is printed escaped."""
-    if value is None:
-        return "null"
-    if value is True:
-        return "true"
-    if value is False:
-        return "false"
-    if isinstance(value, str):
-        return encode_basestring_ascii(value)
-    if isinstance(value, dict):
-        return "{" + ",".join([f"{dump(key)}:{dump(item)}" for key, item in value.items()]) + "}"
-    if isinstance(value, list):
-        return "[" + ",".join([dump(item) for item in value]) + "]"
-    return repr(value)
+    return "".join(_write(value, 0))
