@@ -28,7 +28,7 @@ from mycelium_cni.node.marks import PROTOCOL
 from mycelium_cni.pod.attachment import ALIAS_PREFIX
 
 _RTNLGRP_LINK, _RTNLGRP_NEIGH, _RTNLGRP_IPV6_IFADDR = 1, 3, 9
-_RTNLGRP_IPV6_NETCONF = 25
+_RTNLGRP_IPV6_ROUTE, _RTNLGRP_IPV6_NETCONF = 11, 25
 _NFNLGRP_NFTABLES = 7
 _RTM_NEWNETCONF, _NETCONFA_IFINDEX, _NETCONF_HEADER = 80, 1, 4  # linux/netconf.h
 _NETLINK_LISTEN_ALL_NSID = 8  # linux/netlink.h
@@ -68,7 +68,7 @@ class Watch:
         self.names: Collection[str] = ()
         self._links: Final = _Monitor(
             nl.NETLINK_ROUTE,
-            *(_RTNLGRP_LINK, _RTNLGRP_NEIGH, _RTNLGRP_IPV6_IFADDR, nl.RTNLGRP_IPV6_ROUTE),
+            *(_RTNLGRP_LINK, _RTNLGRP_NEIGH, _RTNLGRP_IPV6_IFADDR, _RTNLGRP_IPV6_ROUTE),
             _RTNLGRP_IPV6_NETCONF,
         )
         self._rules: Final = _Monitor(nl.NETLINK_NETFILTER, _NFNLGRP_NFTABLES)
@@ -151,7 +151,7 @@ class _Ear(socket):
         return datagram
 
 
-class _Monitor(nl.Monitor):
+class _Monitor(nl.Socket):
     """Hears several groups of any protocol, from everywhere, and when it has missed something."""
 
     __slots__ = ("_ear",)

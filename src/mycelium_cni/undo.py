@@ -18,7 +18,7 @@ class Undo:
     An undo that fails does not stop the older ones: its reason becomes a note on the first error
     (PEP 678), which `mycelium_cni.main` adds to the details.
 
-    What failed may have failed for want of file descriptors. So two are held from the start, and
+    What failed may have failed for want of file descriptors. So one is held from the start, and
     given up for the undo: as many as one step needs.
     """
 
@@ -26,7 +26,7 @@ class Undo:
 
     def __init__(self) -> None:
         self._steps: list[tuple[Callable[..., object], tuple[object, ...]]] = []
-        self._held = [open("/", O_PATH | O_CLOEXEC) for _ in range(2)]
+        self._held = open("/", O_PATH | O_CLOEXEC)
 
     def push(self, step: Callable[..., object], *arguments: object) -> None:
         self._steps.append((step, arguments))
@@ -35,8 +35,7 @@ class Undo:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        for held in self._held:
-            close(held)
+        close(self._held)
         if error is None:
             return
         while self._steps:

@@ -69,23 +69,25 @@ def add(request: Request, network: Network, reply: Reply) -> str:
             if node.bridge:
                 prepare.keep_bridge_mac(host, node.bridge)
             datapath.reserve(host, shape, plan.alias(_pod_name(request)))
+            # Before the guard: nothing passes while the host link is down, and what the kernel does
+            # later for an address (await_address) it has done when the link is up.
+            pod = datapath.enter_pod(pod_netns, home, pod_link, undo)
+            if not datapath.configure_pod(pod, shape, undo):
+                table = sourcerule.table(shape)
+                datapath.set_alias(host, shape, plan.alias(_pod_name(request), table))
+                sourcerule.lead(pod, shape, undo)
             wanted = guard.Wanted(network.name, config, node)
             guard.protect(host, wanted, undo, datapath.port(shape, network.name))
             used = bool(wishes.address) or config.addressing == "stable"
             if used:
                 guard.end_former(wanted, address)
             datapath.raise_host_link(host, shape)
-            pod, monitor = datapath.enter_pod(pod_netns, home, pod_link, undo)
-            if not datapath.configure_pod(pod, shape, undo):
-                table = sourcerule.table(shape)
-                datapath.set_alias(host, shape, plan.alias(_pod_name(request), table))
-                sourcerule.lead(pod, shape, undo)
             patience = datapath.Patience()
             datapath.await_carrier(host, pod, shape, patience)
             datapath.reach_pod(host, shape, undo)
             if bridge and (used or wishes.mac):
                 datapath.announce(pod, shape)
-            datapath.await_address(monitor, shape, patience)
+            datapath.await_address(pod, shape, patience)
             prepare.prepare(host, node, config.service_networks, undo)
 
             gateway = format_address(shape.gateway)

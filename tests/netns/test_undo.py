@@ -156,7 +156,8 @@ def test_whichever_answer_of_the_kernel_is_lost_everything_is_undone(
 def fail_each(command: list[str], mode: Mode, state: State, faults: Mapping[str, str]) -> None:
     """ADD once for each call of these names, in which that call fails; nothing may be left of it.
 
-    Each name ends with the first ADD that makes so few calls of it that none fails.
+    Each name ends with the first ADD in which none fails, because it makes so few calls of it, or
+    the next one is Python's, reading a module.
     """
     known = calls_of_add(tuple(command), mode, state)
     failures: list[str] = []
@@ -167,8 +168,9 @@ def fail_each(command: list[str], mode: Mode, state: State, faults: Mapping[str,
             assert counted, name
             for number in chain(counted, count(counted[-1] + 1)):
                 fault = f"inject={name}:error={error}:when={number}"
-                call = stage.strace("-e", f"trace={name}", "-e", fault)
+                call = stage.strace("-y", "-e", f"trace={name}", "-e", fault)
                 injected = [line for line in stage.trace() if "(INJECTED)" in line]
+                injected = [line for line in injected if "/mycelium_cni/" not in line]
                 if injected:
                     changes = stage.changes()
                     if call.code == 1 and not changes:
@@ -254,8 +256,9 @@ def test_whichever_message_the_kernel_refuses_everything_is_undone(
             refused(call)
             assert stage.changes() == [], f"message {doomed}: {call}"
             doomed += 1
-        # The first that succeeds is the one in which no message was refused.
-        assert doomed == int(told.read_text()), stage.changes()
+        # The first that succeeds is one in which no message was refused. It may have asked less
+        # often than the one before whether the kernel is done.
+        assert doomed >= int(told.read_text()), stage.changes()
         assert doomed > 15
 
 
@@ -276,7 +279,7 @@ def test_del_removes_what_an_add_killed_at_any_moment_has_made(
                 failures.append("\n".join([f"{name} {number}: {deleted}", *changes]))
                 break
     assert not failures, "\n\n".join(failures)
-    assert kills >= 40
+    assert kills >= 35
 
 
 @both_modes

@@ -44,23 +44,25 @@ def is_loaded(wanted: Wanted) -> bool:
         _element(INET_FAMILY, "overlays", wanted.interface_key),
         _element(INET_FAMILY, "to-network", wanted.key),
     ]
+    if policy.ingress != "open":
+        questions.append(_FORWARD_QUESTION)
     if wanted.bridged:
         questions += [*_BRIDGE_QUESTIONS, _element(BRIDGE_FAMILY, "closed", wanted.key)]
     with nl.Socket(nl.NETLINK_NETFILTER) as socket:
-        table, prerouting, pods, forward, from_overlay, to, from_, overlay, network, *bridge = (
-            socket.ask(*questions)
+        table, prerouting, pods, from_overlay, to, from_, overlay, network, *others = socket.ask(
+            *questions
         )
     return (
         _is_awake(table)
         and _uses(prerouting, PREROUTING_USES)
         and _number_of_uses(pods) - PODS_USES in (0, 1)
-        and (policy.ingress == "open" or _uses(forward, FORWARD_USES))
+        and (policy.ingress == "open" or _uses(others.pop(0), FORWARD_USES))
         and _number_of_uses(from_overlay) - OVERLAY_USES in (0, 1)
         # Bridged pods use either chain once each: what differs is the number of rules.
         and _number_of_uses(to) - _number_of_uses(from_) == wanted.surplus
         and _says(overlay, wanted.overlay_words)
         and _says(network, wanted.network_words)
-        and (not bridge or _is_bridge_loaded(bridge, closed=policy.ingress == "closed"))
+        and (not others or _is_bridge_loaded(others, closed=policy.ingress == "closed"))
     )
 
 
@@ -96,8 +98,8 @@ _INET_QUESTIONS = (
     ask_table(INET_FAMILY),
     _chain(INET_FAMILY, "prerouting"),
     _chain(INET_FAMILY, PODS_CHAIN),
-    _chain(INET_FAMILY, "forward"),
 )
+_FORWARD_QUESTION = _chain(INET_FAMILY, "forward")
 _BRIDGE_QUESTIONS = (
     ask_table(BRIDGE_FAMILY),
     _chain(BRIDGE_FAMILY, "from-pods"),

@@ -8,7 +8,7 @@ disagree. Its text is that command, so an error that names a fact can be pasted 
 
 from __future__ import annotations
 
-from errno import EINVAL
+from errno import EEXIST, EINVAL
 
 from mycelium_cni.kernel import netlink as nl
 from mycelium_cni.kernel import sysctl
@@ -260,9 +260,7 @@ class NoArp(Part):
         return f"sysctl -w {quoted(f'net/ipv4/conf/{self.link}/arp_ignore=8')}"
 
     def message(self) -> nl.Message:
-        ignore: nl.Attribute = (nl.IFLA_INET_CONF, [(nl.IPV4_DEVCONF_ARP_IGNORE, 8)])
-        families: nl.Attribute = (nl.IFLA_AF_SPEC, [(nl.AF_INET, [ignore])])
-        return nl.link(nl.RTM_NEWLINK, self, families, index=self.index)
+        return nl.link(nl.RTM_NEWLINK, self, nl.NO_ARP, index=self.index)
 
     def holds(self, seen: Snapshot) -> bool:
         link = seen.links.get(self.index)
@@ -625,6 +623,19 @@ class Rule(Object):
 
     def holds(self, seen: Snapshot) -> bool:
         return any((r.source, r.table) == (self.source, self.table) for r in seen.rules)
+
+
+def ensure(objects: Sequence[Object], host: nl.Socket, undo: Steps) -> bool:
+    """Make those that are absent, in one request, each with its undo; whether any was. Raises
+    NetlinkError."""
+    refused = host.attempt(*[each.message() for each in objects])
+    for place, each in enumerate(objects):
+        if place not in refused:
+            undo.push(host.request, each.drop())
+    for place in sorted(refused):
+        if refused[place].errno != EEXIST:
+            raise refused[place]
+    return len(refused) < len(objects)
 
 
 def absent(facts: Sequence[Fact], seen: Snapshot) -> list[Fact]:

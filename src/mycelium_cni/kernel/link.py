@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from errno import ENODEV
-
 from mycelium_cni.kernel import netlink as nl
 
 TYPE_CHECKING = False
@@ -25,10 +23,8 @@ class Link:
 
     def attribute(self, kind: int, default: bytes = b"") -> bytes:
         """One of its IFLA_* attributes. It has fifty, of which a caller wants one or two."""
-        for each, value in nl.attributes(self._payload, nl.IFINFOMSG.size):
-            if each == kind:
-                return value
-        return default
+        value = nl.attribute(self._payload, nl.IFINFOMSG.size, kind)
+        return default if value is None else value
 
     @property
     def name(self) -> str:
@@ -66,11 +62,17 @@ class Link:
         return [nl.text(name) for kind, name in listed if kind == nl.IFLA_ALT_IFNAME]
 
 
+def read_link(host: nl.Socket, index: int, what: str = "read link") -> Link:
+    """The link with this index; raises NetlinkError (ENODEV) where there is none."""
+    return Link(host.read(nl.link(nl.RTM_GETLINK, what, index=index)))
+
+
 def find_link(host: nl.Socket, name: str) -> Link | None:
     """The link with this name or alternative name, or None."""
-    try:
-        return Link(host.request(nl.get_link(name))[0])
-    except nl.NetlinkError as error:
-        if error.errno != ENODEV:
-            raise
-        return None
+    return find_links(host, name)[0]
+
+
+def find_links(host: nl.Socket, *names: str) -> list[Link | None]:
+    """The same of several names at once."""
+    found = host.ask(*[nl.get_link(name) for name in names])
+    return [Link(payload) if payload else None for payload in found]

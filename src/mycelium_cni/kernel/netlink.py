@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from _socket import AF_NETLINK, MSG_DONTWAIT, SOCK_RAW, socket
 from _struct import Struct, unpack_from
-from errno import EBADMSG, EEXIST, EINTR, ENOBUFS, ENOENT, EPERM
+from errno import EBADMSG, EEXIST, EINTR, ENOBUFS, ENODEV, ENOENT, EPERM
 from posix import strerror
 
 TYPE_CHECKING = False
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from typing import Final, Self
 
     Value = bytes | int | str | list["Attribute"]
-    Attribute = tuple[int, Value]
+    # Kind and value; bytes where all of it is encoded already.
+    Attribute = tuple[int, Value] | bytes
 
 NETLINK_ROUTE, NETLINK_NETFILTER = 0, 12
 SOL_NETLINK = 270
 NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK = 10, 11, 12
-RTNLGRP_IPV6_ROUTE = 11
 
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 NLM_F_REQUEST, NLM_F_MULTI, NLM_F_ACK, NLM_F_ECHO, NLM_F_DUMP_INTR = 1, 2, 4, 8, 16
@@ -69,7 +69,7 @@ RT_TABLE_UNSPEC, RT_TABLE_MAIN, RT_TABLE_LOCAL = 0, 254, 255
 RTPROT_RA = 9
 RTM_F_FIB_MATCH = 0x2000
 RT_SCOPE_UNIVERSE = 0
-RTN_UNSPEC, RTN_UNICAST, RTN_UNREACHABLE = 0, 1, 7
+RTN_UNSPEC, RTN_UNICAST, RTN_LOCAL, RTN_UNREACHABLE = 0, 1, 2, 7
 
 FRA_DST, FRA_SRC, FRA_IIFNAME, FRA_PRIORITY, FRA_FWMARK = 1, 2, 3, 6, 10
 FRA_TABLE, FRA_OIFNAME, FRA_PROTOCOL = 15, 17, 21
@@ -130,7 +130,11 @@ class Message:
 def encode(attributes: Iterable[Attribute]) -> bytes:
     """Attributes as the kernel reads them: an int is a u32, a str ends in NUL, a list is nested."""
     encoded = b""
-    for kind, value in attributes:
+    for attribute in attributes:
+        if isinstance(attribute, bytes):
+            encoded += attribute
+            continue
+        kind, value = attribute
         if isinstance(value, int):
             encoded += _U32_ATTRIBUTE.pack(8, kind, value)
             continue
@@ -140,7 +144,7 @@ def encode(attributes: Iterable[Attribute]) -> bytes:
             octets = value.encode("utf-8", "surrogateescape") + b"\0"
         else:
             octets = encode(value)
-            kind |= NLA_F_NESTED  # noqa: PLW2901 - the same attribute, as it is sent
+            kind |= NLA_F_NESTED
         length = len(octets)
         encoded += _ATTRIBUTE.pack(4 + length, kind) + octets
         if length & 3:
@@ -157,6 +161,19 @@ def attributes(payload: bytes, offset: int) -> Iterator[tuple[int, bytes]]:
             return
         yield kind & NLA_TYPE_MASK, payload[offset + 4 : offset + length]
         offset += length + 3 & ~3
+
+
+def attribute(payload: bytes, offset: int, kind: int) -> bytes | None:
+    """The first attribute of a kind, or None. Those behind it are not read."""
+    end = len(payload)
+    while offset + 4 <= end:
+        length, found = _ATTRIBUTE.unpack_from(payload, offset)
+        if length < 4:
+            break
+        if found & NLA_TYPE_MASK == kind:
+            return payload[offset + 4 : offset + length]
+        offset += length + 3 & ~3
+    return None
 
 
 def decode(payload: bytes, offset: int) -> dict[int, bytes]:
@@ -319,12 +336,19 @@ def route(
     return Message(kind, flags, body, what)
 
 
+def get_route(what: object, destination: bytes) -> Message:
+    """RTM_GETROUTE of the route that packets to an address take, as the table has it."""
+    header = RTMSG.pack(AF_INET6, 128, 0, 0, 0, 0, 0, 0, RTM_F_FIB_MATCH)
+    return Message(RTM_GETROUTE, 0, header + encode(((RTA_DST, destination),)), what)
+
+
 # An attribute for RTM_NEWLINK: the kernel makes no link-local address. Refused when a link is
 # created (EAFNOSUPPORT), and too late in one message with IFF_UP.
-NO_LINK_LOCAL: Attribute = (
-    IFLA_AF_SPEC,
-    [(AF_INET6, [(IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE)])],
-)
+_MODE: Attribute = (IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE)
+NO_LINK_LOCAL: Final = encode(((IFLA_AF_SPEC, [(AF_INET6, [_MODE])]),))
+# The same: no ARP is answered, and nobody who asks is remembered (net/ipv4/arp.c).
+_IGNORE: Attribute = (IFLA_INET_CONF, [(IPV4_DEVCONF_ARP_IGNORE, 8)])
+NO_ARP: Final = encode(((IFLA_AF_SPEC, [(AF_INET, [_IGNORE])]),))
 
 
 def rule(kind: int, what: object, table: int, protocol: int, source: bytes) -> Message:
@@ -396,11 +420,18 @@ class Socket:
         """Send messages as one batch; what was refused, by place."""
         return self._exchange(messages)[1]
 
+    def read(self, message: Message) -> bytes:
+        """The one object that a message asks for. Raises NetlinkError, where there is none too."""
+        payloads, refusals = self._exchange((message,), answered=True)
+        if refusals:
+            raise refusals[0]
+        return payloads[0]
+
     def ask(self, *messages: Message) -> list[bytes | None]:
         """One answer per message: the object, or None where there is no such object."""
-        payloads, refusals = self._exchange(messages)
+        payloads, refusals = self._exchange(messages, answered=True)
         for index in sorted(refusals):
-            if refusals[index].errno != ENOENT:
+            if refusals[index].errno not in (ENOENT, ENODEV):
                 raise refusals[index]
         found = iter(payloads)
         return [None if index in refusals else next(found) for index in range(len(messages))]
@@ -416,17 +447,20 @@ class Socket:
         self._socket.send(numbered)
 
     def _exchange(
-        self, messages: tuple[Message, ...], *, framed: bool = False
+        self, messages: tuple[Message, ...], *, framed: bool = False, answered: bool = False
     ) -> tuple[list[bytes], dict[int, NetlinkError]]:
         """`framed`: the first and the last message only hold the others together. The kernel
-        answers the first if it refuses the whole, and never the last (before Linux 6.10)."""
+        answers the first if it refuses the whole, and never the last (before Linux 6.10).
+        `answered`: each message is a question, and its answer needs no ACK behind it."""
         first = self._sequence
         self._sequence += len(messages)
         last = self._sequence - 1 - framed
         batch = b""
         for sequence, message in enumerate(messages, first):
             # Refusals are reported without being asked for: one ACK, of the last, ends the batch.
-            flags = NLM_F_REQUEST | message.flags | (NLM_F_ACK if sequence == last else 0)
+            flags = NLM_F_REQUEST | message.flags
+            if sequence == last and not answered:
+                flags |= NLM_F_ACK
             length = 16 + len(message.body)
             batch += _HEADER.pack(length, message.kind, flags, sequence, 0) + message.body
         what = messages[0].what
@@ -440,6 +474,8 @@ class Socket:
                     continue  # the answer to a request that was given up
                 if kind != NLMSG_ERROR:
                     payloads.append(payload)
+                    if answered and sequence == last:
+                        return payloads, refusals
                     continue
                 number = -unpack_from("=i", payload)[0]
                 if number:
@@ -490,11 +526,11 @@ class Socket:
         except OSError as error:
             raise _failed(what, error) from None
 
-    def _receive(self, flags: int = MSG_DONTWAIT) -> list[tuple[int, int, int, bytes]]:
-        """The messages of one datagram. Nothing is waited for by default: the kernel answers while
-        it is asked. An answer that it had no room for (ENOBUFS) does not hide the others."""
+    def _receive(self) -> list[tuple[int, int, int, bytes]]:
+        """The messages of one datagram. Nothing is waited for: the kernel answers while it is
+        asked. An answer that it had no room for (ENOBUFS) does not hide the others."""
         try:
-            datagram = self._socket.recv(_RECEIVE_SIZE, flags)
+            datagram = self._socket.recv(_RECEIVE_SIZE, MSG_DONTWAIT)
         except OSError as error:
             if error.errno != ENOBUFS:
                 raise
@@ -508,25 +544,6 @@ class Socket:
             messages.append((kind, flags, sequence, datagram[offset + 16 : offset + length]))
             offset += length + 3 & ~3
         return messages
-
-
-class Monitor(Socket):
-    """Hears what the kernel tells a multicast group (RTNLGRP_*), and sends nothing."""
-
-    __slots__ = ()
-
-    def __init__(self, group: int) -> None:
-        self._socket = socket(AF_NETLINK, SOCK_RAW, NETLINK_ROUTE)
-        self._socket.bind((0, 1 << group - 1))
-
-    def hear(self, patience_s: float) -> list[tuple[int, bytes]]:
-        """Kind and payload of each message of one datagram, none after so many seconds of
-        silence."""
-        self._socket.settimeout(patience_s)
-        try:
-            return [(kind, payload) for kind, _, _, payload in self._receive(flags=0)]
-        except TimeoutError:
-            return []
 
 
 def _failed(what: object, error: OSError) -> OSError:

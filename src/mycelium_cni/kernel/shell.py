@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+_PLAIN = frozenset(_LETTERS + _LETTERS.upper() + "0123456789-_.:/@%+=")
+
 
 def quoted(word: str) -> str:
     """A word as a shell takes it: names of links and files may hold anything."""
-    plain = word.isascii() and all(c.isalnum() or c in "-_.:/@%+=" for c in word)
-    return word if plain and word else "'" + word.replace("'", "'\\''") + "'"
+    return word if word and _PLAIN.issuperset(word) else "'" + word.replace("'", "'\\''") + "'"

@@ -113,7 +113,7 @@ def bridge_answers(name: str, index: int, node: Node) -> list[Fact]:
     ]
 
 
-def standing(node: Node, services: Sequence[tuple[bytes, int]]) -> list[Fact]:
+def standing(node: Node, services: Sequence[tuple[bytes, int]]) -> list[Object]:
     """What holds while the daemon is away, which takes its address and its route along, and the way
     to the networks of Kubernetes' Services. kube-proxy gives a packet to a Service another
     destination, but what the node itself sends meets its rules only after the kernel has found a

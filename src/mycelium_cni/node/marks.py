@@ -15,6 +15,8 @@ BRIDGE_GROUP, DELETE_GROUP = 0x50000000, 0x70000000
 PROTOCOL = 77
 BRIDGE_ALIAS = "mycelium-cni: made for pods, gone with `mycelium-cni teardown`"
 
+_VISIBLE = frozenset(map(chr, range(ord("!"), ord("~") + 1)))
+
 
 def group(network: str) -> int:
     """The IFLA_GROUP of a network's host links; never 0, the group of everybody's links."""
@@ -23,7 +25,9 @@ def group(network: str) -> int:
 
 def visible(word: str, limit: int) -> str:
     """A word for an alias: visible ASCII, and no more than `limit` characters."""
-    kept = "".join([c if "!" <= c <= "~" else "?" for c in word[: limit + 1]])
+    kept = word[: limit + 1]
+    if not _VISIBLE.issuperset(kept):
+        kept = "".join([c if c in _VISIBLE else "?" for c in kept])
     return kept if len(kept) <= limit else kept[: limit - 1] + "~"
 
 

@@ -11,8 +11,8 @@ from errno import EADDRNOTAVAIL, EEXIST
 from mycelium_cni.cni.errors import NODE_MISCONFIGURED, TRY_AGAIN_LATER, CniError
 from mycelium_cni.kernel import netlink as nl
 from mycelium_cni.kernel import sysctl
-from mycelium_cni.kernel.facts import Address
-from mycelium_cni.kernel.link import Link, find_link
+from mycelium_cni.kernel.facts import Address, ensure
+from mycelium_cni.kernel.link import Link, find_link, read_link
 from mycelium_cni.node import facts
 from mycelium_cni.node.marks import BRIDGE_GROUP
 
@@ -53,7 +53,7 @@ def _settle(host: nl.Socket, gateway: Address) -> None:
     the bridge has no carrier, which comes with its first pod, and for two seconds more. It answers
     nobody until then, so it can as well be made anew, without the wait. The mark stays away: it is
     not ours to take back."""
-    (found,) = host.request(nl.get_address(gateway, gateway.address, gateway.index))
+    found = host.read(nl.get_address(gateway, gateway.address, gateway.index))
     flags = nl.u32(nl.decode(found, nl.IFADDRMSG.size)[nl.IFA_FLAGS])
     if not flags & nl.IFA_F_TENTATIVE:
         return
@@ -90,7 +90,7 @@ class _Shared:
 def keep_bridge_mac(host: nl.Socket, bridge: Link) -> None:
     """Give a bridge that somebody else made back the MAC it had before a pod's link became its
     port; the kernel then leaves it alone for good."""
-    now = Link(host.request(nl.link(nl.RTM_GETLINK, "read bridge", index=bridge.index))[0])
+    now = read_link(host, bridge.index, "read bridge")
     if now.mac != bridge.mac:
         mac: nl.Attribute = (nl.IFLA_ADDRESS, bridge.mac)
         what = f"keep the MAC of {bridge.name}"
@@ -118,9 +118,13 @@ def prepare(host: nl.Socket, node: Node, services: Sequence[tuple[bytes, int]], 
     must forward. It comes last in ADD, so that no other ADD has long relied on it when this one
     takes it back, and after the guard (guard.protect): a node that forwards is a router for
     whatever the overlay delivers."""
-    loopback(host)
-    for fact in facts.standing(node, services):
-        fact.ensure(host, undo)
+    try:
+        made = ensure(facts.standing(node, services), host, undo)
+    except nl.NetlinkError:
+        loopback(host)
+        raise
+    if made:
+        loopback(host)  # a `lo` that is down, or without IPv6, has lost what was there
     if sysctl.get(facts.FORWARDING) == "0":
         for fact in facts.forwarding(links_at_risk(host)):
             fact.ensure(host, undo)
@@ -142,7 +146,7 @@ def links_at_risk(host: nl.Socket) -> list[str]:
             indexes.add(nl.IFADDRMSG.unpack_from(payload)[4])
     names = []
     for index in sorted(indexes):
-        link = Link(host.request(nl.link(nl.RTM_GETLINK, "read link", index=index))[0])
+        link = read_link(host, index)
         if sysctl.get(sysctl.conf(link.name, "accept_ra")) == "1":
             names.append(link.name)
     return names

@@ -17,7 +17,7 @@ from mycelium_cni.kernel import netlink as nl
 from mycelium_cni.kernel import sysctl
 from mycelium_cni.kernel.address import format_address
 from mycelium_cni.kernel.files import open_regular
-from mycelium_cni.kernel.link import Link, find_link
+from mycelium_cni.kernel.link import Link, find_links
 from mycelium_cni.kernel.shell import quoted
 from mycelium_cni.node import identity
 from mycelium_cni.overlay import on_mycelium
@@ -57,8 +57,12 @@ def find(host: nl.Socket, config: Config) -> Node:
     Raises CniError: TRY_AGAIN_LATER while the daemon is not there or not ready, NODE_MISCONFIGURED
     where two sources disagree. Raises OSError: the kernel has no IPv6.
     """
-    bridge = None if config.mode == "routed" else find_link(host, config.bridge_name)
-    address, mtu = _interface(host, config.interface)
+    names = (
+        [config.interface] if config.mode == "routed" else [config.interface, config.bridge_name]
+    )
+    link, *bridges = find_links(host, *names)
+    bridge = bridges[0] if bridges else None
+    address, mtu = _interface(host, link, config.interface)
     # A configuration that does not say which mode follows what the node has.
     bridged = config.mode == "bridge" or bridge is not None
     if bridged:
@@ -69,8 +73,7 @@ def find(host: nl.Socket, config: Config) -> Node:
     return Node(address, mtu, bridged, bridge)
 
 
-def _interface(host: nl.Socket, name: str) -> tuple[bytes, int]:
-    link = find_link(host, name)
+def _interface(host: nl.Socket, link: Link | None, name: str) -> tuple[bytes, int]:
     if link is None:
         raise CniError(
             TRY_AGAIN_LATER,

@@ -53,7 +53,7 @@ def check_address(host: nl.Socket, node: Node, address: bytes, stable: bytes | N
 def _check_node(host: nl.Socket, address: bytes, requested: str) -> None:
     """The node's other links may have the address, or its routes lead elsewhere."""
     try:
-        (answer,) = host.request(nl.get_address("read address", address))
+        answer = host.read(nl.get_address("read address", address))
     except nl.NetlinkError as error:
         if error.errno != EADDRNOTAVAIL:
             raise
@@ -61,12 +61,8 @@ def _check_node(host: nl.Socket, address: bytes, requested: str) -> None:
         holder = _link(host, nl.IFADDRMSG.unpack_from(answer)[4])
         raise CniError(ADDRESS_TAKEN, f"{requested} is the node's own, on {holder.name}")
 
-    header = nl.RTMSG.pack(nl.AF_INET6, 128, 0, 0, 0, 0, 0, 0, nl.RTM_F_FIB_MATCH)
-    question = nl.Message(
-        nl.RTM_GETROUTE, 0, header + nl.encode(((nl.RTA_DST, address),)), "read route"
-    )
     try:
-        (answer,) = host.request(question)
+        answer = host.read(nl.get_route("read route", address))
     except nl.NetlinkError as error:
         if error.errno in (EHOSTUNREACH, ENETUNREACH):  # the subnet's standing route, or none
             return

@@ -11,7 +11,7 @@ The two differ in data (`mycelium_cni.pod.facts`), not in code.
 
 from __future__ import annotations
 
-from errno import EEXIST, EINVAL, EOPNOTSUPP, EXFULL
+from errno import EACCES, EEXIST, EHOSTUNREACH, EINVAL, ENETUNREACH, EOPNOTSUPP, EXFULL
 from time import monotonic, sleep
 
 from mycelium_cni.cni.config import Config
@@ -27,7 +27,7 @@ from mycelium_cni.kernel import netlink as nl
 from mycelium_cni.kernel import sysctl
 from mycelium_cni.kernel.address import format_address, format_mac
 from mycelium_cni.kernel.facts import AlternativeName, Neighbour, Setting, alias, mac
-from mycelium_cni.kernel.link import Link, find_link
+from mycelium_cni.kernel.link import Link, find_link, read_link
 from mycelium_cni.kernel.netns import inside
 from mycelium_cni.node.facts import LOOPBACK
 from mycelium_cni.node.marks import group
@@ -47,7 +47,9 @@ if TYPE_CHECKING:
 # What is awaited takes the kernel microseconds, and seconds where a hundred ADDs want its one lock.
 # Every runtime waits longer than ten seconds; one of them is for all else that ADD and undo do.
 _SETTLE_TIMEOUT_S = 9
-_CARRIER_POLL_S = 0.0005
+_POLL_S = 0.0005
+# No route, or one that refuses (net/ipv6/route.c, fib6_prop).
+_NO_ROUTE = (ENETUNREACH, EHOSTUNREACH, EACCES, EINVAL)
 
 
 class Plan:
@@ -152,7 +154,7 @@ def create_pair(host: nl.Socket, pod_netns: int, home: int, plan: Plan, undo: Un
         raise
     if not told:  # before Linux 6.2, which does not heed ECHO here
         undo.push(_delete_nameless, host, host_link)
-        told = host.request(nl.get_link(host_link))
+        told = [host.read(nl.get_link(host_link))]
     made = Link(told[0])
     undo.push(delete_links, host, [made.index])
     undo.push(_delete_lost, host, made, plan, pod_netns, home)
@@ -261,9 +263,7 @@ def _mac_taken(host: nl.Socket, shape: Shape) -> CniError:
     bridge = shape.beyond.index
     question = nl.get_forwarding_entry("read who has the MAC", bridge, shape.pod.mac)
     try:
-        (entry,) = host.request(question)
-        index = nl.NDMSG.unpack_from(entry)[1]
-        holder = Link(host.request(nl.link(nl.RTM_GETLINK, "read link", index=index))[0])
+        holder = read_link(host, nl.NDMSG.unpack_from(host.read(question))[1])
     except nl.NetlinkError:  # gone meanwhile
         holder = None
     return taken(f"MAC {format_mac(shape.pod.mac)}", holder)
@@ -284,9 +284,9 @@ def reach_pod(host: nl.Socket, shape: Shape, undo: Undo) -> None:
             raise refused[place]
 
 
-def enter_pod(pod_netns: int, home: int, pod_link: str, undo: Undo) -> tuple[nl.Socket, nl.Monitor]:
-    """Two sockets in the pod netns, which stay there, one to ask and one that hears of new routes;
-    after setting the switches that only a task inside can set."""
+def enter_pod(pod_netns: int, home: int, pod_link: str, undo: Undo) -> nl.Socket:
+    """A socket in the pod netns, which stays there, after setting the switches that only a task
+    inside can set."""
     with inside(pod_netns, home=home):
         # Docker and others switch IPv6 off in a namespace; `lo` then lacks ::1 too.
         loopback, *switches = facts.pod_switches(pod_link)
@@ -295,7 +295,7 @@ def enter_pod(pod_netns: int, home: int, pod_link: str, undo: Undo) -> tuple[nl.
             sysctl.put(loopback.path, loopback.value)
         for switch in (*switches, *facts.pod_preferences(pod_link)):
             sysctl.put(switch.path, switch.value)
-        return nl.Socket(), nl.Monitor(nl.RTNLGRP_IPV6_ROUTE)
+        return nl.Socket()
 
 
 def _switch_back(pod_netns: int, home: int, switch: str) -> None:
@@ -371,23 +371,28 @@ class Patience:
         return self._end - now
 
 
-def await_address(monitor: nl.Monitor, shape: Shape, patience: Patience) -> None:
+def await_address(pod: nl.Socket, shape: Shape, patience: Patience) -> None:
     """Return when the pod takes packets for its address: an address that skips duplicate detection
     is there at once, but its local route is made by a kernel worker (net/ipv6/addrconf.c,
     addrconf_dad_work), on a busy machine tens of milliseconds later."""
-    # Somebody may keep changing the pod's routes: it is never quiet then.
-    while (left := patience.left) > 0:
-        for kind, payload in monitor.hear(left):
-            _, length, _, _, table, *_ = nl.RTMSG.unpack_from(payload)
-            local = (length, table) == (128, nl.RT_TABLE_LOCAL)
-            if kind == nl.RTM_NEWROUTE and local:
-                attributes = nl.decode(payload, nl.RTMSG.size)
-                if attributes.get(nl.RTA_DST) == shape.address:
-                    return
-    raise CniError(
-        TRY_AGAIN_LATER,
-        f"{format_address(shape.address)} is not usable in the pod after {_SETTLE_TIMEOUT_S} s",
-    )
+    while not _is_local(pod, shape.address):
+        if patience.left < 0:
+            raise CniError(
+                TRY_AGAIN_LATER,
+                f"{format_address(shape.address)} is not usable in the pod after"
+                f" {_SETTLE_TIMEOUT_S} s",
+            )
+        sleep(_POLL_S)
+
+
+def _is_local(pod: nl.Socket, address: bytes) -> bool:
+    try:
+        route = pod.read(nl.get_route("read the address's route", address))
+    except nl.NetlinkError as error:
+        if error.errno not in _NO_ROUTE:
+            raise
+        return False
+    return bool(nl.RTMSG.unpack_from(route)[7] == nl.RTN_LOCAL)
 
 
 def await_carrier(host: nl.Socket, pod: nl.Socket, shape: Shape, patience: Patience) -> None:
@@ -397,8 +402,7 @@ def await_carrier(host: nl.Socket, pod: nl.Socket, shape: Shape, patience: Patie
     # The host end first: where somebody moves it away meanwhile, the pod end only has no carrier.
     for socket, end in ((host, shape.host), (pod, shape.pod)):
         while True:
-            question = nl.link(nl.RTM_GETLINK, f"read link {end.name}", index=end.index)
-            link = Link(socket.request(question)[0])
+            link = read_link(socket, end.index, f"read link {end.name}")
             if link.attribute(nl.IFLA_OPERSTATE)[0] == nl.IF_OPER_UP:
                 break
             if patience.left < 0:
@@ -406,9 +410,9 @@ def await_carrier(host: nl.Socket, pod: nl.Socket, shape: Shape, patience: Patie
                     TRY_AGAIN_LATER,
                     f"{shape.host.name} has no carrier after {_SETTLE_TIMEOUT_S} s",
                 )
-            sleep(_CARRIER_POLL_S)
+            sleep(_POLL_S)
     if shape.bridge:
         # A bridge loses its carrier with its last port, and forgets its neighbours when that is
         # noticed, which may be after the next pod has come. Asked once, for a bridge with spanning
         # tree waits half a minute for its carrier.
-        host.request(nl.link(nl.RTM_GETLINK, "read the bridge", index=shape.bridge.index))
+        read_link(host, shape.bridge.index, "read the bridge")
