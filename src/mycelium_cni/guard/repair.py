@@ -93,7 +93,7 @@ class Survey:
         """All of it, where there is nothing to compare it with."""
         wanted = self._wanted
         policy = wanted.policy
-        messages = rules.base(peers="peering" in policy.asks)
+        messages = [*rules.base(peers="peering" in policy.asks)]
         if policy.ingress != "open":
             messages += rules.forward()
         if policy.masquerade:
@@ -125,7 +125,7 @@ class Survey:
     def _base(self, records: Iterable[Record]) -> Iterator[Lack]:
         there = self._inet
         before, peers = self._asked("peering", records)
-        messages = rules.base(peers=peers)
+        messages = [*rules.base(peers=peers)]
         if "forward" in there.hooks or any(record.ingress != "open" for record in records):
             messages += rules.forward()
         if "postrouting" in there.hooks or any(record.masquerade for record in records):
@@ -183,7 +183,7 @@ class Survey:
                 yield Lack(_said(rules.INET, lacking), messages, fault=True)
 
     def _bridge_base(self, records: Iterable[Record]) -> Iterator[Lack]:
-        messages = rules.bridge_base()
+        messages = [*rules.bridge_base()]
         if "forward" in self._bridge.hooks or any(record.ingress == "closed" for record in records):
             messages += rules.bridge_closed()
         yield from _shared(rules.BRIDGE, self._bridge, messages, BRIDGE_CHAIN)

@@ -28,7 +28,7 @@ from mycelium_cni.overlay import MYCELIUM
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable
+    from collections.abc import Callable, Container, Iterable
 
     from mycelium_cni.guard.wanted import Record, Wanted
 
@@ -133,6 +133,21 @@ def _quoted(offset: int, size: int, register: int = nf.NFT_REG_1) -> nl.Attribut
     return nf.payload(nf.NFT_PAYLOAD_TRANSPORT_HEADER, offset, size, register)
 
 
+def _once(make: Callable[..., list[nl.Message]]) -> Callable[..., tuple[nl.Message, ...]]:
+    """What is always the same is made when it is first asked for; in the static executable it has
+    been, in the rehearsal."""
+    made: dict[tuple[tuple[str, bool], ...], tuple[nl.Message, ...]] = {}
+
+    def get(**asked: bool) -> tuple[nl.Message, ...]:
+        key = (*asked.items(),)
+        if key not in made:
+            made[key] = (*make(**asked),)
+        return made[key]
+
+    return get
+
+
+@_once
 def base(*, peers: bool) -> list[nl.Message]:
     """The table, its maps, and the chains that do not depend on a node or a network. `peers`: pods
     may become peers of the node's daemon."""
@@ -363,6 +378,7 @@ def overlay(wanted: Wanted, *, known: bool, confined: bool) -> list[nl.Message]:
     ]
 
 
+@_once
 def forward() -> list[nl.Message]:
     """The way to the policies. A chain at a hook costs every packet of the node, so it comes with
     the first network that needs it. In front, what most packets are: no map is asked about them."""
@@ -377,6 +393,7 @@ def forward() -> list[nl.Message]:
     ]
 
 
+@_once
 def postrouting() -> list[nl.Message]:
     """The way to `ipMasq`; it comes with the first network that has it."""
     table = INET
@@ -481,6 +498,7 @@ def _replace(
 # Bridge mode: at layer 2 the node's rules above do not see who sends to whom.
 
 
+@_once
 def bridge_base() -> list[nl.Message]:
     """The bridge table, its sets, and the chains that do not depend on a network."""
     table = BRIDGE
@@ -625,6 +643,7 @@ def bridge_network(group: int, *, closed: bool) -> list[nl.Message]:
     return [*bridge_closed(), BRIDGE.elements(nf.NFT_MSG_NEWSETELEM, "closed", key)]
 
 
+@_once
 def bridge_closed() -> list[nl.Message]:
     """From port to port there is no connection tracking: what can open nothing passes."""
     table, v6 = BRIDGE, _BRIDGED_IPV6

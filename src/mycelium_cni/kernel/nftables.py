@@ -298,11 +298,12 @@ def base(kind: str, hook: int, priority: int) -> tuple[nl.Attribute, ...]:
     )
 
 
-# Expressions
+# Expressions, each encoded at once: rules share most of theirs.
 
 
 def _expression(name: str, *data: nl.Attribute) -> nl.Attribute:
-    return NFTA_LIST_ELEM, [(NFTA_EXPR_NAME, name), (NFTA_EXPR_DATA, list(data))]
+    said: list[nl.Attribute] = [(NFTA_EXPR_NAME, name), (NFTA_EXPR_DATA, [*data])]
+    return nl.encode(((NFTA_LIST_ELEM, said),))
 
 
 def meta(key: int, register: int = NFT_REG_1) -> nl.Attribute:
