@@ -36,6 +36,7 @@ def freeze(
         # The reports and the codecs that the plugin uses are all in C: nothing has to be in it.
         "encodings": b"",
         **ours,
+        "rehearsal": Path(__file__).with_name("rehearsal.py").read_bytes(),
     }
     output.write_text(
         '#include "Python.h"\n#include "internal/pycore_import.h"\n'

@@ -29,6 +29,11 @@ static bool filling;
 
 enum { ALIGNMENT = 16 };
 
+// Blocks that were given back while the heap was filled, to be handed out again.
+static struct spare {
+    struct spare *next;
+} *spares;
+
 // Each block has its size before it. How much is used stands at the heap's beginning.
 static size_t *const used = (size_t *)heap_start;
 
@@ -54,6 +59,16 @@ is_kept(const void *block)
 static void *
 keep(size_t size, size_t alignment)
 {
+    if (size < sizeof(struct spare))
+        size = sizeof(struct spare);
+    for (struct spare **each = &spares; *each != NULL; each = &(*each)->next) {
+        struct spare *found = *each;
+        size_t room = ((size_t *)found)[-1];
+        if (room >= size && room / 2 <= size && (uintptr_t)found % alignment == 0) {
+            *each = found->next;
+            return found;
+        }
+    }
     uintptr_t block = (uintptr_t)heap_start + *used + sizeof size;
     block = (block + alignment - 1) & ~(uintptr_t)(alignment - 1);
     if (block > (uintptr_t)heap_end || size > (uintptr_t)heap_end - block) {
@@ -82,8 +97,11 @@ __wrap_calloc(size_t count, size_t size)
 {
     extern void *__real_calloc(size_t, size_t);
 
-    return filling ? keep(count * size, ALIGNMENT) : __real_calloc(count, size); // zeros, as linked
+    return filling ? memset(keep(count * size, ALIGNMENT), 0, count * size)
+                   : __real_calloc(count, size);
 }
+
+void __wrap_free(void *);
 
 void *
 __wrap_realloc(void *block, size_t size)
@@ -96,6 +114,7 @@ __wrap_realloc(void *block, size_t size)
     if (grown != NULL && block != NULL) {
         size_t had = ((size_t *)block)[-1];
         memcpy(grown, block, had < size ? had : size);
+        __wrap_free(block);
     }
     return grown;
 }
@@ -107,6 +126,10 @@ __wrap_free(void *block)
 
     if (!is_kept(block))
         __real_free(block);
+    else if (filling) {
+        ((struct spare *)block)->next = spares;
+        spares = block;
+    }
 }
 
 // By which CPython knows a thread: the address of libc's record of it, different in each process.
@@ -132,7 +155,9 @@ void
 snapshot_drop_arena(void *unused, void *arena, size_t size)
 {
     (void)unused;
-    if (!is_kept(arena))
+    if (is_kept(arena))
+        __wrap_free(arena);
+    else
         munmap(arena, size);
 }
 
