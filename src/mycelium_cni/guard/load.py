@@ -115,11 +115,13 @@ def _ensure(
                 _delete_ports(socket, [port])
             socket.commit(*rules.add_ports([port]))
             return _CHANGED
-        _refuse_shared_group(host, wanted)
-        for link in _strays(host, wanted):
+        links = _host_links(host)
+        _refuse_shared_group(links, wanted)
+        for link in _strays(links, wanted):
             back: nl.Attribute = (nl.IFLA_GROUP, wanted.group)
             host.request(nl.link(nl.RTM_NEWLINK, f"regroup {link.name}", back, index=link.index))
-        survey = _survey(host, socket, wanted, port)
+            links = _host_links(host)
+        survey = _survey(links, socket, wanted, port)
         messages, generation = survey.repair()
         if not messages:
             return _KEPT
@@ -147,10 +149,10 @@ def end_former(wanted: Wanted, address: bytes) -> None:
     connections.end_former(wanted, address)
 
 
-def _refuse_shared_group(host: nl.Socket, wanted: Wanted) -> None:
+def _refuse_shared_group(links: list[Link], wanted: Wanted) -> None:
     """Raises CniError (NODE_MISCONFIGURED) if pods of another network have this one's group, which
     is a hash of 28 bits: each would get the other's policy."""
-    for link in _host_links(host):
+    for link in links:
         other = word(link.alias, "network") if link.group == wanted.group else ""
         if other not in ("", network_word(wanted.network)):
             raise CniError(
@@ -161,14 +163,14 @@ def _refuse_shared_group(host: nl.Socket, wanted: Wanted) -> None:
             )
 
 
-def _strays(host: nl.Socket, wanted: Wanted) -> list[Link]:
+def _strays(links: list[Link], wanted: Wanted) -> list[Link]:
     """The links of this network's pods that somebody has moved to another group, where other rules
     find them, or none. Of a network whose name an alias cannot hold the links of others look alike.
     """
     named = network_word(wanted.network)
     return [
         link
-        for link in _host_links(host)
+        for link in links
         if word(link.alias, "network") == named
         and link.group != wanted.group
         and link.group & GROUP_MASK != DELETE_GROUP
@@ -177,7 +179,7 @@ def _strays(host: nl.Socket, wanted: Wanted) -> list[Link]:
 
 
 def _survey(
-    host: nl.Socket,
+    links: list[Link],
     socket: nftables.Socket,
     wanted: Wanted,
     port: Port | None = None,
@@ -188,11 +190,11 @@ def _survey(
     loaded what they need."""
     from mycelium_cni.guard.repair import Survey  # noqa: PLC0415 - once per node and network
 
-    links = [link for link in _host_links(host) if ours(link) and (link.up or not finished)]
-    ports = [each for each in map(port_of, links) if each]
+    counted = [link for link in links if ours(link) and (link.up or not finished)]
+    ports = [each for each in map(port_of, counted) if each]
     if port and all(port.index != each.index for each in ports):
         ports.append(port)
-    return Survey(socket, wanted, ports, {link.group for link in links})
+    return Survey(socket, wanted, ports, {link.group for link in counted})
 
 
 def _host_links(host: nl.Socket) -> list[Link]:
@@ -308,11 +310,12 @@ def fault(host: nl.Socket, wanted: Wanted, port: Port | None = None) -> str:
     known, but for the one at `port`: its DEL may be at work."""
     from mycelium_cni.kernel import nftables  # noqa: PLC0415 - ADD hardly ever needs it
 
-    for link in _strays(host, wanted):
+    links = _host_links(host)
+    for link in _strays(links, wanted):
         return f"link {link.name} is in group {link.group}, not its network's {wanted.group}"
     try:
         with nftables.Socket() as socket:
-            return _survey(host, socket, wanted, finished=True).fault(port)
+            return _survey(links, socket, wanted, finished=True).fault(port)
     except OSError as error:
         if error.errno not in _LACKING:
             raise
@@ -324,5 +327,6 @@ def outdated(wanted: Wanted) -> bool:
     from mycelium_cni.kernel import nftables  # noqa: PLC0415 - ADD hardly ever needs it
 
     with nl.Socket() as host, nftables.Socket() as socket:
-        messages, _ = _survey(host, socket, wanted, finished=True).repair()
-        return bool(messages or _strays(host, wanted))
+        links = _host_links(host)
+        messages, _ = _survey(links, socket, wanted, finished=True).repair()
+        return bool(messages or _strays(links, wanted))
