@@ -185,6 +185,28 @@ def test_a_default_route_learned_from_a_router_survives(lab: Lab, mode: Mode) ->
     }
 
 
+@pytest.mark.parametrize("new_links", ["0", "1"])
+@both_modes
+def test_a_link_that_does_not_forward_keeps_its_default_route_where_others_do(
+    lab: Lab, mode: Mode, new_links: str
+) -> None:
+    """Whoever sets any link forwarding, be it again, takes the learned routes from all of them."""
+    node, neighbour = lab.node("a"), lab.node("router")
+    lab.connect(node)
+    set_sysctl(node, FORWARDING, "1")
+    set_sysctl(node, f"ipv6/conf/{UNDERLAY}/forwarding", "0")
+    set_sysctl(node, "ipv6/conf/default/forwarding", new_links)
+    with router(neighbour, UNDERLAY) as gateway:
+        gateway.advertise()
+        (learned,) = await_fact(lambda: default_routes(node), "a default route")
+        for name in ("one", "two"):
+            attached = attach(node, name, network(mode))
+            assert reaches(node, attached.address)
+        (kept,) = default_routes(node)
+        assert kept["gateway"] == learned["gateway"]
+    assert sysctl(node, f"ipv6/conf/{UNDERLAY}/forwarding") == "0"
+
+
 @both_modes
 @pytest.mark.timing("a lifetime that counts down by the second")
 def test_an_address_learned_from_a_router_is_renewed(lab: Lab, mode: Mode) -> None:

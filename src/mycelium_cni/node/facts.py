@@ -142,16 +142,18 @@ def standing(node: Node, services: Sequence[tuple[bytes, int]]) -> list[Object]:
 
 
 def forwarding(ra_links: list[str]) -> list[Fact]:
-    """What makes the node a router. A forwarding link drops its routes from router advertisements
-    at once unless accept_ra is 2 (Documentation/networking/ip-sysctl.rst), so links that have any
-    (`ra_links`) are told so first."""
+    """What makes the node a router, without costing it its own routes."""
     return [
-        *(
-            Switch(sysctl.conf(name, "accept_ra"), "2", "the node would lose its default route")
-            for name in ra_links
-        ),
+        *keep_learned(ra_links),
         Switch(FORWARDING, "1", "pods are reached by forwarding only"),
     ]
+
+
+def keep_learned(ra_links: list[str]) -> list[Switch]:
+    """What keeps the routes that links have from router advertisements: a link that forwards drops
+    them at once unless accept_ra is 2 (Documentation/networking/ip-sysctl.rst)."""
+    why = "the node would lose its default route"
+    return [Switch(sysctl.conf(name, "accept_ra"), "2", why) for name in ra_links]
 
 
 def _refuse(destination: tuple[bytes, int], metric: int, why: str) -> Route:

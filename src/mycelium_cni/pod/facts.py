@@ -27,8 +27,9 @@ from mycelium_cni.kernel.facts import (
     Switch,
     Up,
 )
-from mycelium_cni.node.facts import FORWARDING, LINK_LOCAL_GATEWAY
+from mycelium_cni.node.facts import FORWARDING, LINK_LOCAL_GATEWAY, keep_learned
 from mycelium_cni.node.marks import PROTOCOL, word
+from mycelium_cni.node.prepare import links_at_risk
 from mycelium_cni.overlay import on_mycelium
 
 TYPE_CHECKING = False
@@ -93,14 +94,18 @@ class Shape:
 
 
 class _Forwarding(Switch):
-    """The link forwards, as all links do once the node is prepared, which is told first what must
-    survive: the first link that forwards takes the node's routes from router advertisements along
-    (net/ipv6/addrconf.c, addrconf_fixup_forwarding)."""
+    """The link forwards, as all links do once the node is prepared. Whoever sets a link forwarding,
+    be it again, takes the routes that were learned from router advertisements from every link that
+    is not told to keep them (net/ipv6/addrconf.c, addrconf_fixup_forwarding)."""
 
     __slots__ = ()
 
     def restore(self, host: nl.Socket) -> None:
-        if sysctl.get(FORWARDING) == "1":
+        # A new link forwards already, but where somebody has chosen otherwise for new ones. Before
+        # the node is prepared it need not, and then all links are set at once.
+        if sysctl.get(self.path) != self.value and sysctl.get(FORWARDING) == self.value:
+            for switch in keep_learned(links_at_risk(host)):
+                switch.restore(host)
             super().restore(host)
 
 
