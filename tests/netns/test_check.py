@@ -20,6 +20,7 @@ from attaching import (
     attach,
     both_modes,
     network,
+    reaches,
     refused,
     silent,
 )
@@ -351,6 +352,17 @@ def test_forwarding_switched_off_is_noticed(node: Node, mode: Mode) -> None:
     attached = fresh(node, mode)
     set_sysctl(node, "ipv6/conf/all/forwarding", "0")
     assert_noticed(attached, "forwarding")
+
+
+def test_a_bridge_with_another_mac_than_its_pods_know_is_noticed(node: Node) -> None:
+    """A pod never asks for what it knows for good."""
+    attached = fresh(node, "bridge")
+    node.configure(f"link set {BRIDGE} address 02:00:5e:10:00:01")
+    assert not reaches(attached.pod, str(node.overlay_address))
+    assert_noticed(attached, "lladdr 02:00:5e:10:00:01")
+    # Where it knows none it asks.
+    attached.pod.configure(f"neigh flush dev {attached.pod_link} nud permanent")
+    silent(attached.check())
 
 
 def interface_down(node: Node) -> str:

@@ -62,6 +62,10 @@ class Fact:
         """Whether the namespace has it. Raises OSError."""
         raise NotImplementedError
 
+    def is_missed(self, seen: Snapshot) -> bool:
+        """Whether packets fail for want of it. Raises OSError."""
+        return self.needed and not self.holds(seen)
+
     def ensure(self, host: nl.Socket, undo: Steps) -> bool:
         """Make it where it is absent, its undo beside it; whether it was. Raises OSError.
 
@@ -419,6 +423,12 @@ class Neighbour(Part):
         found = seen.neighbours.get((self.index, self.address))
         return found is not None and (found.mac == self.mac or (not self.permanent and found.valid))
 
+    def is_missed(self, seen: Snapshot) -> bool:
+        """Of a permanent entry with a MAC that the neighbour no longer has the kernel never finds
+        out."""
+        found = seen.neighbours.get((self.index, self.address))
+        return found is not None and found.permanent and found.mac != self.mac
+
 
 class Proxy(_OfLink):
     """A link answers neighbour solicitations for an address that it does not have."""
@@ -640,4 +650,4 @@ def ensure(objects: Sequence[Object], host: nl.Socket, undo: Steps) -> bool:
 
 def absent(facts: Sequence[Fact], seen: Snapshot) -> list[Fact]:
     """Those that the namespace needs and does not have, in order. Raises OSError."""
-    return [fact for fact in facts if fact.needed and not fact.holds(seen)]
+    return [fact for fact in facts if fact.is_missed(seen)]

@@ -73,6 +73,11 @@ class Neighbour:
         self.protocol: Final = said.get(nl.NDA_PROTOCOL, b"\0")[0]
 
     @property
+    def permanent(self) -> bool:
+        """Whether the kernel never asks who it is."""
+        return bool(self.state & nl.NUD_PERMANENT)
+
+    @property
     def valid(self) -> bool:
         """Whether the kernel sends to it without asking first."""
         return bool(self.state & _NUD_VALID)

@@ -115,7 +115,7 @@ class Ought:
         Raises OSError."""
 
         def lacking(wanted: Sequence[Fact], seen: Snapshot) -> list[Fact]:
-            return [f for f in wanted if (f.needed or preferred) and not f.holds(seen)]
+            return [f for f in wanted if f.is_missed(seen) or (preferred and not f.holds(seen))]
 
         seen = self.state.seen
         found = [Absent(fact, str(fact)) for fact in lacking(self.on_node(), seen)]
