@@ -59,6 +59,7 @@ _MADE = [*_ASKED, "ENOENT", "ESRCH", "ENFILE", "EMFILE", "ENOSPC", "EADDRNOTAVAI
 REFUSALS = {"ask": _ASKED, "make": _MADE, "new": [*_MADE, "EEXIST"]}
 _ENDS = ((netlink.NETLINK_NETFILTER, 16), (netlink.NETLINK_NETFILTER, 17))  # of nf_tables' batches
 _NEW = (0, 3, 6, 9, 12)  # NFT_MSG_NEW*
+_NEW_ROUTE = (netlink.NETLINK_ROUTE, netlink.RTM_NEWROUTE)
 UNKNOWN = 0x0FFF
 
 # To DEL and GC these say that there is nothing to delete, which a kernel says of nothing that is.
@@ -66,6 +67,7 @@ ABSENT = ("ENOENT", "ENODEV", "ESRCH", "EADDRNOTAVAIL")
 
 points: list[str] = []
 fault: tuple[int, int] = -1, 0
+subtrees = True  # whether the kernel has routes for one source (CONFIG_IPV6_SUBTREES)
 
 
 def strike(point: str) -> bool:
@@ -100,7 +102,7 @@ class Socket(_socket.socket):
     """A netlink socket whose calls are points, as is each message of what it sends."""
 
     def __init__(self, *arguments: Any) -> None:
-        self._refused = -1
+        self._refused: dict[int, int] = {}
         failing("socket", super().__init__)(*arguments)
 
     def bind(self, address: Any) -> None:
@@ -116,8 +118,11 @@ class Socket(_socket.socket):
             makes = kind & 3 == 0 if self.proto == netlink.NETLINK_ROUTE else kind & 0xFF in _NEW
             new = flags & netlink.NLM_F_EXCL
             label = f"{'ask' if not makes else 'new' if new else 'make'} {self.proto}:{kind}"
-            if (self.proto, kind) not in _ENDS and strike(label):
-                kind, self._refused = UNKNOWN, sequence
+            of_source = (self.proto, kind) == _NEW_ROUTE and batch[16 + 2] > 0  # rtm_src_len
+            if of_source and not subtrees:
+                kind, self._refused[sequence] = UNKNOWN, errno.EINVAL
+            elif (self.proto, kind) not in _ENDS and strike(label):
+                kind, self._refused[sequence] = UNKNOWN, fault[1]
             changed += struct.pack("=IHHII", length, kind, flags, sequence, port)
             changed += batch[16 : length + 3 & ~3]
             batch = batch[length + 3 & ~3 :]
@@ -128,8 +133,8 @@ class Socket(_socket.socket):
         at = 0
         while at < len(datagram):
             length, kind, _, sequence, _ = struct.unpack_from("=IHHII", datagram, at)
-            if (kind, sequence) == (netlink.NLMSG_ERROR, self._refused):
-                struct.pack_into("=i", datagram, at + 16, -fault[1])
+            if kind == netlink.NLMSG_ERROR and sequence in self._refused:
+                struct.pack_into("=i", datagram, at + 16, -self._refused[sequence])
             at += length + 3 & ~3
         return bytes(datagram)
 
@@ -192,9 +197,17 @@ def _serve(files: list[int], env: dict[str, str], number: int, refusal: int) -> 
 
 
 def run(job: dict[str, Any]) -> None:
-    """All cases of a verb, or those that the job names."""
+    """All cases of a verb, or those that the job names; or one call on a kernel without what the
+    job says it is without."""
+    global subtrees
     conf, verb = job["conf"], job["verb"]
     env = job["env"]
+    if job.get("without") == "IPV6_SUBTREES":
+        subtrees = False
+        code, said, error, _ = call({**env, "CNI_COMMAND": verb}, conf)
+        sys.stdout.write(said)
+        sys.stderr.write(error)
+        sys.exit(code)
 
     def say(verb: str, *fault: int, **keys: Any) -> Any:
         return call({**env, "CNI_COMMAND": verb}, {**conf, **keys}, *fault)

@@ -7,17 +7,28 @@ for every way in which that one can fail (saboteur.py).
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from attaching import Mode, attach, both_modes, network
+from attaching import (
+    MODES,
+    PROTOCOL,
+    Attached,
+    Mode,
+    attach,
+    both_modes,
+    network,
+    reaches,
+    silent,
+)
 from observe import difference, picture
 
 import mycelium_cni
-from mycelium_lab.lab import Lab
+from mycelium_lab.lab import Lab, Node
 
 Verb = Literal["ADD", "DEL", "CHECK", "GC", "STATUS"]
 SABOTEUR = Path(__file__).with_name("saboteur.py")
@@ -53,6 +64,34 @@ def play(
     return [json.loads(line) for line in done.stdout.splitlines()], difference(
         before, picture(node, pod)
     )
+
+
+@pytest.mark.parametrize("modes", [*itertools.product(MODES, repeat=2)], ids="-".join)
+def test_a_pod_of_two_interfaces_on_a_kernel_without_routes_for_one_source(
+    node: Node, modes: tuple[Mode, Mode]
+) -> None:
+    """Talos builds its kernel so. A rule leads there instead, and goes with its attachment."""
+    pod = node.pod("pod")
+    first = attach(node, pod, network(modes[0], name="first"), ifname="net0")
+    conf = network(modes[1], name="second")
+    env = {
+        "CNI_CONTAINERID": pod.container_id,
+        "CNI_NETNS": pod.path,
+        "CNI_IFNAME": "net1",
+    }
+    job = {"verb": "ADD", "conf": conf, "env": env, "without": "IPV6_SUBTREES"}
+    source = {"PYTHONPATH": SOURCE}
+    done = node.run([sys.executable, str(SABOTEUR)], env=source, input=json.dumps(job))
+    second = Attached(node, pod, conf, json.loads(done.stdout), "net1")
+    (rule,) = [each for each in pod.ip("-6", "rule") if each.get("protocol") == PROTOCOL]
+    assert rule["src"] == second.address
+    for each in (first, second):
+        assert reaches(node, each.address)
+        assert reaches(pod, str(node.overlay_address), each.address)
+        silent(each.check())
+    silent(second.delete())
+    assert not [each for each in pod.ip("-6", "rule") if each.get("protocol") == PROTOCOL]
+    assert reaches(node, first.address)
 
 
 def to_blame(command: list[str], mode: Mode, verb: Verb, cases: list[list[Any]]) -> list[str]:

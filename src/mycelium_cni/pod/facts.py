@@ -330,6 +330,21 @@ def own_routes(shape: Shape, table: int, source: bytes = b"") -> list[Route]:
     return found
 
 
+def shadowing(shape: Shape) -> list[Route]:
+    """Those of a bridged link's routes that are more specific than other links': to the node, and
+    the kernel's own to the subnet."""
+    if not shape.bridge:
+        return []
+    onlink = Route(
+        (shape.node.subnet + bytes(8), shape.prefixlen),
+        "other links of the pod lead astray",
+        index=shape.pod.index,
+        link=shape.pod.name,
+        protocol=nl.RTPROT_UNSPEC,
+    )
+    return [pod_routes(shape)[0], onlink]
+
+
 def _pod_route(
     shape: Shape,
     route: config.Route,

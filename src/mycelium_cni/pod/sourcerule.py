@@ -42,8 +42,10 @@ def lead(pod: nl.Socket, shape: Shape, undo: Undo) -> None:
     number = table(shape)
     leading = facts.source_rule(shape.address, number)
     undo.push(_drop, pod, leading)
-    routes = facts.own_routes(shape, number)
-    pod.request(*[fact.message() for fact in routes], leading.message())
+    routes = [fact.message() for fact in facts.own_routes(shape, number)]
+    # The other links have no rule each: what they send must not find this link's routes.
+    unwanted = [fact.drop() for fact in facts.shadowing(shape)]
+    pod.request(*routes, leading.message(), *unwanted)
 
 
 def forget(host: nl.Socket, links: list[Link], path: str) -> None:
