@@ -187,7 +187,7 @@ def components(facts: dict[str, Any]) -> list[sbom.Component]:
     return [*parts, sbom.pypi("rich", rich["version"], rich["sha256"])]
 
 
-def papers(facts: dict[str, Any], compiler: str, product: str) -> dict[str, bytes]:
+def about(facts: dict[str, Any], compiler: str, product: str) -> dict[str, bytes]:
     """The members of the archive that are about the executable: facts, SBOM and licences."""
     doc = Path(facts["sysroot"], "usr/share/doc")
     rich = next(Path(facts["rich"]["folder"]).glob("rich-*.dist-info/**/LICENSE"))
@@ -223,14 +223,14 @@ def assemble(facts: dict[str, Any], output: Path) -> None:
     plugin = bundle.names_below(SOURCE, "mycelium_cni")
     available = embeddable(facts)
     # Looked for in our own folder only: of the standard library the plugin may use what is in C.
-    needed = bundle.collect([SOURCE], plugin, frozenset(["__future__"]), available)
+    needed = bundle.follow_imports([SOURCE], plugin, frozenset(["__future__"]), available)
     files = {name: _file_of(name) for name in plugin}
     frozen = freeze.freeze(library, files, needed.built_in, objects / "tables.c")
     rich = Path(facts["rich"]["folder"])
-    tool = bundle.collect(
+    tool = bundle.follow_imports(
         [SOURCE, rich, library],
         [
-            "mycelium_door",
+            "mycelium_entry",
             *bundle.names_below(SOURCE, "mycelium_ctl"),
             *bundle.names_below(SOURCE, "mycelium_agent"),
             *bundle.names_below(SOURCE, "mycelium_lab"),
@@ -264,7 +264,7 @@ def assemble(facts: dict[str, Any], output: Path) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     toolchain.strip(whole, part)
 
-    documents = papers(facts, toolchain.version, product_version())
+    documents = about(facts, toolchain.version, product_version())
     data = {
         str(path.relative_to(SOURCE)): path.read_bytes()
         for path in sorted((SOURCE / "mycelium_ctl").rglob("*"))

@@ -33,7 +33,7 @@ LINKED = [
     "zlib1g-dev",
 ]
 # They hold the copyright files that two of those refer to.
-PAPERS = ["gcc-12-base", "zlib1g"]
+COPYRIGHTS = ["gcc-12-base", "zlib1g"]
 # Run on this machine to build; nothing of them is shipped.
 INTERPRETER = ["libpython3.11-minimal", "libpython3.11-stdlib", "python3.11-minimal"]
 # Modules that Debian has only as shared objects. All others are in libpython3.11.a. No _ssl, _bz2,
@@ -96,7 +96,7 @@ def fetch(architecture: str) -> Path:
     archive = Archive(work, architecture)
     archive.refresh()
     sysroot = work / f"root-{architecture}"
-    packages = unpack_once(archive, [*LINKED, *PAPERS], sysroot)[: len(LINKED)]
+    packages = unpack_once(archive, [*LINKED, *COPYRIGHTS], sysroot)[: len(LINKED)]
     interpreter = work / "interpreter"
     here = archive
     if architecture != native:

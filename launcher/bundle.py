@@ -42,7 +42,7 @@ class _Import(NamedTuple):
     required: bool  # the importing module does not load without it
 
 
-def collect(
+def follow_imports(
     roots: list[Path], wanted: list[str], frozen: frozenset[str], c_modules: frozenset[str]
 ) -> Bundle:
     """The `wanted` modules and all they can come to import, found by following import statements.

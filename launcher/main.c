@@ -343,7 +343,7 @@ start_tool_interpreter(int argc, char **argv)
         status = PyConfig_SetBytesArgv(&config, argc, argv);
     if (!PyStatus_Exception(status))
         status = PyConfig_SetString(&config, &config.run_command,
-                                    L"import sys, mycelium_door; sys.exit(mycelium_door.main())");
+                                    L"import sys, mycelium_entry; sys.exit(mycelium_entry.main())");
     if (!PyStatus_Exception(status))
         status = Py_InitializeFromConfig(&config);
     PyConfig_Clear(&config);
@@ -366,7 +366,7 @@ main(int argc, char **argv)
     if (!snapshot_is_taken())
         return fall_asleep(); // launcher/assemble.py started what the linker made
 
-    // The same rule as mycelium_door's, which answers for the pip-installed command.
+    // The same rule as mycelium_entry's, which answers for the pip-installed command.
     const char *verb = getenv("CNI_COMMAND");
     if ((verb && *verb) || argc < 2)
         return run_plugin();

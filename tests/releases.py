@@ -31,7 +31,7 @@ def previous(folder: Path) -> list[str]:
             f"({archive.stderr.decode().strip()}): run `git fetch --unshallow`"
         )
     subprocess.run(["tar", "-x", "-C", str(folder)], input=archive.stdout, check=True)
-    return _launcher(folder)
+    return _launcher(folder, "mycelium_door")
 
 
 def following(folder: Path) -> list[str]:
@@ -43,7 +43,7 @@ def following(folder: Path) -> list[str]:
     rule = 'table.rule(PODS_CHAIN, "as it will be", nf.counter()),'
     chain = "table.flush_chain(PODS_CHAIN),"
     _change(rules, chain, f"{chain} {rule}")
-    return _launcher(folder)
+    return _launcher(folder, "mycelium_entry")
 
 
 def _change(path: Path, old: str, new: str) -> None:
@@ -52,12 +52,12 @@ def _change(path: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new))
 
 
-def _launcher(folder: Path) -> list[str]:
+def _launcher(folder: Path, entry: str) -> list[str]:
     path = folder / "mycelium-cni"
     path.write_text(
         f"#!{sys.executable}\n"
         f"import sys\nsys.path.insert(0, {str(folder / 'src')!r})\n"
-        "from mycelium_door import main\nsys.exit(main())\n"
+        f"from {entry} import main\nsys.exit(main())\n"
     )
     path.chmod(0o755)
     return [str(path)]

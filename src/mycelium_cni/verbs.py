@@ -10,7 +10,7 @@ from __future__ import annotations
 from errno import EMFILE, ENFILE, ENOMEM
 
 from mycelium_cni import guard
-from mycelium_cni.cni.config import Config, Network, Wishes
+from mycelium_cni.cni.config import Config, Network, PodOptions
 from mycelium_cni.cni.errors import (
     INVALID_CONFIG,
     INVALID_ENVIRONMENT,
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 def add(request: Request, network: Network, reply: Reply) -> str:
     """Attach the pod to Mycelium and reply with what was made, or leave everything as it was."""
     config = Config(network)
-    wishes = Wishes(network, request.args)
+    options = PodOptions(network, request.args)
     result = Result(config.prev_result, network.cni_version)
     attachment = Attachment(network.name, request.container, request.ifname)
 
@@ -57,14 +57,14 @@ def add(request: Request, network: Network, reply: Reply) -> str:
     if config.prev_result and _is_taken(pod_link, result, pod_netns, home):
         pod_link = config.interface_name
     node = subnet.find(host, config)
-    address = _address(host, request, network, wishes, config, node)
+    address = _address(host, request, network, options, config, node)
 
     try:
         with Undo() as undo:
             bridge = None
             if node.bridged:
                 bridge = prepare.ensure_bridge(host, config.bridge_name, node, undo)
-            plan = datapath.Plan(attachment, node, bridge, config, pod_link, address, wishes.mac)
+            plan = datapath.Plan(attachment, node, bridge, config, pod_link, address, options.mac)
             shape = datapath.create_pair(host, pod_netns, home, plan, undo)
             if node.bridge:
                 prepare.keep_bridge_mac(host, node.bridge)
@@ -78,14 +78,14 @@ def add(request: Request, network: Network, reply: Reply) -> str:
                 sourcerule.lead(pod, shape, undo)
             wanted = guard.Wanted(network.name, config, node)
             guard.protect(host, wanted, undo, datapath.port(shape, network.name))
-            used = bool(wishes.address) or config.addressing == "stable"
+            used = bool(options.address) or config.addressing == "stable"
             if used:
                 guard.end_former(wanted, address)
             datapath.raise_host_link(host, shape)
             patience = datapath.Patience()
             datapath.await_carrier(host, pod, shape, patience)
             datapath.reach_pod(host, shape, undo)
-            if bridge and (used or wishes.mac):
+            if bridge and (used or options.mac):
                 datapath.announce(pod, shape)
             datapath.await_address(pod, shape, patience)
             prepare.prepare(host, node, config.service_networks, undo)
@@ -114,7 +114,7 @@ def add(request: Request, network: Network, reply: Reply) -> str:
                     for route in shape.routes
                 ],
             )
-            result.dns = wishes.dns or config.dns or result.dns
+            result.dns = options.dns or config.dns or result.dns
             reply(result.speak(network.cni_version))
     except OSError as error:
         raise refusal(error, f"cannot attach {attachment}") from None
@@ -274,7 +274,7 @@ def _address(
     host: nl.Socket,
     request: Request,
     network: Network,
-    wishes: Wishes,
+    options: PodOptions,
     config: Config,
     node: subnet.Node,
 ) -> bytes:
@@ -286,17 +286,17 @@ def _address(
         name = request.args.get("K8S_POD_NAME", "")
         owner = (network.name, namespace, name, request.ifname)
         stable = stable_address(node.subnet, *owner) if namespace and name else b""
-        if not stable and not wishes.address:
+        if not stable and not options.address:
             raise CniError(
                 INVALID_ENVIRONMENT,
                 '"addressing": "stable" needs K8S_POD_NAMESPACE and K8S_POD_NAME in CNI_ARGS',
             )
-    address = wishes.address or stable or random_address(node.subnet)
-    if wishes.address or wishes.mac:
-        if wishes.address:
+    address = options.address or stable or random_address(node.subnet)
+    if options.address or options.mac:
+        if options.address:
             claims.check_address(host, node, address, stable)
-        if wishes.mac and node.bridged:
-            claims.check_mac(host, address, wishes.mac)
+        if options.mac and node.bridged:
+            claims.check_mac(host, address, options.mac)
     return address
 
 

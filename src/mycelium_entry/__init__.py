@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The front door: the plugin when a container runtime calls, else the operator's tool.
+"""The entry point: the plugin when a container runtime calls, else the operator's tool.
 
 A package of its own because the plugin may not know the tool (docs/architecture.md), and
 because importing the tool's package would cost every pod the milliseconds that the plugin saves.

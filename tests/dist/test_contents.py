@@ -151,15 +151,15 @@ def test_a_plugin_that_imports_what_is_not_in_c_is_not_built(
     tmp_path: Path, statement: str, refused: bool
 ) -> None:
     from archive import BuildError
-    from bundle import collect
+    from bundle import follow_imports
 
     (tmp_path / "plugin.py").write_text(statement)
     c_modules = frozenset(["errno", "posix"])
     if refused:
         with pytest.raises(BuildError, match="plugin imports what is not embedded"):
-            collect([tmp_path], ["plugin"], frozenset(), c_modules)
+            follow_imports([tmp_path], ["plugin"], frozenset(), c_modules)
     else:
-        assert collect([tmp_path], ["plugin"], frozenset(), c_modules).built_in <= c_modules
+        assert follow_imports([tmp_path], ["plugin"], frozenset(), c_modules).built_in <= c_modules
 
 
 def test_the_executable_is_hardened_where_it_costs_nothing(executable: Path) -> None:

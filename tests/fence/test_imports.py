@@ -36,7 +36,7 @@ CONF = {"cniVersion": "1.1.0", "name": "mycelium", "type": "mycelium-cni"}
 REPORT = """
 import sys
 sys.path.insert(0, {source!r})
-from mycelium_door import main
+from mycelium_entry import main
 code = main()
 print(code, *sys.modules, file=sys.stderr)
 """
@@ -75,13 +75,13 @@ def test_a_served_add_has_loaded_the_plugin_and_what_is_allowed(node: Node, bare
     )
     assert pod.ip("address", "show", "dev", "eth0"), "the ADD was real"
     ours = {name for name in modules if name.startswith("mycelium_")}
-    assert packages(modules - bare) == {"mycelium_cni", "mycelium_door"}
+    assert packages(modules - bare) == {"mycelium_cni", "mycelium_entry"}
     assert "mycelium_cni.pod.datapath" in ours
 
 
 def test_a_version_has_loaded_next_to_nothing(node: Node, bare: set[str]) -> None:
     modules = loaded(node, REPORT.format(source=SOURCE), CNI_COMMAND="VERSION")
     assert modules - bare == {
-        *("mycelium_door", "mycelium_cni", "mycelium_cni.main", "mycelium_cni.cni"),
+        *("mycelium_entry", "mycelium_cni", "mycelium_cni.main", "mycelium_cni.cni"),
         *(f"mycelium_cni.cni.{name}" for name in ("errors", "jsontext", "request")),
     }

@@ -96,7 +96,7 @@ def test_a_module_that_costs_milliseconds_is_refused_inside_a_function_too(copy:
     ("module", "line"),
     [
         ("mycelium_cni/pod/attachment.py", "import mycelium_lab.lab"),
-        ("mycelium_cni/verbs.py", "import mycelium_door"),
+        ("mycelium_cni/verbs.py", "import mycelium_entry"),
         ("mycelium_cni/cni/config.py", "import json"),
     ],
 )

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from mycelium_cni.cni.config import Config, Network, Wishes
+from mycelium_cni.cni.config import Config, Network, PodOptions
 from mycelium_cni.cni.errors import CniError
 from mycelium_cni.cni.jsontext import dump, parse
 from mycelium_cni.cni.request import VERSIONS, Request
@@ -41,7 +41,7 @@ def configuration(data: bytes) -> None:
             network.valid_attachments()
         network.require_version("ADD")
         config = Config(network)
-        Wishes(network, {})
+        PodOptions(network, {})
         Result(config.prev_result, network.cni_version)
 
 
@@ -52,7 +52,7 @@ def environment(data: bytes) -> None:
     with suppress(CniError):
         request = Request(environ)
         Attachment("overlay", request.container, request.ifname).alias("routed", "::", "x/y")
-        Wishes(Network(b'{"cniVersion": "1.1.0", "name": "overlay"}'), request.args)
+        PodOptions(Network(b'{"cniVersion": "1.1.0", "name": "overlay"}'), request.args)
 
 
 def prev_result(data: bytes) -> None:

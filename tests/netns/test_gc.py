@@ -41,7 +41,7 @@ def entry(attached: Attached) -> dict[str, str]:
     return {"containerID": attached.pod.container_id, "ifname": attached.ifname}
 
 
-def collect(node: Node, mode: Mode, valid: Any, *, key: str = VALID, **keys: Any) -> PluginCall:
+def call_gc(node: Node, mode: Mode, valid: Any, *, key: str = VALID, **keys: Any) -> PluginCall:
     return node.plugin("GC", network(mode, **keys, **{key: valid}))
 
 
@@ -53,7 +53,7 @@ def prepare(homes: Homes, node: Node, mode: Mode) -> None:
     """Let the node have had a pod of the network, and have one of another."""
     for name in ("another", "overlay"):
         attach(node, homes.fresh(node)[0], network(mode, name=name))
-    silent(collect(node, mode, []))
+    silent(call_gc(node, mode, []))
 
 
 @both_modes
@@ -62,7 +62,7 @@ def test_what_is_listed_stays_and_talks_on(homes: Homes, node: Node, mode: Mode,
     kept, stale = (attach(node, pod, network(mode)) for pod in homes.fresh(node, 2))
     pinging = kept.pod.start(["ping", "-n", "-i", "0.01", "-c", "60", str(node.overlay_address)])
     before = picture(kept.pod)
-    silent(collect(node, mode, [entry(kept)], key=key))
+    silent(call_gc(node, mode, [entry(kept)], key=key))
     assert pinging.running
     assert node.link(stale.host_link) is None
     assert stale.pod.link("eth0") is None
@@ -82,11 +82,11 @@ def test_where_nothing_is_listed_everything_goes(
     pods = homes.fresh(node, 3)
     before = picture(node, *pods)
     made = [attach(node, pod, network(mode)) for pod in pods]
-    silent(collect(node, mode, nothing))
+    silent(call_gc(node, mode, nothing))
     assert difference(before, picture(node, *pods)) == []
     for attached in made:
         silent(attached.delete())
-    silent(collect(node, mode, nothing, name="another"))
+    silent(call_gc(node, mode, nothing, name="another"))
 
 
 @both_modes
@@ -115,7 +115,7 @@ def test_other_networks_and_other_peoples_links_stay(homes: Homes, node: Node, m
         "link set veth7 group 1772923172",
         "link set veth7 group default",
     )
-    silent(collect(node, mode, [{"containerID": "somebody", "ifname": "eth0"}]))
+    silent(call_gc(node, mode, [{"containerID": "somebody", "ifname": "eth0"}]))
     assert node.link(ours.host_link) is None
     for attached in theirs:
         silent(attached.check())
@@ -134,7 +134,7 @@ def test_container_and_interface_must_both_be_listed(homes: Homes, node: Node, m
     two = attach(node, first, network(mode), ifname="net1")
     other = attach(node, second, network(mode), ifname="net1")
     mixed = {"containerID": second.container_id, "ifname": "eth0"}
-    silent(collect(node, mode, [entry(one), mixed]))
+    silent(call_gc(node, mode, [entry(one), mixed]))
     assert node.link(one.host_link) is not None
     assert node.link(two.host_link) is None
     assert node.link(other.host_link) is None
@@ -156,7 +156,7 @@ def test_a_hundred_stale_ones_go_in_one_go(command: list[str], mode: Mode) -> No
         before = picture(node, *pods[:5])
         at_once([partial(attach, node, pod, conf) for pod in pods])
         began = time.perf_counter()
-        silent(collect(node, mode, [entry(kept)]))
+        silent(call_gc(node, mode, [entry(kept)]))
         took = time.perf_counter() - began
         assert difference(before, picture(node, *pods[:5])) == []
         assert [pod.pod_name for pod in pods if pod.link("eth0")] == []
@@ -182,9 +182,9 @@ def test_gc_of_a_node_that_pods_have_left_on_their_own(
         pod.remove()
     for attached in made:
         await_fact(partial(_gone, node, attached.host_link), "the kernel's tidying")
-    silent(collect(node, mode, []))
+    silent(call_gc(node, mode, []))
     assert difference(before, picture(node)) == []
-    silent(collect(node, mode, [], name="another"))
+    silent(call_gc(node, mode, [], name="another"))
 
 
 @both_modes
@@ -199,7 +199,7 @@ def test_gc_while_pods_come_and_go_harms_none_that_are_listed(
         listed = [entry(attached) for attached in kept]
         stale = [attach(node, f"stale{number}", conf) for number in range(10)]
         calls: list[Callable[[], PluginCall]] = [
-            partial(collect, node, mode, listed) for _ in range(4)
+            partial(call_gc, node, mode, listed) for _ in range(4)
         ]
         calls += [attached.delete for attached in stale]
         for call in at_once(calls):
@@ -232,8 +232,8 @@ def test_two_networks_with_one_hash_do_not_mix(homes: Homes, node: Node, mode: M
     call = node.plugin("ADD", network(mode, name=other), theirs)
     refused(call, 100, says=f"networks {other} and {one} have the same number")
     assert difference(before, picture(node, theirs)) == []
-    silent(collect(node, mode, [], name=other))
+    silent(call_gc(node, mode, [], name=other))
     assert reaches(node, attached.address)
     silent(attached.check())
-    silent(collect(node, mode, [], name=one))
+    silent(call_gc(node, mode, [], name=one))
     assert node.link(attached.host_link) is None

@@ -25,7 +25,9 @@ def node(tmp_path: Path) -> Iterator[Node]:
     assert "RTM_DELLINKPROP = 108, 109" in text
     netlink.write_text(text.replace("RTM_DELLINKPROP = 108, 109", "RTM_DELLINKPROP = 250, 251"))
     start = f"import sys; sys.path.insert(0, {str(tmp_path / 'src')!r})"
-    lab = Lab([sys.executable, "-Ic", f"{start}; from mycelium_door import main; sys.exit(main())"])
+    lab = Lab(
+        [sys.executable, "-Ic", f"{start}; from mycelium_entry import main; sys.exit(main())"]
+    )
     try:
         node = lab.node("a")
         node.configure(

@@ -287,7 +287,7 @@ class Config:
         _path(doc, "logFile")
 
 
-class Wishes:
+class PodOptions:
     """What the runtime asks of one ADD: `address` and `mac` in bytes or None, `dns` as in a result.
 
     Where several ways of asking are used, the first of runtimeConfig (capabilities), `args.cni` and
@@ -500,9 +500,9 @@ def _dns(doc: Document) -> Document:
 def _requested_dns(runtime: Document) -> Document:
     """The capability `dns`; it has other names for a result's nameservers and search."""
     shown = "runtimeConfig.dns"
-    wish = _folded(_object(runtime, "dns", shown), shown)
+    asked = _folded(_object(runtime, "dns", shown), shown)
     renamed = {"nameservers": "servers", "search": "searches", "options": "options"}
-    lists = {word: _strings(wish.get(key), f"{shown}.{key}") for word, key in renamed.items()}
+    lists = {word: _strings(asked.get(key), f"{shown}.{key}") for word, key in renamed.items()}
     return {word: [*strings] for word, strings in lists.items() if strings}
 
 
@@ -520,18 +520,18 @@ def _requested_address(
     runtime: Document, conventional: Document, args: dict[str, str]
 ) -> bytes | None:
     if runtime.get("ips"):
-        key, wishes = "runtimeConfig.ips", _strings(runtime["ips"], "runtimeConfig.ips")
+        key, asked = "runtimeConfig.ips", _strings(runtime["ips"], "runtimeConfig.ips")
     elif conventional.get("ips"):
-        key, wishes = "args.cni.ips", _strings(conventional["ips"], "args.cni.ips")
+        key, asked = "args.cni.ips", _strings(conventional["ips"], "args.cni.ips")
     elif args.get("IP"):
-        key, wishes = "CNI_ARGS IP", args["IP"].split(",")
+        key, asked = "CNI_ARGS IP", args["IP"].split(",")
     else:
         return None
-    if len(wishes) > 1:
-        raise _invalid(key, list(wishes), "an attachment has one address")
-    bare, slash, length = wishes[0].partition("/")
+    if len(asked) > 1:
+        raise _invalid(key, list(asked), "an attachment has one address")
+    bare, slash, length = asked[0].partition("/")
     if slash and length not in ("64", "128"):
-        raise _invalid(key, wishes[0], "the prefix length must be 64 or 128, or left out")
+        raise _invalid(key, asked[0], "the prefix length must be 64 or 128, or left out")
     return _parsed(parse_address, key, bare)
 
 

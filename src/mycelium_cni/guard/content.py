@@ -142,7 +142,7 @@ def read(socket: nf.Socket, table: nf.Table) -> Content | None:
     content.awake = not any(nl.decode(found, 4)[nf.NFTA_TABLE_FLAGS])
     named = table.name.encode() + b"\0"
     for kind in (nf.NFT_MSG_GETCHAIN, nf.NFT_MSG_GETRULE, nf.NFT_MSG_GETSET):
-        for payload in socket.dump(table.listing(kind)):
+        for payload in socket.dump(table.list_objects(kind)):
             said = nl.decode(payload, 4)
             if said[nf.NFTA_RULE_TABLE] == named:  # of chains the kernel lists everybody's
                 content._apply(kind - 1, said)

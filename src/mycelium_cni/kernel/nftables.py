@@ -131,7 +131,7 @@ class Table:
         named: nl.Attribute = (NFTA_TABLE_NAME, self.name)
         return message(NFT_MSG_GETTABLE, self.family, f"read table {self.name}", named)
 
-    def listing(self, kind: int) -> nl.Message:
+    def list_objects(self, kind: int) -> nl.Message:
         """NFT_MSG_GET{CHAIN,RULE,SET}, to dump what the table has of that kind; of chains, what all
         tables of the family have."""
         return message(kind, self.family, f"read table {self.name}", (1, self.name))

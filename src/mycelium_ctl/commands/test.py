@@ -123,7 +123,7 @@ class LiveTest:
         self.trials: Final[list[Trial]] = []
         self.causes: Final[list[tuple[Check, Finding]]] = []
         # The network's own name and policy: another one would leave rules of its own behind. What
-        # else the network wishes is not for throw-away pods.
+        # else the network is configured with is not for throw-away pods.
         wanted = (
             *("name", "mode", "myceliumInterface", "bridge", "netseed", "mtu"),
             *("ingress", "allowFrom", "guard"),
