@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import fnmatch
+import importlib
 import importlib.util
 import json
 import re
@@ -134,3 +136,23 @@ def test_the_references_name_everything() -> None:
         "| 102 | the pod",
     ):
         assert said in rows
+
+
+def test_every_promise_of_security_names_what_holds_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is a test that exists, or attacks that are played."""
+    monkeypatch.syspath_prepend(ROOT / "tests/netns")
+    attacks = importlib.import_module("test_attacks").ATTACKS
+    tests = {
+        found
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for found in re.findall(r"(?m)^def (test_\w+)", path.read_text())
+    }
+    model = (ROOT / "docs/security.md").read_text().partition("## Threat model\n")[2]
+    rows = re.findall(r"(?m)^\| (.+) \| (.+) \|$", model.partition("\n## ")[0])
+    promises = [(said, CODE.findall(held)) for said, held in rows if said not in ("promise", "---")]
+    assert len(promises) > 30
+    for said, names in promises:
+        assert names, f"nothing holds: {said}"
+        for each in names:
+            known = each in tests or fnmatch.filter(attacks, each)
+            assert known, f"{said}: there is no {each}"
