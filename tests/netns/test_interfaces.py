@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 from attaching import MODES, PROTOCOL, Attached, Mode, attach, network, reaches, refused, silent
+from observe import difference, picture
 
-from mycelium_lab.lab import Lab, Node, Pod
+from mycelium_lab.lab import Lab, Node, Pod, await_fact
 
 
 @pytest.fixture(scope="module")
@@ -195,6 +196,24 @@ def test_a_host_link_that_was_renamed_is_found(nodes: tuple[Node, Node]) -> None
     silent(attached.delete())
     assert node.link("other0") is None
     assert attached.pod.link("eth0") is None
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_host_link_that_was_moved_away_is_missed_and_leaves_nothing(
+    nodes: tuple[Node, Node], mode: Mode
+) -> None:
+    """Into another namespace, where nobody looks: CHECK says so, and it goes with the pod."""
+    node, _ = nodes
+    attach(node, f"other-{mode}", network(mode))
+    before = picture(node)
+    attached = attach(node, f"moved-{mode}", network(mode))
+    elsewhere = node.pod(f"elsewhere-{mode}")
+    node.configure(f"link set {attached.host_link} netns {elsewhere.path}")
+    refused(attached.check(), 103, says=f"{attached.host_link} of eth0")
+    silent(attached.delete())
+    assert difference(before, picture(node)) == []
+    attached.pod.remove()
+    await_fact(lambda: elsewhere.link(attached.host_link) is None, "the link's end")
 
 
 def test_gc_spares_a_live_pod_whose_host_link_was_renamed(nodes: tuple[Node, Node]) -> None:
