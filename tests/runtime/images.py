@@ -10,7 +10,7 @@ import platform
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -69,7 +69,11 @@ class Images:
 
 
 def archive(
-    path: Path, reference: str, files: Mapping[str, bytes | str], entrypoint: list[str]
+    path: Path,
+    reference: str,
+    files: Mapping[str, bytes | str],
+    entrypoint: list[str],
+    command: Sequence[str] = (),
 ) -> None:
     """An image in the layout of `docker save`. A file given as text is a link to that text."""
     layer = _tar(files)
@@ -78,7 +82,12 @@ def archive(
         {
             "architecture": machine,
             "os": "linux",
-            "config": {"Entrypoint": entrypoint, "Env": ["PATH=/bin"], "WorkingDir": "/"},
+            "config": {
+                "Entrypoint": entrypoint,
+                "Cmd": list(command),
+                "Env": ["PATH=/bin"],
+                "WorkingDir": "/",
+            },
             "rootfs": {
                 "type": "layers",
                 "diff_ids": [f"sha256:{hashlib.sha256(layer).hexdigest()}"],
