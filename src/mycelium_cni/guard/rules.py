@@ -187,7 +187,7 @@ def base(*, peers: bool) -> list[nl.Message]:
             *(link, _quoted(_QUOTED_DESTINATION, 16, nf.NFT_REG32_00 + 1), nf.lookup("quoting")),
             *(link, nf.limit("reporting", 100, 200), _ACCEPT),
         ),
-        table.rule(_ERRORS, "about a packet it was not sent, or too many", *_DROP),
+        table.rule(_ERRORS, "ICMPv6 error about a packet it was not sent, or too many", *_DROP),
         *(() if peers else _no_peers()),
         table.chain("bridged"),
         table.flush_chain("bridged"),
@@ -208,14 +208,14 @@ def base(*, peers: bool) -> list[nl.Message]:
         # that is answered is a neighbour of the node's, and all pods together may have a thousand.
         table.rule(
             PODS_CHAIN,
-            "asks for its gateway",
+            "solicitation of its gateway",
             *(*_IPV6, *_in(_SADDR, _LINK_LOCAL), *_type(_NEIGHBOUR_SOLICITATION)),
             nf.payload(nf.NFT_PAYLOAD_TRANSPORT_HEADER, 8, 16),
             nf.compare(_EQ, LINK_LOCAL_GATEWAY),
             *(link, nf.limit("asking", 2, 10), _ACCEPT),
         ),
-        table.rule(PODS_CHAIN, "pods are no routers", *_IPV6, *_type(_RA), *_DROP),
-        table.rule(PODS_CHAIN, "pods are no routers", *_IPV6, *_type(_REDIRECT), *_DROP),
+        table.rule(PODS_CHAIN, "router advertisement from a pod", *_IPV6, *_type(_RA), *_DROP),
+        table.rule(PODS_CHAIN, "redirect from a pod", *_IPV6, *_type(_REDIRECT), *_DROP),
         table.rule(
             PODS_CHAIN,
             "not the pod's address",
@@ -235,7 +235,7 @@ def base(*, peers: bool) -> list[nl.Message]:
         # route to. A TUN that has no pods may be another daemon's.
         table.rule(
             _OTHERS,
-            "not where that source is",
+            "source is routed to another link",
             *(*_IPV6, *_in(_SADDR, MYCELIUM)),
             *(nf.meta(nf.NFT_META_IIFTYPE), nf.compare(_EQ, nf.host16(nf.ARPHRD_ETHER))),
             *(_ROUTED_BACK, nf.compare(_EQ, nf.host32(0))),
@@ -262,7 +262,7 @@ def _no_peers() -> list[nl.Message]:
         table.chain(_PEERING),
         table.flush_chain(_PEERING),
         *(
-            table.rule(_PEERING, "no peer of the daemon", *protocol, *_TO_NODE, *_DROP)
+            table.rule(_PEERING, "to the daemon's peer port", *protocol, *_TO_NODE, *_DROP)
             for protocol in (_TCP, _UDP)
         ),
     ]
@@ -307,7 +307,7 @@ def overlay(wanted: Wanted, *, known: bool, confined: bool) -> list[nl.Message]:
     source = nf.payload(nf.NFT_PAYLOAD_NETWORK_HEADER, 8, 8)
     destination = nf.payload(nf.NFT_PAYLOAD_NETWORK_HEADER, 24, 8)
     elsewhere = (*_IPV6, destination, nf.compare(_NEQ, subnet))
-    beyond = table.rule(transit, "beyond this node's pods", *elsewhere, *_DROP)
+    beyond = table.rule(transit, "destination is not in this node's subnet", *elsewhere, *_DROP)
     tunnels = table.rule(chain, "", *_NO_TCP, nf.verdict(nf.NFT_JUMP, _TUNNELS))
     # A bridge that somebody else made is told by its name; ours has a group.
     bridge = table.elements(
@@ -353,7 +353,7 @@ def overlay(wanted: Wanted, *, known: bool, confined: bool) -> list[nl.Message]:
         table.rule(chain, "", *_IPV6, *_NO_ICMPV6, source, nf.compare(_NEQ, subnet), _ACCEPT),
         table.rule(
             chain,
-            "no neighbours on the overlay",
+            "neighbour discovery from the overlay",
             *_IPV6,
             *_types(_ROUTER_SOLICITATION, _REDIRECT),
             *_DROP,
@@ -362,14 +362,14 @@ def overlay(wanted: Wanted, *, known: bool, confined: bool) -> list[nl.Message]:
         # The daemon writes its own errors from the pod's or the node's address.
         table.rule(
             chain,
-            "error about a packet of ours to the overlay",
+            "ICMPv6 error about a packet to the overlay",
             *(*_IPV6, *_ERROR),
             *(_quoted(_QUOTED_SOURCE, 8), nf.compare(_EQ, subnet)),
             *(_quoted(_QUOTED_DESTINATION, 1), nf.mask(b"\xfe"), nf.compare(_EQ, MYCELIUM[0][:1])),
             *(_quoted(_QUOTED_DESTINATION, 8), nf.compare(_NEQ, subnet)),
             _ACCEPT,
         ),
-        table.rule(chain, "error about another packet", *_IPV6, *_ERROR, *_DROP),
+        table.rule(chain, "ICMPv6 error about another packet", *_IPV6, *_ERROR, *_DROP),
         table.rule(chain, "source is this node's", *_IPV6, source, nf.compare(_EQ, subnet), *_DROP),
         *_rest_of_icmpv6(table, chain, _IPV6),
         *_replace(
@@ -435,7 +435,7 @@ def policy(record: Record, *, known: Container[str]) -> list[nl.Message]:
     ]
     if record.ingress != "open":
         invalid = (nf.ct_state(), nf.mask(nf.host32(nf.CT_INVALID)), nf.compare(_NEQ, bytes(4)))
-        messages.append(table.rule(to, "no connection's", *invalid, *_DROP))
+        messages.append(table.rule(to, "ct state invalid", *invalid, *_DROP))
     if record.ingress == "cluster":
         if record.allows:
             allowed = nf.lookup(allowed_set(record.group))
@@ -525,7 +525,7 @@ def bridge_base() -> list[nl.Message]:
         table.flush_chain(_ADVERTISEMENT),
         table.rule(
             _ADVERTISEMENT,
-            "of another",
+            "advertises the address of another",
             *v6,
             *port,
             target,
@@ -537,7 +537,7 @@ def bridge_base() -> list[nl.Message]:
         table.flush_chain(_UNSPECIFIED),
         table.rule(
             _UNSPECIFIED,
-            "asks for its own address",
+            "duplicate address detection of its own address",
             *v6,
             *_type(_NEIGHBOUR_SOLICITATION),
             *own_target,
@@ -547,7 +547,7 @@ def bridge_base() -> list[nl.Message]:
             table.rule(_UNSPECIFIED, "", *v6, *_type(report), *port, nf.lookup("macs"), _ACCEPT)
             for report in (_MLD2_REPORT, _MLD_REPORT)
         ),
-        table.rule(_UNSPECIFIED, "no source", *_DROP),
+        table.rule(_UNSPECIFIED, "source is unspecified", *_DROP),
         table.chain(BRIDGE_CHAIN),
         table.flush_chain(BRIDGE_CHAIN),
         table.rule(
@@ -566,7 +566,9 @@ def bridge_base() -> list[nl.Message]:
         ),
         table.rule(BRIDGE_CHAIN, "", *v6, *_LATER_FRAGMENT, _ACCEPT),
         table.rule(BRIDGE_CHAIN, "", *v6, *_ERROR, *port, quoted, nf.lookup("ports"), _ACCEPT),
-        table.rule(BRIDGE_CHAIN, "error about a packet it was not sent", *v6, *_ERROR, *_DROP),
+        table.rule(
+            BRIDGE_CHAIN, "ICMPv6 error about a packet it was not sent", *v6, *_ERROR, *_DROP
+        ),
         *_rest_of_icmpv6(table, BRIDGE_CHAIN, v6),
         # 0.1.0 takes the table for flushed if this chain has more rules than seven, or fewer.
         table.chain("from-pods"),
@@ -595,8 +597,8 @@ def bridge_base() -> list[nl.Message]:
             nf.lookup("ports", inverted=True),
             *_DROP,
         ),
-        table.rule("from-pods", "pods are no routers", *v6, *_type(_RA), *_DROP),
-        table.rule("from-pods", "pods are no routers", *v6, *_type(_REDIRECT), *_DROP),
+        table.rule("from-pods", "router advertisement from a pod", *v6, *_type(_RA), *_DROP),
+        table.rule("from-pods", "redirect from a pod", *v6, *_type(_REDIRECT), *_DROP),
         table.rule("from-pods", "", nf.verdict(nf.NFT_GOTO, BRIDGE_CHAIN)),
         table.chain("prerouting", *nf.base("filter", nf.NF_BR_PRE_ROUTING, _RAW)),
         table.flush_chain("prerouting"),
@@ -631,7 +633,7 @@ def _own_mac(chain: str, option: int) -> list[nl.Message]:
             nf.compare(_EQ, bytes((option, 1))),
             *(nf.meta(nf.NFT_META_IIF), named, source, nf.lookup("ports"), _ACCEPT),
         ),
-        table.rule(chain, "with another's MAC", *_DROP),
+        table.rule(chain, "names the MAC of another", *_DROP),
     ]
 
 
