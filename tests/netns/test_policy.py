@@ -55,6 +55,19 @@ def test_who_reaches_a_pod(site: Site, mode: str, ingress: Ingress) -> None:
     assert reached == REACHED_BY[ingress]
 
 
+@every_policy
+def test_neighbours_find_each_other_where_the_bridge_asks_ip6tables(
+    site: Site, ingress: Ingress
+) -> None:
+    """As on every Kubernetes node: what bridged pods say to each other passes inet rules too."""
+    site.node.run(["sysctl", "-qw", "net.bridge.bridge-nf-call-ip6tables=1"])
+    pod, address = site.attach(policy(ingress, "bridge"))
+    other, there = site.attach(policy("open", "bridge", "other"))
+    assert connects(other, there, pod)
+    assert connects(pod, address, other) is ("pod" in REACHED_BY[ingress])
+    assert site.node.ping(address) is not None
+
+
 @both_modes
 @every_policy
 def test_what_a_pod_asks_for_is_answered(site: Site, mode: str, ingress: Ingress) -> None:
