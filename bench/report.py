@@ -101,7 +101,7 @@ class Report:
             # A wait for each link would be dozens of times what one request for all of them takes.
             Target(f"{stale} in one kernel wait (1.5 x one request)", at(stale) / alone, 1.5),
             Target(f"ADD of pod {last} at most 1.4 x of pod {first}", grown, 1.4),
-            Target("peak memory at most 2 x the Go plugin's", at(peak) / at(peak, BRIDGE), 2),
+            Target("peak memory at most 1.5 x the Go plugin's", at(peak) / at(peak, BRIDGE), 1.5),
             Target("VERSION no slower than the Go loopback plugin", start, 1),
             Target("TCP between pods loses at most 5 % to the guard", max(lost, 0) * 100, 5, " %"),
         ]

@@ -80,12 +80,16 @@ def follow_imports(
     return Bundle(modules, frozenset(built_in))
 
 
-def compiled(bundle: Bundle) -> dict[str, bytes]:
-    """The archive's members: each module as a .pyc that is never compared with a source."""
+def compiled(bundle: Bundle, ours: Path) -> dict[str, bytes]:
+    """The archive's members: each module as a .pyc that is never compared with a source. Those of
+    `ours` keep their docstrings, which --help prints."""
     members = {}
     for name, path in bundle.modules.items():
         stem = name.replace(".", "/") + ("/__init__" if path.name == "__init__.py" else "")
-        code = compile(path.read_bytes(), f"{stem}.py", "exec", dont_inherit=True, optimize=0)
+        optimize = 0 if path.is_relative_to(ours) else 2
+        code = compile(
+            path.read_bytes(), f"{stem}.py", "exec", dont_inherit=True, optimize=optimize
+        )
         unchecked = (1).to_bytes(4, "little") + bytes(8)  # PEP 552: a hash that nobody looks at
         members[f"{stem}.pyc"] = importlib.util.MAGIC_NUMBER + unchecked + marshal.dumps(code)
     return members
