@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A second try for tests whose verdict depends on the clock, and for no other.
+"""A second try for tests that depend on the clock, and for no others.
 
-On a machine that is busy with other things an answer may come later than such a test waits for it.
+Under load such a test can time out.
 A test is one of these where it says so, with the reason:
 
     @pytest.mark.timing("the answer must come within half a second")

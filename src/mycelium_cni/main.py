@@ -35,8 +35,8 @@ Pods on the Mycelium overlay network. Operator's commands: mycelium-cni --help
 
 
 def main() -> int:
-    """Serve one CNI call; the exit status is 1 exactly when the document is an error. Whatever
-    happens, a runtime is answered."""
+    """Serve one CNI call; the exit status is 1 exactly when the document is an error. The runtime
+    gets an answer in any case."""
     version = VERSIONS[-1]
     log: Log | None = None
     try:
@@ -79,7 +79,7 @@ def main() -> int:
 
 
 def _reserve_standard_streams() -> None:
-    """A socket of ours must not take the place of a standard stream that the runtime has closed."""
+    """Reserve descriptors 0 to 2 if the runtime has closed them: no socket may get these."""
     try:
         while (fd := open("/", O_PATH)) < 3:
             pass
@@ -144,7 +144,7 @@ def _fail(version: str, log: Log | None, error: CniError) -> int:
     try:
         _say(document)
     except OSError:
-        return 1  # nobody listens; the exit status speaks
+        return 1  # standard output is closed; the exit status tells
     return 1
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Packets made by hand, the TUN that a daemon would write them to, and eyes that see them arrive.
 
-A packet carries a token. Whoever has received bytes with that token has received the packet, in
+A packet carries a token. A receiver of bytes with that token has received the packet, in
 whatever form: forwarded, reassembled, or delivered to a socket.
 """
 

@@ -680,7 +680,7 @@ def test_without_it_add_fails_where_only_it_can_do_what_the_configuration_says(
 
 
 def test_the_rules_have_a_number(site: Site) -> None:
-    """Whoever changes a rule raises `guard.RULES`: nodes load them anew then, and only then."""
+    """A change of a rule needs a new `guard.RULES`: nodes load them anew then, and only then."""
     document = b'{"name": "net", "ingress": "cluster", "allowFrom": ["4aa::/16"], "ipMasq": true}'
     wanted = guard.Wanted("net", Config(Network(document)), Node(c.packed(NODE), 1400, True, None))
     port = guard.Port(7, bytes(6), c.packed(NODE), wanted.group)

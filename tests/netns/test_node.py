@@ -345,7 +345,7 @@ def test_live_pods_work_again_when_the_daemon_is_back(pair: tuple[Node, Node], m
 def test_a_pod_is_served_from_the_new_subnet_when_the_daemon_has_a_new_key(
     node: Node, mode: Mode
 ) -> None:
-    """Live pods are deaf then: CHECK says why, and what a bridge still carries is told to ADD."""
+    """Live pods are cut off then: CHECK says why, and ADD what a bridge still carries."""
     attached = attach(node, "old", network(mode))
     node.stop_overlay()
     node.key_file.unlink()

@@ -255,7 +255,7 @@ _EVENTS = {
 class Witness:
     """Hears every link, address, route, rule, neighbour and forwarding change in one namespace.
 
-    The kernel queues the notice before the change returns to whoever asked for it, so an empty
+    The kernel queues the notice before the change returns to the caller, so an empty
     queue proves that nothing was touched, not even for a moment; a before-and-after picture
     cannot say that.
     """

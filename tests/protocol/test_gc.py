@@ -86,7 +86,7 @@ def test_a_readable_old_list_does_not_excuse_an_unreadable_new_one(
 
 
 def test_without_a_list_nothing_is_removed(occupied: Quiet) -> None:
-    """`cnitool gc` sends none; whoever means "all" says so."""
+    """`cnitool gc` sends none; to remove all, a caller must say so."""
     occupied.plugin.gc(own_network()).error(7, says=KEY)
 
 

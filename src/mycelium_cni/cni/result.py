@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One result, spoken in seven spec versions.
+"""The result of ADD, in seven spec versions.
 
 Inside there is one shape, that of 1.1.0. `Result` reads a prevResult of any version into it, and
-`speak` writes it in any version. What an older version has no word for is left out.
+`speak` writes it in any version. Fields that an older version does not have are left out.
 """
 
 from __future__ import annotations

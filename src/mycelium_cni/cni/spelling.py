@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which key was meant by one that nobody reads."""
+"""Which known key an unknown one is probably a misspelling of."""
 
 from __future__ import annotations
 

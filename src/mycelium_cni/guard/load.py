@@ -67,13 +67,13 @@ def protect(
 
 
 def _withdraw(host: nl.Socket) -> None:
-    """Undo of loading the first rules, unless another ADD has come to rely on them meanwhile. The
-    link of the failed one stands still: what is made last is undone first."""
+    """Undo of loading the first rules, unless another ADD relies on them by now. The failed ADD's
+    link still exists here: steps are undone last first."""
     if sum(ours(link) for link in _host_links(host)) < 2:
         remove()
 
 
-# What the kernel says where nf_tables, or an expression of it, is neither in it nor a module.
+# What the kernel answers if it has no nf_tables, or not that expression, not even as a module.
 _LACKING = (ENOENT, EOPNOTSUPP, EPROTONOSUPPORT, EAFNOSUPPORT)
 _KEPT, _CHANGED, _MADE = 0, 1, 2
 
@@ -131,7 +131,7 @@ def _ensure(
 
 
 def _end_forbidden(host: nl.Socket, wanted: Wanted) -> None:
-    """What the policy that is now loaded forbids may have come into being without it."""
+    """End connections that the policy forbids: they may have begun before it was loaded."""
     if wanted.policy.ingress == "open":
         return
     # A link of an ADD that goes on is not up, and has no connections.
@@ -207,7 +207,7 @@ def forget(*links: Link) -> nl.Socket | None:
     that stays lets nobody do anything, for no link will have its index again; `sweep` finds it.
 
     Returns a socket for `removal.delete_links` to outlive: what was dropped is gone at once, but
-    whoever closes the socket waits until the last reader is done (nft_rcv_nl_event), 15 ms that the
+    closing the socket waits until the last reader is done (nft_rcv_nl_event), 15 ms that the
     child of `delete_links` has to wait anyway. Raises OSError.
     """
     ports = [port for port in map(port_of, links) if port]

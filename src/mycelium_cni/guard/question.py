@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The question of every ADD: is what this network wants loaded? One datagram there, one back.
+"""The question of every ADD: are this network's rules loaded? One datagram each way.
 
 It asks for what tells most: an element's comment says what its chain was made from, the number of a
 chain's uses whether its rules are all there. `content` reads and compares everything.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What our tables lack of what they should hold, and the messages that bring it.
+"""What is missing in our tables, and the messages that load it.
 
 Of what another release has loaded only that is looked at which every release has; it is no fault,
 and replaced all the same by whoever loads something.

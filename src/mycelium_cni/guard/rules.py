@@ -256,7 +256,7 @@ def base(*, peers: bool) -> list[nl.Message]:
 
 
 def _no_peers() -> list[nl.Message]:
-    """A pod that is a peer of the daemon is a router of the overlay's, and no pod any more."""
+    """A pod that is a peer of the daemon becomes a router of the overlay."""
     table = INET
     return [
         table.chain(_PEERING),
@@ -269,7 +269,7 @@ def _no_peers() -> list[nl.Message]:
 
 
 def _to_daemon(chain: str) -> nl.Message:
-    """What may be for the daemon is looked at; most packets cost this one comparison."""
+    """Look at packets that may be for the daemon; all others cost this one comparison."""
     low, high = (
         nf.compare(op, port)
         for op, port in zip((nf.NFT_CMP_GTE, nf.NFT_CMP_LTE), _PEERS, strict=True)
@@ -278,7 +278,7 @@ def _to_daemon(chain: str) -> nl.Message:
 
 
 def _tunnels() -> list[nl.Message]:
-    """The node's tunnels take what comes from anywhere, and pass it on into other networks."""
+    """The node's tunnels accept packets from anywhere, and pass them on into other networks."""
     table, protocols, ports = INET, "tunnel-protocols", "tunnel-ports"
     numbers = [nf.element(bytes((number,))) for number in _TUNNEL_PROTOCOLS]
     known = [nf.element(port.to_bytes(2, "big")) for port in _TUNNEL_PORTS]
@@ -647,7 +647,7 @@ def bridge_network(group: int, *, closed: bool) -> list[nl.Message]:
 
 @_once
 def bridge_closed() -> list[nl.Message]:
-    """From port to port there is no connection tracking: what can open nothing passes."""
+    """From port to port nothing is tracked: only packets that open no connection pass."""
     table, v6 = BRIDGE, _BRIDGED_IPV6
     return [
         table.chain("to-closed"),

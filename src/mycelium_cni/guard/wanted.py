@@ -3,7 +3,7 @@
 
 Releases share one table, and each finds its own part by name. What belongs to a network is named by
 its group, and replaced by that network's next ADD; what all share is in chains that carry the
-number of the rules, and is replaced by whoever comes first. docs/adr/0010-editions.md.
+number of the rules, and is replaced by the next ADD of any network. docs/adr/0010-editions.md.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a network namespace ought to have, as values: each can be made, dropped, seen and typed.
+"""What a network namespace should have, as values that can be made, dropped, found and printed.
 
-A fact is the one telling of a thing. The message that makes it, the command that a person would
+A fact is described once. The message that makes it, the command that a person would
 type for it and the question whether the kernel has it come from the same value, so they cannot
 disagree. Its text is that command, so an error that names a fact can be pasted into a shell.
 """
@@ -34,7 +34,7 @@ _VERBS = ("-6", "-w", "add", "replace", "property")
 
 
 class Fact:
-    """One thing that a namespace ought to have; `why`, in a few words, is what it is for. Without
+    """One thing that a namespace should have; `why`, in a few words, is what it is for. Without
     one that is not `needed` packets pass all the same."""
 
     __slots__ = ("why",)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that somebody else names: opened without waiting, and only if they are files."""
+"""Files whose path others choose: opened without blocking, and only if they are regular files."""
 
 from __future__ import annotations
 

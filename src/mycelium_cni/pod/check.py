@@ -38,7 +38,7 @@ def check(
     sandbox: str,
 ) -> None:
     """Raises CniError: ATTACHMENT_BROKEN for the first difference, or what `subnet.find` raises,
-    because without the overlay the attachment is no use."""
+    because without the overlay the attachment does not work."""
     host_link = find_link(host, attachment.host_link)
     if host_link is None:
         raise _broken(f"host link {attachment.host_link} of {attachment} is missing")

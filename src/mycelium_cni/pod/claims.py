@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a pod may have the address or the MAC that was asked for it, and who has it already.
+"""Whether a pod may have the requested address or MAC, and who has it already.
 
 `args` and CNI_ARGS may be filled by strangers (docs/security.md), so what anybody else has
 comes first. Two who ask for the same at once are told apart later, by the kernel: an alternative
