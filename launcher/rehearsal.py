@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 from _socket import socket
 from _struct import Struct
-from errno import EEXIST, ENODEV, ENOENT
+from errno import ECONNREFUSED, EEXIST, ENODEV, ENOENT
 from fcntl import ioctl
 from posix import (  # type: ignore[attr-defined,unused-ignore]
     close,
@@ -57,12 +57,13 @@ _ENVIRONMENT = {
 
 
 class _Kernel:
-    """A netlink socket of a node, `bare` until it has had a pod."""
+    """A netlink socket of a node, `bare` until it has had a pod. No agent listens to the other kind
+    of socket that a call opens."""
 
     bare = False
     bridged = False
 
-    def __init__(self, _family: int, _type: int, _protocol: int) -> None:
+    def __init__(self, _family: int, _type: int, _protocol: int = 0) -> None:
         self._answers: list[bytes] = []
 
     def fileno(self) -> int:
@@ -73,6 +74,9 @@ class _Kernel:
 
     def close(self) -> None:
         pass
+
+    def connect_ex(self, _address: bytes) -> int:
+        return ECONNREFUSED
 
     def recv(self, _size: int, _flags: int) -> bytes:
         return self._answers.pop(0)

@@ -27,6 +27,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from mycelium_agent import serve
+from mycelium_agent.calls import Calls
 from mycelium_agent.log import Log
 from mycelium_agent.reconcile import Reconciler
 from mycelium_agent.watch import Changes, Watch
@@ -66,7 +67,12 @@ def run(arguments: argparse.Namespace) -> int:
     with _signals() as told:
         watch.also(told.fileno())
         reconciler = Reconciler(where, log)
-        serve.start(arguments.listen, reconciler)
+        calls = Calls()
+        try:
+            calls.start()
+        except OSError as error:
+            log.write("warning", f"calls of the plugin are not counted: {refused(error)}")
+        serve.start(arguments.listen, reconciler, calls)
         changes: Changes | None = Changes(everything=True)
         while changes is not None:
             first = not reconciler.due

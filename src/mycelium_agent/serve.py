@@ -17,6 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final
 
 from mycelium_agent import metrics
+from mycelium_agent.calls import Calls
 from mycelium_agent.reconcile import Reconciler
 from mycelium_ctl.commands.status import refusal
 from mycelium_ctl.errors import ToolError, refused
@@ -38,7 +39,7 @@ def address(text: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def start(where: tuple[str, int], reconciler: Reconciler) -> None:
+def start(where: tuple[str, int], reconciler: Reconciler, calls: Calls) -> None:
     """Answer from now on, until the process ends. Raises ToolError: the address cannot be had."""
 
     def plain(status: HTTPStatus, words: str) -> Answer:
@@ -59,7 +60,7 @@ def start(where: tuple[str, int], reconciler: Reconciler) -> None:
 
     def numbers() -> Answer:
         state = State(reconciler.where)
-        text = metrics.text(state, reconciler.repairs.copy(), ready=not refusal(state))
+        text = metrics.text(state, calls, reconciler.repairs.copy(), ready=not refusal(state))
         return HTTPStatus.OK, metrics.CONTENT_TYPE, text
 
     pages = {"/healthz": healthz, "/readyz": readyz, "/metrics": numbers}

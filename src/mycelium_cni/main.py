@@ -6,6 +6,7 @@ from __future__ import annotations
 from errno import EMFILE
 from posix import O_PATH, close, environ, open, read, write  # type: ignore[attr-defined,unused-ignore]
 from select import POLLIN, poll
+from time import monotonic
 
 from mycelium_cni.cni.errors import (
     DECODING_FAILURE,
@@ -37,8 +38,11 @@ Pods on the Mycelium overlay network. Operator's commands: mycelium-cni --help
 def main() -> int:
     """Serve one CNI call; the exit status is 1 exactly when the document is an error. The runtime
     gets an answer in any case."""
+    started = monotonic()
     version = VERSIONS[-1]
+    verb = ""
     log: Log | None = None
+    failure: CniError | None = None
     try:
         _reserve_standard_streams()
         request = Request(environ)
@@ -52,30 +56,37 @@ def main() -> int:
         # configuration, and the answer needs none of these: a third of a pip-installed call.
         from mycelium_cni.cni.config import Network  # noqa: PLC0415
         from mycelium_cni.cni.log import Log  # noqa: PLC0415
+        from mycelium_cni.cni.report import report  # noqa: PLC0415
         from mycelium_cni.verbs import VERBS  # noqa: PLC0415
 
+        verb = request.command if request.command in VERBS else ""
         network = Network(_read_stdin())
         if network.cni_version in VERSIONS:
             version = network.cni_version
-        if request.command not in VERBS:
+        if not verb:
             raise CniError(INVALID_ENVIRONMENT, f"unknown CNI_COMMAND: {request.command}")
-        log = Log(f"{request.command} {request.container}".rstrip(), *network.log())
-        network.require_version(request.command)
-        if request.command == "ADD":
+        log = Log(f"{verb} {request.container}".rstrip(), *network.log())
+        network.require_version(verb)
+        if verb == "ADD":
             for warning in network.warnings():
                 log.write("warning", warning.msg)
-        log.write("info", VERBS[request.command](request, network, _say))
+        log.write("info", VERBS[verb](request, network, _say))
     except CniError as error:
-        return _fail(version, log, error)
+        failure = error
     except OSError as error:
-        return _fail(version, log, refusal(error))
+        failure = refusal(error)
     except RecursionError as error:  # a value that could be read, and is too deep to be written
         deep = CniError(DECODING_FAILURE, "error unmarshall network config: nested too deeply")
-        return _fail(version, log, deep.with_notes_of(error))
+        failure = deep.with_notes_of(error)
     except Exception as error:
         bug = CniError(INTERNAL, f"bug in mycelium-cni: {type(error).__name__}: {error}")
-        return _fail(version, log, bug.with_notes_of(error))
-    return 0
+        failure = bug.with_notes_of(error)
+    if failure:
+        _fail(version, log, failure)
+    # A kubelet asks for the STATUS every five seconds.
+    if verb not in ("", "STATUS"):
+        report(verb, failure.code if failure else 0, started)
+    return 1 if failure else 0
 
 
 def _reserve_standard_streams() -> None:
@@ -134,7 +145,7 @@ def _say(document: Document) -> None:
         text = text[write(1, text) :]
 
 
-def _fail(version: str, log: Log | None, error: CniError) -> int:
+def _fail(version: str, log: Log | None, error: CniError) -> None:
     document: Document = {"cniVersion": version, "code": error.code, "msg": _one_line(error.msg)}
     details = [error.details, *getattr(error, "__notes__", ())]
     if any(details):
@@ -144,8 +155,7 @@ def _fail(version: str, log: Log | None, error: CniError) -> int:
     try:
         _say(document)
     except OSError:
-        return 1  # standard output is closed; the exit status tells
-    return 1
+        pass  # standard output is closed; the exit status tells
 
 
 def _one_line(text: str) -> str:

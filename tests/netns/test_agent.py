@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import socket
+import struct
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -340,7 +341,8 @@ def numbers(watched: Watched) -> dict[str, float]:
     for line in watched.home.node.get("127.0.0.1", PORT, "/metrics").decode().splitlines():
         if not line.startswith("#"):
             name, value = line.rsplit(" ", 1)
-            assert re.fullmatch(r'[a-z_]+({[a-z]+="[^"\n]*"})?', name), line
+            label = r'[a-z]+="[^"\n]*"'
+            assert re.fullmatch(f"[a-z_]+({{{label}(,{label})*}})?", name), line
             assert name not in found
             found[name] = float(value)
     return found
@@ -375,6 +377,37 @@ def test_numbers_tell_of_pods_repairs_drops_and_the_daemon(watched: Watched) -> 
     finally:
         watched.home.web.configure(f"address del {stranger}/128 dev eth0")
     assert dropped(watched) > before
+
+
+@in_mode("routed")
+def test_numbers_tell_what_calls_came_to(watched: Watched) -> None:
+    node, pod = watched.home.node, watched.home.node.pod("counted")
+    conf = {"cniVersion": "1.1.0", "name": "mycelium", "type": "mycelium-cni", "mode": "routed"}
+    assert node.plugin("ADD", conf, pod).code == 0
+    assert node.plugin("ADD", conf, pod).code == 1
+    assert node.plugin("DEL", conf, pod).code == 0
+    assert node.plugin("STATUS", conf).code == 0
+    pod.remove()
+    # Anybody may write there. What no plugin of root's has written does not count.
+    nobody = struct.pack("iII", os.getpid(), 65534, 65534)
+    with node.inside(), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as teller:
+        beside = [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, nobody)]
+        teller.sendmsg([b"ADD 0 1"], beside, 0, b"\0mycelium-cni calls")
+    for garbage in (b"", b"ADD", b"ADD 0 x", b"\xff 0 1", b"EAT 0 1", b"ADD 0 1 1"):
+        with node.inside(), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as teller:
+            teller.sendto(garbage, b"\0mycelium-cni calls")
+    await_fact(
+        lambda: 'mycelium_cni_calls_total{verb="DEL",code="0"}' in numbers(watched),
+        "the calls are counted",
+    )
+    seen = {name: value for name, value in numbers(watched).items() if "call" in name}
+    took = [
+        seen.pop(f'mycelium_cni_call_seconds_total{{verb="{verb}"}}') for verb in ("ADD", "DEL")
+    ]
+    assert all(0 < each < 60 for each in took)
+    failed = [name for name in seen if name.startswith('mycelium_cni_calls_total{verb="ADD",')]
+    assert len(failed) == 2
+    assert seen == dict.fromkeys([*failed, 'mycelium_cni_calls_total{verb="DEL",code="0"}'], 1)
 
 
 @in_mode("routed")
