@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a person may write behind an option, where argparse takes more than makes sense."""
+"""Types of command-line arguments, stricter than Python's own."""
 
 from __future__ import annotations
 

@@ -191,7 +191,7 @@ def test_doctor_tells_services_that_are_silent_and_whose_chain_drops(told: Told)
     )
     (fault,) = [one for one in told.findings() if one[0] != "ok"]
     assert fault[0] == "fail"
-    assert f"gets no answer of the DNS's Service {DNS}" in fault[1]
+    assert f"gets no answer from the DNS's Service {DNS}" in fault[1]
     assert "theirs c" in fault[1]
 
 

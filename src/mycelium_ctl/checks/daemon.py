@@ -40,7 +40,7 @@ def daemon(state: State) -> Finding:
             run=("systemctl enable --now mycelium",),
         )
     if state.process is None:
-        return skip(f"{name} is there, its daemon is not to be seen from here")
+        return skip(f"{name} exists, its daemon is not visible from here")
     version = f" {state.version}" if state.version else ""
     return ok(f"Mycelium{version} runs as process {state.process}")
 
@@ -71,12 +71,12 @@ def interface(state: State) -> Finding:
 def api(state: State) -> Finding:
     answers = state.daemon
     if answers.subnet is None:
-        reason = answers.trouble or "it tells no subnet"
+        reason = answers.trouble or "it gives no subnet"
         if answers.hangs and state.process is not None:
             return Finding(
                 "fail",
                 f"the daemon listens at {state.where.api} and does not answer: it hangs",
-                "journalctl -u mycelium says what it did last",
+                "journalctl -u mycelium shows what it did last",
                 run=("systemctl restart mycelium",),
             )
         return skip(f"no answer at {state.where.api} ({reason}): peers are unknown")
@@ -84,7 +84,7 @@ def api(state: State) -> Finding:
     if own and answers.subnet != own:
         return Finding(
             "warn",
-            f"{state.where.api} is of another daemon: its subnet is {answers.subnet}",
+            f"{state.where.api} belongs to another daemon: its subnet is {answers.subnet}",
             "name this daemon's API with --api",
         )
     return ok(f"answers at {state.where.api}, subnet {answers.subnet}")
@@ -93,20 +93,20 @@ def api(state: State) -> Finding:
 def peers(state: State) -> Finding:
     answers = state.daemon
     if answers.peers is None:
-        return skip("unknown: the daemon's API does not tell")
+        return skip("unknown: the daemon's API does not list them")
     routes = count(len(answers.routes or ()), "route")
     total = len(answers.peers)
     if not total:
         return Finding(
             "fail",
             "the daemon has no peers: pods reach this node only",
-            "start it with --peers tcp://ADDRESS:9651, and let TCP 9651 out",
+            "start it with --peers tcp://ADDRESS:9651, and allow outgoing TCP 9651",
         )
     if not answers.alive_peers:
         return Finding(
             "fail",
-            f"none of {count(total, 'peer')} is connected, such as {answers.peers[0].endpoint}",
-            "let TCP 9651 out; the daemon says more: journalctl -u mycelium",
+            f"none of {count(total, 'peer')} is connected, for example {answers.peers[0].endpoint}",
+            "allow outgoing TCP 9651; the daemon's log says more: journalctl -u mycelium",
         )
     return ok(f"{answers.alive_peers} of {total} connected, {routes}")
 
@@ -124,7 +124,7 @@ def api_exposed(state: State) -> Finding:
             flag = "--jsonrpc-addr" if port == 8990 else "--api-addr"
             return Finding(
                 "fail",
-                f"port {port} is open on {where}: everybody who reaches it controls the daemon",
+                f"port {port} is open on {where}: anybody who reaches it controls the daemon",
                 f"start the daemon with {flag} 127.0.0.1:{port}",
             )
     return ok("only programs on this node reach it")
@@ -135,7 +135,7 @@ def identity(state: State) -> Finding:
         return skip("the interface has no address yet")
     config = state.config
     if not state.bridged:
-        return skip("routed mode goes by the interface alone")
+        return skip("routed mode uses the interface only")
     try:
         subnet.agree_with_key(config, state.address)
     except CniError as error:
@@ -159,7 +159,7 @@ def identity(state: State) -> Finding:
             f"{config.netseed} is the node's secret, and {exposed}",
             run=(f"chmod 0600 {quoted(config.netseed)}", f"chown root {quoted(config.netseed)}"),
         )
-    return ok(f"key, bridge and interface are of {nodestate.show_subnet(state.address[:8])}")
+    return ok(f"key, bridge and interface agree: {nodestate.show_subnet(state.address[:8])}")
 
 
 def _one_key(state: State) -> str:
@@ -176,6 +176,6 @@ def stranded(state: State) -> Finding:
             "fail",
             f"{count(len(lost), 'pod has', 'pods have')} addresses of an old subnet: "
             + names(lost),
-            "delete them: their successors get new addresses, and keep the daemon's key file",
+            "delete them: new pods get new addresses; keep the daemon's key file",
         )
     return ok(f"{count(len(state.attachments), 'pod')}, none with an address of another subnet")

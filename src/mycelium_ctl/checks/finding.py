@@ -16,8 +16,8 @@ from mycelium_ctl.view import Mark
 @dataclass(frozen=True, slots=True)
 class Finding:
     """What a check saw. What to do is `run`, commands for root's shell that work as they stand, or
-    `advice`, in words, or both; neither when nothing is wrong. `fix` does without a shell what
-    `run` would do, and harms nothing that works."""
+    `advice`, in words, or both; neither when nothing is wrong. `fix` does the same as
+    `run` without a shell, and breaks nothing that works."""
 
     mark: Mark
     found: str
@@ -36,7 +36,7 @@ class Check:
     needed: bool = False
 
     def findings(self, state: State) -> list[Finding]:
-        """All that is wrong, or the one finding that nothing is."""
+        """All faults found, or one finding that says there is none."""
         seen = self.look(state)
         return seen if isinstance(seen, list) else [seen]
 
@@ -50,12 +50,12 @@ def skip(found: str) -> Finding:
 
 
 def of_error(mark: Mark, error: CniError) -> Finding:
-    """A refusal of the plugin, as it would say it to a runtime."""
+    """A refusal of the plugin, in the words a runtime would get."""
     return Finding(mark, error.problem, error.advice, (error.run,) if error.run else ())
 
 
 def own(*words: str) -> str:
-    """A command of this program's, whatever PATH is."""
+    """A command line of this program, whatever PATH is."""
     from mycelium_lab.lab import OWN_FILE, own_executable
 
     executable = own_executable()

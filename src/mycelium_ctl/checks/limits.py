@@ -47,7 +47,7 @@ def neighbour_limit(state: State) -> Finding:
         limit = int((proc / "sys/net/ipv6/neigh/default/gc_thresh3").read_text())
         used = int((proc / "net/stat/ndisc_cache").read_text().split("\n")[1].split()[0], 16)
     except (OSError, ValueError, IndexError):
-        return skip("only the machine's first network namespace shows it")
+        return skip("only the initial network namespace shows it")
     if used >= NEARLY * limit:
         return Finding(
             "fail",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Programs that manage links, and keep off what they were told to keep off."""
+"""Programs that manage links, and whether they leave ours alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mycelium_ctl.node.state import State
 
 
 def managers(state: State) -> list[Finding] | Finding:
-    """systemd-networkd, NetworkManager and dhcpcd keep off what they were told to keep off."""
+    """systemd-networkd, NetworkManager and dhcpcd are configured to leave our links alone."""
     root, links = state.where.root, state.own_links
     lacking = []
     for running, wanted, name in (
@@ -27,7 +27,7 @@ def managers(state: State) -> list[Finding] | Finding:
         found.append(
             Finding(
                 "warn",
-                f"{' and '.join(lacking)} may take routes and addresses of pods away",
+                f"{' and '.join(lacking)} may remove pods' routes and addresses",
                 run=(own("setup", "--install-units"),),
             )
         )
@@ -36,7 +36,7 @@ def managers(state: State) -> list[Finding] | Finding:
 
 
 def _dhcpcd(root: Path, links: tuple[str, str]) -> list[Finding]:
-    """dhcpcd takes every link that comes up, and gives it an IPv4 address and routes."""
+    """dhcpcd gives every link that comes up an IPv4 address and routes."""
     if not any((root / "run" / name).exists() for name in ("dhcpcd", "dhcpcd.pid")):
         return []
     path = root / "etc/dhcpcd.conf"
@@ -48,7 +48,7 @@ def _dhcpcd(root: Path, links: tuple[str, str]) -> list[Finding]:
     for line in lines:
         key, *words = line.replace(",", " ").split() or [""]
         if key in ("interface", "ssid", "profile"):
-            break  # what follows is for that one only
+            break  # the rest applies to that one only
         said.get(key, []).extend(words)
     taken = [
         name
@@ -62,7 +62,7 @@ def _dhcpcd(root: Path, links: tuple[str, str]) -> list[Finding]:
     if not taken:
         return []
     denied = f"denyinterfaces {' '.join(units.patterns(links))}"
-    # In front: behind an `interface` line it would be for that one only.
+    # First in the file: after an `interface` line it would apply to that one only.
     first = f"sed -i {quoted(f'1i {denied}')} {quoted(str(path))}"
     return [
         Finding(

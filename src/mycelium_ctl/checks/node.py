@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the node has once: its facts, by the part of the node that they belong to."""
+"""The node's own facts, by the part of the node that they belong to."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def kernel(state: State) -> Finding:
 
 
 def loopback(state: State) -> Finding:
-    """ADD needs `lo` for the node's address, and the kernel to reach its own addresses."""
+    """ADD puts the node's address on `lo`; the kernel needs it to reach its own addresses."""
     lo = state.link("lo")
     if lo is not None and not lo.up:
         up = Up(lo.index, "lo", "")
@@ -93,7 +93,7 @@ def ra_routes(state: State) -> list[Finding] | Finding:
                 fix=partial(switch.restore, state.host),
             )
         )
-    return found or ok("none that forwarding could cost")
+    return found or ok("no route that forwarding could remove")
 
 
 def bridge(state: State) -> list[Finding] | Finding:
@@ -118,13 +118,13 @@ def bridge(state: State) -> list[Finding] | Finding:
         )
     if waiting := _spanning_tree(state):
         return waiting
-    # What pods of older plugins need on somebody else's bridge is for `setup` to make.
+    # On somebody else's bridge, `setup` makes what pods of older versions need.
     wanted = _of_bridge if link.group == BRIDGE_GROUP else _of_any_bridge
     return _absent(state, wanted, f"{name} is complete")
 
 
 def _spanning_tree(state: State) -> Finding | None:
-    """A port that spanning tree keeps waiting carries nothing, for half a minute or for ever."""
+    """Spanning tree can block a port for half a minute, or for ever."""
     link = state.bridge
     waiting = [
         one.link.name
@@ -134,12 +134,12 @@ def _spanning_tree(state: State) -> Finding | None:
     if not waiting or link is None or not link.up:
         return None
     off = [f"ip link set dev {quoted(link.name)} type bridge stp_state 0"]
-    # A port waits to the end of its time, unless it is taken down and up.
+    # A port waits out its delay unless it is set down and up.
     again = [f"ip link set dev {quoted(name)} {state}" for name in waiting for state in _AGAIN]
     return Finding(
         "fail",
         f"spanning tree on {link.name} keeps {waiting[0]} waiting ({len(waiting)} in all)",
-        "a pod is no bridge, so it is not needed for pods",
+        "pods are not bridges and do not need it",
         run=(*off, *again),
     )
 
@@ -149,7 +149,7 @@ _WAITING = (1, 2, 4)  # linux/if_bridge.h: BR_STATE_LISTENING, _LEARNING, _BLOCK
 
 
 def standing(state: State) -> list[Finding] | Finding:
-    return _absent(state, _stands, "the node refuses what the daemon does not take")
+    return _absent(state, _stands, "without the daemon, the node refuses overlay packets")
 
 
 def _of_bridge(fact: Fact) -> bool:
@@ -168,16 +168,16 @@ def _stands(fact: Fact) -> bool:
 
 
 def _routing(fact: Fact) -> bool:
-    """Those have checks of their own."""
+    """These switches have checks of their own."""
     return isinstance(fact, Switch) and fact.path.endswith(("/forwarding", "/accept_ra"))
 
 
 def _absent(
     state: State, wanted: Callable[[Fact], bool], all_there: str
 ) -> list[Finding] | Finding:
-    """The node's facts of one kind that the kernel does not have, and what is stale of it.
+    """The node's facts of one kind that are absent or stale.
 
-    A node that no pod has used yet is not broken: the first pod makes all of it.
+    A node that no pod has used yet is not broken: the first pod makes them all.
     """
     if state.address is None:
         return skip(_NO_ADDRESS)
@@ -202,7 +202,7 @@ def _absent(
 
 
 def guard(state: State) -> Finding:
-    """As STATUS looks at it: before the node is prepared there is nothing to guard."""
+    """Judged as STATUS does: before the node is prepared there is nothing to guard."""
     node = state.node
     if node is None:
         return skip(_NO_ADDRESS)
@@ -213,7 +213,7 @@ def guard(state: State) -> Finding:
         if state.attachments and not all(each.holds(state.seen) for each in all_):
             return Finding(
                 "warn",
-                "up, with other rules than the configuration's: the next ADD brings them",
+                "up, but its rules differ from the configuration: the next ADD loads them",
                 run=(own("setup"),),
                 fix=_setup(state),
             )

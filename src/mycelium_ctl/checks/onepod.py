@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything about one attachment: its facts, the way there and back, and packets sent on it."""
+"""Everything about one attachment: its facts, its routes both ways, and test packets."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from mycelium_ctl.node.state import Attached, State
 
 Sections = dict[str, list[Finding]]
 SMALL: Final = 64  # bytes, headers included
-TRIES: Final = 3  # one echo that is lost proves little (mycelium_ctl.echo)
+TRIES: Final = 3  # one lost echo proves little (mycelium_ctl.echo)
 _SNMP: Final = {
     "Ip6InDiscards": "packets discarded on the way in",
     "Ip6InNoRoutes": "packets without a route",
-    "Ip6OutNoRoutes": "packets of the node's without a route",
+    "Ip6OutNoRoutes": "packets sent without a route",
     "Ip6InAddrErrors": "packets to a wrong address",
     "Ip6InTooBigErrors": "packets too big for the next link",
     "Ip6OutDiscards": "packets discarded on the way out",
@@ -41,8 +41,8 @@ _SNMP: Final = {
 
 
 def find(state: State, wanted: str) -> list[Attached]:
-    """The attachments that a pod's name (`shop/web`), a container ID or its beginning, an address
-    or a link means."""
+    """The attachments with this pod name (`shop/web`), container ID or beginning of it, address or
+    link."""
     return [
         one
         for one in state.attachments
@@ -52,7 +52,7 @@ def find(state: State, wanted: str) -> list[Attached]:
 
 
 def examine_pod(state: State, one: Attached) -> Sections:
-    """What is to be said of an attachment, by heading."""
+    """The findings about an attachment, by heading."""
     return {
         "On the node": _on_node(state, one),
         "In the pod": _in_pod(state, one),
@@ -119,7 +119,7 @@ def _hop(what: str, way: Way, wanted: int, name: str, destination: str) -> Findi
 
 
 def _packets(state: State, one: Attached) -> Iterator[Finding]:
-    """Echo requests on every way that a pod lives by, with what counted where one was lost."""
+    """Send echo requests on every path a pod needs; for a lost one, tell which counters grew."""
     own = state.address
     if own is None or not one.octets:
         return
@@ -136,7 +136,7 @@ def _packets(state: State, one: Attached) -> Iterator[Finding]:
     other = next((a for a in state.attachments if a.octets not in (b"", one.octets)), None)
     config = state.config_of(other.network) if other else None
     if other is None or (config and config.policy.ingress == "closed"):
-        yield skip("pod → pod: there is no other pod that lets it in")
+        yield skip("pod → pod: no other pod lets it in")
     else:
         what = f"pod → pod {other.who}"
         yield _probe(state, one, Question(what, SMALL, "", "", other.address, ALL_HOPS, ANSWER_S))
@@ -152,8 +152,8 @@ def _packets(state: State, one: Attached) -> Iterator[Finding]:
 
 
 def _probe(state: State, source: Attached | None, asked: Question) -> Finding:
-    """Ask up to TRIES times. With few hops the answer is an error, and good if it comes from
-    another node."""
+    """Ask up to TRIES times. With few hops the answer is an error, which counts if it
+    comes from another node."""
     what = asked.what
     before = _counters(state)
     reason = f"no answer within {asked.within_s:g} s"
@@ -176,7 +176,7 @@ def _probe(state: State, source: Attached | None, asked: Question) -> Finding:
     after = _counters(state)
     growth = {name: number - before.get(name, 0) for name, number in after.items()}
     grew = [f"{name} +{number}" for name, number in growth.items() if number > 0]
-    counted = f"; what grew meanwhile: {', '.join(grew[:6])}" if grew else ""
+    counted = f"; counters that grew: {', '.join(grew[:6])}" if grew else ""
     return Finding("fail", f"{what}: {reason}{counted}", "`mycelium-cni doctor` names causes")
 
 
@@ -195,7 +195,7 @@ def _ask(
 
 
 def _counters(state: State) -> dict[str, int]:
-    """What counts losses: rules that drop, links, and the kernel's own counters for IPv6."""
+    """Counters of losses: rules that drop, links, and the kernel's own counters for IPv6."""
     found: dict[str, int] = {}
     try:
         for rule in read_dropping():

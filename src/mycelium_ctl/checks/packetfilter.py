@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the node's packet filter does with pods' packets, including other programs' rules.
 
-A few packets that pods live by are followed through the rules. A rule that cannot be understood
-decides nothing here: whether packets really pass, `reach` finds out by sending some.
+A few packets that every pod needs are followed through the rules. A rule that is not understood
+decides nothing here; `reach` sends packets to find out.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MOST_PODS: Final = 32  # each is followed through all chains
 
 
 def firewall(state: State) -> list[Finding] | Finding:
-    """Nothing that somebody else loaded takes pods' packets away."""
+    """No other program's rules drop pods' packets."""
     try:
         ruleset = Ruleset()
     except OSError as error:
@@ -47,20 +47,19 @@ def firewall(state: State) -> list[Finding] | Finding:
             if chain.hook != hook.removeprefix("bridge ") or chain.family not in families:
                 continue
             if chain.table.startswith(guard.TABLE_NAME):
-                continue  # it drops what it should
+                continue  # the guard drops on purpose
             verdict, where = ruleset.follow(chain, packet)
             if verdict == "drop":
                 dropped.setdefault(str(where), (where, []))[1].append((hook, packet))
     found = [_dropped(*each) for each in dropped.values()]
-    return found + _legacy(state) or ok("no chain drops what pods send or get")
+    return found + _legacy(state) or ok("no chain drops what pods send or receive")
 
 
 _BRIDGE, _INET = (7,), (1, 10)
 
 
 def drops() -> str:
-    """Who may have taken the packets, of those whose rules cannot be followed by reading, for the
-    end of a sentence."""
+    """The chains that may have dropped packets, for the end of a sentence."""
     try:
         ruleset = Ruleset()
     except OSError:
@@ -119,7 +118,7 @@ def _packets_of(state: State, one: Attached | None) -> list[tuple[str, Packet]]:
 
 
 def _pod(state: State, one: Attached | None) -> tuple[tuple[str, int], bytes]:
-    """The link by which the node sees pods, and a pod's address: of one that lives, or may come."""
+    """The link on which the node sees a pod, and its address; made up if there is no pod."""
     if one is None:
         own = state.address or bytes(16)
         name = state.config.bridge_name if state.bridged else "myc000000000000"
@@ -136,7 +135,7 @@ def _dropped(chain: Chain, dropped: list[tuple[str, Packet]]) -> Finding:
     return Finding(
         "fail",
         f"chain {chain} drops {', '.join(what)}",
-        "make it lasting where the rules come from, or they are back with the next reload",
+        "also add it where the rules come from, or the next reload undoes it",
         run=tuple(f"nft insert rule {place} {match} accept" for match in matches),
     )
 
@@ -150,7 +149,7 @@ def _let_pass(hook: str, packet: Packet) -> str:
 
 
 def _legacy(state: State) -> list[Finding]:
-    """iptables-legacy has tables of its own, which nobody else sees."""
+    """iptables-legacy has tables of its own, which nf_tables does not show."""
     try:
         with open("/proc/net/ip6_tables_names") as listed:  # noqa: PTH123 - of this namespace
             tables = listed.read().split()
@@ -185,8 +184,8 @@ def _legacy(state: State) -> list[Finding]:
 
 
 def _legacy_drops(rules: list[str], policy: str, packet: Packet) -> bool:
-    """Whether a chain of ip6tables-legacy surely drops the packet. Of matches, those on links are
-    understood; a rule with others may apply or not."""
+    """Whether a chain of ip6tables-legacy surely drops the packet. Only matches on links are
+    understood; a rule with others may or may not apply."""
     for rule in rules:
         words = rule.split(" ")
         options = dict(zip(words[::2], words[1::2], strict=False))
@@ -206,7 +205,7 @@ def _of_legacy(chain: str, packets: list[Packet], links: Sequence[str]) -> Findi
     return Finding(
         "fail",
         f"chain {chain} of ip6tables-legacy drops {', '.join(what)}",
-        "make it lasting where the rules come from",
+        "also add it where the rules come from",
         run=tuple(
             f"ip6tables-legacy -I {chain} {way} {quoted(name.replace('*', '+'))} -j ACCEPT"
             for name in patterns(links)

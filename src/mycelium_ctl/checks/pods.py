@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each attachment ought to have, on the node and in the pod, and what of it is absent."""
+"""The facts of each attachment, on the node and in the pod, and which of them are absent."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from mycelium_ctl.node.stale import find_gone
 from mycelium_ctl.node.state import Attached, State
 from mycelium_ctl.view import count
 
-CARRIER_S: Final = 2.0  # how long a link that was set up may take to carry packets
+CARRIER_S: Final = 2.0  # how long a link may take to get a carrier once it is up
 
 
 class Absent(NamedTuple):
@@ -46,7 +46,7 @@ class Ought:
         self.one: Final = one
         self.config: Final = state.config_of(one.network)
         bridge = state.bridge if one.bridged else None
-        # Also a bridge that is gone makes a bridged pod.
+        # A pod stays bridged when its bridge is gone.
         mac = parse_mac(bridge.mac) if bridge else b""
         end = facts.End(bridge.index if bridge else 0, state.config.bridge_name, mac)
         self.bridge: Final = end.index
@@ -61,7 +61,7 @@ class Ought:
         )
 
     def on_node(self) -> list[Fact]:
-        """The node's side, up to the carrier."""
+        """The node's side, before the link has a carrier."""
         link, one = self.one.link, self.one
         found: list[Fact] = []
         if one.container and not one.cut:
@@ -70,7 +70,7 @@ class Ought:
             found.append(Setting(link.index, link.name, words, (nl.IFLA_IFNAME, name), why))
         if one.network:
             number = group(one.network)
-            found.append(kinds.group(link.index, link.name, number, "the guard goes by it"))
+            found.append(kinds.group(link.index, link.name, number, "the guard matches on it"))
         why = "the address is reserved by this name"
         found.append(AlternativeName(link.index, link.name, one.address, why))
         if self.mtu:
@@ -89,7 +89,7 @@ class Ought:
         return self.config.mtu or (interface.mtu if interface else 0)
 
     def in_pod(self, seen: Snapshot) -> list[Fact]:
-        """The pod's side, which `seen` shows. Routes, once the rest is there."""
+        """The pod's side, which `seen` shows; routes last."""
         end = self.shape.pod
         found: list[Fact] = [
             *facts.pod_switches(end.name),
@@ -111,7 +111,7 @@ class Ought:
         return facts.host_reach(self.shape)
 
     def absent(self, *, preferred: bool = False, in_pod: bool = True) -> list[Absent]:
-        """What is absent, in the order of ADD; `preferred`: also what packets pass without.
+        """What is absent, in the order of ADD; `preferred`: also facts that packets pass without.
         Raises OSError."""
 
         def lacking(wanted: Sequence[Fact], seen: Snapshot) -> list[Fact]:
@@ -145,11 +145,11 @@ class Ought:
                     there = Snapshot(socket)
                     self._make(socket, self.in_pod(there), there)
         _await_carrier(host, self.one.link.index)
-        # A link that was down, or without IPv6, had more to lose.
+        # A link that was down or without IPv6 has lost its routes too.
         self._make(host, self.reach(), Snapshot(host) if made else seen)
 
     def _make(self, socket: nl.Socket, wanted: Sequence[Fact], seen: Snapshot) -> bool:
-        """Whether anything was absent."""
+        """Make what is absent; return whether anything was."""
         absent = [fact for fact in wanted if not fact.holds(seen)]
         for fact in absent:
             fact.restore(socket)
@@ -213,7 +213,7 @@ def pods(state: State) -> list[Finding] | Finding:
 
 
 def _lost(state: State) -> list[Finding]:
-    """Attachments that a runtime has, and the kernel has not."""
+    """Attachments that a runtime knows and the kernel does not have."""
     links = {link.name for link in state.links} | {
         (one.network, one.container, one.ifname) for one in state.attachments
     }
@@ -248,7 +248,7 @@ def _lacks(one: Attached, missing: Sequence[Absent], restore: Callable[[], objec
 
 
 def inside(state: State, one: Attached, fact: object) -> str:
-    """A command as it is run in the pod's network namespace."""
+    """The command, run in the pod's network namespace."""
     held = state.netns.get(one.link.nsid if one.link.nsid is not None else -1)
     return f"nsenter --net={quoted(held.path)} {fact}" if held else str(fact)
 

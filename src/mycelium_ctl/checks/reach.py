@@ -17,7 +17,7 @@ def reach(state: State) -> list[Finding] | Finding:
     """Every live pod answers its node, and a neighbour where policies let it."""
     live = [one for one in state.attachments if one.octets and _can_answer(state, one)]
     if state.attachments and not state.may_configure:
-        return skip("no packets are sent: that takes root")
+        return skip("no packets are sent: that needs root")
     if not live:
         return skip("no pod is attached")
     try:

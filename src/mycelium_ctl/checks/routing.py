@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which way the kernel sends pods' packets: it is asked, with the real source and input link.
+"""Where the kernel sends pods' packets, asked with the real source and input link.
 
-Tables do not tell: rules, more specific routes and IPsec policies of others come before ours.
+Our routes alone do not tell: others' rules, more specific routes and IPsec policies come first.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mycelium_ctl.view import count
 
 OVERLAY: Final = format_prefix(MYCELIUM)
 FIRST_RULE: Final = 32766  # net/ipv6/fib6_rules.c: the priority of the rule for the main table
-# Somewhere on the overlay, in both halves of it.
+# One address in each half of the overlay.
 ELSEWHERE: Final = (parse_address("4ff:ffff::1"), parse_address("5ff:ffff::1"))
 
 # linux/xfrm.h
@@ -37,7 +37,7 @@ _REFUSALS: Final = {
 
 
 class Way:
-    """Where the kernel sends a packet: the output link, or why nowhere."""
+    """Where the kernel sends a packet: the output link, or why there is none."""
 
     def __init__(
         self, host: nl.Socket, destination: bytes, source: bytes = b"", came_in: int = 0
@@ -114,8 +114,8 @@ def _astray(state: State, way: Way, whose: str, prefix: str) -> list[Finding]:
             Finding(
                 "fail",
                 f"{whose} for {prefix} are {where}, not to the daemon",
-                f"look at `ip -6 route get {format_address(ELSEWHERE[0])}`: a route of somebody "
-                "else's comes first",
+                f"look at `ip -6 route get {format_address(ELSEWHERE[0])}`: another "
+                "program's route comes first",
             )
         ]
     return [_of_rule(rule, f"{whose} for {prefix} are {where}, not to the daemon")]
@@ -149,7 +149,7 @@ def _of_rule(rule: snapshot.Rule, found: str) -> Finding:
     return Finding(
         "fail",
         f"{found}: {rule} comes before the main table",
-        "whoever made that rule (a VPN, a kill switch) can be told to leave the overlay alone",
+        "configure what made that rule (a VPN, a kill switch) to exempt the overlay",
         run=(f"ip -6 rule add pref {before} to {OVERLAY} lookup main",),
     )
 
@@ -166,9 +166,9 @@ def _foreign_routes(state: State) -> list[Finding]:
         if not inside or route.table != nl.RT_TABLE_MAIN or route.protocol == PROTOCOL:
             continue
         if route.kind == nl.RTN_UNICAST and route.link in ours:
-            continue  # of lo: the kernel's, to an address of the node
+            continue  # on lo: the kernel's own, to an address of the node
         if route.kind == nl.RTN_UNREACHABLE and route.destination == MYCELIUM:
-            continue  # as ours, made by somebody else
+            continue  # like ours, made by somebody else
         prefix = format_prefix(route.destination)
         kind = _KINDS.get(route.kind, "")
         name = names.get(route.link, "?")
@@ -224,7 +224,7 @@ def pod_ways(state: State) -> list[Finding] | Finding:
 
 
 def _has_no_route(state: State, one: Attached) -> bool:
-    """Then it is an absent fact of the pod's."""
+    """The check `pods` reports this as an absent fact."""
     links = (one.link.index, one.link.master)
     prefixes = ((one.octets, 128), (one.octets[:8] + bytes(8), 64))
     return not any(
@@ -234,7 +234,7 @@ def _has_no_route(state: State, one: Attached) -> bool:
 
 
 def _policies() -> list[Finding]:
-    """IPsec policies that take packets for the overlay (`ip xfrm policy`)."""
+    """IPsec policies that apply to packets for the overlay (`ip xfrm policy`)."""
     try:
         with nl.Socket(_NETLINK_XFRM) as socket:
             listed = socket.dump(nl.Message(_XFRM_MSG_GETPOLICY, 0, b"", "list xfrm policies"))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The rules of the packet filter as the kernel has them, and what they do to a packet.
 
-They are read over netlink, so no `nft` program is needed. A packet is followed with what can be
-known of it; where a rule asks something else, nothing is decided (None, or "unknown").
+They are read over netlink, so no `nft` program is needed. A packet is followed by
+its known fields; where a rule matches anything else, the result is None or "unknown".
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _DEEPEST: Final = 16  # linux/netfilter/nf_tables.h, NFT_JUMP_STACK_SIZE
 
 @dataclass(slots=True)
 class Packet:
-    """A packet that pods live by, as a hook sees it. Links that a hook does not know are ''."""
+    """A packet that pods need, as a hook sees it. Links that a hook does not know are ''."""
 
     what: str
     source: bytes
@@ -42,7 +42,7 @@ class Packet:
 
 @dataclass(slots=True)
 class Chain:
-    """A chain with its rules; `hook` is '' where it is only jumped to."""
+    """A chain with its rules; `hook` is '' if it is only jumped to."""
 
     family: int
     table: str
@@ -65,7 +65,7 @@ class Ruleset:
             self.chains: Final = _read_chains(socket)
 
     def elements(self, family: int, table: str, name: str) -> dict[bytes, Decision] | None:
-        """The elements of a set, with the verdicts of a map; None if they are no plain values."""
+        """The elements of a set, with the verdicts of a map; None if they are not plain values."""
         key = (family, table, name)
         if key not in self._sets:
             with nl.Socket(nl.NETLINK_NETFILTER) as socket:
@@ -73,7 +73,7 @@ class Ruleset:
         return self._sets[key]
 
     def follow(self, chain: Chain, packet: Packet, depth: int = 0) -> tuple[Verdict, Chain]:
-        """What becomes of the packet, and in which chain that is decided."""
+        """The verdict on the packet, and the chain that decides it."""
         unsure = False
         for rule in chain.rules:
             matches, (code, target) = self._judge(chain, rule, packet)
@@ -255,13 +255,13 @@ def read_dropping() -> Iterator[Dropping]:
 
 _COUNTER_PACKETS, _RULE_HANDLE = 2, 3  # linux/netfilter/nf_tables.h
 
-# What loads a value into a register, and what says nothing of whether a rule matches.
+# Expressions that load a register, and those that do not affect whether a rule matches.
 _LOADERS: Final = {"meta", "payload", "ct", "bitwise"}
 _ASIDE: Final = {"counter", "log", "limit", "notrack", "last", "quota"}
 
 
 def takes(expression: Expression) -> bool:
-    """Whether an expression takes packets away."""
+    """Whether an expression drops packets."""
     name, said = expression
     return name == "reject" or verdict_of(name, said)[0] == nf.NF_DROP
 
@@ -310,7 +310,7 @@ def _decision(data: bytes) -> Decision:
 
 
 def _meta(key: int, packet: Packet) -> bytes | None:
-    """What `meta` loads for this packet; None for what it does not tell."""
+    """What `meta` loads for this packet; None if that is unknown."""
     if key == nf.NFT_META_NFPROTO:
         return bytes((nf.NFPROTO_IPV6,))
     if key == nf.NFT_META_PROTOCOL:

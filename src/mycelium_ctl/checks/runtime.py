@@ -26,7 +26,7 @@ _REFERENCE_PLUGINS: Final = (
 
 
 def conf(state: State) -> Finding:
-    """A configuration of ours counts in every directory that matters."""
+    """In every directory that a runtime reads, a configuration of ours is the one used."""
     good, hidden = [], []
     for directory in state.confs:
         winner, ours = directory.winner, directory.ours
@@ -40,7 +40,7 @@ def conf(state: State) -> Finding:
                 "fail",
                 f"CRI-O waits for network {directory.dirs.network} (cni_default_network), and no "
                 f"file in {folder} has it",
-                "give the network that name, or CRI-O's configuration the network's",
+                "give the network that name, or change cni_default_network",
             )
         elif winner and not winner.valid:
             return Finding(
@@ -77,7 +77,7 @@ def conf(state: State) -> Finding:
             return Finding(
                 "warn",
                 f"{doubt}, and so decide what root runs for every pod",
-                f"let {folder} and what is above it belong to root, and be writable by root alone",
+                f"make {folder} and its parents owned by root, and writable by root only",
             )
     if good:
         return ok("; ".join(good))
@@ -128,7 +128,7 @@ def _where(one: ConfFile, fault: Fault) -> str:
 
 
 def plugin(state: State) -> Finding:
-    """The executable that the runtime would start is there, whole, and of this version."""
+    """The executable that the runtime would start exists, works, and is of this version."""
     seen = []
     for directory in _used(state):
         path = find_executable(conflist.TYPE, directory.dirs)
@@ -143,7 +143,7 @@ def plugin(state: State) -> Finding:
             return Finding(
                 "warn",
                 f"{path} is not asked for its version: {doubt}, and root runs it for every pod",
-                "let it and the directories above belong to root, and be writable by root alone",
+                "make it and its parent directories owned by root, and writable by root only",
             )
         problem = plugins.ask(path).fault
         if problem:
@@ -200,4 +200,4 @@ def chain(state: State) -> Finding:
         for winner in filter(None, (directory.winner,)):
             for fault in plugins.unfit(winner, directory.dirs, state.where.root):
                 return Finding("warn", f"{_where(winner, fault)}: {fault.what}", fault.remedy)
-    return ok("loopback, and all that the configuration names, are there")
+    return ok("loopback and all plugins of the configuration are installed")

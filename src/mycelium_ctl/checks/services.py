@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether pods reach the cluster's API and DNS by their Services, as programs in them would.
 
-Asked from inside a pod, with what that pod was told: this sees its routes, the rules of kube-proxy,
+Asked from inside a pod, with the addresses it was told: this tests its routes, kube-proxy's rules,
 masquerading and the way back at once.
 """
 
@@ -17,8 +17,8 @@ from mycelium_ctl.checks.finding import Finding, ok, own, skip
 from mycelium_ctl.node.state import Attached, State
 from mycelium_ctl.node.told import DNS_PORT, KINDS, Service, services
 
-# A refusal of the first packet of a connection often arrives while the kernel still sends that, and
-# is passed over (net/ipv6/tcp_ipv6.c, tcp_v6_err); the second packet goes out a second later.
+# A refusal of a connection's first packet often arrives while the kernel is still sending it, and
+# is ignored (net/ipv6/tcp_ipv6.c, tcp_v6_err); the second packet goes out a second later.
 CONNECT_S: Final = 2.0
 ANSWER_S: Final = 1.0
 QUESTIONS: Final = 2  # a datagram may be lost
@@ -37,7 +37,7 @@ class Fault(NamedTuple):
 
 
 def reachable(state: State) -> list[Finding] | Finding:
-    """From one pod of each network that is the pods' first one."""
+    """Try from one pod of each network that gives pods eth0."""
     if state.attachments and not state.may_configure:
         return skip("no pod is entered: that takes root")
     faults: list[tuple[Attached, Fault]] = []
@@ -50,7 +50,7 @@ def reachable(state: State) -> list[Finding] | Finding:
                 else:
                     reached.append(f"{service.what} {service.address}")
     if faults:
-        # Only now: the rules that are read are those of the namespace that the thread is in.
+        # Only here, outside the pod: rules are read in the thread's namespace.
         chains = packetfilter.drops()
         return [Finding("fail", f"{one.who} {f.what}{chains}", f.advice) for one, f in faults]
     if not reached:
@@ -59,7 +59,7 @@ def reachable(state: State) -> list[Finding] | Finding:
 
 
 def _asked(state: State) -> list[tuple[Attached, list[Service]]]:
-    """A pod of each network that was told of Services, the one that was told the most."""
+    """For each network, the pod that was told of the most Services."""
     chosen: dict[str, tuple[Attached, list[Service]]] = {}
     for one in state.attachments:
         held = state.netns.get(one.link.nsid) if one.link.nsid is not None else None
@@ -91,7 +91,7 @@ def _fault(service: Service) -> Fault | None:
         (_query if service.port == DNS_PORT else _connect)(family, service)
     except TimeoutError:
         return Fault(
-            f"gets no answer of {place}",
+            f"gets no answer from {place}",
             "see that kube-proxy runs on this node and knows its pods by their links "
             '(detectLocalMode: InterfaceNamePrefix, myc), that the network has "ipMasq", and that '
             "what is behind the Service answers this node: `kubectl get endpointslices -A`",
@@ -99,7 +99,7 @@ def _fault(service: Service) -> Fault | None:
     except OSError as error:
         return Fault(
             f"is refused by {place}: {error.strerror}",
-            "there is nothing behind it, or kube-proxy does not run on this node: "
+            "it has no endpoint, or kube-proxy does not run on this node: "
             "`kubectl get endpointslices -A`",
         )
     return None
@@ -113,9 +113,9 @@ def _connect(family: int, service: Service) -> None:
 
 
 def _query(family: int, service: Service) -> None:
-    """Ask a question of DNS that any server answers, if only with a refusal. Raises OSError."""
+    """Send a DNS query that any server answers, if only with a refusal. Raises OSError."""
     with socket.socket(family, socket.SOCK_DGRAM) as client:
-        # Without it "no route" is no error to a datagram socket (net/ipv6/udp.c, udpv6_err).
+        # Without it a datagram socket does not report "no route" (net/ipv6/udp.c, udpv6_err).
         level, option = RECVERR[family]
         client.setsockopt(level, option, 1)
         client.settimeout(ANSWER_S)

@@ -308,7 +308,7 @@ class LiveTest:
         else:
             if answer:
                 took, note = answer.milliseconds, ""
-                # With few hops the answer is an error, and good if it comes from another node.
+                # With few hops the answer is an error, which counts if it comes from another node.
                 own = self._state.address or bytes(16)
                 other = nodestate.subnet_of(answer.source) != own[:8]
                 mark = "ok"

@@ -39,7 +39,7 @@ class Guard(Fact):
     __slots__ = ("wanted",)
 
     def __init__(self, wanted: guard.Wanted) -> None:
-        super().__init__("peers and pods could send what is not theirs to send")
+        super().__init__("without it peers and pods can send forged packets")
         self.wanted: Final = wanted
 
     def __str__(self) -> str:
