@@ -6,11 +6,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import socket
 import struct
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import crafting as c
@@ -696,6 +698,62 @@ def test_the_rules_have_a_number(site: Site) -> None:
     for message in messages:
         digest.update(bytes((message.kind & 0xFF,)) + message.body)
     assert (guard.RULES, digest.hexdigest()) == (8, "f62a2b686b7306d3")
+
+
+def written() -> dict[str, list[str]]:
+    """What the source of the rules says that `nft` prints, chain by chain, with `$NAME` for what
+    differs."""
+    chains: dict[str, list[str]] = {}
+    source = Path(ruleset.__file__).read_text()
+    for folded in re.findall(r"^ *# nft: (.+(?:\n *#      .+)*)", source, re.MULTILINE):
+        text = re.sub(r"\n *# +", " ", folded)
+        if text.startswith("chain "):
+            chain = chains[text] = []
+        else:
+            chain.append(text)
+    return chains
+
+
+def listed(site: Site) -> dict[str, list[str]]:
+    """What `nft` prints, chain by chain."""
+    return {
+        f"chain {family} {name}": [line.strip() for line in lines.splitlines()]
+        for family in ("inet", "bridge")
+        for name, lines in re.findall(
+            r"^\tchain (\S+) \{\n(.*?)^\t\}", site.table(family), re.MULTILINE | re.DOTALL
+        )
+    }
+
+
+def test_beside_each_rule_stands_what_nft_prints_for_it(site: Site) -> None:
+    policies: list[dict[str, Any]] = [
+        {"name": "front", "ingress": "cluster", "allowFrom": ["4aa:1::/32"], "ipMasq": True},
+        {"name": "back", "ingress": "closed", "mode": "bridge"},
+        {"name": "plain", "ingress": "open"},
+    ]
+    for policy in policies:
+        site.attach(conf(**policy))
+    printed, texts_of = listed(site), written()
+    unknown = set(printed)
+    unused = {(chain, text) for chain, texts in texts_of.items() for text in texts}
+    for policy in policies:
+        names = {
+            "RULES": str(guard.RULES),
+            "INTERFACE": "mycelium",
+            "SUBNET": f"{SUBNET}::/64",
+            "SUBNET_NUMBER": hex(int.from_bytes(c.packed(NODE)[:8], "big")),
+            "GROUP": str(marks.group(policy["name"])),
+            "INGRESS": policy["ingress"],
+        }
+        for chain, texts in texts_of.items():
+            name = Template(chain).substitute(names)
+            filled = {Template(text).substitute(names): (chain, text) for text in texts}
+            # A policy has some rules of its chains, in their order; all else is there as a whole.
+            assert printed[name] == [text for text in filled if text in printed[name]], name
+            unused -= {filled[text] for text in printed[name]}
+            unknown.discard(name)
+    assert not unknown, "chains without a text"
+    assert not unused, "texts without a rule"
 
 
 def test_prefixes_are_cut_at_the_right_bits() -> None:

@@ -2,8 +2,11 @@
 """Our rules as data: what `nft list table inet mycelium-cni` shows, as messages to the kernel.
 
 Everything here may be sent again at any time and only replaces what is ours and of the same name.
-So two plugins that load at once, for two networks, do not undo each other. docs/security.md has the
-rules in nft's words and says what each is for; docs/adr/0006-the-guard.md says why so.
+So two plugins that load at once, for two networks, do not undo each other. docs/security.md says
+what each rule is for, docs/adr/0006-the-guard.md why so.
+
+A comment that begins with `nft:` is what `nft list` prints for the chain or rule below it, with
+`$NAME` for what differs from node to node; tests/netns/test_guard.py compares.
 """
 
 from __future__ import annotations
@@ -174,12 +177,19 @@ def base(*, peers: bool) -> list[nl.Message]:
         # the first packet of a connection, if connections are tracked, and costs others nothing;
         # and it comes before those that translate the source, for the first that does is the last.
         table.set("transit", nf.IFNAME, nf.NFT_SET_MAP),
+        # nft: chain inet transit
+        # nft: type nat hook postrouting priority mangle; policy accept;
         table.chain("transit", *nf.base("nat", nf.NF_INET_POST_ROUTING, _MANGLE)),
         table.flush_chain("transit"),
+        # nft: iifname vmap @transit
         table.rule("transit", "", nf.meta(nf.NFT_META_IIFNAME), nf.vmap("transit")),
+        # nft: chain inet errors-$RULES
         table.chain(_ERRORS),
         table.flush_chain(_ERRORS),
+        # nft: add @quoting { iif . @nh,64,128 }
         table.rule(_ERRORS, "", *sender, nf.learn("quoting")),
+        # nft: icmpv6 type <= 127 iif . @th,256,128 @quoting update @reporting { iif limit rate
+        #      100/second burst 200 packets } accept
         table.rule(
             _ERRORS,
             "",
@@ -187,16 +197,24 @@ def base(*, peers: bool) -> list[nl.Message]:
             *(link, _quoted(_QUOTED_DESTINATION, 16, nf.NFT_REG32_00 + 1), nf.lookup("quoting")),
             *(link, nf.limit("reporting", 100, 200), _ACCEPT),
         ),
+        # nft: counter drop comment "ICMPv6 error about a packet it was not sent, or too many"
         table.rule(_ERRORS, "ICMPv6 error about a packet it was not sent, or too many", *_DROP),
         *(() if peers else _no_peers()),
+        # nft: chain inet bridged
         table.chain("bridged"),
         table.flush_chain("bridged"),
+        # nft: th dport 9650-9651 jump peering-$RULES
         *(() if peers else [_to_daemon("bridged")]),
+        # nft: accept
         table.rule("bridged", "", _ACCEPT),
+        # nft: chain inet pods-$RULES
         table.chain(PODS_CHAIN),
         table.flush_chain(PODS_CHAIN),
+        # nft: th dport 9650-9651 jump peering-$RULES
         *(() if peers else [_to_daemon(PODS_CHAIN)]),
+        # nft: meta l4proto != ipv6-icmp iif . ip6 saddr @own-address accept
         table.rule(PODS_CHAIN, "", *_IPV6, *_NO_ICMPV6, *sender, nf.lookup("own-address"), _ACCEPT),
+        # nft: meta nfproto != ipv6 counter drop comment "not IPv6"
         table.rule(
             PODS_CHAIN,
             "not IPv6",
@@ -206,6 +224,9 @@ def base(*, peers: bool) -> list[nl.Message]:
         ),
         # A virtual machine's own stack asks from its link-local address, again and again. Each
         # that is answered is a neighbour of the node's, and all pods together may have a thousand.
+        # nft: ip6 saddr fe80::/10 icmpv6 type nd-neighbor-solicit @th,64,128
+        #      0xfe800000000000000000000000000001 update @asking { iif limit rate 2/second burst 10
+        #      packets } accept comment "solicitation of its gateway"
         table.rule(
             PODS_CHAIN,
             "solicitation of its gateway",
@@ -214,8 +235,11 @@ def base(*, peers: bool) -> list[nl.Message]:
             nf.compare(_EQ, LINK_LOCAL_GATEWAY),
             *(link, nf.limit("asking", 2, 10), _ACCEPT),
         ),
+        # nft: icmpv6 type nd-router-advert counter drop comment "router advertisement from a pod"
         table.rule(PODS_CHAIN, "router advertisement from a pod", *_IPV6, *_type(_RA), *_DROP),
+        # nft: icmpv6 type nd-redirect counter drop comment "redirect from a pod"
         table.rule(PODS_CHAIN, "redirect from a pod", *_IPV6, *_type(_REDIRECT), *_DROP),
+        # nft: fib saddr . iif oif missing counter drop comment "not the pod's address"
         table.rule(
             PODS_CHAIN,
             "not the pod's address",
@@ -223,16 +247,26 @@ def base(*, peers: bool) -> list[nl.Message]:
             nf.compare(_EQ, nf.host32(0)),
             *_DROP,
         ),
+        # nft: meta l4proto != ipv6-icmp add @own-address { iif . ip6 saddr }
         table.rule(PODS_CHAIN, "", *_IPV6, *_NO_ICMPV6, *sender, nf.learn("own-address")),
+        # nft: meta nfproto ipv6 meta l4proto != ipv6-icmp accept
         table.rule(PODS_CHAIN, "", *_IPV6, *_NO_ICMPV6, _ACCEPT),
+        # nft: meta l4proto ipv6-icmp frag frag-off != 0 accept
         table.rule(PODS_CHAIN, "", *_IPV6, *_LATER_FRAGMENT, _ACCEPT),
+        # nft: icmpv6 type <= 127 goto errors-$RULES
         table.rule(PODS_CHAIN, "", *_IPV6, *_ERROR, nf.verdict(nf.NFT_GOTO, _ERRORS)),
+        # nft: icmpv6 type >= echo-request accept
+        # nft: counter drop comment "no transport header"
         *_rest_of_icmpv6(table, PODS_CHAIN, _IPV6),
+        # nft: chain inet others-$RULES
         table.chain(_OTHERS),
         table.flush_chain(_OTHERS),
+        # nft: iifname vmap @overlays
         table.rule(_OTHERS, "", nf.meta(nf.NFT_META_IIFNAME), nf.vmap("overlays")),
         # Who has an address of the overlay is behind the overlay, a pod, or where the node has a
         # route to. A TUN that has no pods may be another daemon's.
+        # nft: ip6 saddr 400::/7 meta iiftype ether fib saddr . iif oif missing counter drop comment
+        #      "source is routed to another link"
         table.rule(
             _OTHERS,
             "source is routed to another link",
@@ -241,16 +275,21 @@ def base(*, peers: bool) -> list[nl.Message]:
             *(_ROUTED_BACK, nf.compare(_EQ, nf.host32(0))),
             *_DROP,
         ),
+        # nft: chain inet prerouting
+        # nft: type filter hook prerouting priority raw; policy accept;
         table.chain("prerouting", *nf.base("filter", nf.NF_INET_PRE_ROUTING, _RAW)),
         table.flush_chain("prerouting"),
+        # nft: iifgroup 1610612736/4 goto pods-$RULES
         table.rule("prerouting", "", *_FROM_OURS, nf.verdict(nf.NFT_GOTO, PODS_CHAIN)),
         # With br_netfilter, packets from port to port come here too, after the bridge table.
+        # nft: iifgroup 1342177280 goto bridged
         table.rule(
             "prerouting",
             "",
             *(nf.meta(nf.NFT_META_IIFGROUP), nf.compare(_EQ, nf.host32(BRIDGE_GROUP))),
             nf.verdict(nf.NFT_GOTO, "bridged"),
         ),
+        # nft: goto others-$RULES
         table.rule("prerouting", "", nf.verdict(nf.NFT_GOTO, _OTHERS)),
     ]
 
@@ -259,8 +298,13 @@ def _no_peers() -> list[nl.Message]:
     """A pod that is a peer of the daemon becomes a router of the overlay."""
     table = INET
     return [
+        # nft: chain inet peering-$RULES
         table.chain(_PEERING),
         table.flush_chain(_PEERING),
+        # nft: meta l4proto tcp fib daddr type != unicast counter drop comment "to the daemon's peer
+        #      port"
+        # nft: meta l4proto udp fib daddr type != unicast counter drop comment "to the daemon's peer
+        #      port"
         *(
             table.rule(_PEERING, "to the daemon's peer port", *protocol, *_TO_NODE, *_DROP)
             for protocol in (_TCP, _UDP)
@@ -287,8 +331,13 @@ def _tunnels() -> list[nl.Message]:
         table.set(ports, nf.INET_SERVICE),
         table.elements(nf.NFT_MSG_NEWSETELEM, protocols, numbers),
         table.elements(nf.NFT_MSG_NEWSETELEM, ports, known),
+        # nft: chain inet tunnels-$RULES
         table.chain(_TUNNELS),
         table.flush_chain(_TUNNELS),
+        # nft: meta l4proto @tunnel-protocols fib daddr type != unicast counter drop comment "into a
+        #      tunnel of the node"
+        # nft: udp dport @tunnel-ports fib daddr type != unicast counter drop comment "into a tunnel
+        #      of the node"
         *(
             table.rule(_TUNNELS, "into a tunnel of the node", *match, *_TO_NODE, *_DROP)
             for match in (
@@ -307,6 +356,8 @@ def overlay(wanted: Wanted, *, known: bool, confined: bool) -> list[nl.Message]:
     source = nf.payload(nf.NFT_PAYLOAD_NETWORK_HEADER, 8, 8)
     destination = nf.payload(nf.NFT_PAYLOAD_NETWORK_HEADER, 24, 8)
     elsewhere = (*_IPV6, destination, nf.compare(_NEQ, subnet))
+    # nft: chain inet transit-$INTERFACE
+    # nft: ip6 daddr != $SUBNET counter drop comment "destination is not in this node's subnet"
     beyond = table.rule(transit, "destination is not in this node's subnet", *elsewhere, *_DROP)
     tunnels = table.rule(chain, "", *_NO_TCP, nf.verdict(nf.NFT_JUMP, _TUNNELS))
     # A bridge that somebody else made is told by its name; ours has a group.
@@ -322,8 +373,10 @@ def overlay(wanted: Wanted, *, known: bool, confined: bool) -> list[nl.Message]:
         table.elements(
             nf.NFT_MSG_NEWSETELEM, "transit", [nf.element(wanted.interface_key, transit)]
         ),
+        # nft: chain inet overlay-$INTERFACE
         table.chain(chain),
         table.flush_chain(chain),
+        # nft: meta nfproto != ipv6 counter drop comment "not IPv6"
         table.rule(
             chain,
             "not IPv6",
@@ -331,12 +384,14 @@ def overlay(wanted: Wanted, *, known: bool, confined: bool) -> list[nl.Message]:
             nf.compare(_NEQ, bytes((nf.NFPROTO_IPV6,))),
             *_DROP,
         ),
+        # nft: ip6 daddr != $SUBNET counter drop comment "not for this node's subnet"
         table.rule(
             chain,
             "not for this node's subnet",
             *elsewhere,
             *_DROP,
         ),
+        # nft: exthdr rt exists counter drop comment "routing header"
         table.rule(
             chain,
             "routing header",
@@ -345,12 +400,16 @@ def overlay(wanted: Wanted, *, known: bool, confined: bool) -> list[nl.Message]:
             nf.compare(_EQ, b"\1"),
             *_DROP,
         ),
+        # nft: ip6 saddr != 400::/7 counter drop comment "source is not on the overlay"
         table.rule(
             chain, "source is not on the overlay", *_IPV6, *_in(_SADDR, MYCELIUM, _NEQ), *_DROP
         ),
+        # nft: meta l4proto != tcp jump tunnels-$RULES
         *([tunnels] if confined else ()),
         # Most packets are of TCP or UDP, and done with after this.
+        # nft: meta l4proto != ipv6-icmp ip6 saddr != $SUBNET accept
         table.rule(chain, "", *_IPV6, *_NO_ICMPV6, source, nf.compare(_NEQ, subnet), _ACCEPT),
+        # nft: icmpv6 type 133-137 counter drop comment "neighbour discovery from the overlay"
         table.rule(
             chain,
             "neighbour discovery from the overlay",
@@ -358,8 +417,11 @@ def overlay(wanted: Wanted, *, known: bool, confined: bool) -> list[nl.Message]:
             *_types(_ROUTER_SOLICITATION, _REDIRECT),
             *_DROP,
         ),
+        # nft: meta l4proto ipv6-icmp frag frag-off != 0 ip6 saddr != $SUBNET accept
         table.rule(chain, "", *_IPV6, *_LATER_FRAGMENT, source, nf.compare(_NEQ, subnet), _ACCEPT),
         # The daemon writes its own errors from the pod's or the node's address.
+        # nft: icmpv6 type <= 127 @th,128,64 $SUBNET_NUMBER @th,256,8 & 0xfe == 0x4 @th,256,64 !=
+        #      $SUBNET_NUMBER accept comment "ICMPv6 error about a packet to the overlay"
         table.rule(
             chain,
             "ICMPv6 error about a packet to the overlay",
@@ -369,8 +431,12 @@ def overlay(wanted: Wanted, *, known: bool, confined: bool) -> list[nl.Message]:
             *(_quoted(_QUOTED_DESTINATION, 8), nf.compare(_NEQ, subnet)),
             _ACCEPT,
         ),
+        # nft: icmpv6 type <= 127 counter drop comment "ICMPv6 error about another packet"
         table.rule(chain, "ICMPv6 error about another packet", *_IPV6, *_ERROR, *_DROP),
+        # nft: ip6 saddr $SUBNET counter drop comment "source is this node's"
         table.rule(chain, "source is this node's", *_IPV6, source, nf.compare(_EQ, subnet), *_DROP),
+        # nft: icmpv6 type >= echo-request accept
+        # nft: counter drop comment "no transport header"
         *_rest_of_icmpv6(table, chain, _IPV6),
         *_replace(
             table, "overlays", wanted.interface_key, chain, wanted.overlay_words, known=known
@@ -385,10 +451,15 @@ def forward() -> list[nl.Message]:
     table = INET
     live = nf.mask(nf.host32(nf.CT_ESTABLISHED | nf.CT_RELATED))
     return [
+        # nft: chain inet forward
+        # nft: type filter hook forward priority filter; policy accept;
         table.chain("forward", *nf.base("filter", nf.NF_INET_FORWARD, _FILTER)),
         table.flush_chain("forward"),
+        # nft: ct state established,related accept
         table.rule("forward", "", nf.ct_state(), live, nf.compare(_NEQ, bytes(4)), _ACCEPT),
+        # nft: oifgroup vmap @to-network
         table.rule("forward", "", nf.meta(nf.NFT_META_OIFGROUP), nf.vmap("to-network")),
+        # nft: ip6 daddr vmap @to-address
         table.rule("forward", "", *_IPV6, _DADDR, nf.vmap("to-address")),
     ]
 
@@ -398,9 +469,13 @@ def postrouting() -> list[nl.Message]:
     """The way to `ipMasq`; it comes with the first network that has it."""
     table = INET
     return [
+        # nft: chain inet postrouting
+        # nft: type nat hook postrouting priority srcnat; policy accept;
         table.chain("postrouting", *nf.base("nat", nf.NF_INET_POST_ROUTING, _SRCNAT)),
         table.flush_chain("postrouting"),
+        # nft: iifgroup vmap @from-network
         table.rule("postrouting", "", nf.meta(nf.NFT_META_IIFGROUP), nf.vmap("from-network")),
+        # nft: ip6 saddr vmap @from-address
         table.rule("postrouting", "", *_IPV6, _SADDR, nf.vmap("from-address")),
     ]
 
@@ -433,15 +508,19 @@ def policy(record: Record, *, known: Container[str]) -> list[nl.Message]:
         table.flush_chain(to),
         table.flush_chain(from_),
     ]
+    # nft: chain inet to-$GROUP
     if record.ingress != "open":
         invalid = (nf.ct_state(), nf.mask(nf.host32(nf.CT_INVALID)), nf.compare(_NEQ, bytes(4)))
+        # nft: ct state invalid counter drop comment "ct state invalid"
         messages.append(table.rule(to, "ct state invalid", *invalid, *_DROP))
     if record.ingress == "cluster":
         if record.allows:
             allowed = nf.lookup(allowed_set(record.group))
+            # nft: ip6 saddr @allow-$GROUP accept comment "allowFrom"
             messages.append(table.rule(to, "allowFrom", *_IPV6, _SADDR, allowed, _ACCEPT))
         own = nf.payload(nf.NFT_PAYLOAD_NETWORK_HEADER, 8, 8)
         messages.append(
+            # nft: ip6 saddr $SUBNET fib saddr . iif oif exists accept comment "the node's own pods"
             table.rule(
                 to,
                 "the node's own pods",
@@ -454,13 +533,18 @@ def policy(record: Record, *, known: Container[str]) -> list[nl.Message]:
     if record.ingress != "open":
         messages += [
             # With br_netfilter, what neighbours on a bridge say to each other comes here too.
+            # nft: icmpv6 type 135-136 accept
             table.rule(
                 to, "", *_IPV6, *_types(_NEIGHBOUR_SOLICITATION, _NEIGHBOUR_ADVERTISEMENT), _ACCEPT
             ),
+            # nft: counter drop comment "ingress: $INGRESS"
             table.rule(to, f"ingress: {record.ingress}", *_DROP),
         ]
+    # nft: chain inet from-$GROUP
     if record.masquerade:
         messages += [
+            # nft: ip6 daddr 400::/7 return comment "stays on the overlay"
+            # nft: ip6 daddr ff00::/8 return comment "multicast"
             *(
                 table.rule(from_, words, *_IPV6, *_in(_DADDR, prefix), nf.verdict(nf.NFT_RETURN))
                 for words, prefix in (
@@ -468,6 +552,7 @@ def policy(record: Record, *, known: Container[str]) -> list[nl.Message]:
                     ("multicast", (b"\xff" + bytes(15), 8)),
                 )
             ),
+            # nft: meta nfproto ipv6 counter masquerade comment "ipMasq"
             table.rule(from_, "ipMasq", *_IPV6, nf.counter(), nf.masquerade()),
         ]
     return [
@@ -518,11 +603,18 @@ def bridge_base() -> list[nl.Message]:
         table.set("ports", nf.PORT),
         table.set("macs", nf.PORT_MAC),
         table.set("closed", nf.DEVGROUP),
+        # nft: chain bridge solicitation-$RULES
         table.chain(_SOLICITATION),
         table.flush_chain(_SOLICITATION),
+        # nft: ip6 length 24 accept comment "no options"
+        # nft: meta l4proto ipv6-icmp @th,192,16 0x101 iif . @th,208,48 . ip6 saddr @ports accept
+        # nft: counter drop comment "names the MAC of another"
         *_own_mac(_SOLICITATION, _SOURCE_LINK_ADDRESS),
+        # nft: chain bridge advertisement-$RULES
         table.chain(_ADVERTISEMENT),
         table.flush_chain(_ADVERTISEMENT),
+        # nft: meta protocol ip6 iif . ether saddr . @th,64,128 != @ports counter drop comment
+        #      "advertises the address of another"
         table.rule(
             _ADVERTISEMENT,
             "advertises the address of another",
@@ -532,9 +624,15 @@ def bridge_base() -> list[nl.Message]:
             nf.lookup("ports", inverted=True),
             *_DROP,
         ),
+        # nft: ip6 length 24 accept comment "no options"
+        # nft: meta l4proto ipv6-icmp @th,192,16 0x201 iif . @th,208,48 . ip6 saddr @ports accept
+        # nft: counter drop comment "names the MAC of another"
         *_own_mac(_ADVERTISEMENT, _TARGET_LINK_ADDRESS),
+        # nft: chain bridge unspecified-$RULES
         table.chain(_UNSPECIFIED),
         table.flush_chain(_UNSPECIFIED),
+        # nft: icmpv6 type nd-neighbor-solicit iif . ether saddr . @th,64,128 @ports accept comment
+        #      "duplicate address detection of its own address"
         table.rule(
             _UNSPECIFIED,
             "duplicate address detection of its own address",
@@ -543,13 +641,18 @@ def bridge_base() -> list[nl.Message]:
             *own_target,
             _ACCEPT,
         ),
+        # nft: icmpv6 type mld2-listener-report iif . ether saddr @macs accept
+        # nft: icmpv6 type mld-listener-report iif . ether saddr @macs accept
         *(
             table.rule(_UNSPECIFIED, "", *v6, *_type(report), *port, nf.lookup("macs"), _ACCEPT)
             for report in (_MLD2_REPORT, _MLD_REPORT)
         ),
+        # nft: counter drop comment "source is unspecified"
         table.rule(_UNSPECIFIED, "source is unspecified", *_DROP),
+        # nft: chain bridge icmpv6-$RULES
         table.chain(BRIDGE_CHAIN),
         table.flush_chain(BRIDGE_CHAIN),
+        # nft: icmpv6 type nd-neighbor-advert goto advertisement-$RULES
         table.rule(
             BRIDGE_CHAIN,
             "",
@@ -557,6 +660,7 @@ def bridge_base() -> list[nl.Message]:
             *_type(_NEIGHBOUR_ADVERTISEMENT),
             nf.verdict(nf.NFT_GOTO, _ADVERTISEMENT),
         ),
+        # nft: icmpv6 type nd-neighbor-solicit goto solicitation-$RULES
         table.rule(
             BRIDGE_CHAIN,
             "",
@@ -564,30 +668,41 @@ def bridge_base() -> list[nl.Message]:
             *_type(_NEIGHBOUR_SOLICITATION),
             nf.verdict(nf.NFT_GOTO, _SOLICITATION),
         ),
+        # nft: meta l4proto ipv6-icmp frag frag-off != 0 accept
         table.rule(BRIDGE_CHAIN, "", *v6, *_LATER_FRAGMENT, _ACCEPT),
+        # nft: icmpv6 type <= 127 iif . ether saddr . @th,256,128 @ports accept
         table.rule(BRIDGE_CHAIN, "", *v6, *_ERROR, *port, quoted, nf.lookup("ports"), _ACCEPT),
+        # nft: icmpv6 type <= 127 counter drop comment "ICMPv6 error about a packet it was not sent"
         table.rule(
             BRIDGE_CHAIN, "ICMPv6 error about a packet it was not sent", *v6, *_ERROR, *_DROP
         ),
+        # nft: icmpv6 type >= echo-request accept
+        # nft: counter drop comment "no transport header"
         *_rest_of_icmpv6(table, BRIDGE_CHAIN, v6),
         # 0.1.0 takes the table for flushed if this chain has more rules than seven, or fewer.
+        # nft: chain bridge from-pods
         table.chain("from-pods"),
         table.flush_chain("from-pods"),
         # Most packets are of TCP or UDP, and done with after this. A frame in a VLAN has the VLAN's
         # type here, and for `meta protocol` that of what it carries.
+        # nft: meta l4proto != ipv6-icmp iif . ether saddr . ip6 saddr @ports accept
         table.rule(
             "from-pods",
             "",
             *(ether_type, nf.compare(_EQ, nf.ETH_P_IPV6)),
             *(*_NO_ICMPV6, *port, source, nf.lookup("ports"), _ACCEPT),
         ),
+        # nft: ether type != ip6 counter drop comment "not IPv6"
         table.rule("from-pods", "not IPv6", ether_type, nf.compare(_NEQ, nf.ETH_P_IPV6), *_DROP),
+        # nft: ip6 saddr :: goto unspecified-$RULES
         table.rule(
             "from-pods",
             "",
             *(*v6, _SADDR, nf.compare(_EQ, bytes(16))),
             nf.verdict(nf.NFT_GOTO, _UNSPECIFIED),
         ),
+        # nft: iif . ether saddr . ip6 saddr != @ports counter drop comment "not the pod's MAC and
+        #      address"
         table.rule(
             "from-pods",
             "not the pod's MAC and address",
@@ -597,15 +712,25 @@ def bridge_base() -> list[nl.Message]:
             nf.lookup("ports", inverted=True),
             *_DROP,
         ),
+        # nft: icmpv6 type nd-router-advert counter drop comment "router advertisement from a pod"
         table.rule("from-pods", "router advertisement from a pod", *v6, *_type(_RA), *_DROP),
+        # nft: icmpv6 type nd-redirect counter drop comment "redirect from a pod"
         table.rule("from-pods", "redirect from a pod", *v6, *_type(_REDIRECT), *_DROP),
+        # nft: goto icmpv6-$RULES
         table.rule("from-pods", "", nf.verdict(nf.NFT_GOTO, BRIDGE_CHAIN)),
+        # nft: chain bridge prerouting
+        # nft: type filter hook prerouting priority dstnat; policy accept;
         table.chain("prerouting", *nf.base("filter", nf.NF_BR_PRE_ROUTING, _RAW)),
         table.flush_chain("prerouting"),
+        # nft: iifgroup 1610612736/4 goto from-pods
         table.rule("prerouting", "", *_FROM_OURS, nf.verdict(nf.NFT_GOTO, "from-pods")),
         # The bridge learns the sender of these too, and no other hook sees them.
+        # nft: chain bridge input
+        # nft: type filter hook input priority filter; policy accept;
         table.chain("input", *nf.base("filter", nf.NF_BR_LOCAL_IN, _BRIDGE_FILTER)),
         table.flush_chain("input"),
+        # nft: iifgroup 1610612736/4 ether daddr & ff:ff:ff:ff:ff:f0 == 01:80:c2:00:00:00 counter
+        #      drop comment "reserved multicast"
         table.rule(
             "input",
             "reserved multicast",
@@ -650,8 +775,10 @@ def bridge_closed() -> list[nl.Message]:
     """From port to port nothing is tracked: only packets that open no connection pass."""
     table, v6 = BRIDGE, _BRIDGED_IPV6
     return [
+        # nft: chain bridge to-closed
         table.chain("to-closed"),
         table.flush_chain("to-closed"),
+        # nft: meta protocol ip6 tcp flags != syn / syn,ack accept comment "opens no connection"
         table.rule(
             "to-closed",
             "opens no connection",
@@ -659,6 +786,7 @@ def bridge_closed() -> list[nl.Message]:
             *(nf.mask(b"\x12"), nf.compare(_NEQ, b"\x02")),
             _ACCEPT,
         ),
+        # nft: icmpv6 type 135-136 accept
         table.rule(
             "to-closed",
             "",
@@ -666,11 +794,17 @@ def bridge_closed() -> list[nl.Message]:
             *_types(_NEIGHBOUR_SOLICITATION, _NEIGHBOUR_ADVERTISEMENT),
             _ACCEPT,
         ),
+        # nft: icmpv6 type <= 127 accept
         table.rule("to-closed", "", *v6, *_ERROR, _ACCEPT),
+        # nft: icmpv6 type echo-reply accept
         table.rule("to-closed", "", *v6, *_type(_ECHO_REPLY), _ACCEPT),
+        # nft: counter drop comment "ingress: closed"
         table.rule("to-closed", "ingress: closed", *_DROP),
+        # nft: chain bridge forward
+        # nft: type filter hook forward priority filter; policy accept;
         table.chain("forward", *nf.base("filter", nf.NF_BR_FORWARD, _BRIDGE_FILTER)),
         table.flush_chain("forward"),
+        # nft: oifgroup @closed goto to-closed
         table.rule(
             "forward",
             "",
