@@ -42,19 +42,29 @@ _RAW, _MANGLE, _FILTER, _SRCNAT = -300, -150, 0, 100  # linux/netfilter_ipv6.h
 _BRIDGE_FILTER = -200  # linux/netfilter_bridge.h
 _EQ, _NEQ = nf.NFT_CMP_EQ, nf.NFT_CMP_NEQ
 
+# Where fields begin, in bytes, and how long they are: struct ethhdr, ipv6hdr, frag_hdr, tcphdr, and
+# nd_msg (include/net/ndisc.h), whose options come last.
+_H_DEST, _H_SOURCE, _H_PROTO, _ETH_ALEN = 0, 6, 12, 6
+_PAYLOAD_LEN, _IPV6_SADDR, _IPV6_DADDR, _ADDRESS_LEN, _SUBNET_LEN = 4, 8, 24, 16, 8
+_FRAG_OFF, _IP6_OFFSET = 2, b"\xff\xf8"
+_PORT_DEST, _TCP_FLAGS, _SYN, _SYN_ACK = 2, 13, b"\x02", b"\x12"
+_ICMP6_TYPE, _ND_TARGET, _ND_OPTIONS, _ND_LINK_ADDRESS = 0, 8, 24, 26
+
 # Matches, each as `nft` makes it of the words above it.
 # meta nfproto ipv6; in a bridge `meta protocol ip6` says it
 _IPV6 = (nf.meta(nf.NFT_META_NFPROTO), nf.compare(_EQ, bytes((nf.NFPROTO_IPV6,))))
 _BRIDGED_IPV6 = (nf.meta(nf.NFT_META_PROTOCOL), nf.compare(_EQ, nf.ETH_P_IPV6))
-_SADDR = nf.payload(nf.NFT_PAYLOAD_NETWORK_HEADER, 8, 16)
-_DADDR = nf.payload(nf.NFT_PAYLOAD_NETWORK_HEADER, 24, 16)
+_SADDR = nf.payload(nf.NFT_PAYLOAD_NETWORK_HEADER, _IPV6_SADDR, _ADDRESS_LEN)
+_DADDR = nf.payload(nf.NFT_PAYLOAD_NETWORK_HEADER, _IPV6_DADDR, _ADDRESS_LEN)
+_SOURCE_SUBNET = nf.payload(nf.NFT_PAYLOAD_NETWORK_HEADER, _IPV6_SADDR, _SUBNET_LEN)
+_DESTINATION_SUBNET = nf.payload(nf.NFT_PAYLOAD_NETWORK_HEADER, _IPV6_DADDR, _SUBNET_LEN)
 _ICMPV6 = (nf.meta(nf.NFT_META_L4PROTO), nf.compare(_EQ, bytes((nf.IPPROTO_ICMPV6,))))
 _NO_ICMPV6 = (_ICMPV6[0], nf.compare(_NEQ, bytes((nf.IPPROTO_ICMPV6,))))
-_ICMPV6_TYPE = (*_ICMPV6, nf.payload(nf.NFT_PAYLOAD_TRANSPORT_HEADER, 0, 1))
+_ICMPV6_TYPE = (*_ICMPV6, nf.payload(nf.NFT_PAYLOAD_TRANSPORT_HEADER, _ICMP6_TYPE, 1))
 _TCP = (nf.meta(nf.NFT_META_L4PROTO), nf.compare(_EQ, bytes((nf.IPPROTO_TCP,))))
 _NO_TCP = (_TCP[0], nf.compare(_NEQ, bytes((nf.IPPROTO_TCP,))))
 _UDP = (_TCP[0], nf.compare(_EQ, bytes((nf.IPPROTO_UDP,))))
-_DESTINATION_PORT = nf.payload(nf.NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2)
+_DESTINATION_PORT = nf.payload(nf.NFT_PAYLOAD_TRANSPORT_HEADER, _PORT_DEST, 2)
 _OURS = (
     nf.mask(nf.host32(GROUP_MASK)),
     nf.compare(_EQ, nf.host32(GROUP)),
@@ -62,8 +72,9 @@ _OURS = (
 _FROM_OURS = (nf.meta(nf.NFT_META_IIFGROUP), *_OURS)
 # fib saddr . iif oif
 _ROUTED_BACK = nf.fib_present(nf.NFTA_FIB_F_SADDR | nf.NFTA_FIB_F_IIF)
+_MISSING, _EXISTS = nf.host32(0), nf.host32(1)
 # fib daddr type != unicast: whatever the node takes for itself, by multicast and anycast too
-_TO_NODE = (nf.fib_type(nf.NFTA_FIB_F_DADDR), nf.compare(_NEQ, nf.host32(1)))
+_TO_NODE = (nf.fib_type(nf.NFTA_FIB_F_DADDR), nf.compare(_NEQ, nf.host32(nf.RTN_UNICAST)))
 _DROP = (nf.counter(), nf.verdict(nf.NF_DROP))
 _ACCEPT = nf.verdict(nf.NF_ACCEPT)
 
@@ -111,8 +122,8 @@ _NO_ERROR = (*_ICMPV6_TYPE, nf.compare(nf.NFT_CMP_GTE, bytes((_INFORMATIONAL,)))
 # is 0x60 (nft_payload_fast_eval in 6.18): this goes in front of rules about errors.
 _LATER_FRAGMENT = (
     *_ICMPV6,
-    nf.exthdr(nf.IPPROTO_FRAGMENT, 2, 2),
-    nf.mask(b"\xff\xf8"),
+    nf.exthdr(nf.IPPROTO_FRAGMENT, _FRAG_OFF, 2),
+    nf.mask(_IP6_OFFSET),
     nf.compare(_NEQ, bytes(2)),
 )
 
@@ -156,7 +167,10 @@ def base(*, peers: bool) -> list[nl.Message]:
     may become peers of the node's daemon."""
     table = INET
     link = nf.meta(nf.NFT_META_IIF)
-    sender = (link, nf.payload(nf.NFT_PAYLOAD_NETWORK_HEADER, 8, 16, nf.NFT_REG32_00 + 1))
+    sender = (
+        link,
+        nf.payload(nf.NFT_PAYLOAD_NETWORK_HEADER, _IPV6_SADDR, _ADDRESS_LEN, nf.NFT_REG32_01),
+    )
     return [
         table.add("mycelium-cni: what pods and the overlay may send; docs/security.md"),
         table.set("overlays", nf.IFNAME, nf.NFT_SET_MAP),
@@ -194,7 +208,11 @@ def base(*, peers: bool) -> list[nl.Message]:
             _ERRORS,
             "",
             *(*_IPV6, *_ERROR),
-            *(link, _quoted(_QUOTED_DESTINATION, 16, nf.NFT_REG32_00 + 1), nf.lookup("quoting")),
+            *(
+                link,
+                _quoted(_QUOTED_DESTINATION, _ADDRESS_LEN, nf.NFT_REG32_01),
+                nf.lookup("quoting"),
+            ),
             *(link, nf.limit("reporting", 100, 200), _ACCEPT),
         ),
         # nft: counter drop comment "ICMPv6 error about a packet it was not sent, or too many"
@@ -231,7 +249,7 @@ def base(*, peers: bool) -> list[nl.Message]:
             PODS_CHAIN,
             "solicitation of its gateway",
             *(*_IPV6, *_in(_SADDR, _LINK_LOCAL), *_type(_NEIGHBOUR_SOLICITATION)),
-            nf.payload(nf.NFT_PAYLOAD_TRANSPORT_HEADER, 8, 16),
+            nf.payload(nf.NFT_PAYLOAD_TRANSPORT_HEADER, _ND_TARGET, _ADDRESS_LEN),
             nf.compare(_EQ, LINK_LOCAL_GATEWAY),
             *(link, nf.limit("asking", 2, 10), _ACCEPT),
         ),
@@ -243,8 +261,7 @@ def base(*, peers: bool) -> list[nl.Message]:
         table.rule(
             PODS_CHAIN,
             "not the pod's address",
-            _ROUTED_BACK,
-            nf.compare(_EQ, nf.host32(0)),
+            *(_ROUTED_BACK, nf.compare(_EQ, _MISSING)),
             *_DROP,
         ),
         # nft: meta l4proto != ipv6-icmp add @own-address { iif . ip6 saddr }
@@ -272,7 +289,7 @@ def base(*, peers: bool) -> list[nl.Message]:
             "source is routed to another link",
             *(*_IPV6, *_in(_SADDR, MYCELIUM)),
             *(nf.meta(nf.NFT_META_IIFTYPE), nf.compare(_EQ, nf.host16(nf.ARPHRD_ETHER))),
-            *(_ROUTED_BACK, nf.compare(_EQ, nf.host32(0))),
+            *(_ROUTED_BACK, nf.compare(_EQ, _MISSING)),
             *_DROP,
         ),
         # nft: chain inet prerouting
@@ -353,9 +370,7 @@ def overlay(wanted: Wanted, *, known: bool, confined: bool) -> list[nl.Message]:
     `confined`: to this node's pods and to the node itself, also by translation and by tunnel."""
     table, chain, subnet = INET, overlay_chain(wanted.interface), wanted.subnet
     transit = transit_chain(wanted.interface)
-    source = nf.payload(nf.NFT_PAYLOAD_NETWORK_HEADER, 8, 8)
-    destination = nf.payload(nf.NFT_PAYLOAD_NETWORK_HEADER, 24, 8)
-    elsewhere = (*_IPV6, destination, nf.compare(_NEQ, subnet))
+    elsewhere = (*_IPV6, _DESTINATION_SUBNET, nf.compare(_NEQ, subnet))
     # nft: chain inet transit-$INTERFACE
     # nft: ip6 daddr != $SUBNET counter drop comment "destination is not in this node's subnet"
     beyond = table.rule(transit, "destination is not in this node's subnet", *elsewhere, *_DROP)
@@ -408,7 +423,9 @@ def overlay(wanted: Wanted, *, known: bool, confined: bool) -> list[nl.Message]:
         *([tunnels] if confined else ()),
         # Most packets are of TCP or UDP, and done with after this.
         # nft: meta l4proto != ipv6-icmp ip6 saddr != $SUBNET accept
-        table.rule(chain, "", *_IPV6, *_NO_ICMPV6, source, nf.compare(_NEQ, subnet), _ACCEPT),
+        table.rule(
+            chain, "", *_IPV6, *_NO_ICMPV6, _SOURCE_SUBNET, nf.compare(_NEQ, subnet), _ACCEPT
+        ),
         # nft: icmpv6 type 133-137 counter drop comment "neighbour discovery from the overlay"
         table.rule(
             chain,
@@ -418,7 +435,9 @@ def overlay(wanted: Wanted, *, known: bool, confined: bool) -> list[nl.Message]:
             *_DROP,
         ),
         # nft: meta l4proto ipv6-icmp frag frag-off != 0 ip6 saddr != $SUBNET accept
-        table.rule(chain, "", *_IPV6, *_LATER_FRAGMENT, source, nf.compare(_NEQ, subnet), _ACCEPT),
+        table.rule(
+            chain, "", *_IPV6, *_LATER_FRAGMENT, _SOURCE_SUBNET, nf.compare(_NEQ, subnet), _ACCEPT
+        ),
         # The daemon writes its own errors from the pod's or the node's address.
         # nft: icmpv6 type <= 127 @th,128,64 $SUBNET_NUMBER @th,256,8 & 0xfe == 0x4 @th,256,64 !=
         #      $SUBNET_NUMBER accept comment "ICMPv6 error about a packet to the overlay"
@@ -426,15 +445,17 @@ def overlay(wanted: Wanted, *, known: bool, confined: bool) -> list[nl.Message]:
             chain,
             "ICMPv6 error about a packet to the overlay",
             *(*_IPV6, *_ERROR),
-            *(_quoted(_QUOTED_SOURCE, 8), nf.compare(_EQ, subnet)),
+            *(_quoted(_QUOTED_SOURCE, _SUBNET_LEN), nf.compare(_EQ, subnet)),
             *(_quoted(_QUOTED_DESTINATION, 1), nf.mask(b"\xfe"), nf.compare(_EQ, MYCELIUM[0][:1])),
-            *(_quoted(_QUOTED_DESTINATION, 8), nf.compare(_NEQ, subnet)),
+            *(_quoted(_QUOTED_DESTINATION, _SUBNET_LEN), nf.compare(_NEQ, subnet)),
             _ACCEPT,
         ),
         # nft: icmpv6 type <= 127 counter drop comment "ICMPv6 error about another packet"
         table.rule(chain, "ICMPv6 error about another packet", *_IPV6, *_ERROR, *_DROP),
         # nft: ip6 saddr $SUBNET counter drop comment "source is this node's"
-        table.rule(chain, "source is this node's", *_IPV6, source, nf.compare(_EQ, subnet), *_DROP),
+        table.rule(
+            chain, "source is this node's", *_IPV6, _SOURCE_SUBNET, nf.compare(_EQ, subnet), *_DROP
+        ),
         # nft: icmpv6 type >= echo-request accept
         # nft: counter drop comment "no transport header"
         *_rest_of_icmpv6(table, chain, _IPV6),
@@ -518,15 +539,14 @@ def policy(record: Record, *, known: Container[str]) -> list[nl.Message]:
             allowed = nf.lookup(allowed_set(record.group))
             # nft: ip6 saddr @allow-$GROUP accept comment "allowFrom"
             messages.append(table.rule(to, "allowFrom", *_IPV6, _SADDR, allowed, _ACCEPT))
-        own = nf.payload(nf.NFT_PAYLOAD_NETWORK_HEADER, 8, 8)
         messages.append(
             # nft: ip6 saddr $SUBNET fib saddr . iif oif exists accept comment "the node's own pods"
             table.rule(
                 to,
                 "the node's own pods",
                 *_IPV6,
-                *(own, nf.compare(_EQ, record.subnet)),
-                *(_ROUTED_BACK, nf.compare(_EQ, nf.host32(1))),
+                *(_SOURCE_SUBNET, nf.compare(_EQ, record.subnet)),
+                *(_ROUTED_BACK, nf.compare(_EQ, _EXISTS)),
                 _ACCEPT,
             )
         )
@@ -589,14 +609,14 @@ def bridge_base() -> list[nl.Message]:
     table = BRIDGE
     port = (
         nf.meta(nf.NFT_META_IIF),
-        nf.payload(nf.NFT_PAYLOAD_LL_HEADER, 6, 6, nf.NFT_REG32_00 + 1),
+        nf.payload(nf.NFT_PAYLOAD_LL_HEADER, _H_SOURCE, _ETH_ALEN, nf.NFT_REG32_01),
     )
-    source = nf.payload(nf.NFT_PAYLOAD_NETWORK_HEADER, 8, 16, nf.NFT_REG32_00 + 3)
-    target = nf.payload(nf.NFT_PAYLOAD_TRANSPORT_HEADER, 8, 16, nf.NFT_REG32_00 + 3)
-    reserved = nf.payload(nf.NFT_PAYLOAD_LL_HEADER, 0, 6)
+    source = nf.payload(nf.NFT_PAYLOAD_NETWORK_HEADER, _IPV6_SADDR, _ADDRESS_LEN, nf.NFT_REG32_03)
+    target = nf.payload(nf.NFT_PAYLOAD_TRANSPORT_HEADER, _ND_TARGET, _ADDRESS_LEN, nf.NFT_REG32_03)
+    reserved = nf.payload(nf.NFT_PAYLOAD_LL_HEADER, _H_DEST, _ETH_ALEN)
     own_target = (*port, target, nf.lookup("ports"))
-    quoted = _quoted(_QUOTED_DESTINATION, 16, nf.NFT_REG32_00 + 3)
-    ether_type = nf.payload(nf.NFT_PAYLOAD_LL_HEADER, 12, 2)
+    quoted = _quoted(_QUOTED_DESTINATION, _ADDRESS_LEN, nf.NFT_REG32_03)
+    ether_type = nf.payload(nf.NFT_PAYLOAD_LL_HEADER, _H_PROTO, 2)
     v6 = _BRIDGED_IPV6
     return [
         table.add(BRIDGE_WORDS),
@@ -746,15 +766,24 @@ def _own_mac(chain: str, option: int) -> list[nl.Message]:
     """A pod that asks for a neighbour, or tells of itself, may name a MAC in the first option: its
     own. Of an option that comes twice Linux takes the first (net/ipv6/ndisc.c)."""
     table, v6 = BRIDGE, _BRIDGED_IPV6
-    named = nf.payload(nf.NFT_PAYLOAD_TRANSPORT_HEADER, 26, 6, nf.NFT_REG32_00 + 1)
-    source = nf.payload(nf.NFT_PAYLOAD_NETWORK_HEADER, 8, 16, nf.NFT_REG32_00 + 3)
-    length = nf.payload(nf.NFT_PAYLOAD_NETWORK_HEADER, 4, 2)
+    named = nf.payload(
+        nf.NFT_PAYLOAD_TRANSPORT_HEADER, _ND_LINK_ADDRESS, _ETH_ALEN, nf.NFT_REG32_01
+    )
+    source = nf.payload(nf.NFT_PAYLOAD_NETWORK_HEADER, _IPV6_SADDR, _ADDRESS_LEN, nf.NFT_REG32_03)
+    length = nf.payload(nf.NFT_PAYLOAD_NETWORK_HEADER, _PAYLOAD_LEN, 2)
     return [
-        table.rule(chain, "no options", *v6, length, nf.compare(_EQ, b"\0\x18"), _ACCEPT),
+        table.rule(
+            chain,
+            "no options",
+            *v6,
+            length,
+            nf.compare(_EQ, _ND_OPTIONS.to_bytes(2, "big")),
+            _ACCEPT,
+        ),
         table.rule(
             chain,
             "",
-            *(*v6, *_ICMPV6, nf.payload(nf.NFT_PAYLOAD_TRANSPORT_HEADER, 24, 2)),
+            *(*v6, *_ICMPV6, nf.payload(nf.NFT_PAYLOAD_TRANSPORT_HEADER, _ND_OPTIONS, 2)),
             nf.compare(_EQ, bytes((option, 1))),
             *(nf.meta(nf.NFT_META_IIF), named, source, nf.lookup("ports"), _ACCEPT),
         ),
@@ -782,8 +811,8 @@ def bridge_closed() -> list[nl.Message]:
         table.rule(
             "to-closed",
             "opens no connection",
-            *(*v6, *_TCP, nf.payload(nf.NFT_PAYLOAD_TRANSPORT_HEADER, 13, 1)),
-            *(nf.mask(b"\x12"), nf.compare(_NEQ, b"\x02")),
+            *(*v6, *_TCP, nf.payload(nf.NFT_PAYLOAD_TRANSPORT_HEADER, _TCP_FLAGS, 1)),
+            *(nf.mask(_SYN_ACK), nf.compare(_NEQ, _SYN)),
             _ACCEPT,
         ),
         # nft: icmpv6 type 135-136 accept

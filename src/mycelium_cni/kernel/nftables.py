@@ -42,16 +42,31 @@ NFTA_RULE_TABLE, NFTA_RULE_CHAIN, NFTA_RULE_EXPRESSIONS, NFTA_RULE_USERDATA = 1,
 NFTA_SET_TABLE, NFTA_SET_NAME, NFTA_SET_FLAGS = 1, 2, 3
 NFTA_SET_KEY_TYPE, NFTA_SET_KEY_LEN, NFTA_SET_DATA_TYPE, NFTA_SET_DATA_LEN = 4, 5, 6, 7
 NFTA_SET_DESC, NFTA_SET_ID, NFTA_SET_TIMEOUT, NFTA_SET_USERDATA = 9, 10, 11, 13
+NFTA_SET_DESC_SIZE = 1
 NFTA_SET_ELEM_LIST_TABLE, NFTA_SET_ELEM_LIST_SET, NFTA_SET_ELEM_LIST_ELEMENTS = 1, 2, 3
 NFTA_SET_ELEM_KEY, NFTA_SET_ELEM_DATA, NFTA_SET_ELEM_FLAGS, NFTA_SET_ELEM_USERDATA = 1, 2, 3, 6
 NFTA_DATA_VALUE, NFTA_DATA_VERDICT = 1, 2
 NFTA_VERDICT_CODE, NFTA_VERDICT_CHAIN = 1, 2
 NFTA_EXPR_NAME, NFTA_EXPR_DATA = 1, 2
+NFTA_META_DREG, NFTA_META_KEY = 1, 2
+NFTA_PAYLOAD_DREG, NFTA_PAYLOAD_BASE, NFTA_PAYLOAD_OFFSET, NFTA_PAYLOAD_LEN = 1, 2, 3, 4
+NFTA_CMP_SREG, NFTA_CMP_OP, NFTA_CMP_DATA = 1, 2, 3
+NFTA_BITWISE_SREG, NFTA_BITWISE_DREG, NFTA_BITWISE_LEN = 1, 2, 3
+NFTA_BITWISE_MASK, NFTA_BITWISE_XOR = 4, 5
+NFTA_LOOKUP_SET, NFTA_LOOKUP_SREG, NFTA_LOOKUP_DREG, NFTA_LOOKUP_FLAGS = 1, 2, 3, 5
+NFTA_DYNSET_SET_NAME, NFTA_DYNSET_OP, NFTA_DYNSET_SREG_KEY, NFTA_DYNSET_EXPR = 1, 3, 4, 7
+NFTA_LIMIT_RATE, NFTA_LIMIT_UNIT, NFTA_LIMIT_BURST = 1, 2, 3
+NFTA_LIMIT_TYPE, NFTA_LIMIT_FLAGS = 4, 5
+NFTA_CT_DREG, NFTA_CT_KEY = 1, 2
+NFTA_FIB_DREG, NFTA_FIB_RESULT, NFTA_FIB_FLAGS = 1, 2, 3
+NFTA_EXTHDR_DREG, NFTA_EXTHDR_TYPE, NFTA_EXTHDR_OFFSET, NFTA_EXTHDR_LEN = 1, 2, 3, 4
+NFTA_EXTHDR_FLAGS, NFTA_EXTHDR_OP = 5, 6
+NFTA_IMMEDIATE_DREG, NFTA_IMMEDIATE_DATA = 1, 2
 
 NFT_SET_INTERVAL, NFT_SET_MAP, NFT_SET_TIMEOUT, NFT_SET_EVAL = 0x4, 0x8, 0x10, 0x20
 NFT_SET_ELEM_INTERVAL_END = 1
 NFT_DATA_VERDICT = 0xFFFFFF00
-NFT_REG_VERDICT, NFT_REG_1, NFT_REG32_00 = 0, 1, 8
+NFT_REG_VERDICT, NFT_REG_1, NFT_REG32_01, NFT_REG32_03 = 0, 1, 9, 11
 
 NF_DROP, NF_ACCEPT, NFT_JUMP, NFT_GOTO, NFT_RETURN = 0, 1, -3, -4, -5
 NF_INET_PRE_ROUTING, NF_INET_FORWARD, NF_INET_POST_ROUTING = 0, 2, 4
@@ -65,12 +80,14 @@ NFT_PAYLOAD_LL_HEADER, NFT_PAYLOAD_NETWORK_HEADER, NFT_PAYLOAD_TRANSPORT_HEADER 
 NFT_LOOKUP_F_INV, NFT_DYNSET_OP_ADD, NFT_DYNSET_OP_UPDATE = 1, 0, 1
 NFT_CT_STATE = 0
 CT_INVALID, CT_ESTABLISHED, CT_RELATED = 1, 2, 4
+NFT_LIMIT_PKTS = 0
 NFT_FIB_RESULT_OIF, NFT_FIB_RESULT_ADDRTYPE = 1, 3
 NFTA_FIB_F_SADDR, NFTA_FIB_F_DADDR, NFTA_FIB_F_IIF, NFTA_FIB_F_PRESENT = 1, 2, 8, 32
 NFT_EXTHDR_OP_IPV6, NFT_EXTHDR_F_PRESENT = 0, 1
 IPPROTO_TCP, IPPROTO_UDP, IPPROTO_ROUTING, IPPROTO_FRAGMENT, IPPROTO_ICMPV6 = 6, 17, 43, 44, 58
 ETH_P_IPV6 = b"\x86\xdd"
 ARPHRD_ETHER = 1  # linux/if_arp.h
+RTN_UNICAST = 1  # linux/rtnetlink.h
 
 _NFGENMSG = Struct("=BBH")  # family, version, resource (big-endian)
 _HOST16, _HOST32 = Struct("=H"), Struct("=I")
@@ -134,7 +151,9 @@ class Table:
     def list_objects(self, kind: int) -> nl.Message:
         """NFT_MSG_GET{CHAIN,RULE,SET}, to dump what the table has of that kind; of chains, what all
         tables of the family have."""
-        return message(kind, self.family, f"read table {self.name}", (1, self.name))
+        # The same number as NFTA_CHAIN_TABLE and NFTA_SET_TABLE.
+        named: nl.Attribute = (NFTA_RULE_TABLE, self.name)
+        return message(kind, self.family, f"read table {self.name}", named)
 
     def chain(self, name: str, *hook: nl.Attribute) -> nl.Message:
         """NFT_MSG_NEWCHAIN, a base chain if `hook` (from `base`) says where it hangs."""
@@ -185,7 +204,7 @@ class Table:
             ]
         if timeout_ms:
             attributes += [
-                (NFTA_SET_DESC, [(1, be32(size))]),  # NFTA_SET_DESC_SIZE
+                (NFTA_SET_DESC, [(NFTA_SET_DESC_SIZE, be32(size))]),
                 (NFTA_SET_TIMEOUT, timeout_ms.to_bytes(8, "big")),
             ]
         attributes += [
@@ -307,85 +326,101 @@ def _expression(name: str, *data: nl.Attribute) -> nl.Attribute:
 
 
 def meta(key: int, register: int = NFT_REG_1) -> nl.Attribute:
-    """NFTA_META_KEY 2, NFTA_META_DREG 1."""
-    return _expression("meta", (2, be32(key)), (1, be32(register)))
+    """What the kernel knows of a packet: NFT_META_*."""
+    return _expression("meta", (NFTA_META_KEY, be32(key)), (NFTA_META_DREG, be32(register)))
 
 
 def payload(header: int, offset: int, size: int, register: int = NFT_REG_1) -> nl.Attribute:
-    """NFTA_PAYLOAD_DREG 1, _BASE 2, _OFFSET 3, _LEN 4."""
+    """Bytes of a packet; `offset` is from the start of that header."""
     return _expression(
         "payload",
-        *((1, be32(register)), (2, be32(header)), (3, be32(offset)), (4, be32(size))),
+        *((NFTA_PAYLOAD_DREG, be32(register)), (NFTA_PAYLOAD_BASE, be32(header))),
+        *((NFTA_PAYLOAD_OFFSET, be32(offset)), (NFTA_PAYLOAD_LEN, be32(size))),
     )
 
 
 def compare(op: int, value: bytes) -> nl.Attribute:
-    """NFTA_CMP_SREG 1, _OP 2, _DATA 3."""
-    data: nl.Attribute = (3, [(NFTA_DATA_VALUE, value)])
-    return _expression("cmp", (1, be32(NFT_REG_1)), (2, be32(op)), data)
+    """Go on if the register compares so: NFT_CMP_*."""
+    data: nl.Attribute = (NFTA_CMP_DATA, [(NFTA_DATA_VALUE, value)])
+    return _expression("cmp", (NFTA_CMP_SREG, be32(NFT_REG_1)), (NFTA_CMP_OP, be32(op)), data)
 
 
 def mask(value: bytes) -> nl.Attribute:
-    """NFTA_BITWISE_SREG 1, _DREG 2, _LEN 3, _MASK 4, _XOR 5."""
+    """Keep these bits of the register."""
     return _expression(
         "bitwise",
-        *((1, be32(NFT_REG_1)), (2, be32(NFT_REG_1)), (3, be32(len(value)))),
-        (4, [(NFTA_DATA_VALUE, value)]),
-        (5, [(NFTA_DATA_VALUE, bytes(len(value)))]),
+        *((NFTA_BITWISE_SREG, be32(NFT_REG_1)), (NFTA_BITWISE_DREG, be32(NFT_REG_1))),
+        (NFTA_BITWISE_LEN, be32(len(value))),
+        (NFTA_BITWISE_MASK, [(NFTA_DATA_VALUE, value)]),
+        (NFTA_BITWISE_XOR, [(NFTA_DATA_VALUE, bytes(len(value)))]),
     )
 
 
 def lookup(name: str, *, inverted: bool = False) -> nl.Attribute:
-    """NFTA_LOOKUP_SET 1, _SREG 2, _FLAGS 5."""
-    sought: list[nl.Attribute] = [(1, name), (2, be32(NFT_REG_1))]
+    """Go on if the set has what the register holds, or if it has not."""
+    sought: list[nl.Attribute] = [(NFTA_LOOKUP_SET, name), (NFTA_LOOKUP_SREG, be32(NFT_REG_1))]
     if inverted:
-        sought.append((5, be32(NFT_LOOKUP_F_INV)))
+        sought.append((NFTA_LOOKUP_FLAGS, be32(NFT_LOOKUP_F_INV)))
     return _expression("lookup", *sought)
 
 
 def learn(name: str) -> nl.Attribute:
-    """NFTA_DYNSET_SET_NAME 1, _OP 3, _SREG_KEY 4: add to a set what the register holds."""
-    return _expression("dynset", (1, name), (3, be32(NFT_DYNSET_OP_ADD)), (4, be32(NFT_REG_1)))
+    """Add to a set what the register holds."""
+    return _expression("dynset", *_dynset(name, NFT_DYNSET_OP_ADD))
 
 
 def limit(name: str, per_second: int, burst: int) -> nl.Attribute:
-    """Go on for so many packets a second and no more, counted for each key in a set by itself.
-    NFTA_DYNSET_EXPR 7; NFTA_LIMIT_RATE 1, _UNIT 2 (in seconds), _BURST 3, _TYPE 4, _FLAGS 5."""
+    """Go on for so many packets a second and no more, counted for each key in a set by itself."""
     counted: list[nl.Attribute] = [
-        *((1, per_second.to_bytes(8, "big")), (2, (1).to_bytes(8, "big")), (3, be32(burst))),
-        *((4, be32(0)), (5, be32(0))),
+        (NFTA_LIMIT_RATE, per_second.to_bytes(8, "big")),
+        (NFTA_LIMIT_UNIT, (1).to_bytes(8, "big")),  # seconds
+        (NFTA_LIMIT_BURST, be32(burst)),
+        (NFTA_LIMIT_TYPE, be32(NFT_LIMIT_PKTS)),
+        (NFTA_LIMIT_FLAGS, be32(0)),
     ]
     return _expression(
         "dynset",
-        *((1, name), (3, be32(NFT_DYNSET_OP_UPDATE)), (4, be32(NFT_REG_1))),
+        *_dynset(name, NFT_DYNSET_OP_UPDATE),
         # Encoded here, so without NLA_F_NESTED: that is how the kernel lists it.
-        (7, [(NFTA_EXPR_NAME, "limit"), (NFTA_EXPR_DATA, nl.encode(counted))]),
+        (NFTA_DYNSET_EXPR, [(NFTA_EXPR_NAME, "limit"), (NFTA_EXPR_DATA, nl.encode(counted))]),
+    )
+
+
+def _dynset(name: str, operation: int) -> tuple[nl.Attribute, ...]:
+    return (
+        (NFTA_DYNSET_SET_NAME, name),
+        (NFTA_DYNSET_OP, be32(operation)),
+        (NFTA_DYNSET_SREG_KEY, be32(NFT_REG_1)),
     )
 
 
 def vmap(name: str) -> nl.Attribute:
-    """NFTA_LOOKUP_SET 1, _SREG 2, _DREG 3: what is found is the verdict."""
-    return _expression("lookup", (1, name), (2, be32(NFT_REG_1)), (3, be32(NFT_REG_VERDICT)))
+    """What the map has for the register is the verdict."""
+    return _expression(
+        "lookup",
+        *((NFTA_LOOKUP_SET, name), (NFTA_LOOKUP_SREG, be32(NFT_REG_1))),
+        (NFTA_LOOKUP_DREG, be32(NFT_REG_VERDICT)),
+    )
 
 
 def ct_state() -> nl.Attribute:
-    """NFTA_CT_DREG 1, _KEY 2."""
-    return _expression("ct", (1, be32(NFT_REG_1)), (2, be32(NFT_CT_STATE)))
+    """The state of the packet's connection, as a mask of CT_*."""
+    key: nl.Attribute = (NFTA_CT_KEY, be32(NFT_CT_STATE))
+    return _expression("ct", (NFTA_CT_DREG, be32(NFT_REG_1)), key)
 
 
 def fib_present(flags: int) -> nl.Attribute:
-    """NFTA_FIB_DREG 1, _RESULT 2, _FLAGS 3: whether there is such a route, as a number."""
-    wanted = be32(flags | NFTA_FIB_F_PRESENT)
-    return _expression("fib", (3, wanted), (2, be32(NFT_FIB_RESULT_OIF)), (1, be32(NFT_REG_1)))
+    """Whether there is such a route, as a number."""
+    return _fib(flags | NFTA_FIB_F_PRESENT, NFT_FIB_RESULT_OIF)
 
 
 def exthdr(kind: int, offset: int, size: int, flags: int = 0) -> nl.Attribute:
-    """A field of an extension header. NFTA_EXTHDR_DREG 1, _TYPE 2, _OFFSET 3, _LEN 4, _FLAGS 5,
-    _OP 6."""
+    """A field of an extension header."""
     return _expression(
         "exthdr",
-        *((1, be32(NFT_REG_1)), (2, bytes((kind,))), (3, be32(offset)), (4, be32(size))),
-        *((6, be32(NFT_EXTHDR_OP_IPV6)), (5, be32(flags))),
+        *((NFTA_EXTHDR_DREG, be32(NFT_REG_1)), (NFTA_EXTHDR_TYPE, bytes((kind,)))),
+        *((NFTA_EXTHDR_OFFSET, be32(offset)), (NFTA_EXTHDR_LEN, be32(size))),
+        *((NFTA_EXTHDR_OP, be32(NFT_EXTHDR_OP_IPV6)), (NFTA_EXTHDR_FLAGS, be32(flags))),
     )
 
 
@@ -395,8 +430,15 @@ def exthdr_present(kind: int) -> nl.Attribute:
 
 def fib_type(flags: int) -> nl.Attribute:
     """What kind of address it is for this node: RTN_UNICAST, RTN_LOCAL, ..."""
-    result = be32(NFT_FIB_RESULT_ADDRTYPE)
-    return _expression("fib", (3, be32(flags)), (2, result), (1, be32(NFT_REG_1)))
+    return _fib(flags, NFT_FIB_RESULT_ADDRTYPE)
+
+
+def _fib(flags: int, result: int) -> nl.Attribute:
+    return _expression(
+        "fib",
+        *((NFTA_FIB_FLAGS, be32(flags)), (NFTA_FIB_RESULT, be32(result))),
+        (NFTA_FIB_DREG, be32(NFT_REG_1)),
+    )
 
 
 def counter() -> nl.Attribute:
@@ -408,8 +450,9 @@ def masquerade() -> nl.Attribute:
 
 
 def verdict(code: int, target: str = "") -> nl.Attribute:
-    """NFTA_IMMEDIATE_DREG 1, _DATA 2."""
-    return _expression("immediate", (1, be32(NFT_REG_VERDICT)), (2, [_verdict(code, target)]))
+    """What becomes of the packet; `target` is the chain it goes or jumps to."""
+    data: nl.Attribute = (NFTA_IMMEDIATE_DATA, [_verdict(code, target)])
+    return _expression("immediate", (NFTA_IMMEDIATE_DREG, be32(NFT_REG_VERDICT)), data)
 
 
 def _verdict(code: int, target: str) -> nl.Attribute:
