@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Environment and standard input in, one JSON document out, the only exit code."""
+"""Environment and standard input in, one JSON document and the exit status out."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ Pods on the Mycelium overlay network. Operator's commands: mycelium-cni --help
 
 
 def main() -> int:
-    """Serve one CNI call; the exit status is 1 exactly when the document is an error. The runtime
-    gets an answer in any case."""
+    """Serve one CNI call, and answer whatever happens. The exit status is 1 exactly when the
+    document is an error."""
     started = monotonic()
     version = VERSIONS[-1]
     verb = ""
@@ -52,8 +52,8 @@ def main() -> int:
         if request.command == "VERSION":
             _say({"cniVersion": _asked_version(), "supportedVersions": [*VERSIONS]})
             return 0
-        # Here, because CRI-O asks for the VERSION of every plugin whenever it reads its
-        # configuration, and the answer needs none of these: a third of a pip-installed call.
+        # Imported here: CRI-O asks every plugin for its VERSION whenever it reads its
+        # configuration, and the answer needs none of these, a third of a pip-installed call.
         from mycelium_cni.cni.config import Network  # noqa: PLC0415
         from mycelium_cni.cni.log import Log  # noqa: PLC0415
         from mycelium_cni.cni.report import report  # noqa: PLC0415
@@ -75,7 +75,7 @@ def main() -> int:
         failure = error
     except OSError as error:
         failure = refusal(error)
-    except RecursionError as error:  # a value that could be read, and is too deep to be written
+    except RecursionError as error:  # it could be parsed, but is too deep to be written
         deep = CniError(DECODING_FAILURE, "error unmarshall network config: nested too deeply")
         failure = deep.with_notes_of(error)
     except Exception as error:
@@ -96,7 +96,7 @@ def _reserve_standard_streams() -> None:
             pass
         close(fd)
     except OSError as error:
-        if error.errno != EMFILE:  # then all descriptors are taken, and so are these three
+        if error.errno != EMFILE:  # all descriptors are taken, these three too
             raise
 
 
@@ -119,10 +119,10 @@ def _read_stdin() -> bytes:
 
 
 def _asked_version() -> str:
-    """The version that standard input asks for, if it does and it is ours, else the newest.
+    """The version that standard input asks for, if we support it, else the newest.
 
-    Runtimes may leave standard input closed, empty or open for ever: wait for half a second, and
-    for no more than one document.
+    Runtimes may leave standard input closed, empty or open for ever: wait half a second, for one
+    document.
     """
     poller = poll()
     poller.register(0, POLLIN)
@@ -139,7 +139,7 @@ def _asked_version() -> str:
 
 
 def _say(document: Document) -> None:
-    """Write the one document that standard output gets. Raises OSError: closed, or full."""
+    """Write a document to standard output. Raises OSError: it is closed, or full."""
     text = dump(document).encode() + b"\n"
     while text:
         text = text[write(1, text) :]
@@ -155,9 +155,9 @@ def _fail(version: str, log: Log | None, error: CniError) -> None:
     try:
         _say(document)
     except OSError:
-        pass  # standard output is closed; the exit status tells
+        pass  # standard output is closed or full; the exit status still tells
 
 
 def _one_line(text: str) -> str:
-    """A stranger's names may hold anything; an event in Kubernetes is one line of plain text."""
+    """Escape what cannot be printed: strangers choose names, and a Kubernetes event is one line."""
     return "".join([c if c.isprintable() else ascii(c)[1:-1] for c in text])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All or nothing: what was done so far, and how to take it back."""
+"""All or nothing: the steps done so far, and how to undo them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Undo:
     An undo that fails does not stop the older ones: its reason becomes a note on the first error
     (PEP 678), which `mycelium_cni.main` adds to the details.
 
-    What failed may have failed for want of file descriptors. So one is held from the start, and
-    given up for the undo: as many as one step needs.
+    A step may fail because file descriptors have run out, and an undo needs one. So one is held
+    from the start, and closed before the undo.
     """
 
     __slots__ = ("_held", "_steps")

@@ -69,8 +69,8 @@ def add(request: Request, network: Network, reply: Reply) -> str:
             if node.bridge:
                 prepare.keep_bridge_mac(host, node.bridge)
             datapath.reserve(host, shape, plan.alias(_pod_name(request)))
-            # Before the guard: nothing passes while the host link is down, and what the kernel does
-            # later for an address (await_address) it has done when the link is up.
+            # Before the guard: nothing passes while the host link is down, and the kernel gets time
+            # to finish the address (await_address).
             pod = datapath.enter_pod(pod_netns, home, pod_link, undo)
             if not datapath.configure_pod(pod, shape, undo):
                 table = sourcerule.table(shape)
@@ -122,15 +122,15 @@ def add(request: Request, network: Network, reply: Reply) -> str:
 
 
 def delete(request: Request, network: Network, _: Reply) -> str:
-    """Remove an attachment. It is found by its name, so neither the pod's namespace nor a previous
-    result, the daemon or the rest of the configuration is needed. What is gone is gone."""
+    """Remove an attachment, if it is there. It is found by its name: the pod's namespace, a
+    previous result, the daemon and the rest of the configuration are not needed."""
     host = nl.Socket()
     attachment = Attachment(network.name, request.container, request.ifname)
     link = removal.find(host, attachment)
     if link is None:
         try:
             _sweep(host)
-        except OSError as error:  # what pods leave lets nobody do anything, and keeps nobody here
+        except OSError as error:  # leftover entries allow nothing, and must not fail DEL
             return f"nothing was there; {refusal(error, 'not swept').problem}"
         return "nothing was there"
     _remove(host, [link], request.netns)
@@ -186,7 +186,7 @@ def status(_request: Request, network: Network, _: Reply) -> str:
         if config.policy.required and subnet.carries(host, lo, node.address):
             guard.inspect(host, guard.Wanted(network.name, config, node))
     except CniError as error:
-        # Without the overlay live pods are cut off too; where sources disagree, only new ones.
+        # Without the overlay running pods are cut off too; if sources disagree, only new ones are.
         later = error.code == TRY_AGAIN_LATER
         error.code = LIMITED_CONNECTIVITY if later else PLUGIN_NOT_AVAILABLE
         raise
@@ -201,12 +201,12 @@ VERBS = {"ADD": add, "DEL": delete, "CHECK": check, "GC": gc, "STATUS": status}
 
 
 def _remove(host: nl.Socket, links: list[Link], path: str = "") -> None:
-    """Take away host links with all that hangs on them. Whatever of that is refused, the rest goes,
-    so that a runtime that tries again finds nothing; then the first refusal is raised."""
+    """Delete host links and what belongs to them. A refused step does not stop the others, so that
+    a retry finds nothing; then the first refusal is raised."""
     refused: list[OSError] = []
     waiting: list[nl.Socket | None] = []
-    # What the guard returns stays open for as long: closing it takes the kernel 15 ms, which the
-    # child that deletes the links spends waiting anyway.
+    # Keeps the guard's socket open until then: closing it takes the kernel 15 ms, which the child
+    # that deletes the links spends waiting anyway.
     steps: tuple[Callable[[], None], ...] = (
         lambda: sourcerule.forget(host, links, path),
         lambda: waiting.append(guard.forget(*links)),
@@ -223,8 +223,8 @@ def _remove(host: nl.Socket, links: list[Link], path: str = "") -> None:
 
 
 def _sweep(host: nl.Socket) -> None:
-    """Remove what the guard and the node know of bridged pods whose links are gone: with a pod that
-    ends before its DEL the kernel removes everything else."""
+    """Remove the guard's and the node's entries of bridged pods whose links are gone. When a pod
+    ends before its DEL, the kernel removes everything else."""
     try:
         guard.sweep(host)
     finally:
@@ -278,8 +278,8 @@ def _address(
     config: Config,
     node: subnet.Node,
 ) -> bytes:
-    """The pod's address: one that was asked for, or is always this pod's, or a random one (of 2^48:
-    should another pod have it, the runtime tries again)."""
+    """The pod's address: the requested one, its stable one, or a random one of 2^48 (if another pod
+    has it, the runtime tries again)."""
     stable = None
     if config.addressing == "stable":
         namespace = request.args.get("K8S_POD_NAMESPACE", "")
@@ -301,6 +301,6 @@ def _address(
 
 
 def _pod_name(request: Request) -> str:
-    """Namespace and name as Kubernetes has them, '' where no runtime said."""
+    """Namespace and name of the Kubernetes pod, '' if the runtime gives none."""
     name = request.args.get("K8S_POD_NAME", "")
     return f"{request.args.get('K8S_POD_NAMESPACE', '')}/{name}" if name else ""

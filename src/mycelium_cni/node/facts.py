@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a node should have once, whichever pod comes first, in the order in which it is made."""
+"""What a node should have, once for all its pods, in the order in which it is made."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ SUBNET_METRIC = 1024
 
 
 class Bridge(Object):
-    """The bridge whose ports are pods. Its MAC follows from the subnet, so pods know it when it is
-    made again."""
+    """The bridge whose ports are pods. Its MAC is made from the subnet: a new bridge has the old
+    one's, which pods know."""
 
     __slots__ = ("mac", "name")
 
@@ -60,8 +60,8 @@ class Bridge(Object):
         return f"ip link del {quoted(self.name)}"
 
     def message(self) -> nl.Message:
-        # Without a querier, which no pod may be, snooping keeps no multicast from a port, and only
-        # remembers what pods report: 4,096 groups for all of them together.
+        # Without a querier, which no pod may be, snooping filters nothing, and still stores the
+        # groups that pods report: at most 4,096 for all of them.
         quiet: nl.Attribute = (nl.IFLA_INFO_DATA, [(nl.IFLA_BR_MCAST_SNOOPING, b"\0")])
         kind: nl.Attribute = (nl.IFLA_LINKINFO, [(nl.IFLA_INFO_KIND, b"bridge"), quiet])
         named: nl.Attribute = (nl.IFLA_IFNAME, self.name)
@@ -79,17 +79,17 @@ class Bridge(Object):
 
 
 def new_bridge(name: str, index: int) -> list[Fact]:
-    """What is ours of a bridge that we made. The alias comes last: a bridge without it is one whose
-    making was interrupted."""
+    """What a bridge that we made has. The alias comes last: a bridge without one was left
+    unfinished."""
     return [
-        # Whatever conf.default says to new links; and no pod behind it is a router.
+        # conf.default may say otherwise; and no pod behind it is a router.
         Switch(sysctl.conf(name, "disable_ipv6"), "0", "the overlay is IPv6"),
         Switch(sysctl.conf(name, "accept_ra"), "0", "no pod is a router"),
         NoLinkLocal(index, name, "the address that the kernel would make is tentative at first"),
         # To ask for a pod's MAC on behalf of a remote sender the kernel needs a link-local address
         # that is not tentative.
         Address(index, name, LINK_LOCAL_GATEWAY, 64, "the node asks for pods' MACs from it"),
-        alias(index, name, BRIDGE_ALIAS, "`mycelium-cni teardown` goes by it"),
+        alias(index, name, BRIDGE_ALIAS, "`mycelium-cni teardown` finds it by this"),
     ]
 
 
@@ -114,11 +114,10 @@ def bridge_answers(name: str, index: int, node: Node) -> list[Fact]:
 
 
 def standing(node: Node, services: Sequence[tuple[bytes, int]]) -> list[Object]:
-    """What holds while the daemon is away, which takes its address and its route along, and the way
-    to the networks of Kubernetes' Services. kube-proxy gives a packet to a Service another
-    destination, but what the node itself sends meets its rules only after the kernel has found a
-    route. What is routed to lo and is not local the kernel refuses behind them (net/ipv6/route.c,
-    fib6_is_reject)."""
+    """What stays when the daemon stops, which takes its address and route along; and routes to the
+    networks of Kubernetes' Services. kube-proxy translates the destination of a packet to a
+    Service, but the node's own packets meet its rules only after the kernel has found a route. What
+    it does not translate, a route to lo refuses (net/ipv6/route.c, fib6_is_reject)."""
     subnet = (node.subnet + bytes(8), 64)
     clear = "packets for the overlay must not leave in clear while the daemon is away"
     return [
@@ -142,7 +141,7 @@ def standing(node: Node, services: Sequence[tuple[bytes, int]]) -> list[Object]:
 
 
 def forwarding(ra_links: list[str]) -> list[Fact]:
-    """What makes the node a router, without costing it its own routes."""
+    """What makes the node a router, and keeps its own routes."""
     return [
         *keep_learned(ra_links),
         Switch(FORWARDING, "1", "pods are reached by forwarding only"),
@@ -150,8 +149,8 @@ def forwarding(ra_links: list[str]) -> list[Fact]:
 
 
 def keep_learned(ra_links: list[str]) -> list[Switch]:
-    """What keeps the routes that links have from router advertisements: a link that forwards drops
-    them at once unless accept_ra is 2 (Documentation/networking/ip-sysctl.rst)."""
+    """What keeps the routes that links learned from router advertisements: a link that forwards
+    drops them at once unless accept_ra is 2 (Documentation/networking/ip-sysctl.rst)."""
     why = "the node would lose its default route"
     return [Switch(sysctl.conf(name, "accept_ra"), "2", why) for name in ra_links]
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """X25519 key → public key → BLAKE3 → Mycelium address: who a node is, computed from its key file.
 
-Only a key file makes the plugin come here (bridge mode's `netseed`), and then it costs 1 ms. Both
+Used only where there is a key file (bridge mode's `netseed`), at a cost of 1 ms. Both
 functions are the shortest form of their standard: one scalar, one hash block, no state. Neither is
 constant time: the caller is root on the node that owns the key, and nobody else can time it.
 """

@@ -49,10 +49,9 @@ def ensure_bridge(host: nl.Socket, name: str, node: Node, undo: Undo) -> Link:
 
 
 def _settle(host: nl.Socket, gateway: Address) -> None:
-    """The gateway's address on a bridge that somebody else made may still be tentative: it is while
-    the bridge has no carrier, which comes with its first pod, and for two seconds more. It answers
-    nobody until then, so it can as well be made anew, without the wait. The mark stays away: it is
-    not ours to take back."""
+    """Make a tentative gateway address usable at once, by making it anew. On a bridge that somebody
+    else made, it is tentative until two seconds after the first pod gives the bridge a carrier, and
+    answers nobody until then. It gets no protocol mark: it is not ours to remove."""
     found = host.read(nl.get_address(gateway, gateway.address, gateway.index))
     flags = nl.u32(nl.decode(found, nl.IFADDRMSG.size)[nl.IFA_FLAGS])
     if not flags & nl.IFA_F_TENTATIVE:
@@ -67,7 +66,7 @@ def _settle(host: nl.Socket, gateway: Address) -> None:
 
 
 class _Shared:
-    """The undo of what others come to rely on: it is taken back while the bridge has no port."""
+    """An undo that runs only while the bridge has no port: other pods may rely on what was made."""
 
     __slots__ = ("_host", "_name", "_undo")
 
@@ -88,8 +87,8 @@ class _Shared:
 
 
 def keep_bridge_mac(host: nl.Socket, bridge: Link) -> None:
-    """Give a bridge that somebody else made back the MAC it had before a pod's link became its
-    port; the kernel then leaves it alone for good."""
+    """Restore the MAC that a bridge of somebody else's had before a pod's link became its port. The
+    kernel never changes a MAC that was set."""
     now = read_link(host, bridge.index, "read bridge")
     if now.mac != bridge.mac:
         mac: nl.Attribute = (nl.IFLA_ADDRESS, bridge.mac)
@@ -114,25 +113,25 @@ def loopback(host: nl.Socket) -> Link:
 
 
 def prepare(host: nl.Socket, node: Node, services: Sequence[tuple[bytes, int]], undo: Undo) -> None:
-    """Packets for the overlay must not leave by another way while the daemon is away, and the node
-    must forward. It comes last in ADD, so that no other ADD has long relied on it when this one
-    takes it back, and after the guard (guard.protect): a node that forwards is a router for
-    whatever the overlay delivers."""
+    """Make the standing routes, so that packets for the overlay cannot leave another way while the
+    daemon is away, and switch forwarding on. Last in ADD, so that its undo rarely takes them from
+    another ADD, and after guard.protect: a node that forwards routes whatever the overlay
+    delivers."""
     try:
         made = ensure(facts.standing(node, services), host, undo)
     except nl.NetlinkError:
         loopback(host)
         raise
     if made:
-        loopback(host)  # a `lo` that is down, or without IPv6, has lost what was there
+        loopback(host)  # they may be lost because `lo` is down, or without IPv6
     if sysctl.get(facts.FORWARDING) == "0":
         for fact in facts.forwarding(links_at_risk(host)):
             fact.ensure(host, undo)
 
 
 def links_at_risk(host: nl.Socket) -> list[str]:
-    """The links over which router advertisements gave the node routes, or addresses which end
-    unless the next one renews them, and which lose these when the node forwards."""
+    """The links that have routes from router advertisements, or addresses that the next one must
+    renew, and lose them when the node forwards."""
     header = nl.RTMSG.pack(nl.AF_INET6, 0, 0, 0, 0, nl.RTPROT_RA, 0, 0, 0)
     indexes = set()
     for payload in host.dump(nl.Message(nl.RTM_GETROUTE, 0, header, "read routes")):

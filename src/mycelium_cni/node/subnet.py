@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where the node's subnet comes from: the Mycelium interface, the bridge, or the daemon's key.
 
-They must agree. A key or a bridge that says something else than the interface means that the daemon
-has changed its identity, and nobody would reach pods with addresses from the old subnet.
+They must agree. If a key or a bridge differs from the interface, the daemon has changed its
+identity, and pods with addresses from the old subnet would be unreachable.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _FIRST_PERSON, _FIRST_DYNAMIC = 1000, 61184  # user IDs: people's, systemd's Dyn
 
 
 class Node:
-    """The node as its pods need it: its address (16 bytes), its subnet (8), the MTU in bytes of its
+    """What pods need of their node: its address (16 bytes), its subnet (8), the MTU in bytes of its
     Mycelium interface, and whether pods are on a bridge; `bridge` is None until it is made."""
 
     __slots__ = ("address", "bridge", "bridged", "mtu", "subnet")
@@ -63,7 +63,7 @@ def find(host: nl.Socket, config: Config) -> Node:
     link, *bridges = find_links(host, *names)
     bridge = bridges[0] if bridges else None
     address, mtu = _interface(host, link, config.interface)
-    # A configuration that does not say which mode follows what the node has.
+    # Where the configuration does not name a mode, an existing bridge decides.
     bridged = config.mode == "bridge" or bridge is not None
     if bridged:
         agree_with_key(config, address)
@@ -92,7 +92,7 @@ def _interface(host: nl.Socket, link: Link | None, name: str) -> tuple[bytes, in
     addresses = _addresses(host, link.index)
     if not addresses:
         raise _unaddressed(name, link.mtu)
-    # Somebody may add addresses of the subnet. The daemon's own one covers the whole overlay.
+    # Somebody may have added addresses. The daemon's own has the overlay's prefix length.
     own = [pair for pair in addresses if pair[1] == _MYCELIUM_PREFIXLEN] or addresses
     if len({address[:8] for address, _ in own}) > 1:
         both = " and ".join(format_address(address) for address, _ in own)
@@ -134,8 +134,8 @@ def _addresses(host: nl.Socket, index: int) -> list[tuple[bytes, int]]:
 
 
 def agree_with_key(config: Config, address: bytes) -> None:
-    """Raises CniError (NODE_MISCONFIGURED) if the key file, where there is one, is another node's
-    than the one with this address, or cannot be read."""
+    """Raises CniError (NODE_MISCONFIGURED) if there is a key file whose key does not belong to this
+    address, or that cannot be read."""
     private = read_key(config.netseed)
     if private:
         other = identity.address(identity.public_key(private))
@@ -153,7 +153,7 @@ def _agree(config: Config, address: bytes, source: str, other: bytes) -> None:
             NODE_MISCONFIGURED,
             f"{source} says subnet {_subnet(other)}, interface {config.interface} says "
             f"{_subnet(address)}",
-            "let both be of one daemon key, then run `mycelium-cni setup`",
+            "make both use one daemon key, then run `mycelium-cni setup`",
             about=source,
         )
 
@@ -163,7 +163,7 @@ def _subnet(address: bytes) -> str:
 
 
 def key_exposure(path: str) -> str:
-    """Who but root and the daemon can get at the key file, in words; '' for nobody. The daemon
+    """Who besides root and the daemon can access the key file, in words; '' if nobody. The daemon
     makes it with mode 0640. Raises OSError."""
     status = stat(path)
     if status.st_mode & 0o022:
@@ -177,7 +177,7 @@ def key_exposure(path: str) -> str:
 
 def read_key(path: str) -> bytes | None:
     """The private key in the daemon's key file, or None where there is no such file. It is a
-    secret: callers compute from it what is public, and forget it.
+    secret: callers derive what is public, and drop it.
 
     Raises CniError (NODE_MISCONFIGURED): it cannot be read, or is too short.
     """
@@ -187,11 +187,11 @@ def read_key(path: str) -> bytes | None:
         if error.errno == ENOENT:
             return None
         raise _unreadable(path, error) from None
-    # From here on the process leaves no core file: 1 is less than any, and switches off handlers
+    # From here on the process dumps no core: 1 byte is too small for a file, and disables handlers
     # too, for which 0 means "no limit" (fs/coredump.c).
     try:
         setrlimit(RLIMIT_CORE, (1, 1))
-    except ValueError:  # it is 0, and raising it takes CAP_SYS_RESOURCE
+    except ValueError:  # the limit is 0, and raising it takes CAP_SYS_RESOURCE
         pass
     try:
         # The daemon reads 32 bytes and ignores what follows (mycelium, load_key_file).

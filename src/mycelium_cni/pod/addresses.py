@@ -9,8 +9,8 @@ from posix import urandom
 from mycelium_cni.node.marks import digest
 
 POD_MARK = b"\xff\x0f"  # groups 5 of every pod address, as Zero-OS gives them
-# The first octet of MACs that are made from addresses: locally administered, unicast, and nobody's
-# habit. That of the host end is the counterpart's (guard.counterpart), 66.
+# The first octet of MACs that are made from addresses: locally administered, unicast, and not in
+# common use. The host link's is 66 (guard.counterpart).
 MAC_OCTET = b"\x62"
 
 
@@ -28,6 +28,6 @@ def stable_address(subnet: bytes, *owner: str) -> bytes:
 
 
 def mac_of(address: bytes) -> bytes:
-    """The MAC of the pod with that address, unless another was asked for: who has learned it still
-    knows where to send when the address is used again (docs/adr/0007)."""
+    """The MAC of the pod with that address, unless another was requested: a reused address keeps
+    its MAC, so what neighbours have learned stays true (docs/adr/0007)."""
     return MAC_OCTET + blake2b(address, digest_size=5).digest()

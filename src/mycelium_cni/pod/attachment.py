@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 LINK_PREFIX = "myc"
 ALIAS_PREFIX = "mycelium-cni"
-# Of the words behind it. 0.1.0 gave no number, and did not say the mode.
+# Of the words after the prefix. 0.1.0 gave neither number nor mode.
 ALIAS_FORMAT = 2
 ALIAS_SIZE = 255  # linux/if_link.h, IFALIASZ, less the final NUL
 
@@ -31,18 +31,17 @@ class Attachment:
         self.network: Final = network
         self.container: Final = container
         self.ifname: Final = ifname
-        # 15 bytes are all a name may have. 48 bits are enough: the names of one node compete. The
-        # size is part of the digest, and so of the name by which DEL finds what 0.1.0 has made.
+        # A name has at most 15 bytes. 48 bits are enough: names need differ on one node only.
+        # BLAKE2 hashes the size (18) too: with another, DEL would not find what 0.1.0 has made.
         self.host_link: Final = LINK_PREFIX + digest(18, network, container, ifname)[:6].hex()
 
     def alias(self, mode: str, address: str, pod: str, mac: str = "", table: int = 0) -> str:
         """Who the host link belongs to, for people and for `mycelium-cni list`: KEY=VALUE words.
-        `mac` is the pod's if it was asked for, and so does not follow from the address; `table` the
-        routing table that the pod has for this link alone, if it needs one.
+        `mac` is the pod's if it was requested, and not made from the address; `table` the routing
+        table that the pod has for this link alone, if it needs one.
 
         Pod and network name come from strangers: only visible ASCII gets through, and the alias
-        never outgrows what the kernel takes. The container ID stands last, where cutting hurts
-        least.
+        keeps to the kernel's limit. The container ID comes last, where cutting hurts least.
         """
         words = [ALIAS_PREFIX, f"v={ALIAS_FORMAT}", f"address={address}", f"mode={mode}"]
         words.append(f"ifname={visible(self.ifname, 15)}")

@@ -127,7 +127,7 @@ def _broken(what: str) -> CniError:
 def _pod_link(pod: Snapshot, host_link: Link, sandbox: str) -> Link:
     """The other end of the host link, which must be in the pod's network namespace, and up."""
     link = pod.links.get(host_link.peer)
-    # Indexes are counted in each namespace: another link may have the one our link had elsewhere.
+    # Each namespace counts its own indexes: another link may have the one our link had elsewhere.
     if link is None or link.peer != host_link.index:
         raise _broken(f"the pod end of {host_link.name} is not in {sandbox!a}")
     return link
@@ -152,8 +152,8 @@ def _address(ip: Document) -> bytes:
 
 
 def _routes(result: Result, config: Config, node: subnet.Node) -> list[Route]:
-    """The routes that the result lists and that are ours, by destination or by gateway; somebody
-    may have taken others from the pod, and from the result."""
+    """The result's routes that are ours, by destination or by gateway; another plugin may have
+    removed some from the pod, and from the result."""
     gateway = format_address(node.gateway if node.bridge else node_facts.LINK_LOCAL_GATEWAY)
     ours = {format_prefix(route.destination) for route in config.routes}
     found = []
@@ -164,5 +164,5 @@ def _routes(result: Result, config: Config, node: subnet.Node) -> list[Route]:
         try:
             found.append(Route(parse_prefix(dst), {}))
         except ValueError as error:
-            raise _broken(f"the result has a route that is none: {error}") from None
+            raise _broken(f"the result has an invalid route: {error}") from None
     return found

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether a pod may have the requested address or MAC, and who has it already.
 
-`args` and CNI_ARGS may be filled by strangers (docs/security.md), so what anybody else has
-comes first. Two who ask for the same at once are told apart later, by the kernel: an alternative
-name (`datapath.reserve`) and an entry of the bridge's table (`datapath.raise_host_link`) are one's.
+Strangers may fill `args` and CNI_ARGS (docs/security.md), so a request never takes what another
+has. Between two simultaneous requests the kernel decides, later: only one gets an alternative name
+(`datapath.reserve`), or an entry of the bridge's table (`datapath.raise_host_link`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _SUBNET_PREFIXLEN = 64
 
 def check_address(host: nl.Socket, node: Node, address: bytes, stable: bytes | None) -> None:
     """Raises CniError: INVALID_CONFIG outside the node's subnet, otherwise ADDRESS_TAKEN. `stable`:
-    where addresses belong to pods by name, the one that is this pod's, b'' without a name."""
+    where addresses belong to pods by name, this pod's own, b'' without a name."""
     requested = f"requested IP {format_address(address)}"
     if address[:8] != node.subnet:
         prefix = format_prefix((node.subnet + bytes(8), _SUBNET_PREFIXLEN))
@@ -51,7 +51,7 @@ def check_address(host: nl.Socket, node: Node, address: bytes, stable: bytes | N
 
 
 def _check_node(host: nl.Socket, address: bytes, requested: str) -> None:
-    """The node's other links may have the address, or its routes lead elsewhere."""
+    """Refuse an address that the node has on a link, or routes elsewhere."""
     try:
         answer = host.read(nl.get_address("read address", address))
     except nl.NetlinkError as error:
@@ -81,10 +81,10 @@ def _check_node(host: nl.Socket, address: bytes, requested: str) -> None:
 
 
 def check_mac(host: nl.Socket, address: bytes, mac: bytes) -> None:
-    """For a pod on a bridge; in routed mode each pod has a wire of its own, and nobody is behind it
-    whom a MAC could hurt. Raises CniError (ADDRESS_TAKEN).
+    """For a pod on a bridge; a routed pod is alone on its link, and may have any MAC. Raises
+    CniError (ADDRESS_TAKEN).
 
-    What is behind a port that is not ours, only the bridge knows: see `datapath.raise_host_link`.
+    MACs behind other ports only the bridge knows: see `datapath.raise_host_link`.
     """
     requested, own = f"requested MAC {format_mac(mac)}", mac_of(address)
     if own[:1] in (mac[:1], guard.counterpart(mac)[:1]) and mac != own:

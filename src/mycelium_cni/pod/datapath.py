@@ -44,8 +44,8 @@ if TYPE_CHECKING:
 
     from mycelium_cni.undo import Undo
 
-# What is awaited takes the kernel microseconds, and seconds where a hundred ADDs want its one lock.
-# Every runtime waits longer than ten seconds; one of them is for all else that ADD and undo do.
+# What ADD awaits takes the kernel microseconds, but seconds when a hundred ADDs contend for its
+# lock. Every runtime waits more than ten seconds; one is left for the rest of ADD and its undo.
 _SETTLE_TIMEOUT_S = 9
 _POLL_S = 0.0005
 # No route, or one that refuses (net/ipv6/route.c, fib6_prop).
@@ -53,7 +53,7 @@ _NO_ROUTE = (ENETUNREACH, EHOSTUNREACH, EACCES, EINVAL)
 
 
 class Plan:
-    """An attachment as it will be: what of it is decided before the kernel is asked."""
+    """An attachment to be made: what is decided before the kernel is asked."""
 
     __slots__ = (
         *("address", "attachment", "bridge", "host_mac", "mtu", "node", "pod_link", "pod_mac"),
@@ -77,14 +77,14 @@ class Plan:
         self.mtu: Final = config.mtu or node.mtu
         self.pod_link: Final = pod_link
         self.address: Final = address
-        # Set at creation: udev leaves alone what was set.
+        # Set at creation: udev changes no MAC that was set.
         mac = mac_of(address)
         self.pod_mac: Final = requested_mac or mac
         self.host_mac: Final = counterpart(mac)
         self.requested_mac: Final = requested_mac
 
     def alias(self, pod: str, table: int = 0) -> str:
-        """What the host link says of itself."""
+        """The text of the host link's alias."""
         mac = format_mac(self.requested_mac) if self.requested_mac else ""
         mode = "bridge" if self.bridge else "routed"
         return self.attachment.alias(mode, format_address(self.address), pod, mac, table)
@@ -102,15 +102,15 @@ class Plan:
 
 
 def port(shape: Shape, network: str) -> Port | None:
-    """What the guard must know of a pod behind a bridge; of a routed one it knows enough."""
+    """What the guard must know of a bridged pod; None for a routed one, which it knows already."""
     if not shape.bridge:
         return None
     return Port(shape.host.index, shape.pod.mac, shape.address, group(network))
 
 
 def create_pair(host: nl.Socket, pod_netns: int, home: int, plan: Plan, undo: Undo) -> Shape:
-    """One request makes both ends where they belong, under their final names: no end ever is where
-    another program could rename, configure or adopt it."""
+    """Make both ends in one request, each in its namespace and under its final name: no other
+    program can rename, configure or adopt one meanwhile."""
     attachment, pod_link = plan.attachment, plan.pod_link
     host_link = attachment.host_link
     peer = nl.IFINFOMSG.pack(nl.AF_UNSPEC, 0, 0, 0, 0) + nl.encode(
@@ -133,7 +133,7 @@ def create_pair(host: nl.Socket, pod_netns: int, home: int, plan: Plan, undo: Un
     ]
     if plan.bridge:
         attributes.append((nl.IFLA_MASTER, plan.bridge.index))
-    # ECHO makes the kernel say what it made, so that no look-up needs to follow.
+    # ECHO: the kernel returns what it made, which saves a look-up.
     flags = nl.NLM_F_CREATE | nl.NLM_F_EXCL | nl.NLM_F_ECHO
     what = f"create veth {host_link} and {pod_link}"
     try:
@@ -149,10 +149,10 @@ def create_pair(host: nl.Socket, pod_netns: int, home: int, plan: Plan, undo: Un
             ) from None
         raise
     except OSError:
-        # The answer was lost. What was asked for may be there; then it has no alias yet.
+        # The answer was lost. If the pair was made, it has no alias yet.
         undo.push(_delete_nameless, host, host_link)
         raise
-    if not told:  # before Linux 6.2, which does not heed ECHO here
+    if not told:  # before Linux 6.2 the kernel ignores ECHO here
         undo.push(_delete_nameless, host, host_link)
         told = [host.read(nl.get_link(host_link))]
     made = Link(told[0])
@@ -162,7 +162,7 @@ def create_pair(host: nl.Socket, pod_netns: int, home: int, plan: Plan, undo: Un
 
 
 def _delete_lost(host: nl.Socket, made: Link, plan: Plan, pod_netns: int, home: int) -> None:
-    """Undo of making a pair whose host end somebody has moved elsewhere: the pod end takes it
+    """Undo of a pair whose host link somebody has moved elsewhere: deleting the pod link takes it
     along."""
     if exists(host, made.index):
         return
@@ -173,8 +173,8 @@ def _delete_lost(host: nl.Socket, made: Link, plan: Plan, pod_netns: int, home: 
 
 
 def _delete_nameless(host: nl.Socket, host_link: str) -> None:
-    """Undo of making a pair of which nobody knows whether it was made: what `reserve` has named
-    belongs to a live attachment."""
+    """Undo of a pair that may or may not have been made. A link with an alias (`reserve`) belongs
+    to a live attachment."""
     link = find_link(host, host_link)
     if link and not link.alias:
         delete_links(host, [link.index])
@@ -197,7 +197,7 @@ def _already_attached(host: nl.Socket, attachment: Attachment, pod_link: str) ->
 
 
 def set_alias(host: nl.Socket, shape: Shape, alias: str) -> None:
-    """Say something else of the host link than `reserve` could know."""
+    """Replace the alias that `reserve` gave the host link."""
     host.request(_alias(shape, alias).message())
 
 
@@ -206,8 +206,8 @@ def _alias(shape: Shape, text: str) -> Setting:
 
 
 def require_alternative_names(host: nl.Socket) -> None:
-    """Part of STATUS. Raises CniError (NODE_MISCONFIGURED) if a link of this kernel has one name
-    only, OSError if we may not give it another. Changes nothing: `lo` has that name already."""
+    """Part of STATUS. Raises CniError (NODE_MISCONFIGURED) if the kernel lacks alternative names,
+    OSError if we may not set them. Changes nothing: `lo` has that name already."""
     try:
         host.ensure(nl.link_property(nl.RTM_NEWLINKPROP, "name links", LOOPBACK, "lo"))
     except nl.NetlinkError as error:
@@ -223,7 +223,7 @@ def _refused_name(error: nl.NetlinkError) -> OSError | CniError:
 
 def reserve(host: nl.Socket, shape: Shape, alias: str) -> None:
     """Make the address the host link's alternative name. The kernel keeps names unique in a network
-    namespace and frees them with the link, so of any number of callers one wins, and nothing leaks.
+    namespace and frees them with the link, so exactly one caller wins, and nothing leaks.
     The alias comes first: the loser of a race reads there who won.
 
     Raises CniError (ADDRESS_TAKEN) that names the holder.
@@ -246,8 +246,8 @@ def taken(what: str, holder: Link | None) -> CniError:
 
 
 def raise_host_link(host: nl.Socket, shape: Shape) -> None:
-    """Host side, first half. All of it goes with the link, so creating the link is the only thing
-    to undo. Raises CniError (ADDRESS_TAKEN) if somebody on the bridge has the pod's MAC."""
+    """Host side, first half. All of it goes with the link, whose creation has its undo already.
+    Raises CniError (ADDRESS_TAKEN) if somebody on the bridge has the pod's MAC."""
     for switch in facts.host_switches(shape):
         switch.restore(host)
     try:
@@ -276,7 +276,7 @@ def reach_pod(host: nl.Socket, shape: Shape, undo: Undo) -> None:
     if shape.bridge:
         undo.push(forget_neighbour, host, shape.bridge.index, shape.address)
     else:
-        # A firewall that drops what the pod answers would cut it off in a minute (docs/adr/0002).
+        # A firewall that drops the pod's answers would cut it off within a minute (docs/adr/0002).
         messages += [fact.validated() for fact in wanted if isinstance(fact, Neighbour)]
     refused = host.attempt(*messages)
     for place in sorted(refused):
@@ -285,8 +285,8 @@ def reach_pod(host: nl.Socket, shape: Shape, undo: Undo) -> None:
 
 
 def enter_pod(pod_netns: int, home: int, pod_link: str, undo: Undo) -> nl.Socket:
-    """A socket in the pod netns, which stays there, after setting the switches that only a task
-    inside can set."""
+    """Set the switches that only a task inside the pod's namespace can set; return a socket that
+    stays in it."""
     with inside(pod_netns, home=home):
         # Docker and others switch IPv6 off in a namespace; `lo` then lacks ::1 too.
         loopback, *switches = facts.pod_switches(pod_link)
@@ -306,10 +306,10 @@ def _switch_back(pod_netns: int, home: int, switch: str) -> None:
 def configure_pod(pod: nl.Socket, shape: Shape, undo: Undo) -> bool:
     """Pod side: up, address, the gateway's neighbour, routes.
 
-    Another of the pod's links may have routes to the same prefixes, and keeps them: ours come after
-    them, and if the other link goes they serve everybody.
+    Another of the pod's links may have routes to the same prefixes. These stay first: ours get a
+    worse metric, and take over if that link goes.
 
-    Returns False if several links need routes for one source, and this kernel has none.
+    Returns False if several links need source routes, and this kernel has none.
     """
     link, routes = facts.pod_link(shape), facts.pod_routes(shape)
     refused = pod.attempt(*[fact.message() for fact in (*link, *routes)])
@@ -320,14 +320,14 @@ def configure_pod(pod: nl.Socket, shape: Shape, undo: Undo) -> bool:
     if shadowed:
         behind = facts.pod_routes(shape, priority=facts.POD_METRIC + shape.pod.index)
         pod.ensure(*[behind[place].message() for place in shadowed])
-    # On a bridge some of them are more specific, and shadow other links' without a word.
+    # On a bridge some of ours are more specific, and shadow other links' routes without an error.
     return not (shadowed or shape.bridge) or _lead_by_source(pod, shape, undo)
 
 
 def _lead_by_source(pod: nl.Socket, shape: Shape, undo: Undo) -> bool:
-    """Give each of the pod's Mycelium links its routes for what is sent from its own address, if
-    other links lead astray. Not if none does: a packet whose sender is yet to be chosen is routed
-    without them, and would never hear of a smaller MTU that was learned for them."""
+    """Give each of the pod's Mycelium links source routes for its own address, if other links would
+    take its packets. Only then: a packet whose source is yet to be chosen is routed without them,
+    and would miss a smaller path MTU that was learned on them."""
     from mycelium_cni.kernel.snapshot import Snapshot  # noqa: PLC0415 - not in most ADDs
 
     seen = Snapshot(pod)
@@ -345,10 +345,10 @@ def _lead_by_source(pod: nl.Socket, shape: Shape, undo: Undo) -> bool:
 
 
 def announce(pod: nl.Socket, shape: Shape) -> None:
-    """Have the pod tell its neighbours, the node among them, the MAC of an address that another pod
-    may have had with another MAC: whoever has that one would send there for half a minute more. A
-    link that is given a MAC, be it the same, advertises its addresses (`ndisc_notify`), and forgets
-    its neighbours."""
+    """Have the pod advertise its MAC to its neighbours, the node among them: they may know the MAC
+    of the address's last owner, and would send there for another half minute. Setting a link's MAC,
+    even to the same value, makes it advertise its addresses (`ndisc_notify`) and forget its
+    neighbours."""
     pod.request(
         mac(shape.pod.index, shape.pod.name, shape.pod.mac, "neighbours hear of it").message(),
         facts.gateway(shape).message(),
@@ -365,7 +365,7 @@ class Patience:
 
     @property
     def left(self) -> float:
-        """Seconds, below 0 when it is at its end."""
+        """Seconds left; negative when the time is up."""
         now = monotonic()
         self._end = self._end or now + _SETTLE_TIMEOUT_S
         return self._end - now
@@ -397,9 +397,9 @@ def _is_local(pod: nl.Socket, address: bytes) -> bool:
 
 def await_carrier(host: nl.Socket, pod: nl.Socket, shape: Shape, patience: Patience) -> None:
     """Return when packets pass: both ends are up, but until the kernel's link watch has run, it
-    drops what they send, and a bridge port does not forward. From Linux 6.8 on the question itself
+    drops what they send, and a bridge port does not forward. From Linux 6.8 on, reading the link
     makes it run (net/core/rtnetlink.c, linkwatch_sync_dev), so one round is enough."""
-    # The host end first: where somebody moves it away meanwhile, the pod end only has no carrier.
+    # The host link first: if somebody has moved it away, the pod link merely lacks a carrier.
     for socket, end in ((host, shape.host), (pod, shape.pod)):
         while True:
             link = read_link(socket, end.index, f"read link {end.name}")
@@ -412,7 +412,7 @@ def await_carrier(host: nl.Socket, pod: nl.Socket, shape: Shape, patience: Patie
                 )
             sleep(_POLL_S)
     if shape.bridge:
-        # A bridge loses its carrier with its last port, and forgets its neighbours when that is
-        # noticed, which may be after the next pod has come. Asked once, for a bridge with spanning
-        # tree waits half a minute for its carrier.
+        # A bridge loses its carrier with its last port, and its neighbours when the link watch sees
+        # that, perhaps after the next pod has come. Reading the bridge makes it run now. Once only:
+        # with spanning tree the carrier takes half a minute.
         read_link(host, shape.bridge.index, "read the bridge")

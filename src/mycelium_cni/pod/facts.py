@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an attachment ought to have, on the node and in the pod, in the order in which ADD makes it.
+"""What an attachment should have, on the node and in the pod, in the order in which ADD makes it.
 
-The lists depend on nothing but the shape of the attachment, so ADD, which makes it, and CHECK and
+The lists depend only on the shape of the attachment, so ADD, which makes it, and CHECK and
 `doctor`, which look at it, cannot disagree.
 """
 
@@ -45,7 +45,7 @@ POD_METRIC = 1024  # the kernel's own for routes without one
 
 
 class End:
-    """One end of a wire: a link with its index, in its own namespace, and its MAC."""
+    """A link that carries pods' packets: index (in its own namespace), name and MAC."""
 
     __slots__ = ("index", "mac", "name")
 
@@ -75,7 +75,7 @@ class Shape:
         self.host: Final = host
         self.pod: Final = pod
         self.address: Final = address
-        # On a bridge the node's own address lies in the subnet that the pod takes for its link's.
+        # On a bridge the pod takes its subnet, with the node's own address in it, for on-link.
         own = [config.Route((node.address, 128), {})] if bridge else []
         self.routes: Final = [*own, *routes]
 
@@ -85,7 +85,7 @@ class Shape:
 
     @property
     def beyond(self) -> End:
-        """Who is at the other end of the pod's wire."""
+        """The link that has the pod's gateway."""
         return self.bridge or self.host
 
     @property
@@ -94,15 +94,15 @@ class Shape:
 
 
 class _Forwarding(Switch):
-    """The link forwards, as all links do once the node is prepared. Whoever sets a link forwarding,
-    be it again, takes the routes that were learned from router advertisements from every link that
-    is not told to keep them (net/ipv6/addrconf.c, addrconf_fixup_forwarding)."""
+    """The link forwards, as all links do once the node is prepared. Setting it, even again, takes
+    the routes learned from router advertisements from every link that is not told to keep them
+    (net/ipv6/addrconf.c, addrconf_fixup_forwarding)."""
 
     __slots__ = ()
 
     def restore(self, host: nl.Socket) -> None:
-        # A new link forwards already, but where somebody has chosen otherwise for new ones. Before
-        # the node is prepared it need not, and then all links are set at once.
+        # A new link forwards already, unless conf.default says otherwise. Before the node is
+        # prepared none needs to; then all are set at once.
         if sysctl.get(self.path) != self.value and sysctl.get(FORWARDING) == self.value:
             for switch in keep_learned(links_at_risk(host)):
                 switch.restore(host)
@@ -110,12 +110,12 @@ class _Forwarding(Switch):
 
 
 def host_switches(shape: Shape) -> list[Switch]:
-    """The settings of the host link. On a bridge the kernel asks none of a port."""
+    """The settings of the host link; a bridge port needs none."""
     if shape.bridge:
         return []
     name = shape.host.name
-    # fe80::1 is nobody's address: as an address of every host link it makes ADD on a big node four
-    # times slower (docs/adr/0002). The kernel still answers for it, so a pod that has lost its
+    # No link has the address fe80::1: on every host link it would make ADD on a big node four times
+    # slower (docs/adr/0002). The kernel answers for it as a proxy, so a pod that has lost its
     # neighbours finds its gateway again.
     answers = "the kernel answers for the pod's gateway"
     return [
@@ -124,19 +124,19 @@ def host_switches(shape: Shape) -> list[Switch]:
         Switch(sysctl.conf(name, "proxy_ndp"), "1", answers),
         # By default it lets the pod wait for up to 0.8 s (RFC 4861, section 7.2.8).
         Preference(f"neigh/{name}/proxy_delay", "0", answers),
-        _Forwarding(sysctl.conf(name, "forwarding"), "1", answers),  # ndisc_recv_ns asks for it
+        _Forwarding(sysctl.conf(name, "forwarding"), "1", answers),  # needed by ndisc_recv_ns
     ]
 
 
 def host_link(shape: Shape) -> list[Part]:
-    """The host link itself, up to its carrier."""
+    """The host link itself, until it is up."""
     index, name = shape.host.index, shape.host.name
     found: list[Part] = [
         NoLinkLocal(index, name, "the kernel's own would be tentative at first"),
         Up(index, name, "a link that is down carries nothing"),
     ]
     if not shape.bridge:
-        # On a bridge the guard drops it; here nothing would where `rp_filter` is off.
+        # On a bridge the guard drops ARP; in routed mode nothing would if `rp_filter` is off.
         return [NoArp(index, name, "a pod could fill the node's ARP table"), *found]
     # The bridge would learn, and let a pod take another's MAC, from frames to 01:80:c2:00:00:0e
     # that no packet filter sees (net/bridge/br_input.c, br_handle_frame).
@@ -148,10 +148,10 @@ def host_link(shape: Shape) -> list[Part]:
 
 
 def host_reach(shape: Shape) -> list[Object]:
-    """How the node reaches the pod. After the carrier is up: when the kernel's link watch sees a
-    link without one, it drops the link's neighbours."""
+    """How the node reaches the pod. Made once there is a carrier: the kernel's link watch drops the
+    neighbours of a link without one."""
     if shape.bridge:
-        # Whoever has to be asked for counts towards a limit of the whole machine (gc_thresh3).
+        # A neighbour that must be resolved counts towards the machine's limit (gc_thresh3).
         # Permanent: on a bridge a pod may use no other MAC. So it outlives the pod (docs/adr/0011).
         known = Neighbour(
             *(shape.bridge.index, shape.bridge.name, shape.address, shape.pod.mac),
@@ -162,15 +162,15 @@ def host_reach(shape: Shape) -> list[Object]:
         return [known] if shape.bridge.index else []
     index, name = shape.host.index, shape.host.name
     return [
-        # Who asks for a neighbour must have an address to ask from. One that no other link has,
-        # and with no prefix, so that nothing in the kernel grows with the number of pods.
+        # The kernel asks for a neighbour from an address of the link. Another for each link, and
+        # without a prefix, so that no list in the kernel grows with the number of pods.
         Address(
             *(index, name, link_local(shape.host.mac), 128),
             "the node asks for the pod's MAC from it",
         ),
         Proxy(
             *(index, name, LINK_LOCAL_GATEWAY),
-            "the pod's gateway answers for itself",
+            "the kernel answers for the pod's gateway",
             protocol=PROTOCOL,
         ),
         # Known from the start, and not permanent: `tuning` may change the pod's MAC.
@@ -203,9 +203,9 @@ def pod_switches(pod_link: str) -> list[Switch]:
 
 
 def pod_preferences(pod_link: str) -> list[Switch]:
-    """The settings that ADD makes besides; a plugin behind us (`tuning`) may choose others."""
+    """The settings that ADD also makes; a later plugin (`tuning`) may change them."""
     return [
-        Switch(sysctl.conf(pod_link, "accept_ra"), "0", "nobody announces routers here"),
+        Switch(sysctl.conf(pod_link, "accept_ra"), "0", "no router announces itself here"),
         Switch(sysctl.conf(pod_link, "keep_addr_on_down"), "1", "the address outlives down and up"),
         Switch(sysctl.conf(pod_link, "ndisc_notify"), "1", "the node is told of a changed MAC"),
     ]
@@ -235,20 +235,20 @@ def gateway(shape: Shape) -> Neighbour:
 
 
 def pod_routes(shape: Shape, *, priority: int = 0) -> list[Route]:
-    """The pod's routes, all by its gateway; `priority` is that of those that have none."""
+    """The pod's routes, all via its gateway; `priority` is for those without one."""
     return [_pod_route(shape, route, "the pod's way out", priority) for route in shape.routes]
 
 
 def source_routes(shape: Shape) -> list[Route]:
-    """What is sent from the pod's address takes the pod's link, whatever other links there are: the
-    node drops it on any other. In the table `local`, which the kernel asks before all others, and
+    """Routes that keep packets from the pod's address on the pod link, whatever other links there
+    are: the node drops them on any other. In the table `local`, which the kernel asks first, and
     gone with the link (docs/adr/0009)."""
     return own_routes(shape, nl.RT_TABLE_LOCAL, source=shape.address)
 
 
 def has_rivals(seen: Snapshot, shape: Shape) -> bool:
-    """Whether other links of the pod lead astray, as its routes tell: one of ours had to stand
-    behind another link's, or another link is on the overlay too."""
+    """Whether other links of the pod would take its packets, as its routes tell: one of ours has a
+    worse metric than another's, or another link is on the overlay too."""
     behind = POD_METRIC + shape.pod.index
     return any(
         route.protocol == PROTOCOL
@@ -259,14 +259,14 @@ def has_rivals(seen: Snapshot, shape: Shape) -> bool:
 
 
 def source_rule(address: bytes, table: int) -> Rule:
-    """What is sent from the pod's address is routed by that table."""
+    """Packets from the pod's address are routed by that table."""
     return Rule(address, table, "other links of the pod would take its packets", protocol=PROTOCOL)
 
 
 def own_way(seen: Snapshot, shape: Shape, alias: str) -> Sequence[Fact]:
-    """What leads the pod's packets to its link where other links lead astray: routes, or a rule if
-    the host link's alias names its table. 0.1.0 and kernels without CONFIG_IPV6_SUBTREES do without
-    where the link was the pod's first."""
+    """What keeps the pod's packets on its link if other links would take them: source routes, or a
+    rule if the host link's alias names its table. A pod's first link has neither if 0.1.0 made it,
+    or the kernel lacks CONFIG_IPV6_SUBTREES."""
     table = word(alias, "table")
     if table.isdigit():
         return [source_rule(shape.address, int(table))]
@@ -275,8 +275,8 @@ def own_way(seen: Snapshot, shape: Shape, alias: str) -> Sequence[Fact]:
 
 
 def source_routes_of_others(seen: Snapshot, shape: Shape) -> list[Route]:
-    """The same for the other Mycelium links of the pod, as its tables tell them: an address on the
-    overlay, and routes of ours."""
+    """`source_routes` for the pod's other Mycelium links: those with an address on the overlay, and
+    routes of ours."""
     why = "other links of the pod would take its packets"
     marked = {
         route.link
@@ -307,8 +307,8 @@ def source_routes_of_others(seen: Snapshot, shape: Shape) -> list[Route]:
 
 
 def own_routes(shape: Shape, table: int, source: bytes = b"") -> list[Route]:
-    """The link's way to all that it is there for, on its own in a table: its routes, but for those
-    that somebody wants in a table of theirs, and on a bridge the subnet."""
+    """The link's routes for a table of its own: the configured ones, except those that name another
+    table, and on a bridge the subnet's."""
     why = "other links of the pod would take its packets"
     found = [
         _pod_route(shape, route, why, table=table, sender=source)
@@ -337,7 +337,7 @@ def shadowing(shape: Shape) -> list[Route]:
         return []
     onlink = Route(
         (shape.node.subnet + bytes(8), shape.prefixlen),
-        "other links of the pod lead astray",
+        "it would take other links' packets",
         index=shape.pod.index,
         link=shape.pod.name,
         protocol=nl.RTPROT_UNSPEC,

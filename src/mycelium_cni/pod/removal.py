@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 
 def attachments(host: nl.Socket, network: str) -> list[Link]:
-    """The host links of all attachments of a network. Two networks may have one group, so it is the
-    alias that counts; a link without one is what an ADD has left that was killed."""
+    """The host links of all attachments of a network. Two networks may have one group, so the alias
+    decides; a link without one was left by an ADD that was killed."""
     veth: nl.Attribute = (nl.IFLA_LINKINFO, [(nl.IFLA_INFO_KIND, b"veth")])
     links = [Link(p) for p in host.dump(nl.link(nl.RTM_GETLINK, "list links", veth))]
     names = ("", network_word(network))
@@ -41,7 +41,7 @@ def attachments(host: nl.Socket, network: str) -> list[Link]:
 
 def find(host: nl.Socket, attachment: Attachment) -> Link | None:
     """The host link of an attachment: by its name, or, where somebody has renamed it, by what its
-    alias says. A link of that name that nobody marked as ours is somebody else's."""
+    alias says. A link of that name without our marks is somebody else's."""
     link = find_link(host, attachment.host_link)
     if link and (link.group & GROUP_MASK == GROUP or link.alias.startswith(ALIAS_PREFIX)):
         return link
@@ -59,8 +59,8 @@ def is_valid(link: Link, network: str, valid: set[str]) -> bool:
 
 
 def forget_neighbours(host: nl.Socket, links: list[Link]) -> None:
-    """Before the links go, while nobody else can have their addresses: drop the bridge's neighbour
-    entries of their pods."""
+    """Drop the bridge's neighbour entries of these links' pods. Before the links go: until then
+    nobody else can have their addresses."""
     for link in links:
         port = port_of(link)
         if port:
@@ -75,7 +75,7 @@ def sweep_neighbours(host: nl.Socket) -> None:
         said = nl.decode(payload, nl.NDMSG.size)
         if state & nl.NUD_PERMANENT and said.get(nl.NDA_PROTOCOL) == bytes((PROTOCOL,)):
             address = said[nl.NDA_DST]
-            # A pod that gets the address now reserves it first.
+            # A new pod reserves the address before it makes the entry.
             if not find_link(host, format_address(address)):
                 forget_neighbour(host, index, address)
 
@@ -93,11 +93,11 @@ def forget_neighbour(host: nl.Socket, bridge: int, address: bytes) -> None:
 def delete_links(host: nl.Socket, indexes: list[int]) -> None:
     """Delete host links, and return when they, their pod ends, addresses and routes are gone.
 
-    The kernel takes all that away within 2 ms, and then makes the caller wait another 30 until
-    the last reader of the old structures is done. A child does that waiting (docs/adr/0003). It
-    works through the request whatever becomes of it, even when killed; and one request for a whole
-    group waits once for any number of links. It asks by our own socket, which is where the links
-    are and needs neither another descriptor nor the right to enter a namespace.
+    The kernel does that within 2 ms, and then makes the caller wait another 30 until the last
+    reader of the old structures is done. A child does the waiting (docs/adr/0003); the kernel
+    finishes the request even if the child is killed. One request for a whole group waits once for
+    any number of links. The child uses our socket, which is in the links' namespace: it needs no
+    other descriptor, and no right to enter one.
 
     Raises NetlinkError if the kernel refuses to delete one; then it has deleted the others.
     """
@@ -112,10 +112,10 @@ def delete_links(host: nl.Socket, indexes: list[int]) -> None:
         request = nl.link(nl.RTM_DELLINK, "delete links", (nl.IFLA_GROUP, doomed))
     else:
         request = nl.link(nl.RTM_DELLINK, "delete link", index=indexes[0])
-    unheard = host.numbered(request)  # here, so that its answer is taken for no other's
+    unheard = host.numbered(request)  # here: no later request gets the same number
     try:
         child = fork()
-    except OSError:  # no process to be had: do the waiting here
+    except OSError:  # no process left: wait here
         _unless_gone(host, request)
     else:
         if child == 0:
@@ -127,20 +127,20 @@ def delete_links(host: nl.Socket, indexes: list[int]) -> None:
 
 
 def _await_deletion(host: nl.Socket, indexes: list[int], request: nl.Message, child: int) -> None:
-    """Return when the links are gone that the child deletes."""
+    """Return when the links that the child deletes are gone."""
     for index in indexes:
-        # The answer cannot come between two halves of a deletion: both take the kernel's rtnl lock,
-        # and once a link is gone, so are its peer, addresses, routes, neighbours and names.
+        # No answer shows half a deletion, for both take the kernel's rtnl lock: once a link is
+        # gone, so are its peer, addresses, routes, neighbours and names.
         while exists(host, index):
             if waitpid(child, WNOHANG)[0]:
-                # It was refused, or killed before it had asked.
+                # The child was refused, or killed before it had asked.
                 _unless_gone(host, request)
                 return
             sched_yield()
 
 
 def _delete_detached(host: nl.Socket, unheard: bytes) -> NoReturn:
-    """The child's part: nothing of the runtime's is kept open, and its signals are not for us."""
+    """The child's part: leave the runtime's streams and session, which ends its signals too."""
     try:
         for fd in range(3):
             close(fd)
@@ -151,7 +151,7 @@ def _delete_detached(host: nl.Socket, unheard: bytes) -> NoReturn:
 
 
 def _unless_gone(host: nl.Socket, message: nl.Message) -> None:
-    """Pods end at any time, and take their links with them."""
+    """Ignore ENODEV: pods end at any time, and take their links along."""
     try:
         host.request(message)
     except nl.NetlinkError as error:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rule that leads what a pod sends from one address to its link, where no route can.
+"""The rule that keeps packets from a pod's address on its link, where no route can.
 
-Routes for one source go with their link (facts.source_routes), but Talos builds its kernel
-without CONFIG_IPV6_SUBTREES, and 0.1.0 did not make them. A rule stays when its link goes. Its
-table is empty then, so it leads nothing astray, but somebody has to take it away. The alias of the
-host link says that there is one; only the network namespace in which that link has its other end is
-entered, and only the rule of that link's own address and table deleted.
+Source routes go with their link (facts.source_routes), but Talos builds its kernel without
+CONFIG_IPV6_SUBTREES, and 0.1.0 did not make them. A rule outlives its link. Its table is empty
+then, so it does no harm, but must be deleted. The alias of the host link says that there is one;
+only the network namespace in which that link has its other end is entered, and only the rule of
+that link's own address and table deleted.
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ def table(shape: Shape) -> int:
 
 
 def lead(pod: nl.Socket, shape: Shape, undo: Undo) -> None:
-    """Make the table, and the rule that leads to it. The alias of the host link must say so by now:
-    whoever finds the link finds the rule, whenever this process is killed."""
+    """Make the table, and the rule for it. The alias of the host link must say so by now: then DEL
+    finds the rule, even if this process is killed."""
     number = table(shape)
     leading = facts.source_rule(shape.address, number)
     undo.push(_drop, pod, leading)
     routes = [fact.message() for fact in facts.own_routes(shape, number)]
-    # The other links have no rule each: what they send must not find this link's routes.
+    # Not every other link has a rule: what they send must not find this link's routes.
     unwanted = [fact.drop() for fact in facts.shadowing(shape)]
     pod.request(*routes, leading.message(), *unwanted)
 
 
 def forget(host: nl.Socket, links: list[Link], path: str) -> None:
     """Part of DEL and GC: drop the rules of these host links. `path` is where the pod's network
-    namespace may be; where it is not, the processes of the machine are asked. A namespace that
-    cannot be found or entered keeps a rule that leads nowhere."""
+    namespace may be; else those of all processes are searched. A namespace that cannot be found or
+    entered keeps a rule without effect."""
     wanted: dict[bytes, list[Link]] = {}
     for link in links:
         if word(link.alias, "table"):
@@ -83,7 +83,7 @@ def _namespaces(path: str) -> Iterator[int]:
     places = [path, *[f"/proc/{name}/ns/net" for name in listdir("/proc") if name.isdigit()]]
     for place in places:
         try:
-            # All processes of a pod name the same one.
+            # All processes of a pod are in the same one.
             name = readlink(place) if place != path else ""
             if name not in seen:
                 seen.add(name)
