@@ -3,8 +3,8 @@
 
 A node that forwards routes whatever its Mycelium daemon writes to the TUN, and the daemon checks
 neither source nor destination of what it decrypts. So before forwarding is switched on, the packet
-filter gets one table of ours (and one in the bridge family, for bridge mode). No state is kept of
-what was loaded: elements of the table carry, as their comments, the facts they were made from.
+filter gets one table of ours (and one in the bridge family, for bridge mode). What was loaded is
+recorded only in the table: comments of its elements say what they were made from.
 
 `wanted` is what should be loaded, as data, `rules` the same as messages. `question` is what every
 ADD asks, `repair` compares everything, `load` loads what is missing, and `connections` ends those

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Connections that outlive what allowed them: an address's last owner, or a policy.
 
-What belongs to a connection passes before a policy is asked, so these are ended.
+Packets of a tracked connection pass before any policy applies, so it must be ended.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 
 def end_former(wanted: Wanted, address: bytes) -> None:
-    """Part of ADD of an address that another pod may have had, once that pod's link is gone: all
-    that is tracked of the address is that pod's. Whatever the policy: it may be tightened later.
+    """Part of ADD if another pod may have had the address: end that pod's connections, which are
+    all that are tracked for it. Whatever the policy: it may be tightened later.
 
     Raises CniError (NODE_MISCONFIGURED) or OSError if they cannot be ended.
     """
@@ -33,9 +33,9 @@ def end_former(wanted: Wanted, address: bytes) -> None:
 
 
 def end_forbidden(host: nl.Socket, wanted: Wanted, links: Iterable[Link]) -> None:
-    """After a change of a network's policy: end what it would not have allowed towards the pods of
-    these links. What the pods have opened goes on, and what the policy allows is not interrupted:
-    the node may be translating its addresses. Raises as `end_former`."""
+    """After a change of a network's policy: end connections to the pods of these links that it
+    forbids. Those that pods have opened go on, and so do allowed ones: the node may be translating
+    their addresses. Raises as `end_former`."""
     pods = {address_of(link) for link in links}
     policy, nodes = wanted.policy, {address for _, address in Snapshot(host).addresses}
 

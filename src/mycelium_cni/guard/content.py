@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The content of one of our tables, whether it is read from messages to the kernel or from its own.
+"""The content of one of our tables, read either from our messages to the kernel or from its answer.
 
-The two differ in what means nothing: the kernel adds attributes whose value is zero, counts, and
-does not flag what is nested. So what ought to be there is told once, as the messages that make it.
+The two are compared, without what means nothing: the kernel adds attributes that are zero and
+counts, and does not flag nested ones. So what should be there is written once, as messages.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _DEFINED = (
 
 
 class Content:
-    """Chains by name, each with its hook, if any, and its rules; sets with their elements."""
+    """Chains by name, each with its rules and its hook, if any; sets with their elements."""
 
     __slots__ = ("awake", "elements", "hooks", "rules", "sets")
 
@@ -40,7 +40,7 @@ class Content:
         self.elements: dict[str, dict[bytes, Element]] = {}
 
     def apply(self, family: int, messages: Iterable[nl.Message]) -> Content:
-        """Let messages change it as they change the kernel's table of that family."""
+        """Apply messages as the kernel applies them to its table of that family."""
         for message in messages:
             if message.body[0] == family:
                 self._apply(message.kind & 0xFF, nl.decode(message.body, 4))
@@ -79,7 +79,7 @@ class Content:
             known.clear()
 
     def lacks(self, wanted: Content) -> str:
-        """The first thing that is wanted and not there, or is another; '' if all is."""
+        """The first wanted thing that is missing or different; '' if there is none."""
         if not self.awake:
             return "is dormant"
         for name, hook in wanted.hooks.items():
@@ -97,7 +97,7 @@ class Content:
         return ""
 
     def has(self, name: str, key: bytes) -> bool:
-        """Whether a set has an element that is no end of an interval."""
+        """Whether a set has an element with this key, not as the end of an interval."""
         return key + b"\0" in self.elements.get(name, {})
 
     def has_all(self, message: nl.Message) -> bool:
@@ -114,7 +114,7 @@ class Content:
         return any(self.hooks[name])
 
     def reached(self, chains: Iterable[str]) -> set[str]:
-        """These chains and all that rules lead to from there."""
+        """These chains and all that their rules lead to."""
         reached = set(chains)
         waiting = list(reached)
         while waiting:
@@ -144,10 +144,10 @@ def read(socket: nf.Socket, table: nf.Table) -> Content | None:
     for kind in (nf.NFT_MSG_GETCHAIN, nf.NFT_MSG_GETRULE, nf.NFT_MSG_GETSET):
         for payload in socket.dump(table.list_objects(kind)):
             said = nl.decode(payload, 4)
-            if said[nf.NFTA_RULE_TABLE] == named:  # of chains the kernel lists everybody's
+            if said[nf.NFTA_RULE_TABLE] == named:  # the kernel lists every table's chains
                 content._apply(kind - 1, said)
     for name, definition in content.sets.items():
-        if definition[0] & nf.NFT_SET_EVAL:  # what rules have learned
+        if definition[0] & nf.NFT_SET_EVAL:  # filled by rules, not by us
             continue
         try:
             payloads = socket.dump(table.elements(nf.NFT_MSG_GETSETELEM, name, []))
@@ -175,14 +175,14 @@ def _expression(octets: bytes) -> Expression:
 
 
 def _unflagged(value: bytes) -> bytes:
-    """A verdict is the one thing that is nested in what is nested (NFTA_DATA_VERDICT)."""
+    """Without the nested flag, which only a verdict has at this depth (NFTA_DATA_VERDICT)."""
     if len(value) > 8 and value[2:4] == b"\2\x80":
         return value[:3] + b"\0" + value[4:]
     return value
 
 
 def _targets(said: dict[int, bytes]) -> Iterable[str]:
-    """The chains that an expression goes to: one at most."""
+    """The chain that an expression goes to, if any."""
     for value in said.values():
         if len(value) > 8 and value[2:4] == b"\2\0":
             verdict = nl.decode(nl.decode(value, 0)[nf.NFTA_DATA_VERDICT], 0)
@@ -191,7 +191,7 @@ def _targets(said: dict[int, bytes]) -> Iterable[str]:
 
 
 def _elements(said: dict[int, bytes]) -> Iterable[tuple[bytes, Element]]:
-    """Each key, behind whose last byte stands whether it is the end of an interval."""
+    """Each key, plus a byte that says whether it is the end of an interval, and its element."""
     for _, octets in nl.attributes(said.get(nf.NFTA_SET_ELEM_LIST_ELEMENTS, b""), 0):
         each = nl.decode(octets, 0)
         key = nl.decode(each[nf.NFTA_SET_ELEM_KEY], 0)[nf.NFTA_DATA_VALUE]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loading the guard, asking whether it is loaded, and taking back what it knows of a pod.
+"""Load the guard, tell whether it is loaded, and delete a pod's entries.
 
-`rules`, `repair` and all of nf_tables are imported where something is to be loaded: once per node
-and network, or per bridged pod.
+`rules`, `repair` and `nftables` are imported only where something is loaded: once per node and
+network, or per bridged pod.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def protect(
 ) -> None:
     """Part of ADD, and, `thorough`, of `setup`: ensure that the rules are loaded.
 
-    Raises CniError (NODE_MISCONFIGURED) if it cannot be, and the configuration insists on it.
+    Raises CniError (NODE_MISCONFIGURED) if they cannot be, and the configuration requires them.
     """
     if port:
         undo.push(release, port)
@@ -68,7 +68,7 @@ def protect(
 
 def _withdraw(host: nl.Socket) -> None:
     """Undo of loading the first rules, unless another ADD relies on them by now. The failed ADD's
-    link still exists here: steps are undone last first."""
+    own link still exists here: steps are undone newest first."""
     if sum(ours(link) for link in _host_links(host)) < 2:
         remove()
 
@@ -82,17 +82,17 @@ def ensure(
     host: nl.Socket, wanted: Wanted, port: Port | None = None, *, thorough: bool = False
 ) -> int:
     """Load what is missing or differs, in one transaction. Returns 0 if nothing was, 2 if even the
-    table was missing. `port`: a pod that bridge mode is about to have. `thorough`: all that is
-    there is compared, not only what one question tells.
+    table was missing, else 1. `port`: a bridged pod that is being attached. `thorough`: compare
+    everything, not only what `is_loaded` asks.
 
-    Raises OSError: the kernel does not have something, or refuses it.
+    Raises OSError: the kernel lacks something, or refuses it.
     """
     failure: nl.NetlinkError | None = None
     for attempt in range(_ATTEMPTS):
         try:
             return _ensure(host, wanted, port, thorough=thorough, afresh=bool(attempt))
         except nl.NetlinkError as error:
-            # Somebody else changed the table after we had asked; or the address has a stale entry.
+            # Somebody else changed the table after we read it; or the address has a stale entry.
             if error.errno not in (ENOENT, EEXIST, EBUSY, ERESTART):
                 raise
             failure = error
@@ -134,7 +134,7 @@ def _end_forbidden(host: nl.Socket, wanted: Wanted) -> None:
     """End connections that the policy forbids: they may have begun before it was loaded."""
     if wanted.policy.ingress == "open":
         return
-    # A link of an ADD that goes on is not up, and has no connections.
+    # The link of an ADD in progress is not up, and has no connections.
     links = [link for link in _host_links(host) if link.group == wanted.group and link.up]
     if links:
         from mycelium_cni.guard import connections  # noqa: PLC0415 - where a policy changes
@@ -164,8 +164,8 @@ def _refuse_shared_group(links: list[Link], wanted: Wanted) -> None:
 
 
 def _strays(links: list[Link], wanted: Wanted) -> list[Link]:
-    """The links of this network's pods that somebody has moved to another group, where other rules
-    find them, or none. Of a network whose name an alias cannot hold the links of others look alike.
+    """The host links of this network that somebody has moved to another group, and so to other
+    rules, or none. An alias may cut the network's name, and then does not tell it from others.
     """
     named = network_word(wanted.network)
     return [
@@ -186,8 +186,8 @@ def _survey(
     *,
     finished: bool = False,
 ) -> Survey:
-    """`finished`: only links that are up count. Those of an ADD that goes on are not, before it has
-    loaded what they need."""
+    """`finished`: only links that are up count. An ADD in progress loads what its link needs before
+    it sets it up."""
     from mycelium_cni.guard.repair import Survey  # noqa: PLC0415 - once per node and network
 
     counted = [link for link in links if ours(link) and (link.up or not finished)]
@@ -203,11 +203,11 @@ def _host_links(host: nl.Socket) -> list[Link]:
 
 
 def forget(*links: Link) -> nl.Socket | None:
-    """Part of DEL and GC, before the links go: drop what the guard knows of bridged pods. An entry
-    that stays lets nobody do anything, for no link will have its index again; `sweep` finds it.
+    """Part of DEL and GC, before the links go: drop the entries of bridged pods. One that stays
+    allows nothing, because no link will have its index again; `sweep` finds it.
 
-    Returns a socket for `removal.delete_links` to outlive: what was dropped is gone at once, but
-    closing the socket waits until the last reader is done (nft_rcv_nl_event), 15 ms that the
+    Returns a socket to keep open until `removal.delete_links` is done: entries are gone at once,
+    but closing the socket waits until the last reader is done (nft_rcv_nl_event), 15 ms that the
     child of `delete_links` has to wait anyway. Raises OSError.
     """
     ports = [port for port in map(port_of, links) if port]
@@ -215,8 +215,8 @@ def forget(*links: Link) -> nl.Socket | None:
 
 
 def release(*ports: Port) -> nl.Socket | None:
-    """Drop the entries of bridged pods. What is not there is dropped already; a kernel without
-    nf_tables has none. Raises OSError."""
+    """Drop the entries of bridged pods, if they are there. None are without nf_tables. Raises
+    OSError."""
     from mycelium_cni.kernel import nftables  # noqa: PLC0415 - bridge mode only
 
     try:
@@ -264,7 +264,7 @@ def sweep(host: nl.Socket) -> int:
     from mycelium_cni.kernel import nftables  # noqa: PLC0415 - where bridge mode is in use
 
     with nftables.Socket() as socket:
-        # Entries first: of a pod that is attached meanwhile, only the link may be news.
+        # Entries first, then links: the entry of a pod attached meanwhile is never taken for stale.
         known = rules.ports(socket)
         live = [port for port in map(port_of, _host_links(host)) if port]
         indexes = {port.index for port in live}
@@ -275,7 +275,7 @@ def sweep(host: nl.Socket) -> int:
 
 
 def remove() -> bool:
-    """Take the tables away, for `teardown`; whether there was one. Raises OSError."""
+    """Delete the tables, for `teardown`; whether there was one. Raises OSError."""
     from mycelium_cni.guard import rules  # noqa: PLC0415
     from mycelium_cni.kernel import nftables  # noqa: PLC0415
 
@@ -292,7 +292,7 @@ def remove() -> bool:
 
 
 def inspect(host: nl.Socket, wanted: Wanted, port: Port | None = None) -> None:
-    """Part of STATUS, and of CHECK of a pod that bridge mode has at `port`. Raises CniError
+    """Part of STATUS, and of CHECK, with the `port` of a bridged pod. Raises CniError
     (NODE_MISCONFIGURED) that says what is wrong."""
     wrong = fault(host, wanted, port)
     if wrong:
@@ -306,8 +306,8 @@ def inspect(host: nl.Socket, wanted: Wanted, port: Port | None = None) -> None:
 
 def fault(host: nl.Socket, wanted: Wanted, port: Port | None = None) -> str:
     """What is wrong with the guard, in a few words; '' if nothing is. A policy that differs from
-    the configuration is not: the next ADD brings it, and `outdated` tells. Nor is a pod that is not
-    known, but for the one at `port`: its DEL may be at work."""
+    the configuration is no fault: the next ADD loads it, and `outdated` tells. Nor is a bridged pod
+    without entries, except the one at `port`: its DEL may be in progress."""
     from mycelium_cni.kernel import nftables  # noqa: PLC0415 - ADD hardly ever needs it
 
     links = _host_links(host)

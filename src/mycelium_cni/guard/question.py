@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The question of every ADD: are this network's rules loaded? One datagram each way.
 
-It asks for what tells most: an element's comment says what its chain was made from, the number of a
-chain's uses whether its rules are all there. `content` reads and compares everything.
+An element's comment says what its chain was made from, and a chain's use count whether its rules
+are all there. `content` reads and compares everything.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from mycelium_cni.guard.wanted import (
 )
 from mycelium_cni.kernel import netlink as nl
 
-# What of nf_tables the question takes; `nftables`, with the rest, is not imported for it.
+# All of nf_tables that the question needs, so that `nftables` is not imported for it.
 _GETTABLE, _GETCHAIN, _GETSETELEM = 0xA01, 0xA04, 0xA0D
 _NFGENMSG = Struct("=BBH")
 
 
 def is_loaded(wanted: Wanted) -> bool:
-    """Whether the kernel has what is wanted, as far as one question tells. Raises OSError."""
+    """Whether the kernel has what is wanted, as far as one question can tell. Raises OSError."""
     group, policy = wanted.group, wanted.policy
     questions = [
         *_INET_QUESTIONS,
@@ -58,7 +58,7 @@ def is_loaded(wanted: Wanted) -> bool:
         and _number_of_uses(pods) - PODS_USES in (0, 1)
         and (policy.ingress == "open" or _uses(others.pop(0), FORWARD_USES))
         and _number_of_uses(from_overlay) - OVERLAY_USES in (0, 1)
-        # Bridged pods use either chain once each: what differs is the number of rules.
+        # Each bridged pod adds one use to either chain: the difference is that of the rules.
         and _number_of_uses(to) - _number_of_uses(from_) == wanted.surplus
         and _says(overlay, wanted.overlay_words)
         and _says(network, wanted.network_words)

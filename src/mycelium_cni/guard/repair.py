@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is missing in our tables, and the messages that load it.
 
-Of what another release has loaded only that is looked at which every release has; it is no fault,
-and replaced all the same by whoever loads something.
+Another release's rules are checked only for what every release has. They are no fault, but the next
+load replaces them.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from typing import Final
 
-_READINGS = 4  # of what somebody else keeps changing
+_READINGS = 4  # if somebody else keeps changing the tables
 
 
 class Lack:
-    """Something that is not as it should be. `fault`: packets pass, or do not, that should not, or
-    should; otherwise it is another release's, or what an older configuration wanted. `recorded`:
-    the messages are made from a record, which its network's ADD may be replacing."""
+    """Something that is not as wanted. `fault`: packets pass that should not, or are dropped that
+    should pass; otherwise another release or an older configuration made it. `recorded`: the
+    messages are made from a record, which its network's ADD may be replacing."""
 
     __slots__ = ("fault", "messages", "recorded", "words")
 
@@ -46,8 +46,8 @@ class Lack:
 
 
 class Survey:
-    """The tables as the kernel has them, beside what one network wants of them. `ports`: the
-    bridged pods of the node; `groups`: those of networks that have pods. Raises NetlinkError."""
+    """The tables as the kernel has them, against what one network wants of them. `ports`: the
+    node's bridged pods; `groups`: of networks that have pods. Raises NetlinkError."""
 
     __slots__ = ("_bridge", "_generation", "_groups", "_inet", "_ports", "_wanted", "there")
 
@@ -68,16 +68,16 @@ class Survey:
         self._groups: Final = groups
 
     def fault(self, port: Port | None) -> str:
-        """The first fault in a few words; '' if there is none. Of the pods at ports only this one
-        is looked at."""
+        """The first fault in a few words; '' if there is none. Of the bridged pods only `port`'s is
+        checked."""
         if not self.there:
             return f"table inet {rules.INET.name} is missing"
         index = port.index if port else 0
         return next((lack.words for lack in self.lacks(index) if lack.fault), "")
 
     def repair(self) -> tuple[list[nl.Message], bytes]:
-        """What brings all that is lacking, and takes away what no packet reaches any more; and the
-        generation that it is for, zero if it is for any."""
+        """The messages that load what is lacking, and delete chains that no packet reaches any
+        more; and the generation that they are for, zero if they are for any."""
         if not self.there and not self._bridge.hooks:
             return self._afresh(), bytes(4)
         lacks = list(self.lacks())
@@ -90,7 +90,7 @@ class Survey:
         return messages, self._generation if any(each.recorded for each in lacks) else bytes(4)
 
     def _afresh(self) -> list[nl.Message]:
-        """All of it, where there is nothing to compare it with."""
+        """All of it, if there is no table yet."""
         wanted = self._wanted
         policy = wanted.policy
         messages = [*rules.base(peers="peering" in policy.asks)]
@@ -110,8 +110,8 @@ class Survey:
         return messages
 
     def lacks(self, index: int = 0) -> Iterator[Lack]:
-        """In the order in which it must be made. `index`: the host link of the pod that is not to
-        be missing."""
+        """What is lacking, in the order in which it must be made. `index`: of the host link whose
+        pod, if missing, is a fault."""
         records = _records(self._inet, self._wanted)
         yield from self._base(records)
         yield from self._overlay(records)
@@ -134,7 +134,7 @@ class Survey:
             yield Lack(lack.words, lack.messages, fault=lack.fault and peers == before)
 
     def _asked(self, switch: str, records: Iterable[Record]) -> tuple[bool, bool]:
-        """Whether one of the node's networks had asked for something, and whether one does now."""
+        """Whether one of the node's networks had a switch on, and whether one has now."""
         asking = {each.group for each in records if switch in each.more}
         now = asking - {self._wanted.group} or switch in self._wanted.policy.asks
         return bool(asking), bool(now)
@@ -154,7 +154,7 @@ class Survey:
             yield Lack(_said(rules.INET, lacking), messages, fault=fault)
 
     def _networks(self, records: Iterable[Record]) -> Iterator[Lack]:
-        """Each network's chains are as its record says, whatever its configuration says now."""
+        """Each network's chains against its record, whatever its configuration says now."""
         there = self._inet
         for record in records:
             messages = rules.policy(record.renewed, known=_known(there, record.group))
@@ -227,12 +227,11 @@ class Survey:
 def _shared(
     table: nf.Table, there: Content, messages: list[nl.Message], own: str
 ) -> Iterator[Lack]:
-    """What does not depend on a network. `own`: the chain that this release's packets go through,
-    and no other's."""
+    """What does not depend on a network. `own`: a chain that only this release's rules have."""
     wanted = Content().apply(table.family, messages)
     lacking = there.lacks(wanted)
     fault = not there.awake or not _is_others(there, own)
-    # A chain at a hook sees every packet. What this release does not know it does not keep.
+    # A chain at a hook sees every packet: delete those that this release does not know.
     foreign = [name for name in there.hooks if there.is_hooked(name) and name not in wanted.hooks]
     if foreign and not lacking:
         lacking = f"has chain {foreign[0]}, which is not of its own"
@@ -250,8 +249,8 @@ def _shared(
 
 
 def _is_others(there: Content, own: str) -> bool:
-    """Whether another release's rules are at work: a hook leads to them, and none of its chains has
-    been flushed."""
+    """Whether another release's rules are in force: a hook leads to them, and none of their chains
+    has been flushed."""
     reached = there.reached(["prerouting"])
     return (
         own not in reached and len(reached) > 1 and all(there.rules.get(each) for each in reached)
@@ -259,7 +258,7 @@ def _is_others(there: Content, own: str) -> bool:
 
 
 def _records(there: Content, wanted: Wanted) -> list[Record]:
-    """The networks that the table has, but for those whose words only a newer release knows."""
+    """The networks that the table has, except those whose words only a newer release knows."""
     found = []
     for key, (_, words) in there.elements.get("to-network", {}).items():
         origin = there.element("from-network", key[:4])[1] or wanted.origin

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the guard should hold, as data: names, the number of the rules, a network's policy, a port.
 
-Releases share one table, and each finds its own part by name. What belongs to a network is named by
-its group, and replaced by that network's next ADD; what all share is in chains that carry the
-number of the rules, and is replaced by the next ADD of any network. docs/adr/0010-editions.md.
+Releases share one table, and each finds its own part by name. A network's chains are named by its
+group, and replaced by that network's next ADD; shared chains are named by the number of the rules,
+and replaced by the next ADD of any network. docs/adr/0010-editions.md.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from mycelium_cni.node.subnet import Node
 
 TABLE_NAME = "mycelium-cni"
-INET_FAMILY, BRIDGE_FAMILY = 1, 7  # NFPROTO_*, of nf_tables all that a question needs
-# Of the rules that do not depend on the node: another number makes every ADD load them anew.
+INET_FAMILY, BRIDGE_FAMILY = 1, 7  # NFPROTO_*; `question` does not import nf_tables for them
+# The number of the rules that do not depend on the node: a new one makes every ADD load them anew.
 # tests/netns/test_guard.py knows which rules belong to which number.
 RULES = 8
 PODS_CHAIN = f"pods-{RULES}"
@@ -31,11 +31,11 @@ BRIDGE_CHAIN = f"icmpv6-{RULES}"
 # Release 0.1.0 knows its bridge table by these words, and by the number of uses below.
 BRIDGE_WORDS = "mycelium-cni: who may send what from which port; rules 3"
 
-# How often a chain is used (NFTA_CHAIN_USE): its rules, and what goes there. 0.1.0 asks for the
-# first and the last: with other numbers it would take the table for flushed, and every network's
-# policy with it.
+# How often a chain is used (NFTA_CHAIN_USE): its rules, and what jumps there. 0.1.0 checks the
+# first and the last: with other numbers it would take the table, and every network's policy, for
+# flushed.
 PREROUTING_USES = 3
-# One more, each, unless a network asks for peering, or transit.
+# Each has one more, unless a network asks for peering, or transit.
 PODS_USES = 12 + 1
 OVERLAY_USES = 12 + 1
 FORWARD_USES = 3
@@ -84,7 +84,7 @@ class Wanted:
 
     @property
     def surplus(self) -> int:
-        """By how many rules the chain to the network's pods is longer than the one from them."""
+        """How many more rules the chain to the network's pods has than the one from them."""
         policy = self.policy
         rules = {"open": 0, "cluster": 4, "closed": 3}[policy.ingress] + bool(policy.allow_from)
         return rules - 3 * policy.masquerade
@@ -95,9 +95,9 @@ class Wanted:
 
 
 class Record:
-    """What the table says of a network, from which its chains can be made again: the words of its
+    """What the table says of a network, enough to make its chains again: the comments of its
     elements in the map to its pods and in the one from them. `rules` is the number of the rules
-    that its chains were made by; `more` what the words say besides, such as "transit".
+    that its chains were made by; `more` what else the words say, such as "transit".
 
     Raises ValueError or IndexError: words that only another release understands.
     """
@@ -138,7 +138,7 @@ def _link_key(name: str) -> bytes:
 
 
 def _short(network: str) -> str:
-    """A network's name for a comment. What is cut is told apart by a hash."""
+    """A network's name for a comment. A hash distinguishes names that are cut."""
     return network if len(network) <= 40 else f"{network[:31]}~{digest(4, network).hex()}"
 
 
@@ -159,7 +159,7 @@ def from_chain(group: int) -> str:
 
 
 class Port:
-    """A bridged pod, as its host link tells: the link's index, the pod's MAC and address."""
+    """A bridged pod, as its host link shows it: the link's index, the pod's MAC and address."""
 
     __slots__ = ("address", "group", "index", "mac")
 
@@ -171,18 +171,18 @@ class Port:
 
 
 def counterpart(mac: bytes) -> bytes:
-    """The MAC of one end of a pair, from that of the other, where it was made from the address. The
-    kernel is asked for the host end's: the pod may say of its own what it likes."""
+    """The MAC of the host link from the pod link's, or the reverse, if made from the address. Only
+    the host link's is trusted: a pod can change its own."""
     return bytes((mac[0] ^ 0x04,)) + mac[1:]
 
 
 def ours(link: Link) -> bool:
-    """Whether it is a pod's host link, of whatever network."""
+    """Whether it is a pod's host link, of any network."""
     return link.group & GROUP_MASK == GROUP
 
 
 def address_of(link: Link) -> bytes | None:
-    """The address that a host link reserves for its pod; None if the link is another thing."""
+    """The address that a host link reserves for its pod; None if it is no host link."""
     for name in link.altnames:
         try:
             return parse_address(name)
@@ -192,7 +192,7 @@ def address_of(link: Link) -> bytes | None:
 
 
 def port_of(link: Link) -> Port | None:
-    """The bridged pod behind a host link; None if the link is another thing, or not finished."""
+    """The bridged pod behind a host link; None if it is no such link, or not finished."""
     if not ours(link) or not link.master:
         return None
     address, requested = address_of(link), word(link.alias, "mac")
