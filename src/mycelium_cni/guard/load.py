@@ -49,7 +49,7 @@ def protect(
     Raises CniError (NODE_MISCONFIGURED) if they cannot be, and the configuration requires them.
     """
     if port:
-        undo.push(release, port)
+        undo.push(_disown, port)
     try:
         if ensure(host, wanted, port, thorough=thorough) == _MADE:
             undo.push(_withdraw, host)
@@ -64,6 +64,14 @@ def protect(
                 run="modprobe -a nf_tables nft_fib_inet nft_ct nft_limit nft_chain_nat",
                 details="nothing was attached",
             ) from None
+
+
+def _disown(port: Port) -> None:
+    """Undo of a pod's entries. A refusal that was caught keeps its socket until the garbage is
+    collected, and older steps need the descriptor."""
+    socket = release(port)
+    if socket:
+        socket.close()
 
 
 def _withdraw(host: nl.Socket) -> None:

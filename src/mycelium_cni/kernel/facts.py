@@ -327,10 +327,16 @@ class ForwardingEntry(Part):
 
     def __str__(self) -> str:
         where = f"dev {quoted(self.link)} master static sticky"
-        return f"bridge fdb add {format_mac(self.mac)} {where}"
+        return f"bridge fdb replace {format_mac(self.mac)} {where}"
 
     def message(self) -> nl.Message:
         return nl.forwarding_entry(self, self.index, self.mac)
+
+    def restore(self, host: nl.Socket) -> None:
+        # The bridge may have learned where the pod is meanwhile, in an entry that ages.
+        message = self.message()
+        flags = nl.NLM_F_CREATE | nl.NLM_F_REPLACE
+        host.request(nl.Message(message.kind, flags, message.body, self))
 
     def holds(self, seen: Snapshot) -> bool:
         return (self.index, self.mac) in seen.forwarding
