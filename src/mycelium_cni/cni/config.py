@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     Document = dict[str, Json]
     T = TypeVar("T")
 
-IPV6_MIN_MTU = 1280  # below it the kernel takes IPv6 off the link (RFC 8200, section 5)
+IPV6_MIN_MTU = 1280  # below it the kernel turns IPv6 off (RFC 8200, section 5)
 
-# The keys of a configuration by what they hold. The parser goes by these tables, and so do the
+# The keys of a configuration by what they hold. The parser uses these tables, and so do the
 # JSON schema and the reference of the documentation (mycelium_ctl/node/schema.py).
 CHOICES = {  # the first value is the default
     "mode": ("auto", "routed", "bridge"),
@@ -42,7 +42,7 @@ CHOICES = {  # the first value is the default
 LINKS = {"myceliumInterface": "mycelium", "bridge": "mycelium-br", "interfaceName": "mycelium0"}
 PATHS = {"netseed": "/etc/netseed", "logFile": ""}
 NUMBERS = {"mtu": (IPV6_MIN_MTU, 65535)}
-NODE_SWITCHES = ("transit", "peering")  # for the whole node, if one network says so
+NODE_SWITCHES = ("transit", "peering")  # one network turns them on for the whole node
 SWITCHES = ("defaultRoute", "ipMasq", *NODE_SWITCHES)  # off by default
 PREFIX_LISTS = ("allowFrom", "serviceNetworks")
 ROUTE_NUMBERS = {  # SPEC.md 1.1.0, section "Add Success"
@@ -55,7 +55,7 @@ ROUTE_NUMBERS = {  # SPEC.md 1.1.0, section "Add Success"
 DNS_LISTS = ("nameservers", "search", "options")
 KEYS = (*CHOICES, *LINKS, *PATHS, *NUMBERS, *SWITCHES, *PREFIX_LISTS, "routes", "dns")
 
-# What runtimes and other plugins of the project put beside them.
+# What runtimes and other CNI plugins put beside them.
 _COMMON_KEYS = (
     *("cniVersion", "cniVersions", "name", "type", "args", "capabilities", "ipam"),
     *("runtimeConfig", "prevResult", "cni.dev/valid-attachments", "cni.dev/attachments"),
@@ -107,7 +107,7 @@ class Policy:
             raise _invalid("allowFrom", doc.get("allowFrom"), wanted)
 
     def words(self, subnet: bytes) -> str:
-        """The policy for people, and different for different policies."""
+        """The policy in words, different for different policies."""
         text = f"ingress {self.ingress}"
         if self.ingress == "cluster":
             members = b"".join([base + bytes((length,)) for base, length in self.allow_from])
@@ -117,7 +117,7 @@ class Policy:
 
 
 class Network:
-    """What every verb needs of a configuration: its version and whose network it is.
+    """What every verb needs of a configuration: its version and the network's name.
 
     Raises CniError: DECODING_FAILURE, INVALID_CONFIG for the name, INCOMPATIBLE_VERSION.
     """
@@ -154,7 +154,7 @@ class Network:
         self.cni_version: Final = version or "0.1.0"
 
     def log(self) -> tuple[str, str]:
-        """Level and file of the log, for any verb: a wrong value is the default, ADD refuses it."""
+        """Level and file of the log. A wrong value means the default here; ADD refuses it."""
         level, file = self.document.get("logLevel"), self.document.get("logFile")
         levels = CHOICES["logLevel"]
         return (
@@ -180,7 +180,7 @@ class Network:
         return found
 
     def require_version(self, command: str) -> None:
-        """Refuse a version that is not ours, or in which the specification has no such verb."""
+        """Refuse a version that we do not support, or whose specification lacks this verb."""
         oldest = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}.get(command, VERSIONS[0])
         version = self.cni_version
         if version in VERSIONS and VERSIONS.index(version) >= VERSIONS.index(oldest):
@@ -229,7 +229,7 @@ def _valid_attachment(key: str, entry: Json) -> tuple[str, str]:
 
 
 def _misspelt(doc: Document) -> list[tuple[str, str]]:
-    """Keys that nobody reads, each with the one of ours that it resembles."""
+    """Unknown keys that resemble one of ours, each with that one."""
     unknown = doc.keys() - _KNOWN
     if not unknown:
         return []
@@ -243,8 +243,8 @@ def _misspelt(doc: Document) -> list[tuple[str, str]]:
 class Config:
     """A whole network configuration, every value checked.
 
-    Raises CniError (INVALID_CONFIG) that names the key, its value and what to do. A key it does
-    not know belongs to others and is fine, unless it may be meant to say who may reach the pods.
+    Raises CniError (INVALID_CONFIG) that names the key, its value and what to do. An unknown
+    key belongs to others and is fine, unless it resembles one that says who may reach the pods.
     """
 
     __slots__ = (
@@ -290,10 +290,10 @@ class Config:
 class PodOptions:
     """What the runtime asks of one ADD: `address` and `mac` in bytes or None, `dns` as in a result.
 
-    Where several ways of asking are used, the first of runtimeConfig (capabilities), `args.cni` and
-    CNI_ARGS counts (CONVENTIONS.md). Raises CniError: INVALID_CONFIG that names the way and the
-    value, UNSUPPORTED_FIELD where something is asked of a capability of another plugin that
-    the configuration declares for ours. What only informs, such as cgroupPath, is no request.
+    Of several requests, the one in runtimeConfig (capabilities) counts, then `args.cni`, then
+    CNI_ARGS (CONVENTIONS.md). Raises CniError: INVALID_CONFIG that names where the value is from,
+    UNSUPPORTED_FIELD if the configuration declares a capability for us that we lack, and the
+    runtime uses it. What only informs, such as cgroupPath, is no request.
     """
 
     __slots__ = ("address", "dns", "mac")
@@ -418,7 +418,7 @@ def _integer(doc: Document, key: str, limits: tuple[int, int], shown: str = "") 
 
 
 def _asks(value: Json) -> bool:
-    """Whether there is something in it: containerd sends a bandwidth of zeros, and empty lists."""
+    """Whether a capability is used: containerd also sends a bandwidth of zeros, and empty lists."""
     return any(value.values()) if isinstance(value, dict) else bool(value)
 
 
@@ -430,7 +430,7 @@ def _prefixes(doc: Document, key: str) -> list[tuple[bytes, int]]:
     kept: list[tuple[bytes, int]] = []
     parsed = [_parsed(parse_prefix, f"{key}[{n}]", text) for n, text in enumerate(listed)]
     for base, length in sorted(parsed):
-        # Sorted, whatever contains a prefix comes right before it or before others it contains.
+        # Sorted, a prefix comes right before all that it contains.
         if not kept or _cut(base, kept[-1][1]) != kept[-1][0]:
             kept.append((base, length))
     return kept
@@ -498,7 +498,7 @@ def _dns(doc: Document) -> Document:
 
 
 def _requested_dns(runtime: Document) -> Document:
-    """The capability `dns`; it has other names for a result's nameservers and search."""
+    """The capability `dns`, whose names for nameservers and search differ from a result's."""
     shown = "runtimeConfig.dns"
     asked = _folded(_object(runtime, "dns", shown), shown)
     renamed = {"nameservers": "servers", "search": "searches", "options": "options"}

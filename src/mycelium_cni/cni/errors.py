@@ -51,8 +51,8 @@ class CniError(Exception):
     `problem` names the object and is complete in itself. `about` is the key of the configuration
     (`routes[0].dst`) or the object (a link, a file, a variable) that is at fault, '' where it is
     not a single one. What to do is `run`, commands for root's shell that work as they stand, or
-    `advice`, in words, or both. Nobody needs `details` to understand the rest: kubelet shows them
-    too, other programs do not.
+    `advice`, in words, or both. The rest is clear without `details`: kubelet shows them too, other
+    programs do not.
     """
 
     def __init__(
@@ -85,32 +85,32 @@ class CniError(Exception):
         return f"{self.problem}: {self.remedy}" if self.remedy else self.problem
 
     def with_notes_of(self, error: BaseException) -> CniError:
-        """This error, with what `Undo` has noted on the one that it explains."""
+        """This error, with the notes of `Undo` on the error that caused it."""
         for note in getattr(error, "__notes__", ()):
             self.add_note(note)
         return self
 
 
 def describe(error: OSError) -> str:
-    """What the kernel refused and why, with the file it was asked of, if it was one."""
+    """Why the kernel refused something, with the name of the file, if it was one."""
     reason = error.strerror or str(error)
     return f"{error.filename}: {reason}" if error.filename else reason
 
 
 def refusal(error: OSError, doing: str = "") -> CniError:
     """The kernel refused a step of `doing`: KERNEL_REFUSED with the remedy for this errno;
-    TRY_AGAIN_LATER if something is used up, NODE_MISCONFIGURED if the kernel does not have it.
+    TRY_AGAIN_LATER if a resource has run out, NODE_MISCONFIGURED if the kernel lacks a feature.
     """
     number, code, advice = error.errno, KERNEL_REFUSED, ""
     if number in (EPERM, EACCES):
         advice = "run it as root, with CAP_NET_ADMIN and CAP_SYS_ADMIN"
     elif number == EROFS:
         advice = "run it in the host, or with /proc/sys writable"
-    # nf_tables says the same two of full sets and chains (NetlinkError).
+    # nf_tables uses the same two for full sets and chains (NetlinkError).
     elif number in (EMFILE, ENFILE) and type(error) is OSError:
         code = TRY_AGAIN_LATER
         limit = "fs.file-max" if number == ENFILE else "LimitNOFILE of the container runtime"
-        advice = f"end what holds them, or raise {limit}"
+        advice = f"end processes that hold them, or raise {limit}"
     elif number == ENODEV:
         code, advice = TRY_AGAIN_LATER, "somebody else has removed or moved the link meanwhile"
     elif number in (ENOMEM, ENOBUFS):

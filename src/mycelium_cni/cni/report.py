@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Word of a finished call for the agent, if there is one: nothing waits for it, nothing is kept."""
+"""Report a finished call to the agent, if one runs: nothing waits for it, nothing is stored."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def report(verb: str, code: int, started: float) -> None:
     listens, or listens too slowly, it is lost."""
     try:
         sender = socket(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK)
-        if not sender.connect_ex(ADDRESS):  # raises nothing: that nobody listens is usual
+        if not sender.connect_ex(ADDRESS):  # raises nothing: usually nobody listens
             took = (monotonic() - started) * 1e6
             sender.send(f"{verb} {code} {took:.0f}".encode())
         sender.close()

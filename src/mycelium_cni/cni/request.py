@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 # Of the specification, oldest first.
 VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 
-# In skel's order, which the error text keeps. CNI_PATH is not required: nothing is delegated.
+# In skel's order, which the error text keeps. CNI_PATH is not required: we call no plugin.
 _REQUIRED = {
     "ADD": ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"),
     "DEL": ("CNI_CONTAINERID", "CNI_IFNAME"),

@@ -60,7 +60,7 @@ class Result:
         self.routes.extend(routes)
 
     def speak(self, version: str) -> Document:
-        """The result as `version` has it."""
+        """The result in the form of `version`."""
         newest = version == "1.1.0"
         routes = [_without(route, () if newest else _NEW_ROUTE_WORDS) for route in self.routes]
         if version in ("0.1.0", "0.2.0"):
@@ -99,7 +99,7 @@ def _is_v6(entry: Document, key: str) -> bool:
     return ":" in str(entry.get(key))
 
 
-# The words of which we, or the plugins behind us, make something.
+# The keys that we, or the plugins after us, use.
 _TYPES: dict[str, dict[str, type]] = {
     "interfaces": {"name": str, "mac": str, "sandbox": str},
     "ips": {"address": str, "gateway": str, "interface": int},
@@ -129,6 +129,6 @@ def _no_result(what: str) -> CniError:
 
 
 def _without(entry: Document, words: tuple[str, ...]) -> Document:
-    """A copy without these words, and without empty values: an optional field is absent, never
+    """A copy without these keys, and without empty values: an optional field is absent, never
     null or "" (Go's omitempty)."""
     return {k: v for k, v in entry.items() if k not in words and v not in (None, "", [])}

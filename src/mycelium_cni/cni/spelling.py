@@ -12,8 +12,7 @@ _FAR = 3
 
 def meant(key: str, known: Iterable[str]) -> str:
     """The known key from which `key` differs by case, by punctuation, or by a letter or two; '' if
-    there is none. By one letter only if it is short: other people's `node` is not our `mode`'s
-    neighbour's, nor their `guid` our `guard`."""
+    there is none. By one letter only if it is short: `guid` is not taken for `guard`."""
     best, nearest = "", _FAR
     folded = _folded(key)
     for candidate in known:

@@ -7,11 +7,11 @@ from _socket import AF_INET6, inet_ntop, inet_pton
 
 
 def parse_address(text: str) -> bytes:
-    """The 16 bytes of an IPv6 address; raises ValueError. No zone, no prefix length, and no IPv4 in
-    disguise (::ffff:192.0.2.1), which every Go program prints and treats as IPv4."""
+    """The 16 bytes of an IPv6 address; raises ValueError. No zone, no prefix length, and no
+    IPv4-mapped one (::ffff:192.0.2.1), which every Go program prints and treats as IPv4."""
     try:
         address = inet_pton(AF_INET6, text)
-    except (OSError, ValueError):  # ValueError: NUL or no ASCII
+    except (OSError, ValueError):  # ValueError: NUL, or not ASCII
         address = _V4_MAPPED
     if address.startswith(_V4_MAPPED):
         raise ValueError(f"{text!a} is not an IPv6 address")
@@ -39,7 +39,7 @@ def parse_mac(text: str) -> bytes:
 
 
 def format_address(address: bytes) -> str:
-    """Canonical text (RFC 5952): also the alternative name, so there is one spelling of each."""
+    """Canonical text (RFC 5952): one spelling of each address, as its alternative name needs."""
     return inet_ntop(AF_INET6, address)
 
 

@@ -2,10 +2,9 @@
 """The IPv6 connections that the kernel tracks: which there are, and how to end them.
 
 Constants are spelled as in `include/uapi/linux/netfilter/nfnetlink_conntrack.h`. The kernel has a
-filter by address, CTA_FILTER, but compares IPv6 addresses the wrong way round (5.8 to at least
-6.18; net/netfilter/nf_conntrack_netlink.c, ctnetlink_filter_match_tuple): all that it lets through
-are the others. So the table is read whole: 10 ms where it is empty and large, and 4 µs for each
-entry.
+filter by address, CTA_FILTER, but inverts it for IPv6 (5.8 to at least 6.18;
+net/netfilter/nf_conntrack_netlink.c, ctnetlink_filter_match_tuple): it returns all others. So the
+table is read whole: 10 ms if it is large but empty, and 4 µs for each entry.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ _BATCH = 128  # as many refusals as a socket has room for
 
 
 class Connection:
-    """A connection that is tracked. `source` has opened it and `server` answers, both as they are
-    beneath any address translation."""
+    """A tracked connection. `source` has opened it and `server` answers: their own addresses,
+    whatever is translated."""
 
     __slots__ = ("_said", "server", "source")
 
@@ -44,8 +43,8 @@ class Connection:
         return said[CTA_IP_V6_SRC]
 
     def end(self) -> nl.Message:
-        """IPCTNL_MSG_CT_DELETE; ENOENT if it has ended. CTA_ID: no other of the same ends. Without
-        a tuple the kernel would end all there are."""
+        """IPCTNL_MSG_CT_DELETE; ENOENT if it has ended. CTA_ID: no later one between the same ends.
+        Without a tuple the kernel would end all connections."""
         said: list[nl.Attribute] = [(CTA_TUPLE_ORIG | nl.NLA_F_NESTED, self._said[CTA_TUPLE_ORIG])]
         said += [(kind, self._said[kind]) for kind in (CTA_ID, CTA_ZONE) if kind in self._said]
         body = NFGENMSG + nl.encode(said)
@@ -53,8 +52,8 @@ class Connection:
 
 
 def is_in_use() -> bool:
-    """Whether the kernel tracks any in the calling thread's namespace. To ask over netlink would
-    load what tracks them."""
+    """Whether the kernel tracks any in the calling thread's namespace. Asking over netlink would
+    load connection tracking."""
     try:
         fd = open(_COUNT, O_RDONLY | O_CLOEXEC)
     except OSError as error:
@@ -68,7 +67,7 @@ def is_in_use() -> bool:
 
 
 def connections(socket: nl.Socket, holding: bytes) -> list[Connection]:
-    """Those that have these bytes, of an address, anywhere. `socket` is NETLINK_NETFILTER's.
+    """Those with an address that contains these bytes. `socket` is NETLINK_NETFILTER's.
 
     Raises NetlinkError; EINVAL on a kernel without nf_conntrack_netlink.
     """
@@ -77,7 +76,7 @@ def connections(socket: nl.Socket, holding: bytes) -> list[Connection]:
 
 
 def end(socket: nl.Socket, ending: list[Connection]) -> None:
-    """End these, as far as they have not ended meanwhile. Raises NetlinkError."""
+    """End those that have not ended meanwhile. Raises NetlinkError."""
     for start in range(0, len(ending), _BATCH):
         refused = socket.attempt(*[each.end() for each in ending[start : start + _BATCH]])
         for place in sorted(refused):

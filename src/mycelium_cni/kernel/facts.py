@@ -23,19 +23,19 @@ if TYPE_CHECKING:
     from mycelium_cni.kernel.snapshot import Snapshot
 
     class Steps(Protocol):
-        """Where the undo of what was made is noted."""
+        """Takes the undo of each step."""
 
         def push(self, step: Callable[..., object], *arguments: object) -> None:
-            """Note a step that takes something back."""
+            """Note a step that undoes one."""
 
 
-# What a command does, beside what it does it to.
+# Words of a command that are no part of its object.
 _VERBS = ("-6", "-w", "add", "replace", "property")
 
 
 class Fact:
-    """One thing that a namespace should have; `why`, in a few words, is what it is for. Without
-    one that is not `needed` packets pass all the same."""
+    """One thing that a namespace should have; `why`, in a few words, is what it is for. If it is
+    not `needed`, packets pass without it."""
 
     __slots__ = ("why",)
     needed = True
@@ -63,18 +63,18 @@ class Fact:
         raise NotImplementedError
 
     def is_missed(self, seen: Snapshot) -> bool:
-        """Whether packets fail for want of it. Raises OSError."""
+        """Whether packets fail without it. Raises OSError."""
         return self.needed and not self.holds(seen)
 
     def ensure(self, host: nl.Socket, undo: Steps) -> bool:
-        """Make it where it is absent, its undo beside it; whether it was. Raises OSError.
+        """Make it if it is absent, and push its undo; whether it was. Raises OSError.
 
         `host` and the calling thread are in the namespace.
         """
         raise NotImplementedError
 
     def restore(self, host: nl.Socket) -> None:
-        """Make it again, in a namespace that has had it and lost it. Raises OSError."""
+        """Make it again, in a namespace that has lost it. Raises OSError."""
         raise NotImplementedError
 
 
@@ -107,7 +107,7 @@ class Switch(Fact):
 
 
 class Preference(Switch):
-    """A setting without which packets pass all the same."""
+    """A setting that packets do not need."""
 
     __slots__ = ()
     needed = False
@@ -123,7 +123,7 @@ class Object(Fact):
         raise NotImplementedError
 
     def drop(self) -> nl.Message:
-        """The request that takes it away."""
+        """The request that deletes it."""
         raise NotImplementedError
 
     def ensure(self, host: nl.Socket, undo: Steps) -> bool:
@@ -137,8 +137,8 @@ class Object(Fact):
 
 
 class Part(Object):
-    """Something of one link. What a link always has in one form or another (an MTU, a state) is
-    set and never dropped."""
+    """A property of one link. One that every link has (an MTU, a state) is set, and never
+    dropped."""
 
     __slots__ = ("index", "link")
 
@@ -236,8 +236,8 @@ class Up(Part):
 
 
 class NoLinkLocal(Part):
-    """The kernel makes no link-local address of its own. Refused when a link is created
-    (EAFNOSUPPORT), and too late in one message with IFF_UP."""
+    """The kernel makes no link-local address of its own. Refused in the message that creates a link
+    (EAFNOSUPPORT), too late in the one that sets IFF_UP."""
 
     __slots__ = ()
 
@@ -255,7 +255,7 @@ class NoLinkLocal(Part):
 
 
 class NoArp(Part):
-    """The kernel answers no ARP on a link, and remembers nobody who asks (net/ipv4/arp.c)."""
+    """The kernel answers no ARP on a link, and stores no neighbour that asks (net/ipv4/arp.c)."""
 
     __slots__ = ()
     needed = False  # IPv6 does without ARP
@@ -270,7 +270,7 @@ class NoArp(Part):
         link = seen.links.get(self.index)
         families = nl.decode(link.attribute(nl.IFLA_AF_SPEC), 0) if link else {}
         settings = nl.decode(families.get(nl.AF_INET, b""), 0).get(nl.IFLA_INET_CONF, b"")
-        # One u32 for each setting, from the first, which is number 1.
+        # One u32 for each setting, counted from 1.
         end = 4 * nl.IPV4_DEVCONF_ARP_IGNORE
         return settings[end - 4 : end] == nl.encode(((0, 8),))[4:]
 
@@ -343,7 +343,7 @@ class ForwardingEntry(Part):
 
 
 class Address(_OfLink):
-    """An address of a link that is never tentative."""
+    """An address of a link, never tentative."""
 
     __slots__ = ("address", "prefixlen", "protocol")
 
@@ -381,11 +381,11 @@ class Address(_OfLink):
 
 
 class Neighbour(Part):
-    """Who is behind an address on a link. Permanent, or known until the neighbour itself says
-    otherwise; either way exempt from the limit that all namespaces share."""
+    """The MAC behind an address on a link. Permanent, or valid until the neighbour itself
+    advertises another; either way exempt from the limit that all namespaces share."""
 
     __slots__ = ("address", "mac", "permanent", "protocol")
-    needed = False  # the kernel finds out by itself, and again when a MAC has changed
+    needed = False  # the kernel resolves it by itself, also when a MAC has changed
 
     def __init__(
         self,
@@ -417,7 +417,7 @@ class Neighbour(Part):
         )
 
     def validated(self) -> nl.Message:
-        """The same of an entry that nothing but the neighbour's own word may change."""
+        """The same of an entry that only the neighbour's own advertisement may change."""
         return nl.neighbour(
             *(self, self.index, self.address, self.mac, self.protocol),
             permanent=False,
@@ -425,13 +425,12 @@ class Neighbour(Part):
         )
 
     def holds(self, seen: Snapshot) -> bool:
-        """A neighbour may say of itself that its MAC is another one by now."""
+        """The neighbour may have advertised another MAC meanwhile."""
         found = seen.neighbours.get((self.index, self.address))
         return found is not None and (found.mac == self.mac or (not self.permanent and found.valid))
 
     def is_missed(self, seen: Snapshot) -> bool:
-        """Of a permanent entry with a MAC that the neighbour no longer has the kernel never finds
-        out."""
+        """The kernel never corrects a permanent entry whose MAC is wrong."""
         found = seen.neighbours.get((self.index, self.address))
         return found is not None and found.permanent and found.mac != self.mac
 
@@ -468,7 +467,7 @@ class Proxy(_OfLink):
 
 
 class Route(Object):
-    """A route. Without a link it is one that refuses (`unreachable`)."""
+    """A route; `unreachable` if it has no link."""
 
     __slots__ = (
         *("destination", "exclusive", "gateway", "index", "link", "metrics", "priority"),
@@ -494,7 +493,7 @@ class Route(Object):
     ) -> None:
         super().__init__(why)
         self.destination: Final = destination
-        self.exclusive: Final = exclusive  # no other route to the same prefix is anybody's right
+        self.exclusive: Final = exclusive  # nobody else may have a route to the prefix
         self.protocol: Final = protocol
         self.index: Final = index
         self.link: Final = link
@@ -589,8 +588,8 @@ class Route(Object):
         )
 
     def _leads(self, seen: Snapshot) -> bool:
-        """Whether the link leads to the prefix by the gateway in any table: `sbr` moves a pod's
-        routes to one of its own, and makes one default route of them."""
+        """Whether any table routes the prefix via the gateway on this link: `sbr` moves a pod's
+        routes to a table of its own, and makes one default route of them."""
         base, longest = self.destination
         sought = int.from_bytes(base, "big")
         best: dict[int, int] = {}
@@ -642,7 +641,7 @@ class Rule(Object):
 
 
 def ensure(objects: Sequence[Object], host: nl.Socket, undo: Steps) -> bool:
-    """Make those that are absent, in one request, each with its undo; whether any was. Raises
+    """Make the absent ones in one request, each with its undo; whether any was. Raises
     NetlinkError."""
     refused = host.attempt(*[each.message() for each in objects])
     for place, each in enumerate(objects):

@@ -73,6 +73,6 @@ def find_link(host: nl.Socket, name: str) -> Link | None:
 
 
 def find_links(host: nl.Socket, *names: str) -> list[Link | None]:
-    """The same of several names at once."""
+    """The same for several names at once."""
     found = host.ask(*[nl.get_link(name) for name in names])
     return [Link(payload) if payload else None for payload in found]

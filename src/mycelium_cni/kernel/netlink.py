@@ -96,7 +96,7 @@ _RECEIVE_SIZE = 32768  # the largest datagram the kernel builds for a dump (netl
 
 class NetlinkError(OSError):
     """The kernel refused a request: `errno`, and in `strerror` what was asked and why not. Most are
-    expected, as that something is there already, so the words are put together when asked for."""
+    expected, such as EEXIST, so the text is only made when it is read."""
 
     def __init__(self, number: int, what: object, flags: int = 0, answer: bytes = b"") -> None:
         super().__init__(number, "")
@@ -106,7 +106,7 @@ class NetlinkError(OSError):
 
     @property
     def strerror(self) -> str:  # type: ignore[override] # an attribute that can be set, elsewhere
-        """What was asked, and the kernel's own sentence behind its number, where it has one."""
+        """What was asked, the error, and the kernel's own message, if it has one."""
         text = f"{self._what}: {strerror(self.errno or 0)}"
         reason = _reason(self._flags, self._answer)
         return f"{text} ({reason})" if reason else text
@@ -164,7 +164,7 @@ def attributes(payload: bytes, offset: int) -> Iterator[tuple[int, bytes]]:
 
 
 def attribute(payload: bytes, offset: int, kind: int) -> bytes | None:
-    """The first attribute of a kind, or None. Those behind it are not read."""
+    """The first attribute of a kind, or None. Later ones are not read."""
     end = len(payload)
     while offset + 4 <= end:
         length, found = _ATTRIBUTE.unpack_from(payload, offset)
@@ -177,7 +177,7 @@ def attribute(payload: bytes, offset: int, kind: int) -> bytes | None:
 
 
 def decode(payload: bytes, offset: int) -> dict[int, bytes]:
-    """The same at once; of a repeated attribute the last."""
+    """All attributes by kind; of a repeated one the last."""
     return dict(attributes(payload, offset))
 
 
@@ -187,7 +187,7 @@ def u32(value: bytes) -> int:
 
 
 def text(value: bytes) -> str:
-    """A NUL-terminated name. Bytes that are no UTF-8 survive: an interface name is any bytes."""
+    """A NUL-terminated name. Bytes that are not UTF-8 survive: an interface name may hold any."""
     return value.rstrip(b"\0").decode("utf-8", "surrogateescape")
 
 
@@ -235,8 +235,8 @@ def address(
     whose it is; kernels before 5.18 ignore that."""
     flags = NLM_F_CREATE | NLM_F_EXCL if kind == RTM_NEWADDR else 0
     body = IFADDRMSG.pack(AF_INET6, prefixlen, 0, RT_SCOPE_UNIVERSE, index)
-    # IFA_LOCAL alone says it all for IPv6; IFA_F_NODAD fits the header's byte, but only IFA_FLAGS
-    # is what `ip` sends.
+    # IFA_LOCAL alone is enough for IPv6. IFA_F_NODAD would fit the header's byte, but `ip` sends it
+    # in IFA_FLAGS.
     attributes: list[Attribute] = [(IFA_LOCAL, local), (IFA_FLAGS, IFA_F_NODAD)]
     if protocol:
         attributes.append((IFA_PROTO, bytes((protocol,))))
@@ -244,7 +244,7 @@ def address(
 
 
 def get_address(what: object, local: bytes, index: int = 0) -> Message:
-    """RTM_GETADDR of one IPv6 address, of that link or of any; EADDRNOTAVAIL if it has none."""
+    """RTM_GETADDR of one IPv6 address, of that link or of any; EADDRNOTAVAIL if there is none."""
     body = IFADDRMSG.pack(AF_INET6, 0, 0, 0, index) + encode(((IFA_ADDRESS, local),))
     return Message(RTM_GETADDR, 0, body, what)
 
@@ -261,9 +261,9 @@ def neighbour(
 ) -> Message:
     """RTM_NEWNEIGH of an entry marked as `protocol`'s. Permanent, or reachable until the neighbour
     itself says otherwise; both kinds are exempt from gc_thresh3, the limit that all network
-    namespaces share (net/core/neighbour.c, `exempt_from_gc`). One that is `validated` the kernel
-    still asks, but never gives up; before Linux 6.17 it refuses the word with EINVAL, and before
-    5.16 does not hear it."""
+    namespaces share (net/core/neighbour.c, `exempt_from_gc`). A `validated` one the kernel probes,
+    but never gives up; before Linux 6.17 it refuses the flag with EINVAL, and before 5.16 ignores
+    it."""
     state, flags = (NUD_PERMANENT, 0) if permanent else (NUD_REACHABLE, NTF_EXT_LEARNED)
     body = NDMSG.pack(AF_INET6, index, state, flags, RTN_UNICAST)
     attributes = ((NDA_DST, destination), (NDA_LLADDR, mac), (NDA_PROTOCOL, bytes((protocol,))))
@@ -291,7 +291,7 @@ def proxy_neighbour(
 
 
 def bridge_port(what: object, index: int, *, learning: bool) -> Message:
-    """RTM_NEWLINK of a bridge port: whether the bridge learns from it who is behind it."""
+    """RTM_NEWLINK of a bridge port: whether the bridge learns MACs from it."""
     data: Attribute = (IFLA_INFO_SLAVE_DATA, [(IFLA_BRPORT_LEARNING, bytes((learning,)))])
     slave: Attribute = (IFLA_LINKINFO, [(IFLA_INFO_SLAVE_KIND, b"bridge"), data])
     return link(RTM_NEWLINK, what, slave, index=index)
@@ -342,11 +342,11 @@ def get_route(what: object, destination: bytes) -> Message:
     return Message(RTM_GETROUTE, 0, header + encode(((RTA_DST, destination),)), what)
 
 
-# An attribute for RTM_NEWLINK: the kernel makes no link-local address. Refused when a link is
-# created (EAFNOSUPPORT), and too late in one message with IFF_UP.
+# An attribute for RTM_NEWLINK: the kernel makes no link-local address. Refused in the message that
+# creates a link (EAFNOSUPPORT), too late in the one that sets IFF_UP.
 _MODE: Attribute = (IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE)
 NO_LINK_LOCAL: Final = encode(((IFLA_AF_SPEC, [(AF_INET6, [_MODE])]),))
-# The same: no ARP is answered, and nobody who asks is remembered (net/ipv4/arp.c).
+# The same: no ARP is answered, and no neighbour that asks is stored (net/ipv4/arp.c).
 _IGNORE: Attribute = (IFLA_INET_CONF, [(IPV4_DEVCONF_ARP_IGNORE, 8)])
 NO_ARP: Final = encode(((IFLA_AF_SPEC, [(AF_INET, [_IGNORE])]),))
 
@@ -361,7 +361,7 @@ def rule(kind: int, what: object, table: int, protocol: int, source: bytes) -> M
 
 def get_nsid(netns: int) -> Message:
     """RTM_GETNSID: the number by which this network namespace knows another one, of which `netns`
-    is a descriptor; -1 if by none. IFLA_LINK_NETNSID is such a number."""
+    is a descriptor; -1 if it has none. IFLA_LINK_NETNSID is such a number."""
     body = bytes(4) + encode(((NETNSA_FD, netns),))  # struct rtgenmsg, padded
     return Message(RTM_GETNSID, 0, body, "identify a network namespace")
 
@@ -374,7 +374,7 @@ class Socket:
     def __init__(self, protocol: int = NETLINK_ROUTE) -> None:
         try:
             self._socket = socket(AF_NETLINK, SOCK_RAW, protocol)
-            # Errors then come with the kernel's own sentence, and without a copy of the request.
+            # Errors then come with the kernel's own message, and without a copy of the request.
             self._socket.setsockopt(SOL_NETLINK, NETLINK_EXT_ACK, 1)
             self._socket.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
             # Dumps then obey the filter in their header instead of returning everything.
@@ -396,10 +396,10 @@ class Socket:
         self.close()
 
     def request(self, *messages: Message) -> list[bytes]:
-        """Send messages as one batch; return the payloads of what the kernel answers.
+        """Send messages as one batch; return the payloads of the kernel's answers.
 
-        The kernel works through the whole batch even when one is refused, so a batch must only
-        hold messages about objects that are known to be the sender's own.
+        The kernel works through the whole batch even when one is refused, so a batch may only
+        change objects that are known to be the sender's own.
 
         Raises NetlinkError for the first message that was refused.
         """
@@ -409,7 +409,7 @@ class Socket:
         return payloads
 
     def ensure(self, *messages: Message) -> list[bool]:
-        """Like `request`, but what is there already is fine. Tells which message made something."""
+        """Like `request`, but EEXIST is no error. Tells which messages made something."""
         refusals = self._exchange(messages)[1]
         for index in sorted(refusals):
             if refusals[index].errno != EEXIST:
@@ -417,11 +417,11 @@ class Socket:
         return [index not in refusals for index in range(len(messages))]
 
     def attempt(self, *messages: Message) -> dict[int, NetlinkError]:
-        """Send messages as one batch; what was refused, by place."""
+        """Send messages as one batch; the refusals, by the message's place."""
         return self._exchange(messages)[1]
 
     def read(self, message: Message) -> bytes:
-        """The one object that a message asks for. Raises NetlinkError, where there is none too."""
+        """The one object that a message asks for. Raises NetlinkError, also if there is none."""
         payloads, refusals = self._exchange((message,), answered=True)
         if refusals:
             raise refusals[0]
@@ -437,27 +437,27 @@ class Socket:
         return [None if index in refusals else next(found) for index in range(len(messages))]
 
     def numbered(self, message: Message) -> bytes:
-        """A request for `send`, which nobody will hear the answer of."""
+        """A request for `send`, whose answer is ignored."""
         self._sequence += 1
         flags, length = NLM_F_REQUEST | message.flags, 16 + len(message.body)
         return _HEADER.pack(length, message.kind, flags, self._sequence - 1, 0) + message.body
 
     def send(self, numbered: bytes) -> None:
-        """Have the kernel work through a request; returns when it has."""
+        """Send a request; returns when the kernel has carried it out."""
         self._socket.send(numbered)
 
     def _exchange(
         self, messages: tuple[Message, ...], *, framed: bool = False, answered: bool = False
     ) -> tuple[list[bytes], dict[int, NetlinkError]]:
-        """`framed`: the first and the last message only hold the others together. The kernel
-        answers the first if it refuses the whole, and never the last (before Linux 6.10).
-        `answered`: each message is a question, and its answer needs no ACK behind it."""
+        """`framed`: the first and the last message begin and end a transaction. The kernel answers
+        the first if it refuses the whole, and never the last (before Linux 6.10). `answered`: each
+        message is a question, so no ACK is needed."""
         first = self._sequence
         self._sequence += len(messages)
         last = self._sequence - 1 - framed
         batch = b""
         for sequence, message in enumerate(messages, first):
-            # Refusals are reported without being asked for: one ACK, of the last, ends the batch.
+            # Refusals are always reported: one ACK, of the last, ends the batch.
             flags = NLM_F_REQUEST | message.flags
             if sequence == last and not answered:
                 flags |= NLM_F_ACK
@@ -481,13 +481,13 @@ class Socket:
                 if number:
                     refused = messages[sequence - first].what
                     refusals[sequence - first] = NetlinkError(number, refused, flags, payload)
-                # Without CAP_NET_ADMIN nf_tables answers only the first message of any number.
+                # Without CAP_NET_ADMIN nf_tables answers only the first message of a batch.
                 if sequence == last or (framed and sequence == first) or number == EPERM:
                     return payloads, refusals
 
     def dump(self, message: Message, holding: bytes = b"") -> list[bytes]:
-        """All objects of a kind that `message`, as a filter, lets through; of a large table only
-        what has these bytes somewhere is kept.
+        """All objects of a kind that match `message`; of a large table only those that contain the
+        bytes `holding`.
 
         Raises NetlinkError, also when the table keeps changing while it is read.
         """
@@ -527,8 +527,8 @@ class Socket:
             raise _failed(what, error) from None
 
     def _receive(self) -> list[tuple[int, int, int, bytes]]:
-        """The messages of one datagram. Nothing is waited for: the kernel answers while it is
-        asked. An answer that it had no room for (ENOBUFS) does not hide the others."""
+        """The messages of one datagram. It never waits: the kernel answers within send(). An answer
+        that was lost for lack of room (ENOBUFS) does not hide the others."""
         try:
             datagram = self._socket.recv(_RECEIVE_SIZE, MSG_DONTWAIT)
         except OSError as error:
@@ -539,7 +539,7 @@ class Socket:
         offset = 0
         while offset < len(datagram):
             length, kind, flags, sequence, _ = _HEADER.unpack_from(datagram, offset)
-            if length < 16:  # no kernel sends it; it would be read for ever
+            if length < 16:  # no kernel sends it, and the loop would not end
                 raise NetlinkError(EBADMSG, "read the kernel's answer")
             messages.append((kind, flags, sequence, datagram[offset + 16 : offset + length]))
             offset += length + 3 & ~3
@@ -552,8 +552,8 @@ def _failed(what: object, error: OSError) -> OSError:
 
 
 def _reason(flags: int, payload: bytes) -> str:
-    """The kernel's sentence behind an errno (extended ACK), or ''. The request's header (16 bytes)
-    stands between the two; NLMSG_DONE has none, and no sentence that matters here."""
+    """The kernel's message with an errno (extended ACK), or ''. The request's header (16 bytes) is
+    between the two; NLMSG_DONE has none, and no message that matters here."""
     if not flags & NLM_F_ACK_TLVS:
         return ""
     return text(decode(payload, 20).get(NLMSGERR_ATTR_MSG, b""))

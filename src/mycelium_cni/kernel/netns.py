@@ -29,11 +29,11 @@ SIOCGSKNS = 0x894C  # linux/sockios.h: the namespace a socket lives in
 def open_netns(path: str) -> int:
     """A descriptor of the network namespace at `path`.
 
-    Raises OSError: the path does not exist, or (EINVAL) is something else than a network namespace,
-    such as the plain file that a bind mount leaves behind after a reboot.
+    Raises OSError: the path does not exist, or (EINVAL) is not a network namespace, such as the
+    plain file that a bind mount leaves behind after a reboot.
     """
     # A namespace looks like a plain file to stat(2). Anything else is not even opened: opening a
-    # device or a FIFO does things.
+    # device or a FIFO has side effects.
     if is_regular(stat(path).st_mode):
         fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC)
         try:

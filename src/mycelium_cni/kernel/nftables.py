@@ -2,8 +2,8 @@
 """nf_tables messages and expressions, and the transaction that loads them; knows nothing of CNI.
 
 Structures and constants are spelled as in the kernel's `include/uapi/linux/`: nfnetlink.h,
-netfilter.h and netfilter/nf_tables.h. Every number in an attribute is big-endian; what a register
-holds is as the packet, or for a number of the kernel's own as the machine, has it.
+netfilter.h and netfilter/nf_tables.h. Every number in an attribute is big-endian; a register
+holds a packet's bytes as they come, and the kernel's own numbers in host order.
 
 A rule here is what `nft` would make of it, expression for expression, so `nft list` shows it as if
 it had been typed.
@@ -131,7 +131,7 @@ class Table:
         self.name = name
 
     def add(self, words: str) -> nl.Message:
-        """NFT_MSG_NEWTABLE; one that is there is left as it is, its comment too."""
+        """NFT_MSG_NEWTABLE; an existing one is left as it is, its comment too."""
         attributes: tuple[nl.Attribute, ...] = (
             (NFTA_TABLE_NAME, self.name),
             (NFTA_TABLE_FLAGS, be32(0)),
@@ -149,14 +149,14 @@ class Table:
         return message(NFT_MSG_GETTABLE, self.family, f"read table {self.name}", named)
 
     def list_objects(self, kind: int) -> nl.Message:
-        """NFT_MSG_GET{CHAIN,RULE,SET}, to dump what the table has of that kind; of chains, what all
-        tables of the family have."""
+        """NFT_MSG_GET{CHAIN,RULE,SET}, to dump what the table has of that kind; chains are those of
+        all tables of the family."""
         # The same number as NFTA_CHAIN_TABLE and NFTA_SET_TABLE.
         named: nl.Attribute = (NFTA_RULE_TABLE, self.name)
         return message(kind, self.family, f"read table {self.name}", named)
 
     def chain(self, name: str, *hook: nl.Attribute) -> nl.Message:
-        """NFT_MSG_NEWCHAIN, a base chain if `hook` (from `base`) says where it hangs."""
+        """NFT_MSG_NEWCHAIN, a base chain if `hook` (from `base`) gives its hook."""
         named: tuple[nl.Attribute, ...] = ((NFTA_CHAIN_TABLE, self.name), (NFTA_CHAIN_NAME, name))
         what = f"add chain {name}"
         return message(NFT_MSG_NEWCHAIN, self.family, what, *named, *hook, flags=nl.NLM_F_CREATE)
@@ -186,8 +186,8 @@ class Table:
     def set(
         self, name: str, key: Key, flags: int = 0, *, size: int = 0, timeout_ms: int = 0
     ) -> nl.Message:
-        """NFT_MSG_NEWSET; with NFT_SET_MAP a map to verdicts. With a timeout it is one that rules
-        fill with up to `size` elements, each forgotten when its time is up."""
+        """NFT_MSG_NEWSET; with NFT_SET_MAP a map to verdicts. With a timeout, rules fill it with up
+        to `size` elements, each of which expires."""
         if timeout_ms:
             flags |= NFT_SET_EVAL | NFT_SET_TIMEOUT
         attributes: list[nl.Attribute] = [
@@ -232,8 +232,8 @@ NLM_F_APPEND = 0x800
 
 
 class Key:
-    """The type of a set's key: the number that `nft` knows it by, its size, its byte order, and the
-    expressions it is the type of, where only these tell its size."""
+    """The type of a set's key: nft's number for it, its size, its byte order, and, if only these
+    tell its size, the expressions whose type it is."""
 
     __slots__ = ("order", "size", "type", "typeof")
 
@@ -250,8 +250,8 @@ DEVGROUP = Key(35, 4, _HOST_ORDER)
 IPV6_ADDR = Key(8, 16, _NETWORK_ORDER)
 INET_PROTO = Key(12, 1, _NETWORK_ORDER)
 INET_SERVICE = Key(13, 2, _NETWORK_ORDER)
-# iface_index . ipv6_addr, iface_index . ether_addr (. ipv6_addr): each part fills up whole
-# registers of 4 bytes.
+# iface_index . ipv6_addr, iface_index . ether_addr (. ipv6_addr): each part is padded to
+# whole registers of 4 bytes.
 SENDER = Key(20 << 6 | 8, 4 + 16, _NETWORK_ORDER)
 PORT_MAC = Key(20 << 6 | 9, 4 + 8, _NETWORK_ORDER)
 INTERFACE = Key(20, 4, _HOST_ORDER)
@@ -294,8 +294,8 @@ def keys(payload: bytes) -> list[bytes]:
 
 
 def prefixes(listed: Iterable[tuple[bytes, int]]) -> list[list[nl.Attribute]]:
-    """Prefixes as the elements of an interval set, each the first address and the first behind it.
-    None may lie in another."""
+    """Prefixes as the elements of an interval set, each its first address and the first after it.
+    None may contain another."""
     made = []
     for base, length in listed:
         made.append(element(base))
@@ -306,7 +306,7 @@ def prefixes(listed: Iterable[tuple[bytes, int]]) -> list[list[nl.Attribute]]:
 
 
 def base(kind: str, hook: int, priority: int) -> tuple[nl.Attribute, ...]:
-    """Where a base chain hangs; what reaches its end is accepted."""
+    """The hook of a base chain; what reaches the chain's end is accepted."""
     return (
         (NFTA_CHAIN_TYPE, kind),
         (NFTA_CHAIN_POLICY, be32(NF_ACCEPT)),
@@ -370,7 +370,7 @@ def learn(name: str) -> nl.Attribute:
 
 
 def limit(name: str, per_second: int, burst: int) -> nl.Attribute:
-    """Go on for so many packets a second and no more, counted for each key in a set by itself."""
+    """Match so many packets a second and no more, counted for each key in a set by itself."""
     counted: list[nl.Attribute] = [
         (NFTA_LIMIT_RATE, per_second.to_bytes(8, "big")),
         (NFTA_LIMIT_UNIT, (1).to_bytes(8, "big")),  # seconds
@@ -410,7 +410,7 @@ def ct_state() -> nl.Attribute:
 
 
 def fib_present(flags: int) -> nl.Attribute:
-    """Whether there is such a route, as a number."""
+    """Whether there is such a route, 1 or 0."""
     return _fib(flags | NFTA_FIB_F_PRESENT, NFT_FIB_RESULT_OIF)
 
 
@@ -471,14 +471,14 @@ class Socket(nl.Socket):
         super().__init__(nl.NETLINK_NETFILTER)
 
     def generation(self) -> bytes:
-        """The number of what the packet filter holds, for `commit`."""
+        """The packet filter's present generation, for `commit`."""
         answer = self.request(message(NFT_MSG_GETGEN, NFPROTO_UNSPEC, "read the packet filter"))
         return nl.decode(answer[0], _NFGENMSG.size)[NFTA_GEN_ID]
 
     def commit(self, *messages: nl.Message, generation: bytes = bytes(4)) -> None:
         """Carry out all messages in one transaction, or none. Every transaction makes a new
-        generation (NFT_MSG_GETGEN) of what the packet filter holds: with one, none are carried out
-        if it has passed (ERESTART).
+        generation (NFT_MSG_GETGEN) of the packet filter: if one is given and no longer present,
+        none are carried out (ERESTART).
 
         Raises NetlinkError for the first message that was refused.
         """

@@ -8,5 +8,5 @@ _PLAIN = frozenset(_LETTERS + _LETTERS.upper() + "0123456789-_.:/@%+=")
 
 
 def quoted(word: str) -> str:
-    """A word as a shell takes it: names of links and files may hold anything."""
+    """A word, quoted if need be: names of links and files may hold anything."""
     return word if word and _PLAIN.issuperset(word) else "'" + word.replace("'", "'\\''") + "'"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a network namespace has: each table of the kernel, read when it is first asked for."""
+"""What a network namespace has: each table of the kernel, read on first use."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NUD_VALID = 0xDE
 
 
 class Address:
-    """An IPv6 address of a link; `protocol` says who made it (IFA_PROTO), 0 if nobody did."""
+    """An IPv6 address of a link; `protocol` says who made it (IFA_PROTO), 0 if unknown."""
 
     __slots__ = ("address", "flags", "link", "prefixlen", "protocol")
 
@@ -37,7 +37,7 @@ class Address:
 
 
 class Route:
-    """An IPv6 route; `link` is its output link (that of lo where it refuses), `kind` an RTN_*."""
+    """An IPv6 route; `link` is its output link (lo's if it refuses), `kind` an RTN_*."""
 
     __slots__ = (
         *("destination", "gateway", "kind", "link", "priority", "protocol", "sender", "table"),
@@ -58,7 +58,7 @@ class Route:
 
 
 class Neighbour:
-    """An entry of the neighbour table, or of that of proxies."""
+    """An entry of the neighbour table, or of the proxy table."""
 
     __slots__ = ("address", "flags", "link", "mac", "protocol", "state")
 
@@ -74,7 +74,7 @@ class Neighbour:
 
     @property
     def permanent(self) -> bool:
-        """Whether the kernel never asks who it is."""
+        """Whether the kernel never probes it."""
         return bool(self.state & nl.NUD_PERMANENT)
 
     @property
@@ -113,8 +113,8 @@ class Rule:
 
 
 class Snapshot:
-    """A namespace as it is now. `socket` is in it; `inside` makes the calling thread be in it while
-    a switch is read, where that is another one than the thread's own."""
+    """A namespace as it is now. `socket` is in it; `inside`, if the calling thread is in another,
+    moves it there while a switch is read."""
 
     __slots__ = ("_inside", "_read", "_switches", "socket")
 

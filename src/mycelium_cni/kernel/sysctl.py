@@ -27,7 +27,7 @@ def command(name: str, value: str) -> str:
 
 
 def ipv6_is_off(link: str) -> bool:
-    """Whether a link takes no IPv6. Raises OSError."""
+    """Whether IPv6 is off on a link. Raises OSError."""
     return get(conf(link, "disable_ipv6")) != "0"
 
 
