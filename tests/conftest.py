@@ -2,7 +2,7 @@
 """What all tests share: the executable under test, and labs of network namespaces.
 
     command   how to start the executable under test
-    lab       an empty lab; everything made in it goes when the test ends
+    lab       an empty lab; everything made in it is removed when the test ends
     node      a node of that lab with a connected overlay
     pair      two nodes of that lab, connected by the overlay
     ctrl_c    what the test starts ends on SIGINT
@@ -40,7 +40,7 @@ def command() -> list[str]:
     """The argument vector that starts the executable under test.
 
     MYCELIUM_CNI_COMMAND (split as a shell would) names another build of it, such as the static
-    file; without it the one that was installed beside this Python.
+    file; the default is the one installed beside this Python.
     """
     given = os.environ.get("MYCELIUM_CNI_COMMAND")
     argv = shlex.split(given) if given else [str(Path(sys.executable).with_name("mycelium-cni"))]
@@ -92,8 +92,8 @@ def pair(lab: Lab) -> tuple[Node, Node]:
 def ctrl_c() -> Iterator[None]:
     """What the test starts ends on SIGINT, as it does in a terminal.
 
-    In a background job, under nohup and in some CI the tests start with SIGINT ignored, which
-    every program inherits. A handler of ours is the default action in what we execute.
+    In a background job, under nohup and in some CI the tests start with SIGINT ignored, and child
+    processes inherit that. A signal with a handler is reset to its default action by exec.
     """
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Executables of other releases, for tests of what two releases make of each other's attachments.
+"""Executables of other releases, to test that two releases handle each other's attachments.
 
 The previous release comes out of this repository's own history, and runs on this Python. The next
-one is a copy of this one, with another number of the rules and one rule more.
+one is a copy of this one, with another edition of the rules and one more rule.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ PREVIOUS = "d3a1c3fa799c0586598fd35917aa45f813e51328"  # 0.1.0
 def previous(folder: Path) -> list[str]:
     """The argument vector that starts the previous release, unpacked into `folder`.
 
-    Raises RuntimeError where the history is not there: a test that needs it fails then, for a green
-    run means that everything ran.
+    Raises RuntimeError where the history is missing: a test that needs it then fails, because a
+    green run means that everything ran.
     """
     archive = subprocess.run(
         ["git", "-C", str(ROOT), "archive", PREVIOUS, "src"], capture_output=True, check=False

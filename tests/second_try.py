@@ -6,9 +6,9 @@ A test is one of these where it says so, with the reason:
 
     @pytest.mark.timing("the answer must come within half a second")
 
-If it fails it runs once more at once, beside the others as the first time. How many did so is
-printed. More than three are not the machine's fault, and fail the run. Every other failure stands:
-what fails only beside other tests is a fault too.
+If it fails it runs once more at once, beside the others as the first time. The number of such tests
+is printed. More than three fail the run: that many are not due to load. No other failure is
+retried: a test that fails only beside other tests has found a fault too.
 """
 
 from __future__ import annotations

@@ -32,8 +32,8 @@ _MODULES = {
 def reference_plugins() -> Path:
     """The folder with the programs; builds what is missing, one process at a time.
 
-    Raises RuntimeError where that cannot be done, with what is missing: a test that needs the
-    reference plugins fails then, for a green run means that everything ran.
+    Raises RuntimeError with what is missing where that cannot be done: a test that needs the
+    reference plugins then fails, because a green run means that everything ran.
     """
     FOLDER.mkdir(parents=True, exist_ok=True)
     with (FOLDER.parent / "lock").open("w") as lock:

@@ -81,7 +81,7 @@ disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.nri.v1.nri",
       BinaryName = "{runc}"
       Root = "{d}/runc"
 """
-# The kubelet sets these, and they are the whole machine's: it finds them set, on files of its own.
+# The kubelet sets these sysctls of the whole machine: it finds them set, in files of its own.
 KERNEL_TUNABLES = {
     "vm/overcommit_memory": "1",
     "vm/panic_on_oom": "0",
@@ -222,7 +222,7 @@ class KubeNode:
             file.parent.mkdir(exist_ok=True)
             file.write_text(f"{value}\n")
             lines.append(f"mount --bind {file} /proc/sys/{name}")
-        # As with systemd: without, no container may have a mount that follows the node's.
+        # As with systemd: without it no container can have a mount that follows the node's.
         self.machine.shell("\n".join([*lines, "mount --make-rshared /"]))
 
     def reboot(self) -> None:
@@ -264,7 +264,7 @@ class KubeNode:
         return self.run("curl", "-gsS", "-m", "3", url, check=False).returncode == 0
 
     def install(self) -> str:
-        """Install the plugin as docs/operate.md says; what that printed."""
+        """Install the plugin as docs/install says. Returns what that printed."""
         network = (
             () if self._cluster.options.by_manifest else ("--service-network", SERVICE_NETWORK)
         )
@@ -411,7 +411,7 @@ class KubeNode:
 
 
 def kube_proxy_configuration() -> dict[str, Any]:
-    """What docs/operate.md says that kube-proxy needs."""
+    """The settings of kube-proxy from docs/install."""
     return {
         "detectLocalMode": "InterfaceNamePrefix",
         "detectLocal": {"interfaceNamePrefix": "myc"},
@@ -436,7 +436,7 @@ class Cluster:
         self.pki = Pki(lab.directory / "pki")
 
     def _connect_to_the_world(self) -> None:
-        """A router on the nodes' wire, and a host behind it; a node of the overlay, too."""
+        """A router on the nodes' LAN, and a host behind it; a node of the overlay, too."""
         self.world.configure(f"address add {ROUTER}/64 dev under0 nodad")
         self.world.configure(f"address add {INTERNET}/128 dev lo nodad")
         if self.options.router:
@@ -550,7 +550,7 @@ class Cluster:
         )
 
     def world_gets(self, url: str) -> bool:
-        """Whether a web server answers somebody who is not of the cluster."""
+        """Whether a web server answers a host outside the cluster."""
         argv = ["curl", "-gsS", "-m", "3", url]
         return self.world.run(argv, check=False).returncode == 0
 
@@ -569,7 +569,7 @@ class Cluster:
             return ""
 
     def apply(self, name: str, **replaced: str) -> None:
-        """Apply a file of manifests/, with words of it replaced."""
+        """Apply a file of manifests/, with placeholders replaced."""
         text = (HERE / "manifests" / f"{name}.yaml").read_text()
         for word, by in replaced.items():
             text = text.replace(word, by)
@@ -599,7 +599,7 @@ class Cluster:
         self.kubectl("wait", "--for=condition=Ready", "nodes", "--all", "--timeout=60s")
 
     def rollout(self, name: str, namespace: str = "default") -> None:
-        """Return when a Deployment or DaemonSet is as it should be."""
+        """Return when a Deployment or DaemonSet is rolled out."""
         self.kubectl("-n", namespace, "rollout", "status", name, "--timeout=90s")
 
 

@@ -30,7 +30,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave out what is for another cluster."""
+    """Deselect tests that are for another cluster."""
     items[:] = [item for item in items if _belongs(item)]
 
 

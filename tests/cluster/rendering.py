@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The manifests of deploy/, made of the chart: `python -m tests.cluster.rendering` writes them."""
+"""The manifests of deploy/, rendered from the chart: `python -m tests.cluster.rendering` writes
+them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Kubernetes' own conformance tests of the network (sig-network), as its release has them.
 
-Their images are made here, of the same release's agnhost and of the distribution's programs.
+Their images are made here, from the same release's agnhost and the distribution's programs.
 """
 
 from __future__ import annotations

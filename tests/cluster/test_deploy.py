@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The chart and the manifests: one is made of the other, and an API server takes them."""
+"""The manifests are rendered from the chart, and an API server accepts them."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ IPV4: dict[str, Any] = {
 
 @pytest.fixture
 def node(cluster: Cluster, web: list[KubePod]) -> Iterator[KubeNode]:
-    """One whose pods' first network is the test's, for as long as that runs."""
+    """A node whose pods' first network is the test's while the test runs."""
     node = cluster.nodes[1]
     yield node
     cluster.kubectl("delete", "--now", "--ignore-not-found", "pod/new")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The network goes as it came, and nothing of it stays on the nodes. Comes last in each cluster."""
+"""Removing the network leaves nothing on the nodes. These tests run last in each cluster."""
 
 from __future__ import annotations
 

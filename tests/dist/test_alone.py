@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The executable needs nothing of its host: here it is the only file there is."""
+"""The executable needs nothing of its host: here it is the only file."""
 
 from __future__ import annotations
 

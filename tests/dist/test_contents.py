@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The executable says what it is made of, and the check for updates believes it."""
+"""The executable lists what it is made of, and the check for updates uses that list."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_every_part_has_its_licence_inside(executable: Path, sbom: dict[str, Any
         assert words in text
 
 
-# What the executable is free of: libraries with a history of holes, and what only tests need.
+# What is not in the executable: libraries with many past vulnerabilities, and what only tests need.
 @pytest.mark.parametrize("module", ["_ssl", "_hashlib", "_bz2", "_lzma", "_sqlite3", "pyexpat"])
 def test_it_is_free_of(executable: Path, module: str) -> None:
     unstripped = ROOT / "build/launcher/objects-amd64/mycelium-cni"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Debian package: installs into a bare Debian, works there, and goes without a trace."""
+"""The Debian package: installs into a bare Debian, works there, and its removal leaves nothing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BOOTSTRAPPED = ROOT / "build/debootstrap"
 
 
 class Root:
-    """A bare Debian in a folder; what is done to it is in memory, and forgotten."""
+    """A bare Debian in a folder; changes are kept in memory and discarded."""
 
     def __init__(self, below: Path) -> None:
         self._below = below

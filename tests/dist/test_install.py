@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""make install, and install from a container: the executable puts itself in its place."""
+"""make install, and install from a container: the executable installs itself."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ exec "$1" --host-root "$root" "$2"
 def test_in_a_container_it_works_on_the_node_whose_root_it_has(
     executable: Path, tmp_path: Path
 ) -> None:
-    """It prepares the node, too, and uninstall clears it."""
+    """It prepares the node, too, and uninstall undoes that."""
     root = tmp_path / "host"
     elsewhere = tmp_path / "host/usr/libexec/cni"
     elsewhere.mkdir(parents=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who builds the same commit elsewhere gets the same bytes."""
+"""A build of the same commit elsewhere gives the same bytes."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What cannot sleep in the executable is refused when it is built, not found out by a pod."""
+"""The build refuses what cannot be in the snapshot; no pod has to find out."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a call of the static executable may cost: instructions, and no module is loaded.
 
-Milliseconds depend on the machine and its mood, instructions hardly: the executable uses the same
+Milliseconds depend on the machine and its load, instructions hardly: the executable uses the same
 string functions on every amd64. The budget is what the last deliberate change cost; a call may cost
-a little more, for the kernel's answers vary. `make budget` records a new one, and its diff says in
-review what a change costs every pod.
+a little more, because the kernel's answers vary. `make budget` records a new one, and its diff says
+in review what a change costs every pod.
 """
 
 from __future__ import annotations

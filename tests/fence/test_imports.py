@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the plugin really loads: `sys.modules` after a call that really was served.
+"""What the plugin really loads: `sys.modules` after a successful call.
 
 Linters see imports that are written down; this sees those that happened. A module that should be
 allowed costs every pod its milliseconds: see docs/adr/0004.

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The linters pass, and the fence between the plugin and everything else bites.
+"""The linters pass, and they notice imports that the plugin must not have.
 
-`make lint` runs the same linters; what it cannot show is that they would notice.
+`make lint` runs the same linters; it cannot show that they would notice.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ def test_linter_passes(tool: str, argv: list[str]) -> None:
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """The sources, to be spoilt."""
+    """A copy of the sources, to be broken."""
     shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     return tmp_path
 
 
 def spoil(copy: Path, module: str, line: str) -> None:
-    """Put a line behind the module's imports of the future."""
+    """Insert a line after the module's `from __future__` imports."""
     path = copy / "src" / module
     text = path.read_text()
     mark = "from __future__ import annotations\n"

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bytes that nobody should send, read by what reads them: make fuzz."""
+"""Malformed bytes for every parser: make fuzz."""

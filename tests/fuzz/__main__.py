@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line of the fuzzer: atheris on each target in turn, guided by what it reaches."""
+"""The command line of the fuzzer: atheris on each target in turn, guided by coverage."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What reads bytes of others, one function each: they return, or raise what a caller expects.
+"""One function per parser of foreign bytes: each returns, or raises what a caller expects.
 
-Anything else that comes out of them is a fault: a caller would show it as a bug of ours. Each is
-named as its folder in `corpus/`.
+Any other exception is a fault: a caller would show it as a bug of ours. Each is named as its folder
+in `corpus/`.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def environment(data: bytes) -> None:
 
 
 def prev_result(data: bytes) -> None:
-    """A previous result, told again in every version of the specification."""
+    """A previous result, converted to every version of the specification."""
     with suppress(CniError, ValueError):
         document: Any = parse(data)
         assert json.loads(dump(document)) == json.loads(data.decode()), (
@@ -105,7 +105,7 @@ def netlink(data: bytes) -> None:
 
 
 def api(data: bytes) -> None:
-    """What listens where the daemon's API should be."""
+    """Answers of whatever listens where the daemon's API should be."""
     try:
         answer = json.loads(data)
     except (ValueError, RecursionError):
@@ -125,7 +125,7 @@ def key(data: bytes) -> None:
 
 
 def conflist(data: bytes) -> None:
-    """What stands in the runtime's directory, as `config check` reads it."""
+    """A file of the runtime's directory, as `config check` reads it."""
     lenient.parse(data)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Damaged input of every kind is read to an end, within a second, and refused in words."""
+"""Damaged input of every kind is refused with a message within a second."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pods attached as a runtime attaches them, and what can then be asked of them."""
+"""Pods attached as a runtime attaches them, with CHECK, DEL and pings of them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PROTOCOL = "77"  # how `ip` shows the routes and neighbours of the plugin
 
 
 def network(mode: str = "routed", version: str = "1.1.0", **keys: Any) -> dict[str, Any]:
-    """A network configuration that leaves nothing to the state of the machine."""
+    """A network configuration that does not depend on the state of the machine."""
     # The machine's own /etc/netseed must not count in a test.
     base = {"name": "overlay", "type": "mycelium-cni", "mode": mode, "netseed": "/nonexistent"}
     return {"cniVersion": version, **base, **keys}
@@ -32,7 +32,7 @@ def network(mode: str = "routed", version: str = "1.1.0", **keys: Any) -> dict[s
 
 @dataclass(frozen=True)
 class Attached:
-    """A pod on Mycelium, and the runtime's side of it."""
+    """A pod on Mycelium, and what the runtime knows of it."""
 
     node: Node
     pod: Pod
@@ -42,7 +42,7 @@ class Attached:
 
     @property
     def place(self) -> int:
-        """Where the pod link stands among the interfaces of the result."""
+        """The index of the pod link among the interfaces of the result."""
         index: int = self.result["ips"][-1]["interface"]
         return index
 
@@ -72,7 +72,7 @@ class Attached:
         return name
 
     def check(self, **changes: Any) -> PluginCall:
-        """CHECK, with the result of ADD, or what `changes` makes of the configuration."""
+        """CHECK with the result of ADD; `changes` replaces keys of the configuration."""
         conf = {**self.conf, "prevResult": self.result, **changes}
         return self.node.plugin("CHECK", conf, self.pod, ifname=self.ifname)
 
@@ -99,7 +99,7 @@ def attach(
 
 
 def refused(call: PluginCall, *codes: int, says: str = "") -> dict[str, Any]:
-    """The one error object of a call that must fail, with one of these codes and that text."""
+    """The one error object of a call that must fail, with one of these codes and this text."""
     assert call.code == 1, call
     error: dict[str, Any] = call.result
     assert isinstance(error["code"], int), call
@@ -111,21 +111,21 @@ def refused(call: PluginCall, *codes: int, says: str = "") -> dict[str, Any]:
 
 
 def silent(call: PluginCall) -> None:
-    """What a call that has nothing to say must do."""
+    """Assert that a call succeeded and printed nothing."""
     assert (call.code, call.stdout) == (0, ""), call
 
 
 def reaches(source: Namespace, address: str | None, source_address: str | None = None) -> bool:
     """Whether `address` answers one of three echo requests.
 
-    One alone proves less than it seems: the kernel answers through one socket per CPU, which all
-    network namespaces share, and drops an answer when others have filled it.
+    One lost answer proves nothing: the kernel answers through one socket per CPU, which all network
+    namespaces share, and drops an answer when others have filled it.
     """
     return any(source.ping(str(address), source=source_address) is not None for _ in range(3))
 
 
 class Homes:
-    """Two connected nodes for each mode, made when they are first asked for."""
+    """Two connected nodes for each mode, made when they are first needed."""
 
     def __init__(self, command: Sequence[str]) -> None:
         self._command = command

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Packets made by hand, the TUN that a daemon would write them to, and eyes that see them arrive.
+"""Packets made by hand, the TUN that a daemon would write them to, and receivers to watch.
 
 A packet carries a token. A receiver of bytes with that token has received the packet, in
 whatever form: forwarded, reassembled, or delivered to a socket.
@@ -27,7 +27,7 @@ SOL_PACKET, PACKET_AUXDATA = 263, 8
 
 HOP, TCP, UDP, ROUTING, FRAGMENT, ESP, ICMPV6, DSTOPTS = 0, 6, 17, 43, 44, 50, 58, 60
 TUNNELS = {"ipv4-in-ipv6": 4, "ipv6-in-ipv6": 41, "gre": 47, "etherip": 97, "l2tp": 115}
-PORT = 4242  # where every pair of eyes listens
+PORT = 4242  # where UDP is received
 
 
 def packed(address: str) -> bytes:
@@ -89,7 +89,7 @@ def option(protocol: int, size: int = 6) -> bytes:
 
 
 def marked_option(protocol: int, token: bytes) -> bytes:
-    """A destination options header with an option that nobody knows and everybody skips."""
+    """A destination options header with an unknown option of a type that receivers skip."""
     return struct.pack("!BBBB", protocol, 2, 0x1E, 16) + token + b"\1\2\0\0"
 
 
@@ -142,7 +142,7 @@ class Tun:
             os.write(self.fd, packet)
 
     def close(self) -> None:
-        """The device goes with its last descriptor."""
+        """The kernel removes the device with its last descriptor."""
         os.close(self.fd)
 
 
@@ -176,7 +176,7 @@ class Wire:
 
 
 class Eyes:
-    """Everything that is received somewhere, by place."""
+    """Everything that is received at the watched places, by place."""
 
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
@@ -189,8 +189,8 @@ class Eyes:
         self._watch(place, tun.fd, lambda: os.read(tun.fd, 65536))
 
     def watch_sockets(self, place: str, namespace: Namespace) -> None:
-        """What the namespace accepts for itself: UDP to PORT over IPv4, any packet over IPv6 of the
-        protocols that matter, put together again."""
+        """What the namespace accepts for itself: UDP to PORT over IPv4; over IPv6 any packet of the
+        protocols that matter, reassembled."""
         with namespace.inside():
             over4 = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
             over4.bind(("", PORT))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the kernel has, as `ip`, `nft` and /proc show it: pictures to compare."""
+"""The kernel's state as `ip`, `nft` and /proc show it: pictures to compare."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ nft -s -j list ruleset
 
 
 def picture(*namespaces: Namespace, settings: str = _SWITCHES) -> Picture:
-    """Everything of these namespaces that a plugin could change, without what moves by itself.
+    """Everything of these namespaces that a plugin could change, without what changes by itself.
 
-    `settings` are those of /proc/sys/net to look at, as a pattern; `.` is all of them.
+    `settings` is a pattern for the sysctls below /proc/sys/net to include; `.` is all of them.
     """
     return {space.name: _one(space, settings) for space in namespaces}
 
@@ -53,7 +53,7 @@ def _one(space: Namespace, settings: str) -> Picture:
     lasting = [n for n in neighbours if "protocol" in n or "PERMANENT" in n.get("state", [])]
     for entry in lasting:
         if "PERMANENT" not in entry["state"]:
-            del entry["state"]  # whether it was heard of within the last half minute
+            del entry["state"]  # whether it was confirmed within the last half minute
     return {
         "links": links,
         "routes": sorted(
@@ -70,18 +70,19 @@ def _one(space: Namespace, settings: str) -> Picture:
 
 
 def _lasting(entry: dict[str, Any]) -> dict[str, Any]:
-    """A part of the packet filter, without the elements that rules add and forget by themselves."""
+    """A part of the packet filter, without the elements that rules add and that time out."""
     learned = "timeout" in entry.get("set", {})
     return {"set": {**entry["set"], "elem": []}} if learned else entry
 
 
 def _lab(link: str, entry: dict[str, Any]) -> bool:
-    """Whether it is of the link-local address of the lab's own link: tentative at first."""
+    """Whether it belongs to the link-local address of the lab's link, which is tentative at
+    first."""
     return link == UNDERLAY and str(entry.get("local") or entry.get("dst")).startswith("fe80:")
 
 
 def difference(before: Any, after: Any, path: str = "") -> list[str]:
-    """What is different, one line each, for people."""
+    """The differences, one line each, to be read by people."""
     if isinstance(before, dict) and isinstance(after, dict):
         lines = []
         for key in sorted(before.keys() | after.keys()):

@@ -2,9 +2,9 @@
 """The plugin in a process that forks for every call, and in which any one request can be refused.
 
 Executed in a node's network namespace. A job comes on standard input; for each of its cases a line
-of JSON goes to standard output. A point is a system call of the plugin, or a message to the kernel;
-at the point of its number, a call fails without being made, and a message reaches the kernel with a
-type that none knows, whose refusal then gets the errno of the case.
+of JSON goes to standard output. A point is a system call of the plugin, or a message to the kernel.
+At the point whose number the case has, a system call fails without being made; a message is sent
+with a type that no kernel knows, and the errno of the refusal is replaced by that of the case.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ CALLS = {
     "send": ["ENOBUFS", "ENOMEM", "EPERM"],
     "recv": ["ENOMEM", "EIO"],
 }
-# What the kernel says to messages: to any, to those that make or change something, and to those
+# Errnos of the kernel's answers: to any message, to those that make or change something, to those
 # that make what must not be there yet.
 _ASKED = [
     "EPERM",
@@ -62,7 +62,7 @@ _NEW = (0, 3, 6, 9, 12)  # NFT_MSG_NEW*
 _NEW_ROUTE = (netlink.NETLINK_ROUTE, netlink.RTM_NEWROUTE)
 UNKNOWN = 0x0FFF
 
-# To DEL and GC these say that there is nothing to delete, which a kernel says of nothing that is.
+# To DEL and GC these mean that there is nothing to delete: no kernel answers so if there is.
 ABSENT = ("ENOENT", "ENODEV", "ESRCH", "EADDRNOTAVAIL")
 
 points: list[str] = []
@@ -71,7 +71,7 @@ subtrees = True  # whether the kernel has routes for one source (CONFIG_IPV6_SUB
 
 
 def strike(point: str) -> bool:
-    """Count a point; whether it is the one that fails."""
+    """Count a point. Returns whether it is the one that fails."""
     points.append(point)
     return len(points) - 1 == fault[0]
 
@@ -87,7 +87,7 @@ def failing(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def enter(call: Callable[..., Any]) -> Callable[..., Any]:
-    """setns(2), which fails on the way out only: who came from a namespace may return to it."""
+    """setns(2); only entering fails: a process may return to the namespace that it came from."""
     away = False
 
     def wrapper(*arguments: Any) -> Any:
@@ -99,7 +99,7 @@ def enter(call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Socket(_socket.socket):
-    """A netlink socket whose calls are points, as is each message of what it sends."""
+    """A netlink socket: each of its calls is a point, and each message that it sends."""
 
     def __init__(self, *arguments: Any) -> None:
         self._refused: dict[int, int] = {}
@@ -186,7 +186,7 @@ def _serve(files: list[int], env: dict[str, str], number: int, refusal: int) -> 
         from mycelium_cni.pod import datapath
 
         fault = number, refusal
-        if refusal:  # what is refused may never come about
+        if refusal:  # what was refused may never exist
             datapath._SETTLE_TIMEOUT_S = 1
         code = main()
         os.write(files[3], json.dumps(points).encode())
@@ -213,7 +213,7 @@ def run(job: dict[str, Any]) -> None:
         return call({**env, "CNI_COMMAND": verb}, {**conf, **keys}, *fault)
 
     def prepared() -> dict[str, Any]:
-        """What a verb wants to be there."""
+        """What a verb needs beforehand."""
         if verb in ("ADD", "STATUS"):
             return {}
         if verb == "CHECK" and checked:
@@ -234,7 +234,7 @@ def run(job: dict[str, Any]) -> None:
     code, said, error, known = say(verb, **prepared())
     assert code == 0, said + error
     finished(code)
-    # A child deletes the links; until they are gone one question is asked over and over.
+    # A child deletes the links; until they are gone the parent repeats one request.
     end = known.index("fork") + 9 if "fork" in known else None
     cases = job.get("cases") or [
         (number, name)

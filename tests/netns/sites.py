@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A node whose daemon is the test: it has the TUN, a LAN host next door, and any number of pods."""
+"""A node whose TUN the test holds, in the daemon's place; a host on its LAN, and any pods."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Site:
         return self.node.plugin("STATUS", network)
 
     def table(self, family: str = "inet") -> str:
-        """As an operator lists it; '' if there is none."""
+        """The table as `nft list` prints it; '' if there is none."""
         shown = self.node.run(["nft", "-s", "list", "table", family, "mycelium-cni"], check=False)
         return shown.stdout
 
@@ -72,7 +72,7 @@ class Site:
         return found
 
     def remake_tun(self, address: str) -> None:
-        """As a daemon's restart does."""
+        """Remove the TUN and make it again, as a daemon's restart does."""
         self.tun.close()
         self.tun = Tun(self.node, address)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agent: what somebody takes away from a node and its pods is back within a second or so."""
+"""The agent restores what others remove from a node and its pods, within a second or so."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from mycelium_lab.lab import await_fact as await_soon
 PORT = 9654
 MOST_MEMORY = 30 << 20  # bytes
 
-# Faults of which the kernel tells, of every kind of fact that a node and a pod have.
+# Faults that the kernel reports, one of every kind of fact that a node and a pod have.
 TOLD = {
     "pod address flushed",
     "pod routes flushed",
@@ -55,7 +55,7 @@ TOLD = {
     "table of the guard flushed",
     "rules flushed",
 }
-CHECKED = {"lo down", "overlay's route deleted"}  # what `setup` and ADD find, and do not make
+CHECKED = {"lo down", "overlay's route deleted"}  # what `setup` and ADD require, and do not make
 UNTOLD = "host link takes advertisements"
 NEIGHBOUR = Fault("neighbour deleted", "ip -6 neigh del $ADDR dev $WAY", "", "fix")
 CASES = [
@@ -78,8 +78,7 @@ class Watched:
         self.before = self.picture()
 
     def picture(self) -> dict[str, Any]:
-        """Everything that matters, of the node and of one pod. What is loaded anew has another
-        order."""
+        """The state of the node and of one pod, sorted: what is restored comes in another order."""
         seen = picture(self.home.node, self.home.web)
         for space in seen.values():
             space["nft"].sort()
@@ -97,7 +96,7 @@ class Watched:
         await_fact(said, f"the agent says {word!r}")
 
     def await_whole(self) -> None:
-        """Everything is as before."""
+        """Wait until everything is as before."""
         try:
             await_fact(lambda: self.picture() == self.before, "the node is whole again")
         except Exception:
@@ -108,20 +107,20 @@ class Watched:
         os.kill(self.agent.pid, number)
 
     def slept(self) -> int:
-        """How often the agent's threads have gone to sleep, in whatever way."""
+        """How often the agent's threads have gone to sleep: context switches of any kind."""
         tasks = Path(f"/proc/{self.agent.pid}/task").glob("*/status")
         lines = [line for task in tasks for line in task.read_text().splitlines()]
         return sum(int(line.split()[1]) for line in lines if "_ctxt_switches" in line)
 
     def sleeps(self, for_s: float = 0.5) -> bool:
-        """Whether it sleeps so long without a break: none of its threads polls for anything."""
+        """Whether it sleeps that long without waking: none of its threads polls."""
         before = self.slept()
         await_fact(_after(for_s), "the time has passed")
         return self.slept() == before
 
 
 def await_fact(fact: Callable[[], bool], what: str) -> None:
-    """For as long as a busy machine may take; what the agent needs is a fraction of a second."""
+    """Wait as long as a loaded machine may take; the agent itself needs a fraction of a second."""
     await_soon(fact, what, within_s=30)
 
 
@@ -211,7 +210,7 @@ def test_what_somebody_keeps_taking_away_is_made_less_and_less_often(watched: Wa
 
 @in_mode()
 def test_many_messages_that_it_could_not_hear_are_no_loss(watched: Watched) -> None:
-    """The kernel drops what a listener has no room for, and says so."""
+    """The kernel drops messages for which a listener's buffer has no room, and reports that."""
     home = watched.home
     watched.signal(signal.SIGSTOP)
     numbers = range(2000)
@@ -249,7 +248,7 @@ def test_add_and_del_go_on_beside_it_and_leave_nothing(watched: Watched) -> None
 
 @in_mode("routed")
 def test_an_attachment_in_the_making_is_left_alone(watched: Watched) -> None:
-    """As ADD has it before it is set up: named, and down."""
+    """Its host link as ADD leaves it before it is set up: named, and down."""
     node = watched.home.node
     (web,) = node.ip("-d", "link", "show", watched.home.words["LINK"])
     pod, address = node.pod("half"), f"{watched.home.words['SUB']}:ff0f::2"
@@ -288,7 +287,7 @@ def test_what_a_pod_left_that_ended_without_del_is_swept(watched: Watched) -> No
 
 @in_mode("routed")
 def test_a_link_whose_pod_is_gone_is_removed_after_a_while(watched: Watched) -> None:
-    """Its namespace is held by an open file alone, as by a process that has hung."""
+    """Only an open file holds its namespace, as with a process that hangs."""
     tool = watched.home.tool
     pod = tool.attach("leaked")
     link = tool.host_link("leaked")
@@ -336,7 +335,7 @@ def test_a_changed_key_is_followed(lab: Lab, bare: Node, root: Path) -> None:
 
 
 def numbers(watched: Watched) -> dict[str, float]:
-    """What /metrics says; each name and its labels must be told once."""
+    """What /metrics says; each name with its labels must appear once."""
     found: dict[str, float] = {}
     for line in watched.home.node.get("127.0.0.1", PORT, "/metrics").decode().splitlines():
         if not line.startswith("#"):
@@ -388,7 +387,7 @@ def test_numbers_tell_what_calls_came_to(watched: Watched) -> None:
     assert node.plugin("DEL", conf, pod).code == 0
     assert node.plugin("STATUS", conf).code == 0
     pod.remove()
-    # Anybody may write there. What no plugin of root's has written does not count.
+    # Anybody may send there. Only datagrams of processes of root count.
     nobody = struct.pack("iII", os.getpid(), 65534, 65534)
     with node.inside(), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as teller:
         beside = [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, nobody)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the kernel has after ADD and after DEL, and what a pod can do with it, in both modes."""
+"""The kernel's state after ADD and after DEL, and what a pod can do with it, in both modes."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_the_pod_has_one_address_that_was_never_tentative(node: Node, pod: Pod, 
 
 @both_modes
 def test_no_address_is_tentative_when_add_returns(command: list[str], mode: Mode) -> None:
-    """On a node where everything is new: also not those of the bridge, of lo, of the host link."""
+    """On a new node, where ADD makes everything: not on the bridge, lo or the host link either."""
     with Lab(command) as lab:
         node = lab.node("a")
         lab.connect(node)
@@ -167,7 +167,7 @@ def test_the_node_routes_to_the_pod_and_knows_its_neighbour(node: Node, pod: Pod
 
 @both_modes
 def test_the_node_hears_no_arp_from_pods(node: Node, pod: Pod, mode: Mode) -> None:
-    """Each request that it answers is an entry in a table that the whole machine shares."""
+    """Each answered request would take an entry of a table that the whole machine shares."""
     attached = attach(node, pod, network(mode))
     node.configure("address replace 192.0.2.1/32 dev lo")
     for link_name in ("all", attached.host_link):
@@ -190,8 +190,8 @@ def test_the_node_hears_no_arp_from_pods(node: Node, pod: Pod, mode: Mode) -> No
 
 @pytest.mark.parametrize("mode", ["bridge"])
 def test_node_and_pod_on_a_bridge_need_not_ask_for_each_other(node: Node, pod: Pod) -> None:
-    """A neighbour that had to be asked for counts towards a limit of the whole machine, 1,024: with
-    one on either side of each pod, the 511th pod and all later ones were silent."""
+    """A discovered neighbour counts towards a limit of the whole machine, 1,024: with one on either
+    side of each pod, the 511th pod and all later ones were unreachable."""
     attached = attach(node, pod, network("bridge"))
     assert reaches(node, attached.address)
     assert reaches(pod, attached.gateway)
@@ -224,7 +224,7 @@ def test_the_gateway_on_a_bridge_that_somebody_else_made_answers_at_once(
         attached = attach(node, "pod", network("bridge"))
         assert attached.pod.ping(gateway) is not None
         (entry,) = (a for a in link(node, BRIDGE)["addr_info"] if a["local"] == gateway)
-        assert "protocol" not in entry  # it is not ours to take back
+        assert "protocol" not in entry  # it is not ours to remove
 
 
 @pytest.mark.parametrize("mode", ["bridge"])
@@ -389,8 +389,8 @@ def test_the_configurations_of_the_seeds_work_unchanged(pair: tuple[Node, Node],
 
 
 def dropped(space: Namespace) -> int:
-    """How many answers the kernel had no room for, though the question had come: its ICMP sockets
-    serve all namespaces of the machine, and others may have filled them."""
+    """How many echo requests arrived whose answers the kernel dropped: its ICMP sockets serve all
+    namespaces of the machine, and others may have filled them."""
     counters = space.run(["cat", "/proc/net/snmp6"]).stdout
     (line,) = (line for line in counters.splitlines() if line.startswith("Ip6OutDiscards"))
     return int(line.split()[1])
@@ -466,7 +466,7 @@ def test_addresses_that_are_not_for_pods_are_refused(
 
 @both_modes
 def test_of_many_that_want_one_address_exactly_one_gets_it(command: list[str], mode: Mode) -> None:
-    """On a node that nobody has prepared: they also compete in making the bridge."""
+    """On an unprepared node, where they also compete in making the bridge."""
     with Lab(command) as lab:
         node = lab.node("a")
         lab.connect(node)
@@ -515,8 +515,8 @@ def test_many_at_once_all_work_and_leave_nothing(command: list[str], mode: Mode)
 
 @both_modes
 def test_a_container_may_have_two_interfaces(homes: Homes, pod: Pod, mode: Mode) -> None:
-    """Both work, without a word about routes in the configuration; the second one goes without a
-    trace in the pod, which lives on. The first keeps its routes for its own address."""
+    """Both work without any routes in the configuration. DEL of the second leaves nothing in the
+    pod, which keeps running, and the first keeps its routes for its own address."""
     node, far = homes.pair(mode)
     one = attach(node, pod, network(mode), ifname="eth0")
     before = picture(pod)
@@ -556,7 +556,7 @@ def test_del_leaves_nothing_and_may_be_repeated(
 ) -> None:
     attach(node, homes.fresh(node)[0], network(mode))  # the node is prepared
     (pod,) = homes.fresh(node)
-    # A DEL that finds nothing sweeps up what the pods of earlier tests left that ended without one.
+    # A DEL that finds nothing removes what pods of earlier tests left that ended without one.
     silent(node.plugin("DEL", network(mode), pod))
     plain = node.lab.directory / "plain"
     plain.touch()
@@ -601,7 +601,7 @@ def test_a_pod_that_ends_without_del_takes_everything_with_it(
     await_fact(lambda: node.link(attached.host_link) is None, "the kernel's tidying")
     after = picture(node)["left"]
     kept = {key: [before[key], after[key]] for key in before if before[key] != after[key]}
-    # Bridge mode: what the guard and the node know of an address that nobody has any more.
+    # Bridge mode: what the guard and the node still have of an address that no pod has any more.
     assert kept.keys() <= ({"nft", "neighbours"} if mode == "bridge" else set()), kept
     silent(attached.delete())
     assert difference(before, picture(node)["left"]) == []
@@ -613,7 +613,7 @@ def test_a_pod_that_ends_without_del_takes_everything_with_it(
 
 @both_modes
 def test_del_does_not_return_before_everything_is_gone(node: Node, pod: Pod, mode: Mode) -> None:
-    """A child of it does the waiting for the kernel; here it is slow to begin."""
+    """Its child process waits for the kernel; here the child starts late."""
     attached = attach(node, pod, network(mode))
     slowly = ["-e", "trace=setsid", "-e", "inject=setsid:delay_enter=300000"]
     strace = ["strace", "-D", "-f", "-qq", "-o", str(node.lab.directory / "slow"), *slowly]
@@ -649,7 +649,7 @@ def test_add_works_at_once_after_del(node: Node, pod: Pod, mode: Mode) -> None:
 
 
 def assert_talk(attached: Attached, *, within_s: float = 5) -> None:
-    """Node and pod answer each other, soon."""
+    """Wait until node and pod answer each other."""
     node, pod = attached.node, attached.pod
     for source, address in ((node, attached.address), (pod, str(node.overlay_address))):
         what = f"an answer of {address} to {source.name}"
@@ -699,8 +699,8 @@ def test_a_node_that_lost_its_neighbours_finds_them_again(node: Node, pod: Pod, 
 def test_a_pod_in_use_is_reachable_after_its_neighbour_entry_has_aged(
     homes: Homes, node: Node, pod: Pod, mode: Mode
 ) -> None:
-    """From the overlay, so that nothing on the node confirms the entry. The kernel would let it age
-    for half a minute and then check it; here both take milliseconds."""
+    """Pinged from the overlay, so that nothing on the node confirms the entry. The kernel lets it
+    age for half a minute and then probes it; here both take milliseconds."""
     far = homes.pair(mode)[1]
     attached = attach(node, pod, network(mode))
     device = BRIDGE if mode == "bridge" else attached.host_link
@@ -722,8 +722,8 @@ def test_a_pod_in_use_is_reachable_after_its_neighbour_entry_has_aged(
 def test_a_pod_whose_link_was_down_for_a_moment_stays_reachable(
     node: Node, pod: Pod, mode: Mode
 ) -> None:
-    """The kernel drops a link's routes when it goes down, whoever made them: the pod must make its
-    own again, but nothing is missing on the node."""
+    """The kernel drops all routes of a link that goes down: the pod must make its own again, but
+    nothing is missing on the node."""
     attached = attach(node, pod, network(mode))
     lost = [r["dst"] for r in routes(pod) if r["protocol"] == PROTOCOL]
     again = [f"route add {dst} via {attached.gateway} dev eth0" for dst in lost]
@@ -736,7 +736,7 @@ def test_a_pod_whose_link_was_down_for_a_moment_stays_reachable(
 
 
 def test_a_gateway_is_found_again_where_new_links_do_not_forward(homes: Homes) -> None:
-    """The kernel answers for an address that it does not have only on links that forward."""
+    """The kernel answers by proxy only on links that forward."""
     node, far = homes.pair("routed")
     prepared, pod = homes.fresh(node, 2)
     attach(node, prepared, network("routed"))  # the first ADD switches forwarding on everywhere
@@ -754,7 +754,7 @@ def test_a_gateway_is_found_again_where_new_links_do_not_forward(homes: Homes) -
 
 @pytest.mark.skipif(KERNEL < (6, 17), reason="the kernel knows no validated neighbours")
 def test_a_firewall_that_drops_what_a_pod_answers_does_not_make_it_deaf(homes: Homes) -> None:
-    """Not even when its link has been down, and the kernel would ask for it anew."""
+    """Not even when its link has been down, after which the kernel would ask for it again."""
     node, _ = homes.pair("routed")
     (pod,) = homes.fresh(node)
     attached = attach(node, pod, network("routed"))

@@ -2,9 +2,9 @@
 """Attacks from the overlay and from a pod: each is stopped, and each works without our rules.
 
 A daemon is not needed: the test itself writes into the TUN what a hostile peer could have sent, and
-pod `a`, the hostile pod, sends frames of its own making. All of a stage's packets are sent in one
-go, each with a token, and every place where one could arrive is watched; the tests then look up
-where the tokens were seen. Legitimate packets are sent among them, and must arrive.
+pod `a`, the hostile pod, sends frames of its own making. All packets of a stage are sent together,
+each with a token, and every place where one could arrive is watched; the tests then look up where
+the tokens were seen. Legitimate packets are sent among them, and must arrive.
 
 The stage without our rules is the same one after `nft delete table`: there the same packets must
 get through, or the test proves nothing. The few that the kernel itself refuses are marked.
@@ -46,7 +46,7 @@ CLUSTER_IP, NODE_PORT, LAN_PORT, OVERLAY_PORT = "fd00:10:96::1", 30080, 30081, 3
 VXLAN = {"vxlan": 4789, "old-vxlan": 8472, "geneve": 6081}
 ALL_NODES, ALL_ROUTERS = "ff02::1", "ff02::2"
 
-# What kube-proxy or portmap does: our rules must neither break it nor be led round by it.
+# What kube-proxy or portmap does: our rules must neither break it nor be bypassed by it.
 DNAT = f"""
 table ip6 services {{
     chain prerouting {{
@@ -153,10 +153,10 @@ class Stage:
         for step in steps:
             step()
 
-    # What then is looked at
+    # What was received
 
     def run(self, cases: dict[str, Case]) -> None:
-        """Send everything; afterwards `arrived` knows."""
+        """Send everything; afterwards `arrived` tells where it was received."""
         for name, case in cases.items():
             # What b has sent before may come to the bridge later than this, and move its MAC back.
             for _ in range(5 if case.place == "fdb" else 1):
@@ -194,7 +194,7 @@ Sender = Callable[[Stage, bytes], None]
 
 @dataclass(frozen=True)
 class Case:
-    """Something that is sent, and where it arrives if nothing stops it."""
+    """A packet, and where it arrives if nothing stops it."""
 
     place: Place
     send: Sender
@@ -203,7 +203,7 @@ class Case:
     services: bool = False  # takes address translation
 
     def on(self, kind: Kind, *, guarded: bool) -> bool:
-        """Whether it is tried there: without our rules where the least else is in its way."""
+        """Whether it is tried there. Without our rules, only where little else can stop it."""
         return kind == ("services" if self.services else "plain") or (
             guarded and kind == "services"
         )
@@ -355,12 +355,12 @@ ATTACKS |= {
     ),
 }
 
-# From the overlay: ICMPv6 that lies.
+# From the overlay: forged ICMPv6.
 
 
 def begun(src: str, dst: str, following: int, t: bytes) -> bytes:
     """The first fragment of a packet whose upper header is in the second: an options header with
-    the token, which announces what is not there."""
+    the token, whose next header is missing from the fragment."""
     head = struct.pack("!BxHI", c.DSTOPTS, 1, zlib.crc32(t))
     return c.ipv6(src, dst, FRAGMENT, head + c.marked_option(following, t), hops=255)
 
@@ -375,7 +375,7 @@ def split(src: str, dst: str, message: bytes, following: int, t: bytes) -> list[
 
 
 def hidden_error(way: Callable[..., None], src: str, dst: str, following: int) -> Sender:
-    """The node puts the message together; on the way to a pod the first fragment must stop."""
+    """The node reassembles the message; on the way to a pod the first fragment must be stopped."""
 
     def send(s: Stage, t: bytes) -> None:
         said, first = (t, bytes(16)) if dst == NODE else (b"", t)
@@ -453,8 +453,8 @@ def overlay_tunnelled(protocol: int, dst: str) -> Sender:
 
 
 def behind_a_redirect(src: str, dst: str, dport: int) -> Sender:
-    """The node tells the sender of a better way, quoting all that fits into 1,280 bytes: the token
-    comes later."""
+    """The node sends a redirect, which quotes all that fits into 1,280 bytes: the token comes after
+    that."""
     return lambda s, t: s.overlay(c.udp(src, dst, bytes(1280) + t, dport=dport))
 
 
@@ -494,7 +494,7 @@ ATTACKS |= {
 }
 
 ATTACKS |= {
-    # Flows that do not leave by the overlay are nobody's there to report on.
+    # No host on the overlay may report errors about flows that do not leave by it.
     "overlay-too-big-about-node-and-lan": Case(
         "node", overlay_error(REMOTE, NODE, 2, NODE, LAN_HOST)
     ),
@@ -539,13 +539,13 @@ def struct_option(kind: int, data: bytes) -> bytes:
 
 
 def solicitation(target: str, t: bytes, mac: bytes = b"") -> bytes:
-    """With the asker's MAC, where it has said it; without, where it asks for its own address."""
+    """With the sender's MAC; without it where the sender asks for its own address (DAD)."""
     named = struct_option(1, mac) if mac else b""
     return bytes(4) + c.packed(target) + named + struct_option(200, t + bytes(6))
 
 
 def advertisement(target: str, t: bytes, link: bytes = b"\x02\0\0\0\0\x99") -> bytes:
-    """Override set: the receiver shall believe the new address."""
+    """With the override flag: the receiver must take the new MAC."""
     options = struct_option(2, link) + struct_option(200, t + bytes(6))
     return b"\x20\0\0\0" + c.packed(target) + options
 
@@ -829,7 +829,7 @@ def from_mac(which: Callable[[Stage], bytes], src: str = POD_A, dst: str = POD_B
 
 
 def first_fragment(src: str, dst: str, kind: int, body: bytes, *, cut: int, t: bytes) -> bytes:
-    """Of a message in fragments the first, which is the one that must not arrive."""
+    """The first fragment of a message: the one that must not arrive."""
     message = c.icmpv6_message(src, dst, kind, 0, body)
     head = bytes((ICMPV6, 0, 0, 1)) + t[:4] + message[:cut]
     return c.ipv6(src, dst, c.DSTOPTS, c.marked_option(FRAGMENT, t) + head, hops=255)
@@ -839,7 +839,7 @@ NONCE = bytes((14, 1)) + bytes(6)  # RFC 3971: an option that precedes the one t
 
 
 def naming(kind: int, which: Callable[[Stage], bytes], before: bytes) -> Sender:
-    """A solicitation or advertisement of pod a that says that its address is at another MAC."""
+    """A solicitation or advertisement of pod a that names another MAC for its address."""
 
     def send(s: Stage, t: bytes) -> None:
         target, flags = (POD_B, bytes(4)) if kind == 135 else (POD_A, b"\x20\0\0\0")
@@ -1082,7 +1082,7 @@ ATTACKS |= {name: Case(place, send, BRIDGE) for name, place, send in BRIDGED}
 
 
 def daemon_error(src: str, dst: str, code: int, kind: int = 1) -> Sender:
-    """The daemon's own answer to a packet of `dst`, from whichever address it uses."""
+    """The daemon's own error about a packet of `dst`, from whichever address it uses."""
     return lambda s, t: s.overlay(c.error(src, dst, kind, c.udp(dst, OTHER, t), code=code))
 
 
@@ -1221,7 +1221,7 @@ assert not ATTACKS.keys() & FLOWS.keys()
 
 
 class Stages:
-    """Each stage is built and played once, when the first test asks for it."""
+    """Each stage is built and run once, when the first test needs it."""
 
     def __init__(self, command: list[str]) -> None:
         self._command = command

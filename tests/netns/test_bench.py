@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bench runs and yields every figure. How fast, no test asserts: machines differ."""
+"""The bench runs and yields every figure. No test asserts how fast: machines differ."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_the_bench_leaves_nothing_after_ctrl_c() -> None:
         assert "attach and detach" in bench.stderr.readline()  # in the middle of its work
         os.killpg(bench.pid, signal.SIGINT)
         assert bench.wait(10) == 130
-    # Its namespaces have no holders but its processes: nothing of it was ever in the machine's own.
+    # Only its processes hold its namespaces: it never made anything in the machine's own.
     await_fact(partial(_group_is_gone, bench.pid), "the end of all that the bench has started")
     assert not list(Path("/run/netns").glob("node*-00000"))
 

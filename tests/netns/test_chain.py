@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Chains with the reference plugins in both modes, each plugin executed as a runtime does it.
 
-What the meta-plugins are for is measured behind libcni in tests/runtime; here it is what a chain
-leaves of the pod, of CHECK and of the node.
+tests/runtime measures what the meta-plugins are for, through libcni. Here the pod must talk, CHECK
+pass, and DEL leave nothing, in a chain.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Chain:
         return result
 
     def check(self, *but: str) -> None:
-        """CHECK of each in order, with the final result; not of those of these types."""
+        """CHECK of each in order, with the final result, except of these types."""
         for plugin in self._plugins:
             if plugin["type"] not in but:
                 self._execute("CHECK", plugin, self.result)
@@ -111,7 +111,7 @@ def address_of(chain: Chain, name: str) -> str:
 def test_after_loopback(
     homes: Homes, node: Node, mode: Mode, version: str, reference_plugins: Path
 ) -> None:
-    """The host-daemon seed's network."""
+    """The network of the host-daemon plugin's documentation."""
     (pod,) = homes.fresh(node)
     chain = Chain([LOOPBACK, ours(mode)], pod, node, reference_plugins, version)
     chain.add()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CHECK: nothing to say about what ADD made, one clear sentence about each thing that is broken.
+"""CHECK: silent about what ADD made, one clear sentence about each thing that is broken.
 
-Everything here is broken with `ip` on a real kernel, and CHECK may repair none of it.
+Everything here is broken with `ip` on a real kernel, and CHECK must not repair any of it.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def test_what_others_add_is_fine(attached: Attached) -> None:
 
 @both_modes
 def test_a_route_that_the_result_no_longer_lists_may_be_gone(attached: Attached) -> None:
-    """As Multus cuts a default route from the result that it took away."""
+    """As when Multus deletes a default route, and removes it from the result."""
     attached.pod.ip("-6", "route", "del", ELSEWHERE)
     result = copy.deepcopy(attached.result)
     result["routes"] = [route for route in result["routes"] if route["dst"] != ELSEWHERE]
@@ -160,7 +160,7 @@ def pod_link_renamed(it: Attached) -> str:
 
 
 def pod_link_elsewhere(it: Attached) -> str:
-    """In another pod, where it has the same index as in this one, if by chance."""
+    """In another pod, where by chance it may have the same index as in this one."""
     other = it.node.pod(f"{it.pod.pod_name}-other")
     it.pod.ip("link", "set", "eth0", "netns", other.netns)
     other.ip("link", "set", "eth0", "up")
@@ -179,7 +179,7 @@ def address_deleted(it: Attached) -> str:
 
 
 def address_tentative(it: Attached) -> str:
-    """As one whose detection of duplicates has not come to an end, or to a bad one."""
+    """As one whose duplicate address detection has not ended, or has failed."""
     bits = it.result["ips"][-1]["address"].partition("/")[2]
     lost = [r["dst"] for r in it.pod.ip("-6", "route", "show") if "gateway" in r]
     set_sysctl(it.pod, "ipv6/conf/eth0/dad_transmits", "100")
@@ -355,12 +355,12 @@ def test_forwarding_switched_off_is_noticed(node: Node, mode: Mode) -> None:
 
 
 def test_a_bridge_with_another_mac_than_its_pods_know_is_noticed(node: Node) -> None:
-    """A pod never asks for what it knows for good."""
+    """A pod never asks for a neighbour for which it has a permanent entry."""
     attached = fresh(node, "bridge")
     node.configure(f"link set {BRIDGE} address 02:00:5e:10:00:01")
     assert not reaches(attached.pod, str(node.overlay_address))
     assert_noticed(attached, "lladdr 02:00:5e:10:00:01")
-    # Where it knows none it asks.
+    # Without an entry it asks.
     attached.pod.configure(f"neigh flush dev {attached.pod_link} nud permanent")
     silent(attached.check())
 
@@ -418,7 +418,7 @@ def test_a_broken_bridge_is_noticed(node: Node, broken: Callable[[Node, Attached
 
 @both_modes
 def test_the_next_add_does_not_mend_what_check_says_is_broken(node: Node, mode: Mode) -> None:
-    """It is the runtime that decides: it deletes the pod and makes another."""
+    """The runtime decides: it deletes the pod and makes another."""
     attached = fresh(node, mode)
     pod: Pod = attached.pod
     pod.ip("link", "set", "eth0", "down")

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whose an address and a MAC are: nobody gets what another has, and who gets an address again is
-found at once."""
+"""Owners of addresses and MACs: nobody gets what another has, and a pod that gets a used address is
+reachable at once."""
 
 from __future__ import annotations
 
@@ -81,8 +81,7 @@ def test_a_pod_that_gets_an_address_again_is_found_at_once(
 
 @pytest.fixture
 def street(homes: Homes) -> Iterator[tuple[Node, Attached, dict[str, tuple[str, str]]]]:
-    """A node with a pod on its bridge; and all the MACs that are somebody's, with the link that has
-    each."""
+    """A node with a pod on its bridge; and all the MACs in use, each with its link."""
     node = homes.pair("bridge")[0]
     pod, beyond = homes.fresh(node, 2)
     attached = attach(node, pod, network("bridge"), args=SHOP)
@@ -91,7 +90,7 @@ def street(homes: Homes) -> Iterator[tuple[Node, Attached, dict[str, tuple[str, 
         "link add nic0 type veth peer name nic1",
         *QUIET,
         f"link add tap0 master {BRIDGE} type veth peer name guest0 netns {beyond.netns}",
-        "link set tap0 addrgenmode none",  # its address would come later
+        "link set tap0 addrgenmode none",  # else its address would come later
         "link set tap0 up",
     )
     beyond.configure("link set guest0 up")
@@ -171,7 +170,7 @@ def test_of_many_that_want_one_mac_exactly_one_gets_it(homes: Homes) -> None:
 
 
 def test_two_routed_pods_may_have_one_mac(homes: Homes) -> None:
-    """Each has a wire of its own: a MAC means nothing to anybody else."""
+    """Each has a link of its own: its MAC affects nobody else."""
     node = homes.pair("routed")[0]
     pods = homes.fresh(node, 2)
     made = [attach(node, pod, network("routed"), args=f"MAC={MAC}") for pod in pods]

@@ -180,7 +180,7 @@ def test_what_people_really_have_is_named_with_what_mends_it(
 
 
 def test_all_faults_are_told_at_once(config: Config) -> None:
-    """Those of JSON, those of the list and those of the plugin."""
+    """Faults in the JSON, in the list and in the plugin's keys."""
     text = lines(
         "{",
         "  // our network",
@@ -304,7 +304,7 @@ def test_faults_have_a_line_and_a_mend(
 ) -> None:
     found = config.check(text)
     if words == "" and found["valid"]:
-        return  # what only ADD minds, and what json forgives
+        return  # what only ADD refuses, and what json accepts
     assert not found["valid"], found
     fatal = [fault for fault in found["faults"] if fault["fatal"]]
     assert any(

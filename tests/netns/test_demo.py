@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo as a stranger runs it: the executable, in a pipe and in a terminal, and interrupted."""
+"""The demo as a newcomer runs it: in a pipe, in a terminal, and interrupted."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OVERLAY = ipaddress.IPv6Network("400::/7")
 
 
 def environment(kind: OverlayKind) -> dict[str, str]:
-    """This one, in which the demo finds just the overlay asked for."""
+    """This process's environment, in which the demo finds only the requested overlay."""
     here = {key: value for key, value in os.environ.items() if key != "MYCELIUM_BIN"}
     if kind == "daemon":
         return here | {"MYCELIUM_BIN": str(find_daemon())}
@@ -124,7 +124,7 @@ def in_terminal(argv: list[str], columns: int) -> tuple[int, str]:
         while True:
             try:
                 chunk = os.read(ours, 65536)
-            except OSError:  # EIO: the last one at the other end has closed it
+            except OSError:  # EIO: the last process at the other end has closed it
                 break
             shown += chunk
         program.wait(10)
@@ -232,7 +232,7 @@ def test_a_missing_answer_is_shown_and_is_exit_code_1(
 
 
 def refusal(argv: list[str], **options: Any) -> str:
-    """The one line on standard error of a demo that cannot be."""
+    """The one line on standard error of a demo that cannot run."""
     done = run(argv, **options)
     assert (done.returncode, done.stdout) == (1, "")
     (line,) = done.stderr.splitlines()

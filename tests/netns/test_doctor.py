@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each check of doctor: a node on which it fails, one on which it passes, and what --fix fixes."""
+"""Each check of doctor: a node on which it fails, one on which it passes, and what --fix does."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mycelium_lab.lab import Lab, Node, await_fact
 
 
 def said(finding: dict[str, Any]) -> str:
-    """All that a finding says."""
+    """All texts of a finding."""
     return "\n".join([finding["found"], *finding["run"], finding["advice"] or ""])
 
 
@@ -62,7 +62,7 @@ def test_a_good_node_passes_every_check(node: Node, root: Path, lab: Lab) -> Non
     assert [finding["name"] for finding in findings] == list(NAMES)
     assert {finding["state"] for finding in findings} <= {"ok", "skip"}, findings
     assert tool("doctor").returncode == 0
-    # Without daemon: it says so, and waits for nothing.
+    # Without daemon: it says so, and does not wait.
     before = state(node)
     node.stop_overlay()
     start = time.monotonic()
@@ -378,7 +378,7 @@ def test_managers(tool: Tool) -> None:
 
 
 def test_managers_keep_off_links_of_other_names(tool: Tool) -> None:
-    """Files that know the usual names only are of no use to a node with others."""
+    """Files for the usual names only do not help a node with others."""
     for directory in ("run/systemd/netif", "run/NetworkManager"):
         (tool.root / directory).mkdir(parents=True)
     for directory in ("etc/systemd", "etc/NetworkManager"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two releases on one node: an upgrade, a downgrade, and what each makes of the other's pods."""
+"""Two releases on one node: upgrade, downgrade, and how each treats the other's pods."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import releases
 from mycelium_lab.lab import Lab, Pod
 
 both_modes = pytest.mark.parametrize("mode", ("routed", "bridge"))
-# Which release made the pods that are there, and which comes to the node.
+# The release that made the pods, and the one that replaces it.
 STEPS = (("previous", "this"), ("this", "previous"), ("next", "this"), ("this", "next"))
 changes = pytest.mark.parametrize("before, after", STEPS, ids=["-".join(step) for step in STEPS])
 
@@ -65,7 +65,7 @@ class Attached:
         assert self.site.node.plugin("DEL", self.network, self.pod).code == 0
 
     def works(self) -> None:
-        """It sends to its node, and hears what it asked for."""
+        """Its packets reach the node, and answers come back."""
         assert self.pod.ping(NODE) is not None
         assert self.site.node.ping(self.address) is not None
 
@@ -80,7 +80,7 @@ def is_well(site: Site, networks: list[dict[str, Any]], attachments: list[Attach
 
 @contextmanager
 def bombarded(site: Site, *pods: Attached) -> Iterator[None]:
-    """While this runs a stranger sends to pods that he may not reach; nothing arrives."""
+    """While this runs a stranger sends to pods that he must not reach; nothing arrives."""
     token, stop = os.urandom(16), threading.Event()
     eyes = Eyes()
     for attached in pods:
@@ -91,7 +91,7 @@ def bombarded(site: Site, *pods: Attached) -> Iterator[None]:
         nonlocal sent
         while not stop.wait(0.0005):
             for attached in pods:
-                # Each is a flow of its own, for a flow once seen may go on.
+                # Each is a flow of its own: packets of a tracked flow would pass.
                 site.tun.write([c.udp(STRANGER, attached.address, os.urandom(16) + token)])
             sent += 1
 
@@ -137,7 +137,7 @@ def test_no_network_is_open_for_a_moment(
         assert site.reaches(attached.pod, attached.address, REMOTE) is (policy != "shut")
     assert not connects(shut.pod, shut.address, wide.pod)
     assert not connects(everybody[-1].pod, everybody[-1].address, wide.pod)
-    # And nothing hinders who was there before.
+    # And pods that were there before still work.
     node.install(before)
     is_well(site, networks, everybody)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whatever request the kernel refuses, with whichever of its errors: clear words, and nothing left.
+"""Whichever request the kernel refuses, with any errno: a clear message, and nothing is left.
 
 Each verb is called once for every system call and every message to the kernel that it makes, and
 for every way in which that one can fail (saboteur.py).
@@ -40,8 +40,8 @@ pytestmark = pytest.mark.timeout(300)
 def play(
     lab: Lab, mode: Mode, verb: Verb, cases: list[list[Any]] | None = None
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Each case and what came of it, and what is on the node or in the pod afterwards that was not
-    there before."""
+    """Each case and its outcome, and what the node or the pod has afterwards that was not there
+    before."""
     node = lab.node("a")
     lab.connect(node)
     conf = network(mode, defaultRoute=True)
@@ -70,7 +70,7 @@ def play(
 def test_a_pod_of_two_interfaces_on_a_kernel_without_routes_for_one_source(
     node: Node, modes: tuple[Mode, Mode]
 ) -> None:
-    """Talos builds its kernel so. A rule leads there instead, and goes with its attachment."""
+    """As Talos's kernel. There a rule is made instead, and is removed with its attachment."""
     pod = node.pod("pod")
     first = attach(node, pod, network(modes[0], name="first"), ifname="net0")
     conf = network(modes[1], name="second")
@@ -116,7 +116,7 @@ def test_whichever_request_is_refused_the_answer_is_clear_and_nothing_is_left(
     for case in played:
         said = json.loads(case["stdout"]) if case["code"] == 1 else {}
         clear = case["code"] == 0 or (said["code"] != 999 and len(said["msg"]) > 20)
-        # DEL and GC that failed have done what could be done, so the next one does the rest.
+        # A failed DEL or GC has done all it could, so the next one does the rest.
         then = case["then"] is None or case["then"][0] == 0
         if not clear or not then or "Traceback" in case["stderr"]:
             unclear.append(case)

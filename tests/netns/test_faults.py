@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A table of faults of a live node: each is injected, seen by ping, named by doctor, and fixed.
 
-Whatever cuts a pod off, doctor fails over it and status does not call the node ready. What doctor
-says it can fix, --fix fixes; what it says to run heals when it is run.
+For every fault that cuts a pod off, doctor fails and status does not call the node ready. What
+doctor says it can fix, --fix fixes; what it says to run repairs the fault.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ NO_FILTER = "nft delete table {0} x"
 
 
 def dropped(family: str, hook: str, *rules: str, policy: str = "") -> tuple[str, str]:
-    """The lines that load and unload a chain of somebody else's."""
+    """The lines that load and unload another program's chain."""
     lines = FILTER.format(family, hook, f"policy {policy};" if policy else "")
     lines += "; ".join(f"nft add rule {family} x c {rule}" for rule in rules)
     return lines.strip("; "), NO_FILTER.format(family)
@@ -272,7 +272,7 @@ FAULTS = [
     Fault("table of the guard flushed", "nft flush table inet mycelium-cni", "guard", "fix"),
     Fault("table of the guard deleted", "nft delete table inet mycelium-cni", "guard", "fix"),
     Fault("rules flushed", "nft flush ruleset", "guard", "fix"),
-    # Others' routing
+    # Routing of other programs
     Fault(
         "a VPN's rule",
         VPN + "ip -6 route add default dev vpn0 table 52; ip -6 route add 2001:db8::/64 dev "
@@ -331,7 +331,7 @@ FAULTS = [
         "neither",
         "ip xfrm policy flush",
     ),
-    # Others' packet filters
+    # Packet filters of other programs
     filtered("forward policy drop", "inet", "forward", policy="drop"),
     filtered("forward policy drop, ip6", "ip6", "forward", policy="drop"),
     filtered("last rule drops", "inet", "forward", "ct state established accept", "counter drop"),
@@ -451,7 +451,7 @@ class Home:
         return self.node.run(["sh", "-c", lines], env=words, check=False)
 
     def lost(self) -> list[str]:
-        """The ways on which no echo request is answered."""
+        """The paths on which no echo request is answered."""
         ways: dict[str, tuple[Namespace, str]] = {
             "node to pod": (self.node, self.address),
             "pod to node": (self.web, str(self.node.overlay_address)),
@@ -468,7 +468,7 @@ class Home:
         return [name for name, good in zip(ways, answered, strict=True) if not good]
 
     def doctor(self, *argv: str) -> list[dict[str, Any]]:
-        """The findings that something is amiss."""
+        """The findings that are failures or warnings."""
         done = self.tool("doctor", "--json", *argv)
         assert done.stderr == ""
         findings: list[dict[str, Any]] = json.loads(done.stdout)
@@ -600,7 +600,7 @@ def test_each_kind_of_fact_is_named_by_check_and_brought_back_by_its_line(
 
 
 def _check(home: Home) -> int:
-    """The code that CHECK answers for the pod, 0 if all is well."""
+    """The error code of CHECK for the pod, 0 if it succeeds."""
     conf = {"cniVersion": "1.1.0", "name": "mycelium", "type": "mycelium-cni"}
     conf |= {"mode": home.mode, "netseed": "/nonexistent"}
     (link,) = home.web.ip("link", "show", "eth0")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GC: what the runtime does not list goes, all of it, and nothing else is touched."""
+"""GC removes all that the runtime does not list, and touches nothing else."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _gone(node: Node, name: str) -> bool:
 
 
 def prepare(homes: Homes, node: Node, mode: Mode) -> None:
-    """Let the node have had a pod of the network, and have one of another."""
+    """A node that has had a pod of the network, and has one of another."""
     for name in ("another", "overlay"):
         attach(node, homes.fresh(node)[0], network(mode, name=name))
     silent(call_gc(node, mode, []))
@@ -102,7 +102,7 @@ def test_without_a_list_nothing_goes(homes: Homes, node: Node, mode: Mode) -> No
 
 @both_modes
 def test_other_networks_and_other_peoples_links_stay(homes: Homes, node: Node, mode: Mode) -> None:
-    """Whatever they are called, and though one of theirs is listed as stale as can be."""
+    """Whatever their names, and though the list does not name them."""
     names = ("overlay2", "overla", "Overlay")
     theirs = [
         attach(node, pod, network(mode, name=name))
@@ -145,7 +145,7 @@ def test_container_and_interface_must_both_be_listed(homes: Homes, node: Node, m
 @pytest.mark.timing("a hundred links within five seconds")
 @both_modes
 def test_a_hundred_stale_ones_go_in_one_go(command: list[str], mode: Mode) -> None:
-    """And in the time of a few: the kernel is asked once for all of them."""
+    """In the time of a few: one request deletes all of them."""
     with Lab(command) as lab:
         node = lab.node("a")
         lab.connect(node)
@@ -173,7 +173,7 @@ def test_a_hundred_stale_ones_go_in_one_go(command: list[str], mode: Mode) -> No
 def test_gc_of_a_node_that_pods_have_left_on_their_own(
     homes: Homes, node: Node, mode: Mode
 ) -> None:
-    """A pod that ends without DEL takes its links with it; what else there was goes with GC."""
+    """A pod that ends without DEL takes its links with it; GC removes everything else."""
     prepare(homes, node, mode)
     before = picture(node)
     pods = homes.fresh(node, 3)
@@ -211,7 +211,7 @@ def test_gc_while_pods_come_and_go_harms_none_that_are_listed(
 
 
 def of_one_group() -> tuple[str, str]:
-    """Two network names with one hash of 28 bits, which are found in a moment."""
+    """Two network names with the same hash of 28 bits: a short search finds them."""
     seen: dict[bytes, str] = {}
     for number in count():
         name = f"net-{number}"

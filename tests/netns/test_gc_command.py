@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""gc: what is gone goes, what lives stays."""
+"""gc removes what is left of ended pods, and nothing of live ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MODES = pytest.mark.parametrize("mode", ["routed", "bridge"])
 
 
 def forget(pod: Pod) -> int:
-    """Take the pod's name away; the descriptor returned is all that holds its namespace."""
+    """Remove the pod's name; only the returned descriptor holds its namespace."""
     fd = os.open(pod.path, os.O_RDONLY)
     pod.remove()
     return fd

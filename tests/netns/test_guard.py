@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The guard over a node's life: loaded, lost, restored, changed, refused, taken away."""
+"""The guard over a node's life: loaded, lost, restored, changed, refused, removed."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def guarded(site: Site) -> bool:
 
 
 def rules(site: Site) -> list[Any]:
-    """Everything in the packet filter but handles, counters, and what passes by itself."""
+    """Everything in the packet filter but handles, counters, and elements that time out."""
     shown = json.loads(site.node.run(["nft", "-s", "-j", "list", "ruleset"]).stdout)["nftables"]
     for entry in shown:
         for value in entry.values():
@@ -290,7 +290,7 @@ def test_an_operator_can_read_it(site: Site) -> None:
     ):
         assert words in inet
     assert "iif . ether saddr . ip6 saddr != @ports counter drop" in bridge
-    # What nft prints, it can read again; what rules have learned it prints with the time left.
+    # nft can read what it prints; elements that rules added have a remaining time.
     site.node.run(["nft", "flush", "set", "inet", "mycelium-cni", "own-address"])
     inet = site.table()
     site.node.run(["nft", "delete", "table", "inet", "mycelium-cni"])
@@ -299,7 +299,7 @@ def test_an_operator_can_read_it(site: Site) -> None:
 
 
 def learned(site: Site) -> set[tuple[str, str]]:
-    """Links, and the sources that the rules have found to be theirs."""
+    """Links, and the sources that the rules have matched to them."""
     listed = ["nft", "-j", "list", "set", "inet", "mycelium-cni", "own-address"]
     shown = json.loads(site.node.run(listed).stdout)["nftables"]
     (found,) = (entry["set"] for entry in shown if "set" in entry)
@@ -409,7 +409,7 @@ def test_nothing_of_a_bridged_pod_stays(site: Site) -> None:
     assert site.node.plugin("DEL", network, pod).code == 0
     assert rules(site) == before
     lost, address = site.attach(network)
-    lose(site, lost, address)  # the kernel takes the link, and GC the rest
+    lose(site, lost, address)  # the kernel removes the link, and GC the rest
     valid = {
         "cni.dev/valid-attachments": [{"containerID": f"{site.lab.name}-a-pod1", "ifname": "eth0"}]
     }
@@ -439,7 +439,7 @@ def test_a_requested_mac_is_the_one_that_may_be_used(site: Site, mode: str) -> N
     assert pod.ping(NODE) is not None
     pod.configure("link set eth0 down", "link set eth0 address c2:11:22:33:44:56")
     site.node.run(["nft", "flush", "ruleset"])
-    site.attach(conf(mode=mode))  # what is restored is what was given
+    site.attach(conf(mode=mode))  # what is restored is what ADD made
 
 
 def test_real_flows(site: Site) -> None:
@@ -487,7 +487,7 @@ def test_an_unreachable_peer_is_an_error_and_no_timeout(site: Site) -> None:
             client.recv(100)
 
 
-# What comes from the overlay goes no farther than this node, unless the configuration says so.
+# Traffic from the overlay ends at this node, unless the configuration says `transit`.
 
 NODE_PORTS = f"""
 table ip6 services {{
@@ -499,7 +499,7 @@ table ip6 services {{
 
 
 def carries(site: Site) -> set[str]:
-    """What the node carries from the overlay into networks behind it."""
+    """What the node forwards from the overlay into networks behind it."""
     site.node.run(
         ["nft", "-f", "-"], input=f"table ip6 services\ndelete table ip6 services{NODE_PORTS}"
     )
@@ -570,7 +570,7 @@ def test_answers_reach_those_whom_the_node_translates_for(site: Site) -> None:
     eyes.close()
 
 
-# The node's daemon takes no pods for peers, unless the configuration says so.
+# Pods cannot be peers of the node's daemon, unless the configuration says `peering`.
 
 
 @both_modes
@@ -597,7 +597,7 @@ def test_a_pod_on_a_bridge_that_somebody_else_made_is_no_peer_either(site: Site)
 
 
 def test_a_bridge_remembers_nothing_of_what_pods_report(site: Site) -> None:
-    """Of 4,096 groups it would remember, for all pods together, and then flood everything."""
+    """It would keep 4,096 groups, for all pods together, and then flood everything."""
     pod, _ = site.attach(conf(mode="bridge"))
     groups = [f"ff05::{number:x}" for number in range(0x1000, 0x1010)]
     with pod.inside():
@@ -678,11 +678,11 @@ def test_without_it_add_fails_where_only_it_can_do_what_the_configuration_says(
     assert site.status(conf(guard="optional", **keys)).result["code"] == 50
 
 
-# What is loaded is what was reviewed.
+# The edition of the rules
 
 
 def test_the_rules_have_a_number(site: Site) -> None:
-    """A change of a rule needs a new `guard.RULES`: nodes load them anew then, and only then."""
+    """A change of a rule needs a new `guard.RULES`: only then do nodes load them again."""
     document = b'{"name": "net", "ingress": "cluster", "allowFrom": ["4aa::/16"], "ipMasq": true}'
     wanted = guard.Wanted("net", Config(Network(document)), Node(c.packed(NODE), 1400, True, None))
     port = guard.Port(7, bytes(6), c.packed(NODE), wanted.group)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""inspect: the daemon's own vectors, its JSON, and no private key ever."""
+"""inspect: the daemon's own vectors, its JSON, and never a private key."""
 
 from __future__ import annotations
 

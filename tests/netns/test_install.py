@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""install and uninstall: all of it or nothing half, and back to what was there."""
+"""install does all or nothing, and uninstall restores what was there."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def test_a_read_only_directory_of_plugins_is_refused_with_the_way_out(
 
 
 RUNTIMES = {
-    # the files of a node and their texts; where the network and the executable belong then
+    # the files of a node and their texts; where the network and the executable must go then
     "k3s": (
         {"var/lib/rancher/k3s/agent/etc/containerd/config.toml": "version = 3\n"},
         "var/lib/rancher/k3s/agent/etc/cni/net.d",

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several Mycelium interfaces in one pod: each is reached, and DEL of one harms no other.
+"""Several Mycelium interfaces in one pod: each is reachable, and DEL of one harms no other.
 
-What a pod sends from an interface's address must take that interface, for the node drops it on any
-other, whichever interface came first and whatever its mode.
+What a pod sends from an interface's address must leave by that interface, whichever came first and
+whatever its mode: the node drops it on any other.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def test_check_names_the_route_without_which_one_of_two_is_deaf(
 def test_del_with_another_pods_namespace_leaves_that_pod_alone(
     nodes: tuple[Node, Node], mode: Mode
 ) -> None:
-    """As with /proc/PID/ns/net, when the PID has been used again."""
+    """As with /proc/PID/ns/net when the PID was reused."""
     node, _ = nodes
     mine, theirs = node.pod(f"mine-{mode}"), node.pod(f"theirs-{mode}")
     both: tuple[Mode, ...] = (mode, mode)
@@ -146,7 +146,8 @@ def test_a_source_rule_goes_with_its_attachment_and_no_other(
 ) -> None:
     node, _ = nodes
     mine, theirs = node.pod(f"rule-{way[-4:].strip()}"), node.pod(f"kept-{way[-4:].strip()}")
-    # A process holds the namespace, as a pod's does: nobody finds one without, and without a path.
+    # A process holds the namespace, as a pod's does: without one, and without a path, it is not
+    # found.
     held = [
         node.lab.start(["nsenter", f"--net={pod.path}", "sleep", "60"], "pod")
         for pod in (mine, theirs)
@@ -202,7 +203,7 @@ def test_a_host_link_that_was_renamed_is_found(nodes: tuple[Node, Node]) -> None
 def test_a_host_link_that_was_moved_away_is_missed_and_leaves_nothing(
     nodes: tuple[Node, Node], mode: Mode
 ) -> None:
-    """Into another namespace, where nobody looks: CHECK says so, and it goes with the pod."""
+    """Into another namespace, where nothing looks: CHECK fails, and the link goes with the pod."""
     node, _ = nodes
     attach(node, f"other-{mode}", network(mode))
     before = picture(node)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The lab keeps its promises: nothing outside of it changes, and nothing of it stays."""
+"""The lab changes nothing outside of itself, and leaves nothing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OWN_NETNS = Path("/proc/thread-self/ns/net")
 
 
 def machine() -> list[object]:
-    """What a lab could change on the machine itself, without what moves there by itself."""
+    """What a lab could change on the machine itself, without what changes there by itself."""
 
     def still(value: object) -> object:
         moving = ("valid_life_time", "preferred_life_time", "expires", "age")
@@ -208,7 +208,7 @@ def test_a_socket_opened_inside_stays_inside(lab: Lab) -> None:
 
 
 def test_the_plugin_is_called_as_a_runtime_calls_it(lab: Lab, tmp_path: Path) -> None:
-    """Replaces the plugin with a program that tells what it was given."""
+    """The plugin is replaced by a program that prints what it was given."""
     spy = tmp_path / "spy"
     spy.write_text(
         f"#!{sys.executable} -IS\nimport json, os, sys\n"
@@ -269,7 +269,7 @@ def test_an_overlay_that_cannot_start_says_why(lab: Lab) -> None:
 
 
 def refusal(wrapper: list[str], **env: str) -> str:
-    """The one line of a program that makes a lab and may not."""
+    """The one line of a program that is not allowed to make a lab."""
     program = (
         "import sys\nfrom mycelium_lab.errors import LabError\nfrom mycelium_lab.lab import Lab\n"
         "try:\n    with Lab() as lab: lab.node('a')\n"

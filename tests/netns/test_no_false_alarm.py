@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A healthy node of every documented set-up: doctor finds nothing, status and list are content."""
+"""A healthy node of every documented set-up: doctor, status and list report no fault."""
 
 from __future__ import annotations
 

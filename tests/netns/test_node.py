@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The node stays whole: what ADD changes of it, and what becomes of its pods while the daemon is
-away."""
+"""What ADD changes on the node, and what happens to its pods while the daemon is away."""
 
 from __future__ import annotations
 
@@ -95,7 +94,7 @@ def test_the_second_add_changes_nothing_but_its_own(node: Node, mode: Mode) -> N
 
 @both_modes
 def test_forwarding_that_is_on_is_left_alone(node: Node, mode: Mode) -> None:
-    """Writing 1 over 1 would switch it on again for every link that an admin has switched off."""
+    """Writing 1 over 1 would switch it on again for every link where an admin switched it off."""
     set_sysctl(node, FORWARDING, "1")
     set_sysctl(node, f"ipv6/conf/{UNDERLAY}/forwarding", "0")
     attached = attach(node, "pod", network(mode))
@@ -107,7 +106,7 @@ def test_forwarding_that_is_on_is_left_alone(node: Node, mode: Mode) -> None:
 
 
 class Router:
-    """A neighbour on a link that says it is a router, as radvd does."""
+    """A neighbour on a link that advertises itself as a router, as radvd does."""
 
     def __init__(self, space: Namespace, link: str) -> None:
         found = space.link(link)
@@ -119,7 +118,7 @@ class Router:
         self._socket.bind((link, 0x86DD))
 
     def advertise(self, *, lifetime_s: int = 1800, prefix: str = "") -> None:
-        """Say it to all nodes (RFC 4861, section 4.2)."""
+        """Send the advertisement to all nodes (RFC 4861, section 4.2)."""
         message = struct.pack("!BBHBBHII", 134, 0, 0, 64, 0, lifetime_s, 0, 0)
         message += struct.pack("!BB", 1, 1) + self.mac
         if prefix:
@@ -172,7 +171,7 @@ def test_a_default_route_learned_from_a_router_survives(lab: Lab, mode: Mode) ->
         assert sysctl(node, FORWARDING) == "1"
         (kept,) = default_routes(node)
         assert kept["gateway"] == learned["gateway"]
-        # And the next one is still heard.
+        # And the next one is still accepted.
         node.ip("-6", "route", "del", "default")
         assert default_routes(node) == []
         gateway.advertise()
@@ -190,7 +189,7 @@ def test_a_default_route_learned_from_a_router_survives(lab: Lab, mode: Mode) ->
 def test_a_link_that_does_not_forward_keeps_its_default_route_where_others_do(
     lab: Lab, mode: Mode, new_links: str
 ) -> None:
-    """Whoever sets any link forwarding, be it again, takes the learned routes from all of them."""
+    """Setting forwarding on any link, even again, removes the learned routes of all links."""
     node, neighbour = lab.node("a"), lab.node("router")
     lab.connect(node)
     set_sysctl(node, FORWARDING, "1")
@@ -210,7 +209,7 @@ def test_a_link_that_does_not_forward_keeps_its_default_route_where_others_do(
 @both_modes
 @pytest.mark.timing("a lifetime that counts down by the second")
 def test_an_address_learned_from_a_router_is_renewed(lab: Lab, mode: Mode) -> None:
-    """Also from one that is not the default router, and so gives no route that says so."""
+    """Also from a router that is not the default router, so that no route shows it."""
     node, neighbour = lab.node("a"), lab.node("router")
     lab.connect(node)
 
@@ -302,12 +301,12 @@ def test_no_packet_for_the_overlay_leaves_another_way_while_the_daemon_is_away(
             answer = ping_out(attached, address)
             assert "Destination unreachable" in answer, answer  # told at once, not after a time-out
         node.ping("4aa:1:2:3::9", wait_s=0.3)
-        # Other traffic goes its way, so the capture has eyes.
+        # Other traffic passes and is captured, so the capture works.
         ping_out(attached, "2001:db8:5::5")
         await_fact(lambda: "2001:db8:5::5" in seen.output(), "the packet that may leave")
     leaked = [line for line in seen.output().splitlines() if " > 4" in line or " > 5" in line]
     assert leaked == []
-    # Pods and their node still talk: probes go on.
+    # Pods and their node still reach each other: probes work.
     assert reaches(node, attached.address)
     assert reaches(attached.pod, other.address)
     assert reaches(attached.pod, own_address(node))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A kernel that lacks something is named as the reason, by STATUS before any pod comes."""
+"""STATUS names what the kernel lacks as the reason, before the first pod."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from mycelium_lab.lab import Lab, Node
 
 @pytest.fixture
 def node(tmp_path: Path) -> Iterator[Node]:
-    """A node of Linux 5.4: it knows no message that gives a link another name. The plugin sends one
-    that this kernel does not know either, and gets the same answer."""
+    """A node like Linux 5.4, which has no RTM_NEWLINKPROP: the plugin sends a type that this kernel
+    does not know either, and gets the same answer."""
     shutil.copytree(Path(mycelium_cni.__path__[0]).parent, tmp_path / "src")
     netlink = tmp_path / "src/mycelium_cni/kernel/netlink.py"
     text = netlink.read_text()

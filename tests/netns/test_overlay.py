@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a node sees of its overlay: the stand-in and, where there is one, the real daemon.
 
-Every test here runs against both, which is what entitles the other tests to use either. Three
-nodes in a line, so that what `a` and `c` say to each other passes through `b`.
+Every test here runs against both, so the other tests can use either. Three nodes in a line: what
+`a` and `c` send each other passes through `b`.
 """
 
 from __future__ import annotations
@@ -159,10 +159,10 @@ def test_a_source_outside_the_overlay_fails_policy(line: Line) -> None:
 
 @pytest.mark.parametrize("line", ["stand-in"], indirect=True)
 def test_the_stand_in_delivers_packets_of_any_source_and_destination(line: Line) -> None:
-    """The hole that a node's guard has to close, so the stand-in must have it.
+    """The guard exists because of this weakness, so the stand-in must have it.
 
     The daemon has it too (data.rs: the decrypted packet is not compared with its envelope), but
-    only a peer with a changed daemon can reach through it, so this cannot be shown with one.
+    only a peer with a modified daemon can use it, so this cannot be shown with the real one.
     """
     udp = struct.pack("!4H", 9, 9, 8, 0)
     source, destination = (socket.inet_pton(socket.AF_INET6, f"2001:db8:ff::{n}") for n in "12")

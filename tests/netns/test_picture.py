@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The picture: well-formed, with everybody in it, inside its own edges, and nothing else."""
+"""The picture: well-formed, with every pod in it, and nothing outside its edges."""
 
 from __future__ import annotations
 

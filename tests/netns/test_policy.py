@@ -27,7 +27,7 @@ every_policy = pytest.mark.parametrize("ingress", REACHED_BY)
 @pytest.fixture
 def site(lab: Lab) -> Site:
     site = Site(lab)
-    # Without br_netfilter, as on most machines: the bridge has to do it alone.
+    # Without br_netfilter, as on most machines: the rules of `table bridge` must suffice.
     site.node.run(["sysctl", "-qw", "net.bridge.bridge-nf-call-ip6tables=0"], check=False)
     return site
 
@@ -59,7 +59,7 @@ def test_who_reaches_a_pod(site: Site, mode: str, ingress: Ingress) -> None:
 def test_neighbours_find_each_other_where_the_bridge_asks_ip6tables(
     site: Site, ingress: Ingress
 ) -> None:
-    """As on every Kubernetes node: what bridged pods say to each other passes inet rules too."""
+    """As on every Kubernetes node: packets between bridged pods pass inet rules too."""
     site.node.run(["sysctl", "-qw", "net.bridge.bridge-nf-call-ip6tables=1"])
     pod, address = site.attach(policy(ingress, "bridge"))
     other, there = site.attach(policy("open", "bridge", "other"))

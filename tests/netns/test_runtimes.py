@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What runtimes find on a node: in which directories they look, which file counts, and what lies
-there that is none. Nothing of it stops a command, or makes one wait."""
+"""Which directories runtimes read, which file they take, and what else may be there. Nothing in
+these directories stops a command, or makes one wait."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_a_directory_of_fifos_for_the_runtimes_own_configuration(tool: Tool) -> 
     assert tool("status").returncode == 0
 
 
-# Whose directories
+# The directories of each runtime
 
 
 def write(path: Path, text: str | dict[str, Any]) -> None:
@@ -154,7 +154,7 @@ def test_crio_takes_the_network_that_it_is_told(tool: Tool) -> None:
     fails(tool, "conf", "waits for network nobodys")
     write(drop_in, '[crio.network]\ncni_default_network = ""\n')
     fails(tool, "conf", "comes before")
-    # It passes over a file that is invalid, as containerd does not.
+    # It skips an invalid file, unlike containerd.
     tool.conf("{", "05-other.conflist")
     passes(tool, "conf")
     drop_in.unlink()

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kubernetes' Services: the way to them where nobody has a default route (`serviceNetworks`), and
-what `doctor` says when pods do not reach them. kube-proxy is a rule of the test's own."""
+"""Kubernetes' Services: the route to them without a default route (`serviceNetworks`), and what
+`doctor` reports when pods do not reach them. A rule of the test stands for kube-proxy."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def site(lab: Lab) -> Site:
 
 
 def serve(site: Site, address: str) -> None:
-    """Have what is sent to the Service, by pods or by the node, reach this address."""
+    """Translate the Service's address to this one, for pods and for the node."""
     site.node.run(
         ["nft", "-f", "-"],
         input=f"""table ip6 services {{
@@ -111,7 +111,7 @@ while True:
 
 
 class Told:
-    """A node with a pod that serves as API and DNS, and one in which a program was told of them."""
+    """A node with a pod that serves as API and DNS, and one with a program that knows of them."""
 
     def __init__(self, site: Site, root: Path, resolv_conf: str = CLUSTER_DNS) -> None:
         self.site, self.root = site, root

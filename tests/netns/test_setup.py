@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""setup and teardown: what is said is done, what is done is said, and all of it can be undone."""
+"""setup and teardown do exactly what they print, and teardown undoes all of setup."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_teardown_takes_back_what_setup_made_and_nothing_else(tool: Tool, mode: 
         "address add 2001:db8:5::1/128 dev lo",
         "link add mine type bridge",
     )
-    # Forwarding has no mark and stays: it is not what this test is about.
+    # Forwarding has no mark and stays: not the subject of this test.
     tool.node.run(["sysctl", "-qw", "net.ipv6.conf.all.forwarding=1"])
     tool.node.run(["nft", "add table inet theirs"])
     before = state(tool.node)
@@ -140,7 +140,7 @@ def test_a_key_of_another_node_is_refused(tool: Tool) -> None:
 
 
 def test_the_bridge_answers_for_the_node_at_once(tool: Tool) -> None:
-    """Pods of the Go plugin take the node's address for a neighbour's."""
+    """To pods of the Go plugin the node's address is on-link."""
     tool("setup", "--mode", "bridge")
     pod = tool.attach("web", mode="bridge")
     pod.configure(f"route del {NODE}/128")
@@ -221,7 +221,7 @@ def test_a_restarted_daemon_needs_nothing_and_another_key_needs_setup(
     assert len(prefixes) == 1
     assert not tool.json("setup")["changes"]
     tool.attach("next", mode="bridge")  # ADD works again
-    # With the last old pod goes what was kept for it.
+    # What was kept for the old pods is removed with the last one.
     tool.node.run(["ip", "link", "del", tool.host_link("web")])
     kept = tool.json("setup")["changes"]
     assert any(str(old) in change["command"] for change in kept)

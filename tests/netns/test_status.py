@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""STATUS: silent where ADD can be served, else what is missing: 51 if live pods suffer too, 50 if
-only new ones do. It changes nothing, and it is quick: a kubelet asks every few seconds."""
+"""STATUS: silent where ADD would work, else what is missing: code 51 if live pods are cut off too,
+50 if not. It changes nothing, and is quick: a kubelet asks every few seconds."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_without_the_overlay_live_pods_suffer_too(
     attach(node, "live", network(mode))
     keys, says = broken(node)
     refused(quietly(node, lambda: status(node, mode, **keys)), 51, says=says)
-    # And ADD says the same, for the runtime to try again.
+    # And ADD says the same, with a code that makes the runtime try again.
     pod = node.pod("new")
     refused(node.plugin("ADD", network(mode, **keys), pod), 11, says=says)
 
@@ -158,7 +158,7 @@ def test_a_key_that_is_the_daemons_is_accepted_with_whatever_follows_it(node: No
 
 
 def test_the_key_is_never_told(node: Node) -> None:
-    """Neither in an error, nor in the log."""
+    """Neither in an error nor in the log."""
     secret = b"\x01" * 31 + b"Z"
     path: Path = node.lab.directory / "netseed"
     path.write_bytes(secret)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What others than root leave lying about never decides what the operator's command runs, opens or
+"""Files and processes of unprivileged users never decide what the operator's command runs, opens or
 waits for."""
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tool import NODE, Tool
 
 from mycelium_lab.lab import Node, Process, await_fact
 
-# On a usual machine everybody may open /dev/net/tun; in a container only root may.
+# Usually everybody may open /dev/net/tun; in a container only root may.
 AS_NOBODY = """
 mount -t tmpfs none /dev/net && mknod -m 666 /dev/net/tun c 10 200
 exec setpriv --reuid=65534 --regid=65534 --clear-groups "$@"
@@ -28,8 +28,8 @@ exec setpriv --reuid=65534 --regid=65534 --clear-groups "$@"
 
 
 class Stranger:
-    """A program of an unprivileged user, made to pass for the daemon; `loot` is what it writes when
-    it is asked for its version."""
+    """A program of an unprivileged user that poses as the daemon; it writes the file `loot` when it
+    is asked for its version."""
 
     def __init__(self, folder: Path) -> None:
         self.program = folder / "mycelium"
@@ -81,7 +81,7 @@ def test_a_stranger_with_a_tun_of_the_same_name_is_not_the_daemon(
 def test_an_interface_that_any_user_can_take_is_named(
     tool: Tool, stranger: Stranger, owner: str
 ) -> None:
-    """The kernel refuses those that are not its owner, and nobody where there is none."""
+    """The kernel refuses users other than its owner, and nobody if it has none."""
     tool.node.configure("tuntap del mycelium mode tun", f"tuntap add mycelium mode tun {owner}")
     tool.node.configure("link set mycelium mtu 1400 up", f"address add {NODE}/7 dev mycelium")
     process = stranger.run(tool.node, "mycelium", "here")
@@ -105,7 +105,7 @@ def install_daemon(stranger: Stranger, node: Node, path: Path) -> Process:
 def test_the_daemon_that_root_installed_tells_its_version(
     tool: Tool, stranger: Stranger, place: str
 ) -> None:
-    """And no longer once others may write where it is, or when another file is there by now."""
+    """But not when others may write to its directory, or when the file was replaced."""
     unit = tool.root / "etc/systemd/system/mycelium.service"
     unit.parent.mkdir(parents=True)
     unit.write_text(f"[Service]\nExecStart=/{place} --tun-name mycelium\n")
@@ -150,7 +150,7 @@ def test_programs_in_a_directory_that_others_may_write_are_not_run(
     monkeypatch.setenv("PATH", f"{open_to_all}:{os.environ['PATH']}")
     tool("setup")
     tool("test")
-    assert "uid=0" in loot.read_text()  # so it would be, were the directory root's
+    assert "uid=0" in loot.read_text()  # so it would be if root owned the directory
     loot.unlink()
     open_to_all.chmod(0o777)
     assert "what was tried works" in tool("test").stdout
@@ -200,7 +200,7 @@ def test_a_plugin_that_others_may_replace_is_not_run(tool: Tool, tmp_path: Path)
     assert not loot.exists()
 
 
-# What answers at the daemon's API: any user's program can, while the daemon does not.
+# What answers at the daemon's API: any user's program can while the daemon is away.
 
 
 @contextmanager
@@ -268,7 +268,7 @@ def test_an_api_that_answers_nonsense_is_no_daemon(tool: Tool, body: bytes) -> N
     assert not shown["routes"]
 
 
-# What containers mount.
+# Mounts of containers
 
 NAMED = """
 touch "$1/ns"
@@ -284,8 +284,8 @@ exec sleep infinity
 def test_a_path_in_a_container_is_not_opened_before_it_is_known_what_is_there(
     tool: Tool, stranger: Stranger, whose: str
 ) -> None:
-    """Its mounts may say that a namespace is somewhere, and its links lead to a device of the
-    host. Where anybody may mount, nothing is looked at."""
+    """Its mounts may name a path as a namespace, and a link there may lead to a device of the host.
+    Mounts of a user namespace, where anybody may mount, are skipped."""
     pod = tool.attach("web")
     folder = stranger.loot.parent / "mounts"
     folder.mkdir()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""sysdump: one archive that tells everything about a node but its secrets."""
+"""sysdump: one archive with everything about a node but its secrets."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""test: what it says of a node is so, and nothing of it stays."""
+"""test: its verdict on a node is right, and it leaves nothing."""
 
 from __future__ import annotations
 

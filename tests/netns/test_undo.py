@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A failed ADD leaves node and pod exactly as they were, whichever step failed.
 
-Four kinds of failure: a system call that fails (from outside, by strace), a netlink message that
-the kernel refuses, the process killed, and a result that nobody can be told.
+Four kinds of failure: a system call that fails (injected by strace), a netlink message that
+the kernel refuses, the process killed, and a result that cannot be written.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ State = Literal["bare", "prepared", "second"]
 STATES: tuple[State, ...] = ("bare", "prepared", "second")
 every_state = pytest.mark.parametrize("state", STATES)
 
-# System calls, and how they fail when a machine is in trouble.
+# System calls, and how they fail on a machine short of resources.
 FAULTS = {
     "sendto": "ENOBUFS",
     "openat": "EACCES",
@@ -99,7 +99,7 @@ class Stage:
         return self._trace.read_text().splitlines()
 
     def changes(self) -> list[str]:
-        """What is not as it was before."""
+        """What has changed."""
         return difference(self.before, picture(self.node, self.pod))
 
 
@@ -126,7 +126,7 @@ def calls_of_add(
             match = _CALL.match(line)
             if match:
                 counts[match[1]] += 1
-                # Python has other ways to a module than the file that it tries first.
+                # Python tries several files for a module: a call that fails there changes nothing.
                 if started and "/mycelium_cni/" not in line:
                     calls.append((match[1], counts[match[1]]))
                 started = started or bool(_END_OF_STDIN.match(line))
@@ -146,9 +146,9 @@ def test_whichever_system_call_fails_everything_is_undone(
 def test_whichever_answer_of_the_kernel_is_lost_everything_is_undone(
     command: list[str], mode: Mode
 ) -> None:
-    """The request was carried out, and nobody can say so.
+    """The request was carried out, but its answer is lost.
 
-    On a prepared node: what a lost answer leaves of the groundwork is what every ADD lays.
+    On a prepared node: preparation whose answer is lost stays, because every ADD makes the same.
     """
     fail_each(command, mode, "prepared", {"recvfrom": "EIO"})
 
@@ -176,12 +176,12 @@ def fail_each(command: list[str], mode: Mode, state: State, faults: Mapping[str,
                     if call.code == 1 and not changes:
                         refused(call)
                         continue
-                    # The last word, for an agent that need not be there, may be lost.
+                    # The datagram for the agent, sent last, may be lost.
                     if call.code != 0 or "AF_UNIX" not in injected[0]:
                         failures.append("\n".join([*injected, str(call), *changes]))
                 else:
                     assert call.code == 0, call
-                # Something stands now, be it by mistake or not: the next one needs a new stage.
+                # Something is left now, rightly or not: the next one needs a new stage.
                 stack.close()
                 stage = stack.enter_context(staged(command, mode, state))
                 if not injected:
@@ -209,8 +209,8 @@ def test_a_message_of_the_kernel_that_something_was_dropped_fails_nothing(
 
 SOURCE = str(Path(mycelium_cni.__file__).parents[1])
 
-# The plugin itself, but for one thing: message number argv[1] of all that it sends is replaced by
-# one of a type that no kernel has. argv[2] is where it tells how many there were.
+# The plugin, with one change: message number argv[1] of all that it sends is replaced by one of a
+# type that no kernel has. It writes to argv[2] how many there were.
 SABOTEUR = """
 import struct, sys
 sys.path.insert(0, sys.argv[3])
@@ -268,7 +268,7 @@ def test_whichever_message_the_kernel_refuses_everything_is_undone(
 def test_del_removes_what_an_add_killed_at_any_moment_has_made(
     command: list[str], mode: Mode
 ) -> None:
-    # Every other call of each mode, not the same ones: with twice as many it is not twice the test.
+    # Every other call, different ones in each mode: all of them would find little more.
     points = calls_of_add(tuple(command), mode, "prepared", ipv6=True)[mode == "bridge" :: 2]
     failures, kills = [], 0
     with staged(command, mode, "prepared", ipv6=True) as stage:
@@ -288,7 +288,7 @@ def test_del_removes_what_an_add_killed_at_any_moment_has_made(
 def test_an_add_killed_at_any_moment_is_no_obstacle_to_the_next(
     command: list[str], mode: Mode
 ) -> None:
-    """On nodes that it was the first to prepare."""
+    """On nodes that it prepares as the first ADD."""
     for name, number in calls_of_add(tuple(command), mode, "bare", ipv6=True)[::12]:
         with staged(command, mode, "bare", ipv6=True) as stage:
             killed = stage.strace("-e", f"trace={name}", "-e", kill(name, number))
@@ -314,7 +314,7 @@ def test_an_add_that_runs_out_of_file_descriptors_is_undone(command: list[str], 
 
 
 def test_an_add_whose_host_link_is_moved_away_meanwhile_is_undone(command: list[str]) -> None:
-    """By a manager that takes links to a namespace of its own. The runtime is told to try again."""
+    """By a manager that moves links to a namespace of its own. The runtime is told to try again."""
     with staged(command, "routed", "prepared") as stage, ThreadPoolExecutor(1) as pool:
         elsewhere = stage.node.pod("elsewhere")
         known = {link["ifname"] for link in stage.node.ip("link")}

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Without root, or in a container: what is not to be seen is said, and never taken for something
-that is not there."""
+"""Without root, or in a container: commands say what they cannot see, and never take it for
+missing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CONTAINER = ("unshare", "--pid", "--fork", "--mount-proc")
 
 @pytest.fixture
 def public(node: Node, root: Path) -> Iterator[Tool]:
-    """A prepared node with two live pods; its files may be read by everybody."""
+    """A prepared node with two live pods, and files that everybody may read."""
     folder = Path(tempfile.mkdtemp(prefix="public-"))  # tmp_path is root's alone
     shutil.copytree(root, folder, dirs_exist_ok=True)
     for path in (folder, *folder.rglob("*")):
@@ -110,7 +110,7 @@ def test_list_gc_and_doctor_agree_about_a_pod_that_is_gone(tool: Tool) -> None:
 
 
 def test_other_programs_links_are_never_collected(tool: Tool) -> None:
-    """A group is a number that anybody may use, and so is most of a name."""
+    """Any program may use our group number, and most of a host link's name."""
     for number, name in enumerate(("their0", "mycbridge0", "myc0123456789ag")):
         group = (0x60000123, 0x70000123)[number % 2]
         tool.node.configure(

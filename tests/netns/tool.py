@@ -38,7 +38,7 @@ class Tool:
         return json.loads(done.stdout)
 
     def doctor(self, check: str, *argv: str) -> dict[str, Any]:
-        """What `doctor` says of one check; its exit code must fit that."""
+        """The finding of one check of `doctor`; its exit code must agree."""
         done = self("doctor", check, "--json", *argv)
         assert done.stderr == ""
         finding: dict[str, Any] = json.loads(done.stdout)[0]
@@ -73,8 +73,8 @@ class Tool:
 
 def state(node: Node) -> list[str]:
     """All that a command could change in the node's network, as `ip` and /proc show it, without
-    what changes by itself: carrier, link-local addresses that come up, and the local routes, which
-    a worker of the kernel makes some time after their addresses."""
+    what changes by itself: carrier, link-local addresses that come up, and local routes, which a
+    worker of the kernel makes some time after their addresses."""
     lines = []
     for question in (
         "-o link",
@@ -94,6 +94,6 @@ def state(node: Node) -> list[str]:
 
 
 def command_lines(printed: str) -> list[str]:
-    """The `ip` and `sysctl` lines of setup's words, without their names."""
+    """The `ip`, `sysctl` and `nft` lines of setup's output, without their explanations."""
     lines = [line.partition("  # ")[0] for line in printed.splitlines()]
     return [line for line in lines if line.startswith(("ip ", "sysctl ", "nft "))]

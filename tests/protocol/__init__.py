@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The CNI protocol, seen from outside: the executable, its environment, its streams, the kernel."""
+"""The CNI protocol from outside: the executable, its environment, its streams, the kernel."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls of the executable as a runtime makes them, and what may be said of their outcome."""
+"""Calls of the executable as a runtime makes them, and assertions about their outcome."""
 
 from __future__ import annotations
 
@@ -40,12 +40,13 @@ class Outcome:
         return document
 
     def is_silent_success(self) -> None:
-        """What DEL, CHECK, GC and STATUS have to say when all is well: nothing."""
+        """Assert success without output, as of DEL, CHECK, GC and STATUS."""
         assert self.code == 0, self
         assert self.out == b"", self
 
     def error(self, *codes: int, says: str = "") -> dict[str, Any]:
-        """The one error object of a failed call, with one of these codes and that text in it."""
+        """The one error object of a failed call, with one of these codes and containing this
+        text."""
         assert self.code == 1, self
         document: dict[str, Any] = one_document(self.out)
         check_error(document)
@@ -55,7 +56,7 @@ class Outcome:
         if self.verb == "ADD":
             assert document["code"] != 3, "code 3 tells the runtime that no DEL is needed"
         if self.verb == "DEL":
-            # containerd takes an error that says so for success and never asks again.
+            # containerd takes an error with these words for success and never asks again.
             assert "not found" not in text, document
             assert "no such file or directory" not in text, document
         return document

@@ -55,14 +55,15 @@ def bare(command: list[str]) -> Iterator[Plugin]:
 
 @pytest.fixture
 def alone(bare: Plugin) -> Plugin:
-    """The executable on a node of this test's own: nothing of earlier tests is fading there."""
+    """The executable on a node of this test's own: no cleanup of earlier tests is under way
+    there."""
     bare.host.give_tun("mycelium", f"{NODE}/7")
     return bare
 
 
 @pytest.fixture
 def listen() -> Iterator[Listen]:
-    """Places a witness in a namespace."""
+    """A function that makes a witness in a namespace."""
     witnesses: list[Witness] = []
 
     def place(netns: str) -> Witness:
@@ -88,7 +89,7 @@ class Quiet:
         self._witnesses = [Witness(self._host.netns), Witness(self.pod.netns)]
 
     def is_undisturbed(self) -> None:
-        """Nothing was changed, here or in the pod, since the last time this was asked."""
+        """Whether nothing has changed, here or in the pod, since the last call."""
         node, pod = (witness.heard() for witness in self._witnesses)
         assert node == [], f"a call that had to change nothing changed the node: {node}"
         assert pod == [], f"a call that had to change nothing changed the pod: {pod}"

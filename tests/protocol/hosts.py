@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Throw-away nodes and pods, and a witness that hears every change the kernel makes in them.
+"""Throw-away nodes and pods, and a witness: a listener to every change that the kernel reports.
 
-Nothing here uses the plugin's code: namespaces are made and looked at with `ip`.
+Nothing here uses the plugin's code: namespaces are made and inspected with `ip`.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def inside(netns: str, act: Callable[[], T]) -> T:
 def settle(ip: Callable[..., str], *routes: str) -> None:
     """Wait until the kernel's worker is done with new addresses: their local routes come last.
 
-    Until then a witness would take what the worker does for the work of the next call.
+    Until then a witness would attribute the worker's changes to the next call.
     """
     deadline = time.monotonic() + 10
     missing = list(routes)
@@ -124,7 +124,7 @@ class Host:
         return done.stdout
 
     def json(self, *argv: str) -> Any:
-        """What `argv`, which prints JSON, says on this node."""
+        """What `argv` prints on this node, parsed as JSON."""
         return json.loads(self.run(*argv) or "[]")
 
     def links(self) -> dict[str, dict[str, Any]]:
@@ -221,7 +221,7 @@ class Pod:
         return keeper.pid
 
     def unmount(self) -> None:
-        """Take away the pod's path; its processes, if any, keep the namespace."""
+        """Remove the pod's path; its processes, if any, keep the namespace."""
         self.host.run("ip", "netns", "del", self.name)
         self._there = False
 
@@ -292,7 +292,7 @@ class Witness:
 
 
 def _is_own_work_of_the_kernel(kind: int, message: bytes) -> bool:
-    """It makes and drops neighbours when it sends to a group, and lets known ones age."""
+    """The kernel makes and drops neighbours when it sends to a group, and ages known ones."""
     if kind not in (28, 29) or message[0] != socket.AF_INET6:
         return False
     (state,) = struct.unpack_from("H", message, 8)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The corpus of malformed input.
 
-Every row is one way to be wrong: a name, the change, the codes that may answer it, and a word that
-the message must hold, so that its reader knows where to look. Always: one error object on standard
+Every row is one fault: a name, the change, the codes that may answer it, and a word that the
+message must contain, so that its reader knows where to look. Always: one error object on standard
 output, exit code 1, no traceback, and not one event in the kernel (the `quiet` fixture listens).
-DEL forgives all but what keeps it from knowing the attachment.
+DEL accepts every fault that does not hide which attachment is meant.
 """
 
 from __future__ import annotations
@@ -560,7 +560,7 @@ def test_del_forgives_cni_args_that_add_refused(quiet: Quiet, args: str | bytes,
     quiet.plugin.delete(quiet.pod, network(), CNI_ARGS=args).is_silent_success()
 
 
-# ── a previous result that is none ───────────────────────────────────────────────────────────────
+# ── a malformed previous result ──────────────────────────────────────────────────────────────────
 PREVIOUS: dict[str, Any] = {
     "number": 5,
     "string": "x",
@@ -652,10 +652,10 @@ def test_a_key_file_that_is_no_key_of_this_node_is_refused(quiet: Quiet, kind: s
     quiet.plugin.add(quiet.pod, conf).error(5, 7, 11, 100, says=path)
 
 
-# ── the whole corpus once more, from further away ────────────────────────────────────────────────
+# ── the whole corpus once more, by a picture before and after ────────────────────────────────────
 @pytest.fixture(scope="module", autouse=True)
 def nothing_is_left_of_the_whole_corpus(quiet_place: Any) -> Iterator[None]:
-    """The kernel's state as people would look at it, before the first case and after the last."""
+    """The kernel's state as `ip` shows it, before the first case and after the last."""
     place = quiet_place.get()
     before = picture(place.plugin.host, place.pod)
     yield

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Contract K: what CHECK refuses. (Drift of every kind is tested on the kernel, elsewhere.)"""
+"""What CHECK refuses. (tests/netns/test_check.py has what it finds in the kernel.)"""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_check_accepts_what_other_plugins_of_the_chain_have_added(plugin: Plugin
 def test_check_judges_by_the_previous_result_as_later_plugins_left_it(
     plugin: Plugin, pod: Pod
 ) -> None:
-    """A chained `tuning` changes the MAC and says so; `default-route` of multus takes one away."""
+    """A chained `tuning` changes the MAC in it; `default-route` of Multus removes a route."""
     previous = plugin.add(pod, network()).result()
     pod.ip("link", "set", "eth0", "address", "02:00:00:00:00:77")
     plugin.check(pod, network(prevResult=previous)).error(103, says="02:00:00:00:00:77")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Contract L: GC removes what is stale in its own network, and nothing on a list it cannot read."""
+"""GC removes what is stale in its own network, and nothing if it cannot read the list."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def own_network(**keys: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def attached(plugin: Plugin, pod: Pod) -> Pod:
-    """A pod that has its attachment in the network to be collected."""
+    """A pod that has its attachment in the network of the GC."""
     plugin.add(pod, own_network()).result()
     pod.settle()
     return pod
@@ -59,7 +59,7 @@ UNREADABLE: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def occupied_place(command: list[str]) -> Iterator[QuietPlace]:
-    """Where a node lives that has an attachment in the network to be collected."""
+    """Keeps a node that has an attachment in the network of the GC."""
     place = QuietPlace(command, own_network())
     yield place
     place.leave()

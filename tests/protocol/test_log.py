@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The log: it never fails a call, never makes it wait, and where it cannot be, says why."""
+"""The log never fails a call and never makes it wait; if it cannot be written, the call says
+why."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Contract G: what CNI_NETNS may be, and what DEL does when it is no namespace any more."""
+"""What CNI_NETNS may be, and what DEL does when it is no longer a namespace."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Contract A: one process, its exit code, its three streams, and what it leaves behind."""
+"""One process: its exit code, its three streams, and what it leaves behind."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def through_shell(plugin: Plugin, script: str) -> list[str]:
 
 
 def unprivileged(plugin: Plugin) -> list[str]:
-    """The executable as root without one capability: the kernel refuses all it asks for."""
+    """The executable as root without any capability: the kernel refuses all its requests."""
     return [tool(UNPRIVILEGED[0]), *UNPRIVILEGED[1:], *plugin.command]
 
 
@@ -39,7 +39,7 @@ def attached(plugin: Plugin, pod: Pod) -> Pod:
 def test_a_change_made_by_add_is_heard_by_the_witness(
     plugin: Plugin, host: Host, pod: Pod, listen: Listen
 ) -> None:
-    """The silence that the bad-input tests rely on means something."""
+    """So the silence that the bad-input tests rely on is proof."""
     witnesses = [listen(host.netns), listen(pod.netns)]
     plugin.add(pod, network()).result()
     for witness in witnesses:

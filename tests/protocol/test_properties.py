@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What holds for any input, tried on generated ones.
 
-Most of these calls name a namespace that does not exist: input that is accepted then ends in code
-8, so acceptance can be told from refusal without the price of an attachment.
+Most of these calls name a namespace that does not exist: accepted input then ends in code 8, which
+tells acceptance from refusal without making an attachment.
 """
 
 from __future__ import annotations
@@ -152,8 +152,8 @@ def test_an_interface_name_is_accepted_exactly_if_linux_can_hold_it(
     special = name in (".", "..", "lo", "all", "default") or any(sign in name for sign in "/:%")
     blank = any(letter.isspace() for letter in name)
     error = quiet.plugin.add(quiet.pod, network(), CNI_IFNAME=name, CNI_NETNS=ABSENT).error(4, 8)
-    # To refuse what a terminal cannot show is a kindness, not a duty; and the byte A0, part of
-    # many letters, is a space to the kernel.
+    # Refusing what a terminal cannot show is optional; and the byte A0, part of many letters, is a
+    # space to the kernel.
     if name.isprintable() and b"\xa0" not in name.encode():
         valid = len(name.encode()) <= 15 and not blank and not special
         assert error["code"] == (8 if valid else 4)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the kernel refuses is told as it is: which step, which errno, and what to do about that."""
+"""When the kernel refuses a step, the error names the step, the errno and the remedy."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Contract N and O: what a runtime asks for: capabilities, args and CNI_ARGS."""
+"""What a runtime can request: capabilities, args and CNI_ARGS."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def address(pod: Pod, number: int = 1) -> str:
 
 
 def asking(runtime_config: Any, **keys: Any) -> dict[str, Any]:
-    """A configuration that declares our capabilities and carries what the runtime asks."""
+    """A configuration that declares our capabilities and carries the runtime's request."""
     return network(capabilities=BOTH, runtimeConfig=runtime_config, **keys)
 
 
@@ -121,7 +121,7 @@ def test_what_the_runtime_sends_beside_our_capabilities_is_ignored(
 def test_capabilities_that_ask_nothing_of_us_are_accepted(
     plugin: Plugin, pod: Pod, capabilities: Any
 ) -> None:
-    """They are there at run time, whatever the specification says: libcni never removes them."""
+    """libcni never removes `capabilities` at run time, whatever the specification says."""
     plugin.add(pod, network(capabilities=capabilities)).result()
 
 

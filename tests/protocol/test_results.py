@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Contract D, H (76 to 79) and I: what ADD says in each version, held against the kernel."""
+"""The result of ADD in each version, compared with the kernel."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ Document = dict[str, Any]
 
 
 def golden(version: str) -> Document:
-    """The contract's golden shape of that version."""
+    """A correct result in the shape of that version."""
     route = {"dst": "400::/7", "gw": "fe80::1"}
     if version in LEGACY:
         ip6 = {"ip": "5a1::2/128", "gateway": "fe80::1", "routes": [route]}

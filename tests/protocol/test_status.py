@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Contract M: STATUS says whether ADD can be served; ADD says the same with its own code."""
+"""STATUS says whether ADD would work; ADD says the same with its own code."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_status_does_not_depend_on_there_being_pods(plugin: Plugin, pod: Pod) ->
 
 
 def test_an_interface_with_two_overlay_addresses_is_handled_on_purpose(bare: Plugin) -> None:
-    """Which /64 is the node's cannot be told: both are shown, and nothing is guessed."""
+    """It is unknown which /64 is the node's: the error shows both, and nothing is guessed."""
     pod = bare.host.pod()
     bare.host.give_tun("mycelium", f"{NODE}/7", "4aa:1:2:3::9/7")
     error = bare.add(pod, network()).error(11, 100, says=NODE)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keys that nobody reads: what they were meant to say is refused or warned of, never dropped."""
+"""Unknown keys that look like ours are refused or warned of, never silently ignored."""
 
 from __future__ import annotations
 

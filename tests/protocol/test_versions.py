@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Contract D (36, 37) and F: which versions are spoken, and the VERSION verb."""
+"""The supported versions, and the VERSION verb."""
 
 from __future__ import annotations
 

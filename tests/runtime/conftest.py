@@ -70,8 +70,8 @@ def cluster(shared_cluster: Cluster) -> Iterator[Cluster]:
 
 
 def leftovers(node: Node) -> list[str]:
-    """What of attachments is on a node, in words. Links of other plugins go when the kernel has
-    done away with the pod's namespace, which it does in its own time."""
+    """What is left of attachments on a node, as text. Links of other plugins go when the kernel has
+    removed the pod's namespace, which takes it some time."""
     own = {"lo", "under0", "mycelium", "mycelium-br", "cni0"}
 
     def links() -> list[str]:

@@ -90,7 +90,7 @@ class Containerd:
         self._process = self.machine.start(containerd, "-c", self._config)
         ctr = [need("ctr", "containerd"), "-a", self.socket, "version"]
 
-        def answers() -> bool:  # gRPC itself would sit back for a second after a refusal
+        def answers() -> bool:  # gRPC itself would wait for a second after a refusal
             return self.socket.exists() and not subprocess.run(ctr, capture_output=True).returncode  # noqa: PLW1510
 
         await_fact(answers, "an answer of containerd", within_s=20)
@@ -197,7 +197,7 @@ class Sandbox(Inside):
         super().__init__(machine.node.lab, config.metadata.name, path)
 
     def status(self) -> pb.PodSandboxStatus:
-        """What a kubelet is told."""
+        """The status that a kubelet gets."""
         request = pb.PodSandboxStatusRequest(pod_sandbox_id=self.id)
         return self.containerd.runtime.PodSandboxStatus(request, timeout=10).status
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Container images made on the spot: no registry is asked for anything."""
+"""Container images made locally, without a registry."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ exec "$2"
 
 @contextmanager
 def owned_lab(command: Sequence[str], overlay: OverlayKind | None = None) -> Iterator[Lab]:
-    """A lab that the next run of these tests takes away, should this process be killed."""
+    """A lab that the next run of these tests removes if this process is killed."""
     remove_abandoned()
     with ExitStack() as until_the_lab_is_gone:
         with Lab(command, overlay=overlay) as lab:
@@ -59,7 +59,7 @@ def owned_lab(command: Sequence[str], overlay: OverlayKind | None = None) -> Ite
 
 
 def remove_abandoned() -> list[str]:
-    """Take away the labs whose owner was killed; their names."""
+    """Remove the labs whose owner was killed. Returns their names."""
     removed = []
     for name in Lab.names():
         with suppress(FileNotFoundError), (STATE_DIRECTORY / name / OWNER).open() as owner:
@@ -67,7 +67,7 @@ def remove_abandoned() -> list[str]:
                 fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 continue  # its tests run
-            with suppress(LabError):  # somebody else cleans up just now
+            with suppress(LabError):  # another process is cleaning up
                 Lab.remove(name)
             remove_cgroups(name)
             removed.append(name)
@@ -228,7 +228,7 @@ class Machine:
     # The end
 
     def power_off(self) -> None:
-        """End it as a power cut does; the disk stays. More than once does no harm."""
+        """End it as a power cut does; the disk stays. May be called again."""
         if self._unshare.poll() is None:
             with suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)

@@ -108,7 +108,7 @@ def test_pods_of_two_nodes_talk(cluster: Cluster, name: str) -> None:
 
 
 def has_its_address(pod: Sandbox, node: str) -> None:
-    """What CRI reports, what the kernel has, and what the node's subnet allows are one."""
+    """CRI's report, the kernel's state and the node's subnet agree."""
     link = pod.link("eth0")
     assert link is not None
     assert [entry["local"] for entry in link["addr_info"]] == [pod.address]
@@ -162,7 +162,7 @@ def test_a_bandwidth_limit_holds(cluster: Cluster, direction: str) -> None:
 
 
 def test_bandwidth_annotations_reach_the_pods_links(cluster: Cluster) -> None:
-    """containerd asks for a burst of 512 MB, so what is limited is not felt for some time."""
+    """containerd requests a burst of 512 MB, so the limit takes effect only after some time."""
     left, _ = cluster
     left.configure(network(BANDWIDTH))
     pair = {"kubernetes.io/ingress-bandwidth": "20M", "kubernetes.io/egress-bandwidth": "30M"}

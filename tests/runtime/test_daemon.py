@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pods on nodes of the real Mycelium daemon; the stand-in is held to the same tests.
+"""Pods on nodes of the real Mycelium daemon; the stand-in must pass the same tests.
 
-The daemon is in no package registry. Where there is none, its half is skipped, with a line that
-says so; whatever else is missing makes a test fail.
+The daemon is in no package registry. Where it is missing, its half is skipped, with a line that
+says so; anything else that is missing makes a test fail.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class Line:
     def restart(self, node: Node) -> None:
         """Start the overlay of a node again, and return when the pods answer each other.
 
-        No packet before all peers are back: the daemon would look for its way for 15 s, and not see
-        one that appears meanwhile.
+        No packet before all peers are back: the daemon would search for a route for 15 s, and not
+        notice one that appears meanwhile.
         """
         node.start_overlay()
         await_fact(self._connected, f"all peers of {node.name}", within_s=20)
@@ -68,7 +68,7 @@ class Line:
         return sum(len(listed) for listed in alive) == 2 * (len(self.nodes) - 1)
 
     def answer_each_other(self) -> bool:
-        """Whether a packet of either pod comes back from the other one, now."""
+        """Whether each pod answers a packet of the other one, now."""
         (left, a), (right, b) = (self.pods[node] for node in (self.first, self.last))
         return left.ping(b) is not None and right.ping(a) is not None
 
@@ -149,7 +149,7 @@ def test_a_refused_port_is_told_at_once(line: Line) -> None:
 
 @pytest.mark.xdist_group("overlay-daemon")
 def test_identities_are_the_daemons(command: list[str], tmp_path: Path) -> None:
-    """200 random keys, some longer than a key: what we say is what the daemon says."""
+    """200 random keys, some longer than a key: our result is the daemon's."""
     daemon = find_daemon()
     if daemon is None:
         pytest.skip(NO_DAEMON)

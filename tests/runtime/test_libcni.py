@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the newest libcni does and older ones do not: STATUS, GC, a choice of versions."""
+"""What only the newest libcni does: STATUS, GC, a choice of versions."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Chains with the reference meta-plugins, as their current release and as Debian 12 ships them.
 
-Each test attaches a pod through libcni, measures what the meta-plugin is for, asks for CHECK, and
-looks for what DEL left. "Before ours" stands behind a bridge with IPv4, which makes eth0; ours then
+Each test attaches a pod through libcni, measures what the meta-plugin is for, calls CHECK, and
+looks for what DEL left. "Before ours" comes after a bridge with IPv4, which makes eth0; ours then
 adds mycelium0.
 """
 
@@ -60,8 +60,8 @@ class Site:
     def check(
         self, pod: NamedPod, *, excused: str = "", ifname: str = "eth0", **options: Any
     ) -> None:
-        """CHECK succeeds, or fails with the words of a plugin that has no better judgement; ours
-        succeeds in any case."""
+        """CHECK succeeds, or fails with these words of another plugin whose CHECK is wrong; ours
+        always succeeds."""
         if excused:
             assert excused in self.tool.refusal("check", pod, ifname=ifname, **options)
         else:
@@ -69,7 +69,7 @@ class Site:
         self.tool.check_alone(pod, ifname)
 
     def end(self, pod: NamedPod, **options: Any) -> None:
-        """DEL, and the proof that neither pod nor node has anything left of it."""
+        """DEL, and assert that nothing is left of it in the pod or on the node."""
         self.tool("del", pod, **options)
         links = [link["ifname"] for link in pod.ip("link")]
         assert [name for name in links if name in ("eth0", "mycelium0", "net1")] == []
@@ -109,7 +109,7 @@ _numbers = itertools.count()
 
 
 def orders(meta: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """Where a meta-plugin may stand."""
+    """The positions that a meta-plugin may have."""
     return {
         "after ours": [OURS, meta],
         "before ours": [BRIDGE, meta, OURS],
@@ -120,7 +120,7 @@ def orders(meta: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
 ORDERS = list(orders({}))
 PORTS = {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}
 # CHECK of the reference bridge looks for every address of the result on its own interface, so any
-# plugin behind it that adds an interface makes it fail (`disableCheck` in the list is the way out).
+# plugin behind it that adds an interface makes it fail (`disableCheck` in the list avoids that).
 BRIDGE_CHECK = {"after ours": "", "before ours": NOT_MINE, "after both": NOT_MINE}
 NEW_MAC = "02:00:5e:10:00:77"
 LIMIT = 20_000_000  # bits per second

@@ -159,7 +159,7 @@ def test_a_pod_has_several_attachments(tool: CniTool, pod: NamedPod, elsewhere: 
 
 
 def test_thick_multus_changes_its_root_first(tool: CniTool, pod: NamedPod) -> None:
-    """Its own image has neither our executable nor what that needs: the host's root has."""
+    """Its own image has neither our executable nor what that needs; the host's root has both."""
     machine = tool.machine
     image = machine.directory / "multus"
     (image / "bin").mkdir(parents=True)
@@ -239,7 +239,7 @@ def test_the_primary_networks_default_route_stays_the_only_one(
 
 
 def test_a_second_default_route_serves_what_is_sent_from_our_address(tool: CniTool) -> None:
-    """Two default routes of one metric would be one with two ways, and lose every other flow."""
+    """Two default routes of one metric would be one multipath route, and lose every other flow."""
     second = {"type": "mycelium-cni", "mode": "routed", "defaultRoute": True}
     tool.configure(listed(primary(V4_RANGE, V6_RANGE), second))
     pod = tool.machine.pod(f"pod-{next(_numbers)}")

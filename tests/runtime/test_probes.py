@@ -84,7 +84,7 @@ def test_probes_of_the_node_reach_the_pod(cluster: Cluster, mode: str, policy: s
 
 
 def test_a_probe_fails_at_once_where_nobody_listens(cluster: Cluster) -> None:
-    """Refused, not silently dropped: else each failing probe costs its whole timeout."""
+    """Refused, not silently dropped, or each failing probe takes its whole timeout."""
     left, _ = cluster
     left.configure(network(mode="routed"))
     address = left.pod("web").address

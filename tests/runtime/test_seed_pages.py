@@ -52,7 +52,7 @@ DEL = "echo '{}' | cnitool del mycelium-network /var/run/netns/test"
 
 
 class Shell:
-    """Somebody with the page before him, logged in to a node."""
+    """A user who follows the page, logged in to a node."""
 
     def __init__(self, machine: Machine, tools: Path) -> None:
         self.machine = machine

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pods attached by the thousand while calls are killed, and a look at what is left: make soak."""
+"""Thousands of pods attached while calls are killed, then a check for leftovers: make soak."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line of the soak: how much of it, and what came of it."""
+"""The command line of the soak: how many attachments, and the outcome."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ ANSWER_S: Final = 2.0
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that must not be, in words."""
+    """Something that must not happen, as a message."""
 
     life: int
     what: str
@@ -73,7 +73,7 @@ class Attachment:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a call came to; `code` is -SIGKILL where it was killed."""
+    """The outcome of a call; `code` is -SIGKILL if it was killed."""
 
     code: int
     out: str
@@ -154,7 +154,7 @@ class Runtime:
         chance: Random | None = None,
         **environ: str,
     ) -> Outcome:
-        """A call about one attachment; `environ` overrides what the runtime would say."""
+        """A call about one attachment; `environ` overrides what the runtime would set."""
         conf = {**attachment.network.conf}
         if attachment.result and verb != "ADD":
             conf["prevResult"] = attachment.result
@@ -170,13 +170,13 @@ class Runtime:
     # What a runtime remembers
 
     def enter(self, attachments: Sequence[Attachment]) -> None:
-        """From now on GC spares these."""
+        """From now on GC lists these as valid."""
         with self._known:
             for one in attachments:
                 self._attachments[one.network.name].add((one.container, one.ifname))
 
     def forget(self, attachments: Sequence[Attachment]) -> None:
-        """From now on GC takes these away."""
+        """From now on GC removes these."""
         with self._known:
             for one in attachments:
                 self._attachments[one.network.name].discard((one.container, one.ifname))
@@ -190,14 +190,14 @@ class Runtime:
             return self.call(command, "GC", conf, {}, chance)
 
     def own(self, life: int, attachment: Attachment) -> None:
-        """An ADD has given this address away."""
+        """Note that an ADD has assigned this address. Two owners are a fault."""
         with self._count:
             owner = self._owners.setdefault(attachment.address, attachment)
         if owner is not attachment:
             self.report(Fault(life, f"{attachment.address} of {attachment} is that of {owner} too"))
 
     def disown(self, attachment: Attachment) -> None:
-        """Before anything that frees the address."""
+        """To be called before anything that frees the address."""
         with self._count:
             self._owners.pop(attachment.address, None)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The lives of the pods: chance draws what is done to each; what must be true of it is fixed."""
+"""The lives of the pods: what is done to each is random; what must be true of it is fixed."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class Storm:
     # From the outside
 
     def run(self, ended: Callable[[int], None], go_on: Callable[[], bool]) -> int:
-        """Let the pods live and die, and look at what is left; how many attachments were tried.
+        """Run all pods, then compare what is left. Returns how many attachments were tried.
 
         `ended` is told their number now and then; no pod begins once `go_on` says no.
         """
@@ -140,7 +140,7 @@ class Storm:
     # A life
 
     def _one(self, number: int) -> int:
-        """A pod begins, and where many are alive another one ends; the ADDs that it took."""
+        """Start a pod, and end another one if many are alive. Returns the number of ADDs."""
         life = self._begin(number)
         with self._hand:
             self._alive.append(life)
@@ -219,7 +219,7 @@ class Storm:
             self._fault(life, f"CHECK of {attachment}", done)
 
     def _still_answers(self, life: Life) -> None:
-        """To its node, and to another pod where that may ask."""
+        """Check that the pod answers its node, and another pod if the policy allows."""
         for attachment in life.made:
             lost = answers(self.node, attachment)
             if lost:
@@ -233,8 +233,8 @@ class Storm:
     def _alike(self, network: Network) -> list[Life]:
         """The residents of the same mode that may ask.
 
-        Pods of two modes on one node have no way to each other, and what a closed pod on a bridge
-        asks its neighbours is not answered (docs/security.md).
+        Pods of two modes on one node do not reach each other, and a closed pod on a bridge gets no
+        UDP answers from its neighbours (docs/security.md).
         """
         mode = network.conf["mode"]
         nets = [(one, one.made[0].network) for one in self._residents]
@@ -313,7 +313,7 @@ class Storm:
     # Before and after
 
     def _each_network_once(self) -> None:
-        """What a node has once all modes have been used stays, and is no residue."""
+        """Use each network once: what a node then has stays, and does not count as left over."""
         for network in self.networks:
             one = Attachment(network, self._free[0], f"{self.node.lab.name}-0", "eth0", "first")
             for verb in ("ADD", "DEL"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A minute of the soak: whatever is killed, nothing is left behind and every pod answers."""
+"""A minute of the soak: whichever calls are killed, nothing is left and every pod answers."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an attachment is called: distinct for distinct attachments, and always something the kernel
-takes."""
+"""Names of attachments: distinct for distinct attachments, and always valid for the kernel."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""deploy/: what it says is what the program takes, and what Kubernetes can start."""
+"""deploy/: the program accepts its arguments, and Kubernetes can start it."""
 
 from __future__ import annotations
 

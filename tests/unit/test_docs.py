@@ -139,7 +139,7 @@ def test_the_references_name_everything() -> None:
 
 
 def test_every_promise_of_security_names_what_holds_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each is a test that exists, or attacks that are played."""
+    """Each name is a test that exists, or a pattern of attacks that exist."""
     monkeypatch.syspath_prepend(ROOT / "tests/netns")
     attacks = importlib.import_module("test_attacks").ATTACKS
     tests = {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an error says to a runtime, and to a program that asks for its parts."""
+"""What an error prints for a runtime, and for a program that reads its parts."""
 
 from __future__ import annotations
 

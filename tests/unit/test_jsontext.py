@@ -56,7 +56,7 @@ def test_every_document_is_written_so_that_json_reads_it(document: Any) -> None:
     st.binary(max_size=60) | st.text(alphabet='{}[]",:0123456789.eE+-truefalsn \\u', max_size=40)
 )
 def test_no_text_is_read_unless_json_reads_it(text: bytes | str) -> None:
-    """Whatever it is: the same value, or ValueError from both."""
+    """For any text: the same value, or ValueError from both."""
     encoded = text if isinstance(text, bytes) else text.encode()
     try:
         ours = jsontext.parse(encoded)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The key file: who may get at it, and what becomes of the key."""
+"""The key file: who may read it, and what happens to the key."""
 
 from __future__ import annotations
 

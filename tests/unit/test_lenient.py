@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The lenient reader agrees with JSON's own about what is JSON, and always comes to an end."""
+"""The lenient parser agrees with json about what is JSON, and always ends."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_text_has_a_fault_exactly_if_it_is_no_json(indent: int | None) -> None
         else:
             parsed = lenient.parse(text.encode())
             assert (parsed.document, parsed.faults) == (expected, []), text
-            # What is no fault is none either to the reader that goes on behind faults.
+            # Valid JSON is valid also for the parser that continues after faults.
             reader = lenient._Reader(text)
             reader.read()
             assert (reader.document, reader.faults) == (expected, []), text

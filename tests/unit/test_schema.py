@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""config schema: an editor refuses what the plugin refuses, and takes what it takes."""
+"""config schema: an editor accepts exactly what the plugin accepts."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""scripts/step: what `make` says while pip and apt work."""
+"""scripts/step: what `make` prints while pip and apt run."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Completions and the manual page, tried in the programs that read them."""
+"""Completions and the manual page, tested in the programs that read them."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_fish_offers_what_fits(written: dict[str, Path], typed: str, offered: se
 
 @pytest.mark.parametrize(("typed", "offered"), CASES)
 def test_zsh_is_told_what_fits(written: dict[str, Path], typed: str, offered: set[str]) -> None:
-    """zsh completes in a terminal only: here stands what the two functions are told that do it."""
+    """zsh completes in a terminal only: here two stubs print the arguments of its functions."""
     script = (
         'words=(mycelium-cni "$@"); CURRENT=$#words; '
         '_describe() { print -l -- "${(P@)2}" }; _arguments() { print -l -- "$@" }; '
