@@ -76,7 +76,7 @@ class Archive:
         )
 
     def refresh(self) -> None:
-        """Learn what the archive has today."""
+        """Fetch the archive's package lists."""
         self._apt("apt-get", "update", "--error-on=any")
 
     def version(self, package: str) -> str:
@@ -104,11 +104,11 @@ class Archive:
         return packages
 
     def source(self, package: str, version: str) -> tuple[Path, str]:
-        """The patched source of `version`, and the version that this really is.
+        """The patched source of `version`, and the version that it really has.
 
-        A mirror may have the binaries of an update and not yet, or no longer, its source. Then it
-        is the newest earlier source of the same upstream version; the caller judges what of it can
-        be used (`untouched_since`).
+        A mirror may have the binaries of an update without its source. Then it is the newest
+        earlier source of the same upstream version; the caller decides what of it can be used
+        (`untouched_since`).
         """
         listed = [
             line.removeprefix("Version: ")

@@ -48,7 +48,7 @@ PACKAGES = [
     "sed",
     "util-linux",
 ]
-# Of the packages' files, what nobody reads in there.
+# Files of the packages that the machine does not need.
 UNREAD = ["boot", "usr/share/doc", "usr/share/info", "usr/share/locale", "usr/share/man"]
 # The kernel loads what it needs of these by itself, as it does on a node.
 MODULES = [
@@ -60,17 +60,17 @@ MODULES = [
     "lib",
     "net",
 ]
-# As the project's virtual environment has them; any others could judge otherwise.
+# In the versions of the project's virtual environment; others could judge otherwise.
 TEST_TOOLS = ["hypothesis", "pytest", "pytest-timeout"]
 
 # An emulated machine takes a good three times as long for a test, and a busy one more.
 SECONDS_PER_TEST = 600
-# The words by which the machine tells pytest's exit code, on its last line.
+# The beginning of the machine's last line; pytest's exit code follows.
 VERDICT = "arm64vm: pytest's exit code is "
 
 QEMU = ["qemu-system-aarch64", "-machine", "virt", "-cpu", "cortex-a72", "-m", "2048"]
 QEMU += ["-nodefaults", "-no-reboot", "-display", "none", "-serial", "stdio"]
-# After a panic the machine starts anew, which -no-reboot takes for its end.
+# After a panic the machine reboots; with -no-reboot qemu ends instead.
 KERNEL_ARGUMENTS = "console=ttyAMA0 quiet panic=-1"
 # Of apt-arm64vm.txt, to name what is missing before everything is fetched.
 PROGRAMS = ["cpio", "depmod", QEMU[0]]
@@ -161,7 +161,7 @@ def system(root: Path) -> Path:
 
 
 def thin_out(root: Path, release: str) -> None:
-    """Leave the modules that a node without hardware needs, and an index of them."""
+    """Keep only the modules that a node without hardware needs, and an index of them."""
     folder = root / "lib/modules" / release
     modules = folder / "kernel"
     for module in modules.rglob("*.ko"):
@@ -211,7 +211,7 @@ def pack(image: Path, root: Path, site: Path, executable: Path, arguments: list[
 
 
 def boot(kernel: Path, image: Path, minutes: int) -> int:
-    """Run the machine, show its console, and return the exit code that it tells."""
+    """Run the machine, show its console, and return the exit code that it prints."""
     reader, writer = os.pipe()
     machine = subprocess.Popen(
         [*QEMU, "-kernel", kernel, "-initrd", image, "-append", KERNEL_ARGUMENTS],

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LAUNCHER = ROOT / "launcher"
 SOURCE = ROOT / "src"
 
-# Core modules that import.c and friends bring along; they are not named after their C function.
+# Modules of CPython's core, whose C functions do not follow from their names.
 CORE_MODULES = {
     "_ast": "PyInit__ast",
     "_imp": "PyInit__imp",
@@ -44,13 +44,13 @@ ALWAYS_BUILT_IN = """
 """
 
 
-# The start code runs before there is a guard to protect a stack with; main.c has no arrays on it.
+# The start code runs before the stack protector's guard is set; main.c has no arrays on the stack.
 OWN_FLAGS = ["-Wall", "-Wextra", "-Werror", "-fno-stack-protector"]
 
 
-# What a call of the plugin executes and reads of libpython. It is at the beginning of the file,
-# with libc and ours, and what only the tool needs behind it: from Linux 6.18 on, whoever touches a
-# page of a file maps the page cache's whole folio around it, 2 MB of a file written at once.
+# The parts of libpython that a call of the plugin uses. They are at the beginning of the file, with
+# libc and ours, and what only the tool needs after them: from Linux 6.18 on, touching a page of a
+# file maps the page cache's whole folio around it, 2 MB of a file written at once.
 PLUGIN_OBJECTS = """
     _struct _warnings abstract accu blake2b_impl blake2module bltinmodule boolobject
     bootstrap_hash bytearrayobject bytes_methods bytesobject call capsule cellobject ceval
@@ -62,15 +62,15 @@ PLUGIN_OBJECTS = """
     structseq sysmodule thread timemodule traceback tupleobject typeobject unicodectype
     unicodeobject unionobject weakrefobject
 """
-# The same of all else that is linked.
+# The same for all else that is linked.
 PLUGIN_FILES = "main.o snapshot.o _json.o start_*.o *crt*.o *libc.a: *libm*.a: *libgcc*.a:"
 
 
-# Functions of libc that snapshot.c puts its own before.
+# Functions of libc that snapshot.c wraps.
 WRAPPED = ["malloc", "calloc", "realloc", "free", "pthread_self"]
 
 
-# How this machine executes what it builds, where not by itself.
+# What this machine needs to execute what it builds.
 EMULATORS = {"x86_64-linux-gnu": [], "aarch64-linux-gnu": ["qemu-aarch64-static"]}
 
 
@@ -105,7 +105,7 @@ class Toolchain:
         return output
 
     def link(self, objects: list[Path], output: Path) -> None:
-        """The static executable. Warns of nothing: what glibc warns of is known, see below."""
+        """The static executable, without glibc's warnings: see below."""
         libraries = self._sysroot / "usr/lib" / self._triplet
         gcc = self._sysroot / "usr/lib/gcc" / self._triplet / "12"
         options = [
@@ -132,7 +132,7 @@ class Toolchain:
         )
 
     def take_snapshot(self, linked: Path, output: Path) -> None:
-        """The executable with an interpreter asleep in it; see snapshot.c."""
+        """The executable with an interpreter's snapshot in it; see snapshot.c."""
         names = (".state", ".heap", ".pristine")
         files = {name: linked.with_suffix(name) for name in names}
         sections = [f"{name}={path}" for name, path in files.items()]
@@ -147,7 +147,7 @@ class Toolchain:
         )
         if started.returncode != 0:
             raise BuildError(
-                f"{linked} did not put its interpreter to sleep ({started.returncode})"
+                f"{linked} did not take its snapshot (exit status {started.returncode})"
             )
         pristine = zlib.compress(state, 9)
         if len(pristine) > len(room):

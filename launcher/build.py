@@ -4,8 +4,8 @@
     launcher/build.py [--arch amd64|arm64] [--output FILE]
 
 Runs on Debian 12 with the packages that apt-ARCH.txt lists, under any Python from 3.11 that has
-pip. assemble.py runs under the very
-CPython that is embedded: bytecode and object layout are that version's.
+pip. assemble.py runs under the CPython that is embedded: each version has its own bytecode and
+object layout.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ COPYRIGHTS = ["gcc-12-base", "zlib1g"]
 # Run on this machine to build; nothing of them is shipped.
 INTERPRETER = ["libpython3.11-minimal", "libpython3.11-stdlib", "python3.11-minimal"]
 # Modules that Debian has only as shared objects. All others are in libpython3.11.a. No _ssl, _bz2,
-# _lzma: the tool talks to 127.0.0.1 and reads nothing compressed so, and each would be one more
-# library to follow.
+# _lzma: the tool talks to 127.0.0.1 and reads no such files, and each would be one more library
+# to keep updated.
 EXTENSIONS = {
     "_contextvars": "Modules/_contextvarsmodule.c",
     "_json": "Modules/_json.c",
@@ -168,7 +168,7 @@ def main() -> None:
     script = ROOT / "launcher/assemble.py"
     # -S, -s, -E: nothing of this machine's own Python may get in.
     argv = [interpreter, "-SsE", str(script), str(facts), str(output.resolve())]
-    os.execv(interpreter, argv)  # noqa: S606 - there is no shell to want
+    os.execv(interpreter, argv)  # noqa: S606 - no shell is needed
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ ALWAYS = """
     encodings.aliases encodings.ascii encodings.cp437 encodings.idna encodings.latin_1
     encodings.utf_8 _strptime warnings
 """
-# What the standard library and rich could do and the tool never asks of them. They do without
-# these: each such import is in a function, under an `if` or under a `try`.
+# Modules that the standard library and rich import only for what the tool never asks of them: each
+# such import is in a function, under an `if` or under a `try`.
 NEVER = """
     IPython _bootsubprocess _pyio attr bz2 cgitb ctypes curses distutils doctest
     ensurepip ftplib getpass gettext ipywidgets idlelib jupyter lib2to3 locale lzma markdown_it
@@ -45,10 +45,10 @@ class _Import(NamedTuple):
 def follow_imports(
     roots: list[Path], wanted: list[str], frozen: frozenset[str], c_modules: frozenset[str]
 ) -> Bundle:
-    """The `wanted` modules and all they can come to import, found by following import statements.
+    """The `wanted` modules and all they can import, found by following import statements.
 
-    `roots` are the folders modules are looked for in; those of the first one are ours, and are
-    taken at their word: what they import anywhere is required.
+    `roots` are the folders to look for modules in. Those in the first one are ours: what they
+    import, in functions too, is required.
     """
     waiting = [_Import(name, True) for name in wanted]
     modules: dict[str, Path] = {}
@@ -90,13 +90,13 @@ def compiled(bundle: Bundle, ours: Path) -> dict[str, bytes]:
         code = compile(
             path.read_bytes(), f"{stem}.py", "exec", dont_inherit=True, optimize=optimize
         )
-        unchecked = (1).to_bytes(4, "little") + bytes(8)  # PEP 552: a hash that nobody looks at
+        unchecked = (1).to_bytes(4, "little") + bytes(8)  # PEP 552: a hash that is never checked
         members[f"{stem}.pyc"] = importlib.util.MAGIC_NUMBER + unchecked + marshal.dumps(code)
     return members
 
 
 def append(executable: Path, members: dict[str, bytes]) -> None:
-    """Put a zip archive behind the executable; its bytes depend on nothing but the content."""
+    """Put a zip archive behind the executable; its bytes depend only on the content."""
     with zipfile.ZipFile(executable, "a") as archive:
         for name in sorted(members):
             entry = zipfile.ZipInfo(name, EPOCH)

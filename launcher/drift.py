@@ -3,8 +3,8 @@
 
     launcher/drift.py dist/mycelium-cni-linux-amd64.cdx.json
 
-A static executable gets no security updates from the machine it runs on: they are its builder's to
-notice. Run weekly, and before a release.
+A static executable gets no security updates from the machine it runs on: its builder must watch for
+them. Run weekly, and before a release.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Python modules as C data, which CPython imports without a file.
 
-Has to run under exactly the CPython that is embedded: its bytecode is no other version's.
+Must run under exactly the CPython that is embedded: each version has its own bytecode.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _IMPORT_SYSTEM = {
 def freeze(
     library: Path, plugin: dict[str, Path], built_in: Iterable[str], output: Path
 ) -> list[str]:
-    """Write the tables of modules, as C; the names in the one for the tool.
+    """Write the tables of modules, as C; return the names in the tool's.
 
-    The plugin's interpreter has nothing but these modules. The tool's finds everything else in the
-    archive behind the executable. `built_in` are the modules in C that the plugin imports.
+    The plugin's interpreter has only these modules. The tool's finds all others in the archive at
+    the executable's end. `built_in` are the modules in C that the plugin imports.
     """
     ours = {name: file.read_bytes() for name, file in plugin.items()}
     system = {name: (library / file).read_bytes() for name, file in _IMPORT_SYSTEM.items()}
@@ -32,8 +32,8 @@ def freeze(
     for_plugin = {
         "_frozen_importlib": system["_frozen_importlib"],
         "__future__": (library / "__future__.py").read_bytes(),
-        # To decode what is not UTF-8, CPython looks up how to report that, and imports this first.
-        # The reports and the codecs that the plugin uses are all in C: nothing has to be in it.
+        # To decode what is not UTF-8, CPython looks up an error handler, and imports this first.
+        # The handlers and codecs that the plugin uses are all in C, so it can be empty.
         "encodings": b"",
         **ours,
         "rehearsal": Path(__file__).with_name("rehearsal.py").read_bytes(),
@@ -74,7 +74,7 @@ def _symbol(name: str) -> str:
     return "code_of_" + name.replace(".", "_")
 
 
-# In the place of libpython's own tables, whose modules would be linked in, used or not.
+# Replaces libpython's own tables, whose modules would be linked in, used or not.
 _NO_OTHERS = """
 static const struct _frozen none[] = {{0}};
 const struct _frozen *_PyImport_FrozenBootstrap = none;

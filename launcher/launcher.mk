@@ -18,7 +18,7 @@ build: dist ## the same, under the name the host-daemon plugin has for it
 dist/mycelium-cni-linux-%: $(EMBEDDED) | venv
 	scripts/apt-ensure launcher/apt-$*.txt
 	$(VENV)/bin/python launcher/build.py --arch $*
-	@# What was just built has to start, be it under an emulator.
+	@# What was just built must start, if need be under an emulator.
 	CNI_COMMAND=VERSION $(EMULATED_$*) $@ </dev/null
 
 dist-check: dist ## fail when the archive has a newer version of anything linked in
@@ -46,9 +46,8 @@ test-dist: venv test-packages dist/mycelium-cni-linux-amd64 ## the executable it
 budget: venv test-packages dist/mycelium-cni-linux-amd64 ## record what a call costs now
 	MYCELIUM_CNI_RECORD_BUDGET=1 $(VENV)/bin/pytest -q tests/fence/test_budget.py
 
-# qemu-user passes on neither the question whether a descriptor is a network namespace nor the
-# message that gives a link its second name, and knows no netfilter: what needs a pod is left to
-# the next target.
+# qemu-user does not pass on NS_GET_NSTYPE and RTM_NEWLINKPROP, and knows no netfilter: what needs a
+# pod is left to the next target.
 test-arm64: venv test-packages dist/mycelium-cni-linux-arm64 ## protocol tests under qemu-user
 	MYCELIUM_CNI_COMMAND='$(EMULATED_arm64) $(CURDIR)/dist/mycelium-cni-linux-arm64' \
 		$(PYTEST) @tests/dist/emulator-cannot.txt tests/protocol

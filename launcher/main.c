@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The static executable: CPython, the plugin and the operator's tool in one file that needs
-// nothing of its host. Which of the two it is, is decided before Python runs, because the two want
-// very different interpreters: the plugin one that is there at once, the tool a whole one.
+// nothing of its host. Which of the two runs is decided before Python starts, because they need
+// different interpreters: the plugin one that is ready at once, the tool a whole one.
 //
-// So the plugin's is started when the file is built, imports what there is to import, and is stored
-// in the file (snapshot.c). A call of the plugin wakes it.
+// So the plugin's is started when the file is built, imports all modules, and is stored in the file
+// as a snapshot (snapshot.c). A call of the plugin wakes it.
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -27,7 +27,7 @@
 // Tables that launcher/freeze.py generates: the modules in this file, for either interpreter.
 extern const struct _frozen plugin_modules[];
 extern const struct _frozen tool_modules[];
-// What the plugin's code may ask for.
+// What the plugin may import.
 extern const char *const plugin_imports[];
 
 // ---- What CPython 3.11 lacks -----------------------------------------------------------------
@@ -67,7 +67,7 @@ add_backports(PyObject *module)
     return PyModule_AddFunctions(module, backports);
 }
 
-// Stands for PyInit_posix in the table of built-in modules. The definition is changed in place and
+// Replaces PyInit_posix in the table of built-in modules. The definition is changed in place and
 // not copied, since posix finds its own state by the definition's address.
 PyMODINIT_FUNC
 PyInit_posix_with_backports(void)
@@ -112,7 +112,7 @@ start_plugin_interpreter(void)
     if (PyStatus_Exception(status))
         return status;
 
-    // A call is over before there would be a cycle worth finding.
+    // A call is over before collecting cycles would pay.
     _PyRuntime._main_interpreter.gc.enabled = 0;
 
     PyConfig config;
@@ -134,13 +134,13 @@ import_attribute(const char *module_name, const char *name)
     return attribute;
 }
 
-// What is being imported, for whoever reads why the build failed.
+// What is being imported, for the error of a failed build.
 static const char *importing = "nothing yet";
 
 static void
 complain(const char *what)
 {
-    // Not by the C library's own means: after snapshot_begin() they would be in the snapshot.
+    // Without stdio: after snapshot_begin() its buffers would be in the snapshot.
     const char *const parts[] = {"launcher: ", importing, ": ", what, "\n"};
     for (size_t i = 0; i < Py_ARRAY_LENGTH(parts); i++)
         if (write(STDERR_FILENO, parts[i], strlen(parts[i])) < 0)
@@ -155,7 +155,7 @@ crashed(int number)
     _exit(1);
 }
 
-// Import a module, and make its types ready, which some modules in C leave to whoever uses them.
+// Import a module, and make its types ready, which some modules in C leave to their first use.
 static bool
 import_whole(const char *name)
 {
@@ -178,8 +178,7 @@ count_descriptors(void)
     return count;
 }
 
-// What the module just imported has left that is not there, or not the same, in another process;
-// NULL if there is nothing.
+// What the module just imported has done that would not be so in another process; NULL if nothing.
 static const char *
 what_cannot_sleep(int descriptors)
 {
@@ -190,14 +189,14 @@ what_cannot_sleep(int descriptors)
         return "starts a thread";
     if (interpreter->before_forkers || interpreter->after_forkers_parent ||
         interpreter->after_forkers_child)
-        return "wants to know of each fork(), of which waking is one";
+        return "hooks into fork(), and waking would call it";
     return NULL;
 }
 
-// Start the interpreter, have it import everything, and write it to standard output, asleep.
+// Start the interpreter, have it import everything, and write its snapshot to standard output.
 //
-// What is imported must do nothing but compute. Besides what is asked for here, it cannot be what
-// takes a whole interpreter: there are no warning filters (warnings, and so inspect and
+// A module must do nothing but compute. Besides what is checked here, it cannot be one that needs
+// more than the core of an interpreter: there are no warning filters (warnings, and so inspect and
 // dataclasses), no open() and no streams (tokenize, and so traceback and logging), no signal
 // handlers (signal, and so subprocess), and no files to import from.
 static int
@@ -227,7 +226,7 @@ fall_asleep(void)
         return 1;
     }
 
-    // This process's own.
+    // These belong to this process alone.
     PyThread_tss_delete(&_PyRuntime.gilstate.autoTSSkey);
     PyThreadState_Get()->native_thread_id = 0;
 
@@ -240,8 +239,8 @@ fall_asleep(void)
 
 // ---- The plugin, called --------------------------------------------------------------------------
 
-// Whoever forks has what the interpreter knows of threads set right in the child. Here the child is
-// not of the same process, nor the same machine, and its one thread is another.
+// As after fork(), correct what the interpreter knows of threads. Here the process, and even the
+// machine, is another, and so is its one thread.
 static int
 wake_up(void)
 {
@@ -273,7 +272,7 @@ wake_up(void)
 static int
 run_plugin(void)
 {
-    // As in every Python: a reader that went away is an error of write(), which ADD can undo for.
+    // As in every Python: if the reader is gone, write() fails, and ADD undoes its steps.
     signal(SIGPIPE, SIG_IGN);
 
     // main() reads and writes descriptors 0, 1 and 2 itself, and returns the exit code.
@@ -296,14 +295,14 @@ own_path(void)
     ssize_t length = readlink("/proc/self/exe", path, sizeof path - 1);
     if (length > 0)
         return path;
-    // No /proc: the kernel's word for what it was asked to execute. It may be relative, and then
-    // must not depend on where the tool changes directory to.
+    // No /proc: the path that the kernel was asked to execute. It may be relative, so resolve it
+    // before the tool changes directory.
     const char *asked = (const char *)getauxval(AT_EXECFN);
     return asked && realpath(asked, path) ? path : asked;
 }
 
-// Where the tool's modules are: in a zip archive after this executable's end. Through /proc it stays
-// this file when an upgrade puts another one in its place, and below another root directory.
+// Where the tool's modules are: in a zip archive at this executable's end. The path through /proc
+// means this file even after an upgrade has replaced it, or after chroot().
 static const char *
 modules_path(void)
 {
@@ -366,7 +365,7 @@ main(int argc, char **argv)
     if (!snapshot_is_taken())
         return fall_asleep(); // launcher/assemble.py started what the linker made
 
-    // The same rule as mycelium_entry's, which answers for the pip-installed command.
+    // The same rule as mycelium_entry's, for the pip-installed command.
     const char *verb = getenv("CNI_COMMAND");
     if ((verb && *verb) || argc < 2)
         return run_plugin();

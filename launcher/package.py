@@ -39,7 +39,7 @@ Description: CNI plugin for the Mycelium overlay network
  Mycelium: an end-to-end encrypted IPv6 network in 400::/7. One static
  executable, which is the plugin and the operator's tool.
 """
-# base-files makes /opt without owning it, so dpkg takes it away with the last thing in it.
+# base-files makes /opt without owning it, so dpkg removes it with the last thing in it.
 POSTRM = """\
 #!/bin/sh
 set -e
@@ -48,7 +48,7 @@ mkdir -p /opt
 
 
 def epoch() -> int:
-    """The time that files in packages bear: the last commit's, so that equal commits are equal."""
+    """The time of files in packages: the last commit's, so that equal commits give equal bytes."""
     if given := os.environ.get("SOURCE_DATE_EPOCH"):
         return int(given)
     try:

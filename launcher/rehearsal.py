@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls of the plugin that are made while the executable is built, on a node that does not exist.
+"""Calls of the plugin that are made while the executable is built, on a simulated node.
 
-CPython 3.11 replaces the instructions of a function that has run eight times by faster ones, which
-know the types that they have met (PEP 659). No call of the plugin lives to see that. So the
-interpreter has made some before it falls asleep, and each pod has a fifth fewer instructions to
-wait for. What is made here has no effect: every function that asks the kernel for something is
-replaced meanwhile. That the calls succeed is a condition of the build.
+CPython 3.11 specializes the instructions of a function that has run eight times to the types that
+they have met (PEP 659). One call of the plugin ends before that. So the interpreter makes some
+before its snapshot is taken, and each pod waits for a fifth fewer instructions. They have no
+effect: every function that asks the kernel for something is replaced meanwhile. If one fails, so
+does the build.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# Of each kind of call. CPython's own warm-up takes eight, and what has a loop in it fewer.
+# Calls of each kind. CPython specializes after eight, and functions with a loop after fewer.
 _TIMES = 12
 
 _NODE = bytes.fromhex("05a12b3c4d5e6f70ff0faaaabbbbcccc")
@@ -57,7 +57,7 @@ _ENVIRONMENT = {
 
 
 class _Kernel:
-    """A netlink socket of a node, `bare` until it has had a pod. No agent listens to the other kind
+    """A netlink socket of a node, `bare` before its first pod. No agent listens to the other kind
     of socket that a call opens."""
 
     bare = False
@@ -100,7 +100,7 @@ class _Kernel:
         self._answers.append(header + payload + bytes(-len(payload) & 3))
 
     def _answer(self, kind: int, flags: int, body: bytes) -> bytes | int | None:
-        """An object, the number of a refusal, or None for what is done without a word."""
+        """An object, the errno of a refusal, or None if the request is done."""
         index = int.from_bytes(body[4:8], sys.byteorder)
         if kind >> 8:
             return self._nf_answer(kind, body)

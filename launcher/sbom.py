@@ -45,7 +45,7 @@ def pypi(name: str, version: str, sha256: str) -> Component:
 
 
 def document(version: str, architecture: str, components: list[Component]) -> str:
-    """A CycloneDX document. It bears no date and no serial number: equal builds are equal bytes."""
+    """A CycloneDX document. It has no date and no serial number: equal builds give equal bytes."""
     product = {
         "type": "application",
         "bom-ref": "mycelium-cni",

@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // All that CPython keeps is at fixed addresses in this file: its variables and ours in the section
-// .state, and what it allocates before it falls asleep in .heap (snapshot.ld). To write the two into
-// the executable is all that a snapshot takes, and to map the executable is all that it takes to
-// have the interpreter back.
+// .state, and what it allocates before the snapshot in .heap (snapshot.ld). To take a snapshot is
+// to write the two into the executable; to restore the interpreter is to map the executable.
 //
 // The C library is left out: it starts anew in each process, with that process's stack, threads and
-// random numbers. Of it only fixed addresses are in what is kept.
+// random numbers. The snapshot holds only fixed addresses of it.
 
 #include "snapshot.h"
 
@@ -18,7 +17,7 @@
 #include <unistd.h>
 #include <zlib.h>
 
-// Borders that snapshot.ld sets.
+// Set by snapshot.ld.
 extern char state_start[], state_end[], heap_start[], heap_end[];
 
 // The variables as the linker made them, compressed; launcher/assemble.py puts them here.
@@ -29,12 +28,12 @@ static bool filling;
 
 enum { ALIGNMENT = 16 };
 
-// Blocks that were given back while the heap was filled, to be handed out again.
+// Blocks that were freed while the heap was filled, for reuse.
 static struct spare {
     struct spare *next;
 } *spares;
 
-// Each block has its size before it. How much is used stands at the heap's beginning.
+// Each block has its size before it. The heap begins with how much of it is used.
 static size_t *const used = (size_t *)heap_start;
 
 bool
@@ -73,7 +72,7 @@ keep(size_t size, size_t alignment)
     block = (block + alignment - 1) & ~(uintptr_t)(alignment - 1);
     if (block > (uintptr_t)heap_end || size > (uintptr_t)heap_end - block) {
         static const char full[] = "launcher: the snapshot's heap in snapshot.ld is too small\n";
-        ssize_t told = write(STDERR_FILENO, full, sizeof full - 1); // dprintf() would come here again
+        ssize_t told = write(STDERR_FILENO, full, sizeof full - 1); // dprintf() would allocate
         _exit(told < 0 ? 2 : 1);
     }
     *used = block + size - (uintptr_t)heap_start;
@@ -81,8 +80,8 @@ keep(size_t size, size_t alignment)
     return (void *)block;
 }
 
-// The linker puts these in the place of libc's (--wrap). In a process that was woken they are libc's,
-// but that a block of the snapshot may be given back to them. It stays where it is.
+// The linker puts these in the place of libc's (--wrap). In a process that was woken they call
+// libc's, except for blocks of the snapshot, which are never freed.
 
 void *
 __wrap_malloc(size_t size)
@@ -132,7 +131,7 @@ __wrap_free(void *block)
     }
 }
 
-// By which CPython knows a thread: the address of libc's record of it, different in each process.
+// CPython's ID of a thread: the address of libc's record of it, different in each process.
 pthread_t
 __wrap_pthread_self(void)
 {

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// An interpreter that was started when this file was built, and sleeps in it. See snapshot.c.
+// An interpreter that was started when this file was built, and is stored in it. See snapshot.c.
 
 #include <stdbool.h>
 #include <stddef.h>
 
-// Whether there is one in this file. There is none in what the linker makes.
+// Whether this file has one. The file that the linker makes has none.
 bool snapshot_is_taken(void);
 
-// From now on all that CPython allocates is in this file's data, and is kept.
+// From now on all that CPython allocates is placed in this file's data, and kept.
 void snapshot_begin(void);
 
 // Write the data, with the interpreter in it, for launcher/assemble.py to put into the file.

@@ -2,17 +2,17 @@
 //
 // What runs before main() on amd64, in the place of glibc 2.36's own __libc_start_main().
 //
-// glibc's asks the processor some seventy questions with CPUID, to choose among string functions
-// and to size their loops by the caches. Under a hypervisor every CPUID leaves the virtual machine:
-// 1 to 8 µs each, which made a static `int main() {}` take 0.60 ms instead of 0.12, and a process
-// of two milliseconds never earns that back. This one asks nothing. glibc then finds no processor
+// glibc's executes CPUID some seventy times, to choose among string functions and to size their
+// loops by the caches. Under a hypervisor every CPUID leaves the virtual machine: 1 to 8 µs each,
+// which made a static `int main() {}` take 0.60 ms instead of 0.12, and a process of two
+// milliseconds never earns that back. This one executes none. glibc then finds no processor
 // features in its table and takes the functions every amd64 has (SSE2).
 //
-// It does, in the same order, what csu/libc-start.c does for a static executable, but that it reads
-// no GLIBC_TUNABLES, which the environment of a program that runs as root need not set; names with a
-// leading underscore are glibc's, hidden in its shared library but not in libc.a. launcher/build.py
-// refuses any other glibc version. Nothing here may be compiled with a stack protector: its guard
-// is not set yet.
+// It does, in the same order, what csu/libc-start.c does for a static executable, except that it
+// ignores GLIBC_TUNABLES, which a program that runs as root need not take from its environment.
+// Names with a leading underscore are glibc's, hidden in its shared library but not in libc.a.
+// launcher/build.py refuses any other glibc version. Nothing here may be compiled with a stack
+// protector: its guard is not set yet.
 
 #include <elf.h>
 #include <link.h>
@@ -23,7 +23,7 @@
 
 // Defined here so that the linker does not take glibc's libc-start.o for them. These are the values
 // that sysdeps/x86/cacheinfo.h starts from, for a processor it knows nothing about; the two it
-// leaves at zero until CPUID has spoken are set as it computes them from the others.
+// leaves at zero until CPUID has answered are set as it computes them from the others.
 long __x86_data_cache_size_half = 32 * 1024 / 2;
 long __x86_data_cache_size = 32 * 1024;
 long __x86_shared_cache_size_half = 1024 * 1024 / 2;
