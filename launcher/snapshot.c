@@ -80,7 +80,7 @@ keep(size_t size, size_t alignment)
     return (void *)block;
 }
 
-// The linker puts these in the place of libc's (--wrap). In a process that was woken they call
+// The linker puts these in place of libc's (--wrap). In a process that was woken they call
 // libc's, except for blocks of the snapshot, which are never freed.
 
 void *

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What runs before main() on amd64, in the place of glibc 2.36's own __libc_start_main().
+// What runs before main() on amd64, instead of glibc 2.36's own __libc_start_main().
 //
 // glibc's executes CPUID some seventy times, to choose among string functions and to size their
 // loops by the caches. Under a hypervisor every CPUID leaves the virtual machine: 1 to 8 µs each,

@@ -131,7 +131,7 @@ def delete(request: Request, network: Network, _: Reply) -> str:
         try:
             _sweep(host)
         except OSError as error:  # leftover entries allow nothing, and must not fail DEL
-            return f"nothing was there; {refusal(error, 'not swept').problem}"
+            return f"nothing was there; {refusal(error, 'stale entries stay').problem}"
         return "nothing was there"
     _remove(host, [link], request.netns)
     return f"{link.name} is gone"

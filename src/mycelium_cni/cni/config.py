@@ -55,7 +55,7 @@ ROUTE_NUMBERS = {  # SPEC.md 1.1.0, section "Add Success"
 DNS_LISTS = ("nameservers", "search", "options")
 KEYS = (*CHOICES, *LINKS, *PATHS, *NUMBERS, *SWITCHES, *PREFIX_LISTS, "routes", "dns")
 
-# What runtimes and other CNI plugins put beside them.
+# What runtimes and other CNI plugins add.
 _COMMON_KEYS = (
     *("cniVersion", "cniVersions", "name", "type", "args", "capabilities", "ipam"),
     *("runtimeConfig", "prevResult", "cni.dev/valid-attachments", "cni.dev/attachments"),
@@ -203,7 +203,7 @@ class Network:
         Raises CniError (INVALID_CONFIG) if the runtime did not say which: deleting all would be a
         guess. It may say "none" with `[]`, or, being written in Go, with `null`.
         """
-        # The second key is what libcni sent before cni#1101, and still sends besides.
+        # The second key is what libcni sent before cni#1101, and still sends too.
         for key in ("cni.dev/valid-attachments", "cni.dev/attachments"):
             if key in self.document:
                 listed = self.document[key]

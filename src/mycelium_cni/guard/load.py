@@ -60,7 +60,7 @@ def protect(
             raise CniError(
                 NODE_MISCONFIGURED,
                 f"the guard cannot be loaded: {error.strerror}",
-                '"guard": "optional" does without, but for ingress and ipMasq',
+                '"guard": "optional" does without, except for ingress and ipMasq',
                 run="modprobe -a nf_tables nft_fib_inet nft_ct nft_limit nft_chain_nat",
                 details="nothing was attached",
             ) from None

@@ -179,7 +179,7 @@ class Survey:
             name = rules.allowed_set(wanted.group)
             allowed = Content().apply(rules.INET.family, messages).elements[name]
             if there.elements.get(name) != allowed:
-                lacking = f"allows other prefixes in set {name}"
+                lacking = f"has other prefixes in set {name}"
                 yield Lack(_said(rules.INET, lacking), messages, fault=True)
 
     def _bridge_base(self, records: Iterable[Record]) -> Iterator[Lack]:
@@ -198,7 +198,7 @@ class Survey:
         for group, ingress in policies.items():
             closed, known = ingress == "closed", there.has("closed", nf.host32(group))
             if closed != known:
-                lacking = "does not close what is closed" if closed else "closes what is not closed"
+                lacking = f"{'does not close' if closed else 'closes'} network group {group}"
                 messages = rules.bridge_network(group, closed=closed)
                 fault = group != wanted.group or before == ingress
                 yield Lack(_said(rules.BRIDGE, lacking), messages, fault=fault)
@@ -234,7 +234,7 @@ def _shared(
     # A chain at a hook sees every packet: delete those that this release does not know.
     foreign = [name for name in there.hooks if there.is_hooked(name) and name not in wanted.hooks]
     if foreign and not lacking:
-        lacking = f"has chain {foreign[0]}, which is not of its own"
+        lacking = f"has unknown chain {foreign[0]}"
     if lacking:
         renewed = [
             name

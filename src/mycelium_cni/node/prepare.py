@@ -87,7 +87,7 @@ class _Shared:
 
 
 def keep_bridge_mac(host: nl.Socket, bridge: Link) -> None:
-    """Restore the MAC that a bridge of somebody else's had before a pod's link became its port. The
+    """Restore the MAC that another program's bridge had before a pod's link became its port. The
     kernel never changes a MAC that was set."""
     now = read_link(host, bridge.index, "read bridge")
     if now.mac != bridge.mac:
