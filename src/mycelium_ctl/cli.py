@@ -38,9 +38,9 @@ def main(argv: list[str]) -> int:
     except OSError as error:
         if error.errno not in _OUTPUT_ENDS or error.filename is not None:
             raise
-        # Python would complain once more when it flushes at exit.
+        # Python flushes again at exit, and would report the error twice.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if error.errno != EPIPE:  # then the reader has enough (`| head`)
+        if error.errno != EPIPE:  # that is a reader with enough (`| head`)
             print(f"{PROGRAM}: cannot write the output: {error.strerror}", file=sys.stderr)
         return 1
     return code
@@ -51,7 +51,7 @@ def _main(argv: list[str]) -> int:
         try:
             os.chroot(argv[1])
         except OSError as error:
-            print(f"{PROGRAM}: cannot be in {argv[1]}: {error.strerror}", file=sys.stderr)
+            print(f"{PROGRAM}: cannot enter {argv[1]}: {error.strerror}", file=sys.stderr)
             return 1
         os.chdir("/")
         argv = argv[2:]
@@ -70,7 +70,7 @@ def _main(argv: list[str]) -> int:
         print(f"{PROGRAM}: there is no command {name}; {hint}", file=sys.stderr)
         return 2
 
-    if os.geteuid() == 0:  # what others could put there is not run as root
+    if os.geteuid() == 0:  # root runs nothing that others could put in PATH
         os.environ["PATH"] = programs.trusted_path(os.environ.get("PATH", programs.SYSTEM_PATH))
     try:
         command, parser = load(name)

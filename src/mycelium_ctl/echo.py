@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from mycelium_cni.kernel.address import format_address
 
 ANSWER_S: Final = 1.0  # on this node
-OVERLAY_S: Final = 5.0  # a route may have to be asked for first
+OVERLAY_S: Final = 5.0  # the daemon may have to look for a route first
 ALL_HOPS: Final = 64
 HOPS_TO_PEER: Final = 3  # pod, node, our daemon: the next daemon has none left and says so
 IPV6_HEADER, ICMPV6_HEADER = 40, 8  # bytes
@@ -22,12 +22,12 @@ ERRORS: Final = {1: "unreachable", 2: "packet too big", 3: "hop limit reached", 
 IPV6_MTU_DISCOVER, IPV6_PMTUDISC_DO = 23, 2  # linux/in6.h: never fragment
 ROUND_S: Final = 0.2  # for the answers to one round of many
 # The kernel answers echo requests through one socket per CPU that all network namespaces share,
-# and drops an answer when others have filled it (net/ipv6/icmp.c): one that is lost proves little.
+# and drops an answer when others have filled it (net/ipv6/icmp.c): one lost answer proves little.
 ROUNDS: Final = 3
 
 
 class Answer(NamedTuple):
-    """What came back on an echo request."""
+    """The answer to an echo request."""
 
     kind: int
     source: str
@@ -61,9 +61,9 @@ class Pinger:
         self._socket.close()
 
     def ask(self, asked: Question) -> Answer | None:
-        """Send an echo request, and wait for what comes back.
+        """Send an echo request, and wait for the answer.
 
-        None: nothing did. Raises OSError if the kernel refuses to send, such as EMSGSIZE.
+        None if there is none. Raises OSError if the kernel refuses to send, such as EMSGSIZE.
         """
         Pinger._sequence += 1
         ours = struct.pack("!HH", os.getpid() & 0xFFFF, Pinger._sequence & 0xFFFF)
@@ -86,7 +86,7 @@ class Pinger:
 
 
 class Echoes:
-    """Echo requests from one namespace: `ask` sends them, `answered` tells whose replies came."""
+    """Echo requests from one namespace to many addresses at once."""
 
     def __init__(self, source: bytes = b"") -> None:
         self._socket = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)

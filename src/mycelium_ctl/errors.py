@@ -15,5 +15,5 @@ class ToolError(Exception):
 
 
 def refused(error: OSError) -> str:
-    """A line for what the kernel refused, as the plugin says it."""
+    """One line for an error of the kernel, in the plugin's words."""
     return refusal(error).msg

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files in directories that others fill: read without waiting for anybody, written whole or not."""
+"""Files in directories that others write to: reads never block, writes are atomic."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Final
 
 from mycelium_ctl.errors import ToolError
 
-SIZE_LIMIT: Final = 1 << 20  # bytes; what is read here has hundreds
+SIZE_LIMIT: Final = 1 << 20  # bytes; these files have hundreds
 
 _KINDS: Final = {
     stat.S_IFDIR: "a directory",
@@ -26,8 +26,8 @@ _KINDS: Final = {
 
 def read(path: Path, *, end: bool = False) -> bytes:
     """The first SIZE_LIMIT + 1 bytes of a regular file; with `end`, the last SIZE_LIMIT. Raises
-    OSError, also for anything but a regular file: to open a FIFO or a device can wait for ever, or
-    do things."""
+    OSError, also for anything but a regular file: opening a FIFO can block for ever, opening a
+    device can have effects."""
     place = os.open(path, os.O_PATH | os.O_CLOEXEC)  # opens nothing yet
     try:
         kind = stat.S_IFMT(os.fstat(place).st_mode)
@@ -45,8 +45,8 @@ def read(path: Path, *, end: bool = False) -> bytes:
 def write(path: Path, content: str | bytes, mode: int = 0o644) -> None:
     """Write a file so that its readers see it whole or not at all. Raises ToolError.
 
-    It is written beside its place under a name that nobody can guess, and that runtimes pass over:
-    containerd reloads on a rename within the directory, and not on the creation of a file.
+    It is written beside its place, under a name that nobody can guess and runtimes ignore, and then
+    renamed: containerd reloads on a rename, not on the creation of a file.
     """
     if path.exists() and not path.is_file():
         raise ToolError(f"cannot write {path}: it is no regular file")
@@ -66,7 +66,7 @@ def write(path: Path, content: str | bytes, mode: int = 0o644) -> None:
 
 
 def writable(path: Path) -> bool:
-    """Whether files can be made at this path: what of it is there is not on a read-only disk."""
+    """Whether this path, or the nearest parent that exists, is writable."""
     there = path
     while not there.exists() and there != there.parent:
         there = there.parent

@@ -40,7 +40,7 @@ _PATTERNS: Final = tuple(
 
 class Masker:
     """Masks secrets, and counts in `masked` how many it has met. `known` are secrets by their
-    bytes; those of fewer than 8 would mask half of every text."""
+    bytes; shorter ones than 8 would mask half of every text."""
 
     def __init__(self, known: Collection[bytes]) -> None:
         self.masked = 0
@@ -52,15 +52,15 @@ class Masker:
         ]
 
     def text(self, octets: bytes) -> str:
-        """A text without secrets. What is not UTF-8 is spelled out."""
+        """A text without secrets. What is not UTF-8 is escaped."""
         for pattern in self._known:
             octets, count = pattern.subn(MASKED.encode(), octets)
             self.masked += count
         return self._resembling(octets.decode(errors="backslashreplace"))
 
     def json(self, octets: bytes) -> str:
-        """A JSON document without secrets: what a key that resembles one's name holds is masked,
-        whatever it is. Raises ValueError if it is no JSON."""
+        """A JSON document without secrets: every value whose key looks like the name of one is
+        masked, whatever it is. Raises ValueError if it is not JSON."""
         value = json.loads(octets)
         return self.text(json.dumps(self._value(value), indent=2).encode())
 

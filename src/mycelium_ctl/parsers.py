@@ -19,7 +19,7 @@ PROGRAM: Final = "mycelium-cni"
 
 # name: module, one line of help
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
-    "setup": ("mycelium_ctl.commands.setup", "prepare this node for pods; again at any time"),
+    "setup": ("mycelium_ctl.commands.setup", "prepare this node for pods; safe to run again"),
     "status": (
         "mycelium_ctl.commands.status",
         "would a pod get its address now? if not, what to do",
@@ -41,16 +41,16 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
         "do pods of this node reach each other and the overlay?",
     ),
     "install": ("mycelium_ctl.commands.install", "put the plugin on this node, or upgrade it"),
-    "uninstall": ("mycelium_ctl.commands.uninstall", "take back what install made"),
+    "uninstall": ("mycelium_ctl.commands.uninstall", "remove what install made"),
     "completion": (
         "mycelium_ctl.commands.completion",
         "completions for bash, zsh and fish, and the manual page",
     ),
     "inspect": ("mycelium_ctl.commands.inspect", "a key's, or this node's, address and subnet"),
     "config": ("mycelium_ctl.commands.config", "check a network configuration, or write one"),
-    "agent": ("mycelium_agent.command", "keep node and pods as they were made, until stopped"),
+    "agent": ("mycelium_agent.command", "watch node and pods, and repair them, until stopped"),
     "gc": ("mycelium_ctl.commands.gc", "remove attachments whose pod is gone"),
-    "teardown": ("mycelium_ctl.commands.teardown", "take back what setup made, and nothing else"),
+    "teardown": ("mycelium_ctl.commands.teardown", "remove what setup made, and nothing else"),
     "demo": (
         "mycelium_ctl.commands.demo",
         "two nodes, an overlay and pods that talk, on this machine",

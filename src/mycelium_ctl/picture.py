@@ -144,7 +144,7 @@ def _inner(columns: int) -> int:
 
 
 def _in_order(pods: Sequence[PodShape]) -> list[PodShape]:
-    """The pods that need a look first, so that they are drawn in full."""
+    """Broken pods first, so that they are drawn in full."""
     return sorted(pods, key=lambda pod: {"fail": 0, "warn": 1}.get(pod.mark, 2))
 
 

@@ -2,7 +2,7 @@
 """Which programs this one may start: those that nobody but root, or its own user, could replace.
 
 The tool runs as root, and looks at places where others write: /proc, directories of PATH, what a
-unit names. Whatever it finds there is started only after `doubt` has nothing to say.
+unit names. What it finds there is started only if `doubt` returns "".
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from mycelium_ctl.errors import ToolError
 if TYPE_CHECKING:
     import subprocess
 
-WITHIN_S: Final = 2.0  # how long a program may take that only tells or lists something
+WITHIN_S: Final = 2.0  # for a program that only prints something
 CHANGE_S: Final = 60.0
 MAX_SYMLINKS: Final = 40  # as the kernel's own limit (linux/namei.h, MAXSYMLINKS)
 SYSTEM_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 def doubt(path: Path) -> str:
-    """Who else could put another file in the place of this one, or write to it, in words; "" for
-    nobody. Every directory and every symbolic link on the way is looked at. Raises OSError.
+    """Who else could replace this file or write to it, in words; "" for nobody. Every directory and
+    symbolic link on the way is checked. Raises OSError.
     """
     steps = list(path.absolute().parts)
     at, links = Path("/"), 0
@@ -51,8 +51,8 @@ def doubt(path: Path) -> str:
 
 
 def trusted_path(path: str) -> str:
-    """A PATH without the directories that are relative, missing, or can be written by others; the
-    system's where nothing is left, for an empty PATH means the working directory."""
+    """PATH without directories that are relative, missing or writable by others; SYSTEM_PATH if
+    none is left, because an empty PATH means the working directory."""
 
     def good(directory: str) -> bool:
         try:
@@ -70,7 +70,7 @@ def run(
     *,
     within_s: float = WITHIN_S,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a program that tells or lists something, with no environment but PATH and `env`.
+    """Run a program that only prints something, with no environment but PATH and `env`.
 
     Raises OSError, and subprocess.TimeoutExpired after `within_s`.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `install` has put on this node, written down so that `uninstall` takes back exactly that."""
+"""The files that `install` put on this node, recorded so that `uninstall` removes exactly these."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _DISPLACED: Final = ".displaced-by-mycelium-cni"  # no suffix that a runtime rea
 
 
 class Receipt:
-    """The files of ours by their paths, each with a hash of what was written; "" for a link; and
-    the directories that had to be made for them.
+    """Our files by path, each with a hash of what was written ("" for a link), and the directories
+    that were made for them.
 
-    The paths are the node's, whatever directory the caller has the node's root at.
+    Paths are as the node has them, wherever its root is mounted here.
     """
 
     def __init__(self, root: Path) -> None:
@@ -40,11 +40,11 @@ class Receipt:
 
     @property
     def paths(self) -> list[Path]:
-        """Where the files of ours are."""
+        """Where our files are."""
         return [self._root / place.lstrip("/") for place in self._files]
 
     def place(self, path: Path) -> str:
-        """A path as the node has it. Raises ToolError for one of another root."""
+        """A path as the node has it. Raises ToolError if it is not below the root."""
         try:
             return f"/{path.absolute().relative_to(self._root.absolute())}"
         except ValueError as error:
@@ -57,10 +57,10 @@ class Receipt:
         mode: int = 0o644,
         fault: Callable[[Path], str] = lambda _: "",
     ) -> None:
-        """Put a file in its place, whole; what was there and is not ours is kept beside it. `fault`
-        says what is wrong with the new file before it gets its name. Raises ToolError.
+        """Write a file atomically; what was there and is not ours is kept beside it. `fault` says
+        what is wrong with the new file before it gets its name. Raises ToolError.
 
-        The receipt comes first: a call that is killed leaves nothing that it does not name.
+        The receipt is written first: a killed call leaves no file that it does not name.
         """
         beside = path.with_name(f".{path.name}.new")
         try:
@@ -78,7 +78,7 @@ class Receipt:
             raise ToolError(f"cannot write {path}: {refused(error)}") from error
 
     def link(self, path: Path, target: str) -> None:
-        """Put a symbolic link in its place. Raises ToolError."""
+        """Make a symbolic link. Raises ToolError."""
         try:
             self._make(path.parent)
             self._note(path, "")
@@ -109,8 +109,8 @@ class Receipt:
         files.write(self.path, json.dumps(told, indent=2) + "\n")
 
     def take_back(self, path: Path) -> None:
-        """Remove a file, and put back what it had displaced. One that was edited since stays beside
-        its place. Raises ToolError."""
+        """Remove a file, and put back what it had displaced. An edited one is kept as *.saved.
+        Raises ToolError."""
         try:
             if self.edited(path):
                 path.rename(path.with_name(f"{path.name}.saved"))
@@ -126,7 +126,7 @@ class Receipt:
         with suppress(OSError):
             self.path.unlink()
         for place in sorted(self._folders, key=len, reverse=True):
-            with suppress(OSError):  # somebody else has a file there by now
+            with suppress(OSError):  # others have files there
                 (self._root / place.lstrip("/")).rmdir()
 
     def edited(self, path: Path) -> bool:
@@ -139,12 +139,12 @@ class Receipt:
 
 
 def displaced(path: Path) -> Path:
-    """Where a file is kept that made room for one of ours."""
+    """Where a file that one of ours displaced is kept."""
     return path.with_name(f".{path.name}{_DISPLACED}")
 
 
 def _private(path: str, flags: int) -> int:
-    """Open a new file; one of that name that a killed call has left is removed, never followed."""
+    """Open a new file; one that a killed call has left is removed, never followed."""
     with suppress(FileNotFoundError):
         os.unlink(path)  # noqa: PTH108 - beside os.open
     return os.open(path, flags | os.O_EXCL | os.O_NOFOLLOW, 0o600)

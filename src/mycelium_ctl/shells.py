@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line as completions for shells and as a manual page, read off argparse's parsers."""
+"""The command line as completions for shells and as a manual page, from argparse's parsers."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from mycelium_ctl import parsers
 from mycelium_ctl.node import schema
 from mycelium_ctl.parsers import PROGRAM
 
-FILES: Final = ("FILE", "DIR", "FILE.svg")  # what an option calls a value that is a path
+FILES: Final = ("FILE", "DIR", "FILE.svg")  # metavars of values that are paths
 
-# Where a shell looks for the completions of a program that a package, or `install`, brings.
+# Where a shell looks for the completions of installed programs.
 PLACES: Final = {
     "bash": "usr/share/bash-completion/completions/mycelium-cni",
     "zsh": "usr/share/zsh/vendor-completions/_mycelium-cni",
@@ -45,7 +45,7 @@ class Command:
 
 
 def tree() -> Iterator[Command]:
-    """All commands, and behind each its actions."""
+    """All commands, each followed by its actions."""
     for name, (_, summary) in parsers.COMMANDS.items():
         yield from _commands((name,), summary, parsers.load(name)[1])
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files that the rest of a node reads: the boot unit, and what keeps managers off our links."""
+"""Files that other programs read: the boot unit, and what keeps network managers off our links."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from mycelium_ctl.errors import ToolError, refused
 @dataclass(frozen=True, slots=True)
 class Unit:
     """Where a file of share/ belongs. `reader`: the directory of the program that reads it; a node
-    without it has no use for the file. `boot`: the symbolic links to it that have it run at boot,
-    as `systemctl enable` and `rc-update add` make them."""
+    without it does not need the file. `boot`: the symbolic links that run it at boot, as
+    `systemctl enable` and `rc-update add` make them."""
 
     place: str
     reader: str
@@ -62,8 +62,7 @@ def patterns(links: Sequence[str]) -> list[str]:
 
 
 def texts(executable: str, links: Sequence[str]) -> dict[Unit, str]:
-    """The shipped files, for an executable in this place, and links of these names beside those of
-    pods."""
+    """The shipped files, for this executable, and for links of these names beside pods'."""
     share = resources.files("mycelium_ctl") / "share"
     found = {}
     for name, unit in UNITS.items():
@@ -77,7 +76,7 @@ def texts(executable: str, links: Sequence[str]) -> dict[Unit, str]:
 
 
 def covers(root: Path, unit: str, links: Sequence[str]) -> bool:
-    """Whether a file is there, and names pods' host links and these others, if it names any."""
+    """Whether a file exists and, if it names links, names pods' host links and these."""
     place = UNITS[unit].place
     if not (root / place).exists():
         place = place.replace("etc/", "usr/lib/", 1)  # where the package has it
@@ -93,7 +92,7 @@ def covers(root: Path, unit: str, links: Sequence[str]) -> bool:
 
 
 def absent(root: Path, executable: str, links: Sequence[str]) -> dict[Unit, str]:
-    """Those files that this node has a use for and does not have."""
+    """The files that this node needs and does not have."""
     return {
         unit: text
         for unit, text in texts(executable, links).items()
@@ -102,15 +101,12 @@ def absent(root: Path, executable: str, links: Sequence[str]) -> dict[Unit, str]
 
 
 def holds(path: Path, text: str) -> bool:
-    """Whether a file is there and says just this."""
+    """Whether a file exists with exactly this text."""
     return path.is_file() and path.read_text() == text
 
 
 def install(root: Path, executable: str, links: Sequence[str]) -> list[Path]:
-    """Write what is `absent`; what was written.
-
-    Raises ToolError where it cannot be.
-    """
+    """Write what is `absent`; returns what was written. Raises ToolError."""
     written = []
     for unit, text in absent(root, executable, links).items():
         path = root / unit.place
@@ -124,5 +120,5 @@ def install(root: Path, executable: str, links: Sequence[str]) -> list[Path]:
 
 
 def systemd_runs(root: Path) -> bool:
-    """Whether units of this root directory are for a systemd that runs, and can be told."""
+    """Whether the systemd of this root directory runs, and can be told of new units."""
     return root == Path("/") and Path("/run/systemd/system").is_dir()  # sd_booted(3)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How facts are put on a terminal, and how in a pipe.
+"""Output to a terminal, and to a pipe.
 
 On a terminal: colour (none with NO_COLOR), wrapped to its width, through rich, which is imported
-when something is drawn and not before. In a pipe: one fact a line, never wrapped, and words where
+only when something is drawn. In a pipe: one fact a line, never wrapped, and words where
 a terminal has signs. What strangers wrote (names of pods, files, peers) is shown with its control
-characters spelled out, in both.
+characters escaped, in both.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ LABEL: Final = 15  # columns: the longest name of a check
 
 
 def visible(text: str) -> str:
-    """The text with what is not printable spelled out: escape sequences never reach a terminal.
+    """The text with unprintable characters escaped: no escape sequence reaches a terminal.
 
-    So are bytes of a link or file name that are no UTF-8, which Python keeps as lone surrogates.
+    So are bytes of a link or file name that are not UTF-8, which Python keeps as lone surrogates.
     """
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def readable(text: str) -> str:
-    """The same, and no longer than a person reads: a stranger's name may have megabytes."""
+    """The same, cut to what a person reads: a stranger's name may have megabytes."""
     if len(text) > LONGEST:
         return f"{visible(text[:LONGEST])}… ({len(text)} characters)"
     return visible(text)
@@ -64,7 +64,7 @@ def amount(count: float) -> str:
 
 
 class Page:
-    """Where a command's words go, in order: to a terminal or to a pipe."""
+    """A command's output, in order, to a terminal or to a pipe."""
 
     def __init__(self) -> None:
         self._console: Console | None = None
@@ -144,7 +144,7 @@ class Page:
 
     @contextmanager
     def busy(self, text: str) -> Iterator[None]:
-        """Say on a terminal that the body is under way; a pipe hears nothing."""
+        """Show on a terminal that the body runs; nothing in a pipe."""
         if self._console:
             with self._console.status(text):
                 yield

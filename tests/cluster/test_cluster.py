@@ -38,7 +38,7 @@ def test_the_runtime_has_taken_the_network_up_and_a_second_install_changes_nothi
 ) -> None:
     for node in cluster.nodes:
         said = node.install()
-        assert "has taken /etc/cni/net.d/10-mycelium.conflist up" in said
+        assert "has loaded /etc/cni/net.d/10-mycelium.conflist" in said
         assert "write" not in said
 
 

@@ -64,12 +64,14 @@ def test_an_unprivileged_user_sees_no_dead_pods(public: Tool) -> None:
         assert done.returncode == 1, argv
         assert "root" in done.stderr, argv
         assert len(done.stderr.splitlines()) == 1, argv
-    assert "packet filter is seen by root only" in run(public, NOBODY, "setup", "--dry-run").stdout
+    assert (
+        "only root can read the packet filter" in run(public, NOBODY, "setup", "--dry-run").stdout
+    )
     (public.root / "opt/cni/bin/mycelium-cni").chmod(0o700)
     status = json.loads(run(public, NOBODY, "status", "--json").stdout)
     assert status["ready"] is None
     assert status["attachments"] == {"total": 2, "gone": None, "oldSubnet": 0}
-    assert "told to root only" in run(public, NOBODY, "status").stdout
+    assert "only root can tell" in run(public, NOBODY, "status").stdout
     assert public("list").returncode == 0
 
 

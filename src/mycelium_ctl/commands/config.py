@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Check a network configuration as libcni and the plugin would, write a good one, or its schema.
 
-`config check` names the line of everything that is wrong, and the remedy. Its exit code is 1 if the
-file would be refused. The kind of a file is told by its suffix, as runtimes do; `-` is standard
-input and taken for a list. `config new` writes to standard output, or, with --output, to a file
-beside its final place, so that a runtime never reads half of it. `config schema` is for editors:
-every key with its meaning, default and limits, as JSON schema.
+`config check` names the line of every fault, and the remedy. Its exit code is 1 if the file would
+be refused. The suffix tells the kind of a file, as for runtimes; `-` is standard input, taken for a
+list. `config new` writes to standard output, or, with --output, to a file, atomically. `config
+schema` is for editors: every key with its meaning, default and limits, as JSON schema.
 
     mycelium-cni config check /etc/cni/net.d/10-mycelium.conflist
     mycelium-cni config new --for k3s --output /etc/cni/net.d/10-mycelium.conflist

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two nodes, an overlay between them, and pods that talk: all of it on this machine, for a moment.
+"""Two nodes, an overlay between them, and pods that talk: all on this machine, for a few seconds.
 
-Nodes and pods are network namespaces. This very executable attaches the pods, called as a container
+Nodes and pods are network namespaces. This executable attaches the pods, called as a container
 runtime calls it: on the left node in routed mode, on the right one in bridge mode. The overlay is
 the real Mycelium daemon where one is found (MYCELIUM_BIN, PATH), else a built-in stand-in. The
 machine's own network is not touched. The exit code is 0 only if everybody answered.
@@ -89,7 +89,7 @@ class Answer:
 
 
 class Screen:
-    """Where the demo shows itself. This one shows nothing, which is right for --json."""
+    """Where the demo shows its progress. This one shows nothing, for --json."""
 
     def __enter__(self) -> Screen:
         return self
@@ -115,10 +115,10 @@ class Screen:
         """Who is where."""
 
     def answer(self, answer: Answer) -> None:
-        """Somebody was asked."""
+        """A question and its answer."""
 
     def finish(self, lines: Sequence[str]) -> None:
-        """The last words."""
+        """The last lines."""
 
 
 class Lines(Screen):
@@ -144,7 +144,7 @@ class Terminal(Screen):
     """Live tables of steps, places and answers, and a picture."""
 
     def __init__(self) -> None:
-        # Here and not above: 100 ms that neither a pipe nor the pods' servers need to wait for.
+        # Imported here: it takes 100 ms, which a pipe and the pods' servers are spared.
         from rich.console import Console
         from rich.live import Live
 
@@ -263,7 +263,7 @@ def _time(answer: Answer) -> str:
 
 
 def read_node(node: Node, pods: Sequence[Pod]) -> NodeFacts:
-    """Ask the kernel who is where. LabError when it does not show a pod on its node."""
+    """Read from the kernel who is where. Raises LabError if it does not show a pod on its node."""
     links: list[dict[str, Any]] = node.ip("-d", "addr", "show")
     by_index = {link["ifindex"]: link for link in links}
     overlay = next(link for link in links if link["ifname"] == node.tun)
@@ -304,7 +304,7 @@ def _conf(mode: str) -> dict[str, str]:
 
 
 def _play(lab: Lab, screen: Screen, *, detach: bool) -> tuple[list[NodeFacts], list[Answer]]:
-    """Build everything and let everybody talk; who was where, and who answered."""
+    """Build everything and let the pods talk; returns the nodes and the answers."""
     # The name is shown at once: after SIGKILL it is what --remove needs.
     with screen.step(f"two nodes and an underlay, named {lab.name}"):
         nodes = [lab.node(name) for name, _, _ in PLAN]
@@ -359,7 +359,7 @@ def _detach(node: Node, mode: str, pods: Sequence[Pod]) -> None:
 
 
 def _fetch(client: Namespace, address: str, name: str) -> float | None:
-    """Get the page of the pod `name`; milliseconds, None if it was another one or none at all."""
+    """Get the page of the pod `name`; milliseconds, None without an answer or with another page."""
     start = time.perf_counter()
     try:
         body = client.get(address, HTTP_PORT)
@@ -373,7 +373,7 @@ def _page(name: str) -> str:
 
 
 def _serve(name: str) -> int:
-    """Be the HTTP server in a pod, until SIGTERM."""
+    """Run the HTTP server of a pod, until SIGTERM."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:

@@ -2,12 +2,11 @@
 """Check this node for every known problem: what is wrong, why it matters, what to run.
 
 Each check says what it found; one that fails also why it matters and what to run. --fix makes what
-is absent and harms nothing that works, then looks again and sends packets. It writes no file. The
+is absent and breaks nothing that works, then checks again and sends packets. It writes no file. The
 exit code is 1 if a check fails; a warning alone leaves it 0.
 
-With a pod (its name, container ID, address or link) it tells everything about that one: what it
-should have on the node and in the pod, which way packets go there and back, and whether packets
-that are sent on each of these ways arrive.
+With a pod (its name, container ID, address or link) it tells everything about that one: its facts
+on the node and in the pod, which way packets go there and back, and whether test packets arrive.
 
     mycelium-cni doctor
     mycelium-cni doctor --fix
@@ -59,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.fix:
         fixes.fix(findings)
         if fixes.done or fixes.failed:
-            # What was wrong may have hidden something else; packets decide.
+            # A fault may have hidden another one; test packets tell.
             findings = _examine(where, list(dict.fromkeys([*wanted, "reach"])))
     if arguments.json:
         documents = [_document(check, found, fixes) for check, all_ in findings for found in all_]

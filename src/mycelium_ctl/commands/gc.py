@@ -29,7 +29,7 @@ from mycelium_ctl.view import Page, count
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("--dry-run", action="store_true", help="say which, and remove none")
+    parser.add_argument("--dry-run", action="store_true", help="print them, remove none")
     parser.add_argument("--empty", action="store_true", help="also named namespaces, if empty")
     parser.add_argument(
         "--grace",
@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Remove what is gone; 0 when nothing is left of it."""
     where = nodestate.options(arguments)
     if unseen := blindness():
-        raise ToolError(f"which pods are gone cannot be told: {unseen}")
+        raise ToolError(f"cannot tell which pods are gone: {unseen}")
     gone, left_over = _look_twice(where, arguments)
     removed = [one.attached.link.index for one in gone] + [link.index for link in left_over]
     if not arguments.dry_run:
@@ -82,7 +82,7 @@ def _look_twice(
 ) -> tuple[list[Gone], list[nodestate.LinkFacts]]:
     state = State(where)
     gone = find_gone(state, empty=arguments.empty)
-    # A namespace that is only now coming to life is not: what is gone stays gone.
+    # An empty namespace may be that of a pod that is just starting: look again.
     if gone and arguments.empty:
         time.sleep(arguments.grace)
         again = State(where)

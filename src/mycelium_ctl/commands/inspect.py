@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who a key is on the overlay: public key, address, subnet, and the gateway of bridge mode.
+"""A key's identity on the overlay: public key, address, subnet, and the gateway of bridge mode.
 
 The key is a public key (64 hexadecimal digits), the daemon's key file, or, with neither, the one
 this node's daemon uses. --json prints the fields of `mycelium inspect --json`, no more and no less.
@@ -31,8 +31,8 @@ def parse_public_key(text: str) -> bytes:
         key = b""
     if len(text) != 64 or len(key) != identity.KEY_SIZE:
         raise ToolError(
-            f"{text[:70]!a} is no public key: it takes 64 hexadecimal digits (a key file goes "
-            "behind --key-file)"
+            f"{text[:70]!a} is not a public key, which has 64 hexadecimal digits (for a key "
+            "file use --key-file)"
         )
     return key
 
@@ -61,7 +61,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print who it is; 0 if that is known."""
+    """Print the identity; 0 if it is known."""
     public: bytes | None
     if arguments.key:
         public = parse_public_key(arguments.key)
@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _running(state: State, address: bytes) -> bytes | None:
-    """The public key the daemon tells, if it is the one that the interface's address is of."""
+    """The public key that the daemon reports, if it matches the interface's address."""
     try:
         public = parse_public_key(state.daemon.public_key or "")
     except ToolError:
@@ -93,7 +93,7 @@ def _print(public: bytes | None, address: bytes, *, as_json: bool) -> int:
             json.dumps({"publicKey": public.hex() if public else None, "address": text}, indent=2)
         )
         return 0
-    print(f"Public key: {public.hex() if public else 'unknown, the daemon does not tell'}")
+    print(f"Public key: {public.hex() if public else 'unknown, the daemon does not report it'}")
     print(f"Address: {text}")
     print(f"Subnet: {nodestate.show_subnet(address[:8])}")
     print(f"Gateway: {format_address(address[:8] + bytes(7) + bytes((1,)))}")

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Install the plugin on this node, or upgrade it in place: executable, tool, boot unit, network.
 
-Everything arrives by renaming, so a runtime may call the plugin all the while; the network
-configuration is the last file, for with it the node is ready. Run it again at any time. A
-configuration of ours that is there stays as it is, unless arguments ask for another one.
+Files are replaced by renaming, so a runtime may call the plugin meanwhile; the network
+configuration comes last, because it makes the node ready. Run it again at any time. An existing
+configuration of ours stays as it is, unless arguments ask for another one.
 
-Where pods have a first network already it is left alone: the plugin is then there for Multus
-(`config new --for multus`) or for that network's chain. --primary takes the pods over with a file
-that sorts first. `uninstall` takes back what was installed and nothing else.
+Where pods already have a first network it is left alone: the plugin then serves Multus
+(`config new --for multus`) or that network's chain. --primary takes the pods over with a file
+that sorts first. `uninstall` removes what was installed and nothing else.
 
     mycelium-cni install --dry-run
     mycelium-cni install --service-network fd00:10:96::/112
     mycelium-cni install --for k3s --service-network fd00:43::/112 --ingress closed
-    mycelium-cni --host-root /host install        # in a container that has the node's / there
+    mycelium-cni --host-root /host install        # in a container that mounts the node's / there
 """
 
 from __future__ import annotations
@@ -84,11 +84,11 @@ class Installation:
         return [Step(f"write {self.plugin}", lambda: self._copy(octets))]
 
     def _copy(self, octets: bytes) -> None:
-        """Only what answers as a plugin gets the name that a runtime uses."""
+        """Only an executable that answers as a plugin gets the name that a runtime uses."""
         self._receipt.write(self.plugin, octets, 0o755, lambda path: plugins.ask(path).fault)
 
     def _tool(self) -> list[Step]:
-        """A link in PATH. Where /usr is read-only, /opt/bin often is in it."""
+        """A link in PATH. Where /usr is read-only, /opt/bin is often in PATH."""
         links = [self._where.root / tool for tool in TOOLS]
         if any(link.is_symlink() or link.exists() for link in links):
             return []
@@ -156,7 +156,7 @@ class Installation:
             )
             if self._live or any(folder.is_dir() for folder in self.dirs.bins):
                 raise ToolError(f"{lacking} first")
-            self.notes.append(lacking)  # it is no node: files are staged there
+            self.notes.append(lacking)  # not a node: files are staged there
         made, notes = network.new(self._arguments, self.dirs)
         self.notes.extend(notes)
         text = json.dumps(made, indent=2) + "\n"
@@ -180,7 +180,7 @@ class Installation:
         )
 
     def await_runtime(self) -> str:
-        """Wait until the runtime has taken the network up; what it says."""
+        """Wait until the runtime has loaded the network; returns what it says."""
         socket = cri.find_socket(self._where.root)
         if socket is None or self.conflist is None:
             return ""
@@ -189,10 +189,10 @@ class Installation:
             try:
                 said = cri.read_network(socket)
             except OSError as error:
-                return f"the runtime at {socket} does not tell: {error.strerror or error}"
+                return f"the runtime at {socket} does not answer: {error.strerror or error}"
             loaded = said.loaded is None or self.name in said.loaded
             if said.ready and loaded:
-                return f"the runtime at {socket} has taken {self.conflist} up"
+                return f"the runtime at {socket} has loaded {self.conflist}"
             if time.monotonic() > deadline:
                 why = said.message or f"it has loaded {', '.join(said.loaded or ['nothing'])}"
                 raise ToolError(f"the runtime at {socket} starts no pods yet: {why}")
@@ -234,7 +234,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Install; 0 when the runtime has taken the network up, or there is none to ask."""
+    """Install; 0 when the runtime has loaded the network, or there is none to ask."""
     installation = Installation(nodestate.options(arguments), arguments)
     done = [step.words for step in installation.steps]
     taken_up = ""

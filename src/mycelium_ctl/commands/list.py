@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The attachments of this node: which pod, which address, which link, how much traffic.
 
-Everything is read from the kernel. The first column is the verdict: the pod's end of the link
-answers, and its address is of the node's subnet. The exit code is 1 if that is not so for all.
+Everything is read from the kernel. The first column is the verdict: ok if the pod's end of the
+link answers and its address is of the node's subnet. The exit code is 1 unless all are ok.
 
     mycelium-cni list
     mycelium-cni list --watch
@@ -74,7 +74,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const=1.0,
         metavar="SECONDS",
-        help="again and again, until Ctrl-C (every %(const)g s)",
+        help="repeat until Ctrl-C (every %(const)g s)",
     )
     nodestate.add_options(parser)
 

@@ -2,18 +2,18 @@
 """Prepare this node for pods, or check that nothing is missing. Run it again at any time.
 
 It waits for the Mycelium interface, then makes what is missing: routes that keep packets for the
-overlay from leaving by another way while the daemon is away, the node's own address on lo,
+overlay from leaving by another way while the daemon is down, the node's own address on lo,
 forwarding (without losing routes learned from router advertisements), and in bridge mode the bridge
 with the first address of the subnet, which answers for the node's own address. Every change is
 printed as the `ip` or `sysctl` line that would do the same; --dry-run prints them and changes
-nothing. After the daemon's key has changed it takes away what the old subnet left.
+nothing. After the daemon's key has changed it removes what the old subnet left.
 
-The guard, a table of the packet filter, is loaded before the node forwards; it has no line, and
-docs/security.md has its rules. Everything else that is made carries protocol 77, the bridge an
-alias: `mycelium-cni teardown` goes by these.
+The guard, tables of the packet filter, is loaded before the node forwards; its rules are not
+printed, docs/security.md shows them. All else that is made carries protocol 77, the bridge a link
+group: `mycelium-cni teardown` finds it by these.
 
     mycelium-cni setup --wait 60                   # as the service does at boot
-    mycelium-cni setup --mode bridge --dry-run     # what would network_setup.sh's successor do?
+    mycelium-cni setup --mode bridge --dry-run     # what would it change?
     mycelium-cni setup --install-units             # the service, and drop-ins for networkd and NM
 """
 
@@ -69,12 +69,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     units = parser.add_mutually_exclusive_group()
     units.add_argument("--print-units", action="store_true", help="print all shipped files")
-    units.add_argument("--install-units", action="store_true", help="write those of use here")
+    units.add_argument("--install-units", action="store_true", help="write those this node needs")
     nodestate.add_options(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prepare the node; 0 if nothing is missing, or, with --dry-run, if it was told what is."""
+    """Prepare the node; 0 if nothing is missing afterwards, or with --dry-run."""
     where = nodestate.options(arguments)
     if arguments.print_units:
         from mycelium_lab.lab import own_executable
@@ -94,7 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
         expected.make()
         left = Expected(State(where))
         if not left.complete:
-            raise ToolError(f"done, and yet something is absent: {left.changes[0].command}")
+            raise ToolError(f"still absent after setup: {left.changes[0].command}")
     _report(expected, dry_run=arguments.dry_run, as_json=arguments.json)
     return 0
 
@@ -117,7 +117,7 @@ def _report(expected: Expected, *, dry_run: bool, as_json: bool) -> None:
     for change in changes:
         print(f"{visible(change.command)}  # {change.why}")
     if not state.may_configure:
-        print("# the packet filter is seen by root only: its part is not among these")
+        print("# only root can read the packet filter: its changes are not listed")
     mode = "bridge" if node.bridged else "routed"
     summary = f"{mode} mode, subnet {nodestate.show_subnet(node.subnet)}"
     if not changes:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One screen about this node: would a pod get its address now, and if not, what to do?
 
-Daemon, node, attachments and the configuration that counts, each with what `doctor` has to say of
-it in a line. The exit code is 0 only when ADD would work, even if something else is wrong.
+Daemon, node, attachments and the configuration in use, each with `doctor`'s finding in a line.
+The exit code is 0 only when ADD would work, even if something else is wrong.
 
     mycelium-cni status
     mycelium-cni status --json | jq .ready
@@ -37,10 +37,10 @@ SECTIONS: Final = {
     "Runtime": ("conf", "plugin", "chain"),
 }
 READY: Final = "ready: a pod would get its address now"
-WARNED: Final = "ADD would work; something is to be looked at"
+WARNED: Final = "ADD would work; there are warnings"
 BROKEN: Final = "ADD would work, but pods or the node are broken"
 NOT_READY: Final = "not ready: ADD would fail"
-UNKNOWN: Final = "unknown: whether ADD would work is told to root only"
+UNKNOWN: Final = "unknown: only root can tell whether ADD would work"
 
 Findings = dict[str, tuple[Check, list[Finding]]]
 
@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def refusal(state: State) -> str:
-    """What STATUS answers a runtime that asks it with this configuration; "" if it is content."""
+    """What STATUS answers a runtime that asks it with this configuration; "" if it succeeds."""
     try:
         network = Network(json.dumps(state.entry).encode())
         verbs.status(Request({}), network, lambda _: None)

@@ -4,7 +4,7 @@
 The archive holds what `version`, `status`, `doctor`, `list` and `setup --dry-run` say, links,
 addresses, routes, the packet filter, the kernel's settings, network configurations, the answers of
 the daemon's API, and the last lines of the logs that concern Mycelium. It does not hold the node's
-key or environment variables, and what resembles a secret is masked. It does tell pod names and
+key or environment variables, and what resembles a secret is masked. It does hold pod names and
 addresses: look through it before you send it.
 
     mycelium-cni sysdump
@@ -92,7 +92,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Collect, mask, write; 0 if the archive is there, whatever it says of the node."""
+    """Collect, mask, write; 0 if the archive was written, whatever it says of the node."""
     where = nodestate.options(arguments)
     state = State(where)
     stem = f"mycelium-cni-sysdump-{_host()}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
@@ -131,7 +131,7 @@ def _masked(masker: Masker, piece: Piece) -> str:
         parsed = lenient.parse(piece.octets)
         if not parsed.readable:
             return "(left out: doctor.json says what is wrong with it)\n"
-        note = "// as config check understands it: the file is no JSON\n" if parsed.faults else ""
+        note = "// as config check understands it: the file is not JSON\n" if parsed.faults else ""
         return note + masker.json(json.dumps(parsed.document).encode())
     if piece.name.endswith(".json") and piece.octets:
         try:
@@ -149,7 +149,7 @@ def _add(archive: tarfile.TarFile, name: str, text: str) -> None:
 
 
 def _keys(state: State) -> set[bytes]:
-    """The secrets that this node is known to have: its keys, and what its environment calls one."""
+    """The known secrets of this node: its keys, and environment variables named like secrets."""
     known = {
         value.encode()
         for name, value in os.environ.items()
@@ -164,7 +164,7 @@ def _keys(state: State) -> set[bytes]:
             try:
                 known.add(subnet.read_key(place) or b"")
             except CniError:
-                continue  # unreadable here is unreadable for all that is collected
+                continue  # then nothing that is collected can hold it
     return known
 
 
@@ -198,7 +198,7 @@ def _pieces(where: Options, state: State) -> Iterator[Piece]:
 
 
 def _where(where: Options) -> list[str]:
-    """The options that send another command of ours to the same places."""
+    """The options that have another command of ours look in the same places."""
     names = {"myceliumInterface": "interface"}
     said = [f"--{names.get(key, key)}={value}" for key, value in where.said.items()]
     said += [f"--conf-dir={path}" for path in where.conf_dirs]
@@ -275,7 +275,7 @@ def _logs(state: State) -> Iterator[Piece]:
         except OSError as error:
             yield Piece("log/plugin.txt", b"", f"{name}: {refused(error)}")
         else:
-            # The plugin's own lines: a configuration may name any file.
+            # Only the plugin's own lines: `logFile` may name any file.
             ours = [line for line in octets.splitlines() if _LOG_LINE.match(line)]
             yield Piece("log/plugin.txt", b"\n".join(ours[-LOG_LINES:]), name)
     units = [f"--unit={unit}" for unit in UNITS.split()]

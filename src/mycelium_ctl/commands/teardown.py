@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Take back what setup and ADD made on this node, and nothing else.
+"""Remove what setup and ADD made on this node, and nothing else.
 
 That is what carries our mark: routes, addresses and proxy entries of protocol 77, a bridge whose
 group says so, and the guard's tables, which have our name. Forwarding and accept_ra stay as they
 are: switches carry no mark, and others may rely on them by now. Addresses carry their mark from
 Linux 5.18 on; on older kernels they stay.
 
-It refuses while pods are attached, because they would be cut off; --force does it all the same.
+It refuses while pods are attached, because they would be cut off; --force does it anyway.
 
     mycelium-cni teardown --dry-run
     mycelium-cni teardown
@@ -32,7 +32,7 @@ from mycelium_ctl.view import count, visible
 
 
 def plan(state: State) -> list[Object]:
-    """What to take back, in order: the bridge last, with whatever is still on it."""
+    """What to remove, in order: the bridge last, with whatever is still on it."""
     steps = list(stale(state, None))
     for bridge in state.links:
         if bridge.kind != "bridge" or bridge.group != BRIDGE_GROUP:
@@ -70,7 +70,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Take back; 0 when nothing of ours is left."""
+    """Remove; 0 when nothing of ours is left."""
     state = State(nodestate.options(arguments))
     live = [attached for attached in state.attachments if attached.answers]
     if live and not (arguments.force or arguments.dry_run):

@@ -2,7 +2,7 @@
 """Do pods of this node reach each other, the node, and the overlay? Tried with two real ones.
 
 Two throw-away pods are attached by the plugin itself, called as a runtime calls it, with the
-configuration that counts here. Between them, the node and the overlay go small packets and the
+configuration in use here. Between them, the node and the overlay go small packets and the
 largest that must pass in one piece. The overlay is asked at --peer, or at the nearest nodes that
 the daemon knows: those answer a packet whose hop limit ends with them. A packet with a false source
 must not leave a pod, and what a hostile peer may send must not get in; the latter is tried on a
@@ -85,7 +85,7 @@ class TestPod:
         self.address = ""
         self.result: dict[str, Any] = {}
         try:
-            # `cat` ends when its input does, and the kernel closes that when we end, however.
+            # `cat` ends with its input, which the kernel closes when we end, even if killed.
             self._process: Final = subprocess.Popen(
                 ["unshare", "--net", "cat"],
                 stdin=subprocess.PIPE,
@@ -98,7 +98,7 @@ class TestPod:
         if self._process.stdin and self._process.stdout:
             with suppress(BrokenPipeError):
                 self._process.stdin.write(b"\n")
-            if self._process.stdout.read(1) != b"\n":  # an answer comes from the new namespace
+            if self._process.stdout.read(1) != b"\n":  # its echo comes from the new namespace
                 raise ToolError("cannot make a network namespace: run it as root")
         self.path: Final = f"/proc/{self._process.pid}/ns/net"
 
@@ -115,7 +115,7 @@ class TestPod:
 
 
 class LiveTest:
-    """The trials, in order. Every one is kept, whatever becomes of it."""
+    """The trials, in order. Every one is recorded, whatever its result."""
 
     def __init__(self, state: State, peers: list[str]) -> None:
         self._state: Final = state
@@ -158,7 +158,7 @@ class LiveTest:
                 self._ask_doctor()
 
     def _ask_doctor(self) -> None:
-        """Why packets were lost, while the pods that lost them are still there."""
+        """Find why packets were lost, while the pods are still there."""
         for check, listed in examine(State(self._state.where), SUSPECTS):
             for found in listed:
                 if found.mark == "fail":
@@ -243,7 +243,7 @@ class LiveTest:
                     pingers["pod a"], Question(*large, "pod a", name, address, hops, OVERLAY_S)
                 )
             else:  # the daemon answers no large packet whose hop limit has run out
-                note = "not tried: it takes an address, name one with --peer"
+                note = "not tried: name an address with --peer"
                 self.trials.append(Trial(large[0], "pod a", name, "skip", note=note))
 
     def _attack(self, stack: ExitStack, pod: TestPod, other: TestPod) -> None:

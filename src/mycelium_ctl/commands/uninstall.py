@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Take back what `install` put on this node, and nothing else; what it had displaced comes back.
+"""Remove what `install` put on this node, and nothing else; what it had displaced is put back.
 
-It refuses while pods are attached: they would be cut off, and without the plugin nobody could end
-them. --force does it all the same. The network configuration goes first, so that no pod starts
-meanwhile. A file that was edited since stays beside its place, with the suffix .saved.
+It refuses while pods are attached: they would be cut off, and without the plugin no runtime could
+delete them. --force does it anyway. The network configuration goes first, so that no pod starts
+meanwhile. A file that was edited is kept beside its place, with the suffix .saved.
 
     mycelium-cni uninstall --dry-run
     mycelium-cni uninstall
@@ -33,7 +33,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Take back; 0 when nothing of it is left."""
+    """Remove; 0 when nothing of it is left."""
     where = nodestate.options(arguments)
     receipt = Receipt(where.root)
     here = where.root == Path("/")
@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     if live and not (arguments.force or arguments.dry_run):
         raise ToolError(
             f"{count(len(live), 'pod is', 'pods are')} attached, such as {visible(live[0].who)}, "
-            "and could not be ended without the plugin: remove them first, or use --force"
+            "and could not be deleted without the plugin: remove them first, or use --force"
         )
     # Networks first, the executable last.
     paths = sorted(receipt.paths, key=lambda path: _rank(path.suffix, path.name))

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which attachments the runtimes of this node believe in: libcni's cache of results.
+"""The attachments that this node's runtimes know: libcni's cache of results.
 
 libcni writes a file for each attachment once ADD has succeeded, and removes it with DEL (api.go,
-`cachedInfo`). A reboot leaves the files and takes the pods, so only those count whose network
-namespace is there.
+`cachedInfo`). The files survive a reboot and the pods do not, so only those count whose
+network namespace exists.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ MOST_FILES: Final = 4096
 
 
 class Cached(NamedTuple):
-    """An attachment of ours that a runtime has and has not deleted."""
+    """An attachment of ours that a runtime has added and not deleted."""
 
     network: str
     container: str
     ifname: str
-    pod: str  # namespace/name; "" where no runtime said
+    pod: str  # namespace/name; "" if the runtime did not say
 
 
 def read_cache(root: Path) -> list[Cached]:
-    """Those of ours among the cached ones. What is not as libcni writes it is passed over."""
+    """Our attachments in the cache. What is not as libcni writes it is skipped."""
     folder = root / RESULTS
     try:
         names = sorted(os.listdir(folder))[:MOST_FILES]  # noqa: PTH208 - names alone

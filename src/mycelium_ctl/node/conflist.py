@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A network configuration file as libcni and the plugin take it: what it says, and what is wrong.
+"""A network configuration file as libcni and the plugin read it, and what is wrong with it.
 
 The rules of lists are libcni's (libcni/conf.go, `NetworkConfFromBytes` and
-`NetworkConfFromFile` of v1.3) and containerd's (go-cni, opts.go, `loadFromConfDir`); those of our
-own entries are the plugin's code itself.
+`NetworkConfFromFile` of v1.3) and containerd's (go-cni, opts.go, `loadFromConfDir`); our own
+entries are checked by the plugin's own code.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class ConfFile:
 
     `entries` are our own plugin's configurations in it, each as the runtime would send it on
     standard input: with `name` and `cniVersion`, wherever in the file they stand (Multus'
-    delegates included). `better` is the file as it should be, where that can be said.
+    delegates included). `better` is the corrected file, where it can be derived.
     """
 
     path: Path
@@ -58,7 +58,7 @@ class ConfFile:
     entries: list[dict[str, Any]] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     better: str = ""
-    hidden: bool = False  # not to be read by this user
+    hidden: bool = False  # not readable by this user
     passed_over: bool = False  # by runtimes
 
     @property
@@ -76,8 +76,8 @@ def list_files(directory: Path) -> list[Path]:
 
 
 def read(path: Path) -> ConfFile:
-    """Read and check a file. That it cannot be read is a fault like others, for nothing foreign
-    may stop a command. Raises FileNotFoundError where there is nothing of that name."""
+    """Read and check a file. An unreadable file is a fault like others: nothing foreign may
+    stop a command. Raises FileNotFoundError if it does not exist."""
     try:
         return check(files.read(path), path)
     except OSError as error:
@@ -104,7 +104,7 @@ def _unreadable(path: Path, error: OSError) -> ConfFile:
 
 
 def check(octets: bytes, path: Path) -> ConfFile:
-    """Check the bytes of a file; `path` says by its suffix which kind it claims to be."""
+    """Check the bytes of a file; the suffix of `path` tells its kind."""
     if len(octets) > files.SIZE_LIMIT:
         fault = Fault(0, "it is larger than 1 MiB", "is this the right file?")
         return ConfFile(path, faults=[fault])
@@ -118,7 +118,7 @@ def check(octets: bytes, path: Path) -> ConfFile:
 
 
 class _Checker:
-    """The rules, in the order in which a runtime meets them."""
+    """The checks, in the order in which a runtime makes them."""
 
     def __init__(self, conf: ConfFile, lines: dict[Place, int]) -> None:
         self._conf: Final = conf
@@ -126,7 +126,7 @@ class _Checker:
         self._is_list: Final = conf.path.suffix == ".conflist"
 
     def _fault(self, at: Place, what: str, remedy: str, *, fatal: bool = True) -> None:
-        while at not in self._lines:  # the nearest that is there
+        while at not in self._lines:  # the nearest that exists
             at = at[:-1]
         faults = self._conf.faults
         if len(faults) < MOST_FAULTS:
@@ -247,7 +247,7 @@ class _Checker:
             self._unread(document)
 
     def _unread(self, document: dict[str, Any]) -> None:
-        """Keys beside `plugins` that nobody reads, least of all our plugin."""
+        """Keys beside `plugins` that neither libcni nor our plugin reads."""
         for key in islice(document, MOST_FAULTS):
             if key in _LIST_KEYS or key.startswith(_COMMENTS):
                 continue
@@ -292,7 +292,7 @@ class _Checker:
             self._fault((*at, "type"), what, f'did you mean "{TYPE}"?', fatal=False)
 
     def _order(self) -> None:
-        """What cannot work in the order in which it stands."""
+        """Plugins that cannot work in this order."""
         types = self._conf.types
         if types and types[0] in _NOT_FIRST and TYPE in types:
             self._fault(
@@ -320,7 +320,7 @@ class _Checker:
             above = above[step]
             if isinstance(above, dict):
                 name, version = above.get("name", name), above.get("cniVersion", version)
-        # Of a network without a valid name the list's own check has told.
+        # `_name` has reported an invalid name.
         name = entry.get("name") or name or "unnamed"
         sent = {**entry, "name": name, "cniVersion": version}
         network = self._refusals(at, sent)
@@ -329,8 +329,8 @@ class _Checker:
             self._unsaid(at, entry, network.log()[1])
 
     def _refusals(self, at: Place, sent: dict[str, Any]) -> Network | None:
-        """Note all that the plugin refuses. It names one fault; without that member it names the
-        next one. The network, if there is none."""
+        """Note all that the plugin refuses. It names one fault at a time: take that member out
+        and ask again. Returns the network if there is no fault."""
         trial, network, warned = copy.deepcopy(sent), None, False
         told: set[Place] = set()
         while len(told) < MOST_FAULTS:
@@ -360,7 +360,7 @@ class _Checker:
         return None
 
     def _unsaid(self, at: Place, entry: dict[str, Any], log: str) -> None:
-        """What ADD takes, and will not do."""
+        """What ADD accepts and will not do."""
         for capability, plugin in OTHERS_CAPABILITIES.items():
             if (entry.get("capabilities") or {}).get(capability):
                 self._fault(
@@ -380,8 +380,8 @@ class _Checker:
 
 
 def _amend(document: Any, place: Place) -> bool:
-    """Let the plugin go on after what it refuses: without that member, or with a good entry in the
-    list, so that later entries keep their numbers. False: there is no such place."""
+    """Remove the member that the plugin refuses; in a list put a valid one in its place, so that
+    later entries keep their numbers. False: there is no such place."""
     *above, last = place
     try:
         for step in above:
@@ -398,7 +398,7 @@ def _amend(document: Any, place: Place) -> bool:
 
 
 def _good_route(number: int) -> dict[str, Any]:
-    """A route that is like no other of its list."""
+    """A valid route, different from all others of its list."""
     return {"dst": "400::/7", "priority": 2**32 - 1 - number}
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the node's container runtime says of its pod network, asked over CRI.
+"""What the node's container runtime says about its pod network, asked over CRI.
 
-One call, RuntimeService/Status of cri-api's runtime.v1, of which a page of gRPC and protobuf is
-enough: a client library would be ten times the size of all the rest of this tool.
+One call, RuntimeService/Status of cri-api's runtime.v1, for which a page of gRPC and protobuf is
+enough: a client library would be ten times the size of the rest of this tool.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _INITIAL_WINDOW_SIZE: Final = 4
 
 class Network(NamedTuple):
     """A runtime's pod network: whether pods can be started, why not, and the names of the networks
-    that it has loaded; None where it does not tell (CRI-O)."""
+    that it has loaded; None if it does not say (CRI-O)."""
 
     ready: bool
     message: str
@@ -110,7 +110,7 @@ def _call(connection: socket.socket, method: str, message: bytes) -> bytes:
 
 
 def _header(name: str, value: str) -> bytes:
-    """A literal header field that nobody remembers, not compressed (RFC 7541, section 6.2.2)."""
+    """A literal header field without indexing, not compressed (RFC 7541, section 6.2.2)."""
     return b"\0" + bytes((len(name),)) + name.encode() + bytes((len(value),)) + value.encode()
 
 
@@ -136,7 +136,7 @@ def _read(connection: socket.socket, length: int) -> bytes:
 
 
 def _network(answer: bytes) -> Network:
-    """StatusResponse: the condition NetworkReady, and of containerd's details the networks."""
+    """StatusResponse: the condition NetworkReady, and containerd's networks."""
     ready, message = False, "the runtime tells nothing of its network"
     loaded: list[str] | None = None
     for number, value in _fields(answer):
@@ -154,7 +154,7 @@ def _network(answer: bytes) -> Network:
 
 
 def _names(cniconfig: bytes) -> list[str] | None:
-    """The names in containerd's account of what go-cni has loaded (go-cni, types.go)."""
+    """The networks that go-cni has loaded, from containerd's details (go-cni, types.go)."""
     with suppress(ValueError, TypeError, KeyError):
         networks = json.loads(cniconfig).get("Networks") or []
         return [str(network["Config"]["Name"]) for network in networks]

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The node's Mycelium daemon: what its API tells, its process, its version, who else could ask it.
+"""The node's Mycelium daemon: its API, process and version, and who else can reach the API.
 
-The daemon is optional: what only it knows is None when it does not answer within a second. Neither
-what answers there nor what /proc shows is trusted further than its form: see `_daemon` and
-`find_process`.
+The daemon is optional: what only it knows is None when it does not answer within a second. Any
+user could answer there, or hold a TUN of that name in /proc: see `_daemon` and `find_process`.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from mycelium_cni.kernel.address import format_address, parse_address
 from mycelium_ctl import files, programs
 from mycelium_ctl.node.rights import may_configure
 
-API_PATIENCE_S: Final = 1.0  # for everything that is asked of the daemon, together
+API_PATIENCE_S: Final = 1.0  # for all questions to the daemon together
 API_MOST_BYTES: Final = 16 << 20  # of one answer: some 100,000 routes
 
 
@@ -34,9 +33,9 @@ _HANGS: Final = "it did not answer within"
 
 
 class Daemon(NamedTuple):
-    """What the daemon's HTTP API tells. None: it did not; daemons before 0.7.8 lack fields."""
+    """What the daemon's HTTP API says. None: nothing; daemons before 0.7.8 lack fields."""
 
-    trouble: str = ""  # why it did not answer, or not with all
+    trouble: str = ""  # why it did not answer, or only in part
     subnet: str | None = None
     address: str | None = None
     public_key: str | None = None
@@ -55,7 +54,7 @@ class Daemon(NamedTuple):
 
 
 def read_daemon(api: str, *, within_s: float = API_PATIENCE_S) -> Daemon:
-    """Ask the daemon, and return in time whatever it does; a daemon that hangs holds one thread."""
+    """Ask the daemon, and return in time even if it hangs; that leaves one thread waiting."""
     answers: dict[str, Any] = {}
     trouble: list[str] = []
     asking = threading.Thread(target=_ask, args=(api, within_s, answers, trouble), daemon=True)
@@ -100,8 +99,8 @@ def _ask(api: str, within_s: float, answers: dict[str, Any], trouble: list[str])
 
 
 def _daemon(answers: dict[str, Any], trouble: str) -> Daemon:
-    """Take what has the expected form, of whatever is listening there: any user of the node can,
-    while the daemon does not. All of it is printed sooner or later."""
+    """Take only what has the expected form: while the daemon is down, any user of the node can
+    listen there. All of it may be printed."""
     admin = _object(answers.get("admin"))
     peers, routes = answers.get("admin/peers"), answers.get("admin/routes/selected")
     key, started = admin.get("nodePubkey"), admin.get("nodeStartTime")
@@ -181,7 +180,7 @@ def read_listeners() -> list[Listener]:
 
 
 def find_process(interface: str) -> int | None:
-    """The process that holds the TUN: the daemon. None if there is none, or none to be seen.
+    """The process that holds the TUN: the daemon. None if there is none, or it is not visible.
 
     /proc shows the name of a TUN and not which namespace it is in, and anybody may make one of this
     name in a user namespace of their own. So the process must be one that may configure this
@@ -208,8 +207,8 @@ def find_process(interface: str) -> int | None:
 
 
 def read_version(process: int, root: Path) -> str:
-    """The version that the daemon's installed executable tells; "" if the process runs another one,
-    or if others than root could have put it there."""
+    """The version that the daemon's installed executable prints; "" if the process runs another
+    one, or if others than root could have put it there."""
     import subprocess
 
     for path in _daemon_executables(root):

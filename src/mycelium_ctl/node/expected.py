@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What this node should have for its pods, what of that is missing, and what of ours is stale."""
+"""The node's facts for its pods: which are absent, and which objects of ours are stale."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ class Guard(Fact):
         try:
             return not guard.outdated(self.wanted)
         except PermissionError:
-            return True  # it is not to be seen; `setup` says so
+            return True  # not visible; `setup` says so
         except OSError:
-            return not self.wanted.policy.required  # else making it will say why it cannot be
+            return not self.wanted.policy.required  # if required, loading it says why it cannot be
 
     def ensure(self, host: nl.Socket, undo: Steps) -> bool:
         guard.protect(host, self.wanted, undo, thorough=True)
@@ -128,8 +128,8 @@ class Expected:
 
 
 def read_guards(state: State, node: subnet.Node) -> list[Guard]:
-    """The guard of the configured network, and of every other one that pods of this node have, if
-    a file of this node configures it."""
+    """The guard of the configured network, and of every other network of this node's pods that a
+    file configures."""
     found = [Guard(guard.Wanted(state.network, state.config, node))]
     others = {one.network: one.bridged for one in state.attachments if one.network}
     others.pop(state.network, None)
@@ -143,7 +143,7 @@ def read_guards(state: State, node: subnet.Node) -> list[Guard]:
 
 def read_node(state: State) -> subnet.Node:
     """The node as the interface alone shows it, and whether pods are on a bridge: setup fixes the
-    bridge, so what that says does not count yet. A key that says something else does.
+    bridge, so its present state does not count. A key that disagrees does.
 
     Raises CniError as `subnet.find`.
     """
@@ -163,10 +163,10 @@ def read_node(state: State) -> subnet.Node:
 
 
 def stale(state: State, node: subnet.Node | None) -> Iterator[Object]:
-    """What carries our mark and is not among `node`'s facts; with None, everything.
+    """What carries our mark and is not among `node`'s facts; with None, everything with it.
 
-    What belongs to the subnet of live pods stays, but for the bridge's address, which would keep
-    ADD from working: those pods can talk to their node and to each other until they are replaced.
+    What belongs to the subnet of live pods stays, except the bridge's address, which would make
+    ADD fail: those pods can talk to their node and to each other until they are replaced.
     """
     used = {attached.subnet for attached in state.attachments} if node else set()
     bridge = state.bridge if state.bridge and state.bridge.kind == "bridge" else None

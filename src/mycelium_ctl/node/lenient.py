@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""JSON as people write it: read as far as anybody can tell what is meant, with all that is wrong.
+"""JSON as people write it: read as far as its meaning is clear, with every fault in it.
 
-A runtime stops at the first fault and names a column. Here the reader goes on behind it, as the
-writer would have meant it, so that every fault is reported at once, each with its remedy.
+A runtime stops at the first fault and names a column. This reader goes on after it, as the writer
+probably meant it, so that all faults are reported at once, each with its remedy.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final, NamedTuple
 
-DEEPEST: Final = 100  # brackets in brackets; a configuration has five
+DEEPEST: Final = 100  # nested brackets; a configuration has five
 MOST_FAULTS: Final = 20
 
 Place = tuple[str | int, ...]  # where in the document: ("plugins", 1, "mtu")
@@ -28,7 +28,7 @@ _BARE_KEY: Final = re.compile(r"[\w.$/-]+")
 _BARE_VALUE: Final = re.compile(r'[^\s,;{}\[\]"\u201c\u201d]+')
 _WORDS: Final = {"true": True, "false": False, "null": None}
 _ELSEWHERE: Final = {"True": True, "False": False, "None": None}  # Python's
-# What some keyboards and word processors make of quotes, and what ends them.
+# Quotes as some keyboards and word processors write them, and the ones that close them.
 _QUOTES: Final = {
     "'": "'",
     "`": "`",
@@ -75,8 +75,8 @@ class Object(dict[str, Any]):
 
 
 class Parsed(NamedTuple):
-    """What a text says. `lines`: where each member stands; a member stands where its key does.
-    Without a document nothing of it can be told."""
+    """What a text says. `lines`: the line of each member, which is its key's. `readable`: whether
+    there is a document."""
 
     document: Any
     lines: dict[Place, int]
@@ -136,7 +136,7 @@ def _as_python_says(error: ValueError) -> Fault:
 
 
 def _something_else(text: str) -> list[Fault]:
-    """What a text is that was never JSON."""
+    """What the text is, if it was never JSON."""
     start = text.lstrip("\ufeff \t\r\n")
     if re.match(r"<(!doctype|html|\?xml|head|body)\b", start, re.IGNORECASE):
         remedy = (
@@ -167,7 +167,7 @@ def _something_else(text: str) -> list[Fault]:
 
 
 class _StopError(Exception):
-    """Nothing can be told from here on."""
+    """The rest cannot be understood."""
 
 
 class _Reader:
@@ -176,7 +176,7 @@ class _Reader:
     def __init__(self, text: str) -> None:
         self._text: Final = text
         self._ends: Final = [match.start() for match in re.finditer("\n", text)]
-        self._last: Final = len(text.rstrip("\0 \t\r\n"))  # behind it is nothing
+        self._last: Final = len(text.rstrip("\0 \t\r\n"))  # nothing follows it
         self._at = 0
         self._open: Final[list[str]] = []  # brackets around the place that is read
         self._unclosed = ""
@@ -222,7 +222,7 @@ class _Reader:
             raise _StopError
 
     def _white(self) -> None:
-        """Go over white space, and over what some take for it."""
+        """Skip white space, and what people mistake for it."""
         while True:
             match = _WHITE.match(self._text, self._at)
             self._at = match.end() if match else self._at
@@ -405,7 +405,7 @@ class _Reader:
     def _members(
         self, bracket: str, closing: str, one: Callable[[], None], *, opened: bool = True
     ) -> None:
-        """What stands between two brackets, with commas."""
+        """The members between two brackets, with commas."""
         other = {"}": "]", "]": "}"}[closing]
         line = self._line(self._at)
         self._at += opened
@@ -440,7 +440,7 @@ class _Reader:
             before = self._at
             one()
             comma = self._comma(closing)
-            if self._at == before:  # never: but a reader of strangers' texts comes to an end
+            if self._at == before:  # never happens; but a stranger's text must not loop
                 raise _StopError
         self._open.pop()
 
@@ -495,7 +495,7 @@ class _Reader:
         return key
 
     def _end(self) -> None:
-        """What stands behind the document."""
+        """What follows the document."""
         if self._unclosed:
             remedy = f"add {self._unclosed} at the end; or is the file cut off?"
             self._fault(f"this is no JSON: the file ends before {self._unclosed}", remedy)

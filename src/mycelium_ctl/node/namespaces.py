@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The network namespaces of pods: which there are, how to get in, and who is in them."""
+"""The network namespaces of pods: which exist, how to enter them, and who is in them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NS_GET_USERNS: Final = 0xB701  # linux/nsfs.h
 
 @dataclass(slots=True)
 class PodNetns:
-    """A network namespace: how to get in, and who is in it."""
+    """A network namespace: how to enter it, and who is in it."""
 
     inode: int
     path: str
@@ -30,7 +30,7 @@ class PodNetns:
 
     def open(self) -> int:
         """A descriptor of it. Raises OSError, also when something else is at the path by now: a
-        container can put what it likes there, and to open a device does things."""
+        container can put anything there, and opening a device can have effects."""
         place = os.open(self.path, os.O_PATH | os.O_CLOEXEC)  # opens nothing yet
         try:
             there, own = os.fstat(place), os.stat("/proc/self/ns/net")  # noqa: PTH116
@@ -43,7 +43,7 @@ class PodNetns:
 
 def read_netns(host: nl.Socket) -> dict[int, PodNetns]:
     """The namespaces that processes or mounts of this machine hold, by the number (nsid) that this
-    namespace knows them by. One that only an open file holds has no path, and is not in it."""
+    namespace knows them by. One that only an open file holds has no path, and is left out."""
     by_inode: dict[int, PodNetns] = {}
     mount_namespaces: dict[int, str] = {}
     for pid in ("self", *sorted(name for name in os.listdir("/proc") if name.isdecimal())):  # noqa: PTH208 - 3 times as fast, for thousands of processes
@@ -81,8 +81,8 @@ def read_netns(host: nl.Socket) -> dict[int, PodNetns]:
 
 
 def _named_netns(pid: str) -> Iterator[tuple[int, str]]:
-    """Inode and path of the network namespaces that are mounted where a process sees them. Where
-    anybody may mount, in a user namespace of their own, nobody's runtime names a pod's."""
+    """Inode and path of the network namespaces that are mounted where a process sees them. Mounts
+    of other user namespaces do not count: anybody can make those, and no runtime does."""
     try:
         if not _mounts_are_ours(pid):
             return

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A new network configuration, as it is written for people who ask for none in particular."""
+"""A new network configuration, as `config new` and `install` write it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mycelium_ctl.node.runtimes import CniDirs
 
 PORTMAP: Final[dict[str, Any]] = {"type": "portmap", "capabilities": {"portMappings": True}}
 
-# Where the pods' first network is ours it is the same for all of them (docs/adr/0012).
+# As the pods' first network ours is the same for all of these (docs/adr/0012).
 RUNTIMES: Final = (
     *("kubeadm", "k3s", "rke2", "microk8s", "containerd", "cri-o", "podman", "nomad"),
     "multus",
@@ -28,8 +28,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the network configuration")
     group.add_argument("--for", dest="runtime", choices=RUNTIMES, help="where the pods run")
     group.add_argument("--name", help="of the network (mycelium)")
-    group.add_argument("--default-route", action=flag, help="pods' way to all that is no overlay")
-    group.add_argument("--ip-masq", action=flag, help="with the node's address, not the pod's")
+    group.add_argument("--default-route", action=flag, help="pods' way to all that is not overlay")
+    group.add_argument("--ip-masq", action=flag, help="masquerade to the node's address")
     group.add_argument(
         "--service-network", action="append", metavar="PREFIX", help="of Kubernetes' Services"
     )
@@ -38,7 +38,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--ingress", choices=CHOICES["ingress"])
     group.add_argument("--allow-from", action="append", metavar="PREFIX", help="with cluster")
     group.add_argument(
-        "--transit", action=flag, help="the overlay's way to what is behind the node"
+        "--transit", action=flag, help="let the overlay reach what is behind the node"
     )
     group.add_argument("--peering", action=flag, help="pods may be peers of the node's daemon")
     group.add_argument("--guard", choices=CHOICES["guard"])
@@ -61,7 +61,7 @@ def arguments() -> list[str]:
 
 def new(wanted: argparse.Namespace, dirs: CniDirs) -> tuple[dict[str, Any], list[str]]:
     """The network configuration that the arguments ask for, for the runtime of these directories;
-    and what its reader should know. Raises ToolError if there is no such."""
+    and notes on it. Raises ToolError if it would be refused."""
     first = wanted.runtime != "multus"
     said = {
         "mode": wanted.mode,

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The CNI plugins that a runtime would start, and the versions of the specification each speaks.
 
-Asked with VERSION, and only where nobody but root could have put the executable there.
+Asked with VERSION, and only if nobody but root could have put the executable there.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mycelium_ctl.node.runtimes import CniDirs, find_executable
 
 # What every plugin of the last five years speaks, and containerd 1.6 and podman at most.
 SAFE: Final = "1.0.0"
-_MEND: Final = "is it complete?"
+_HINT: Final = "is it complete?"
 
 
 class Answer(NamedTuple):
@@ -43,11 +43,11 @@ def ask(path: Path) -> Answer:
     except OSError as error:
         if isinstance(error, PermissionError) and os.geteuid():
             raise  # root may well start it
-        return Answer(fault=f"cannot be started ({error.strerror}): {_MEND}")
+        return Answer(fault=f"cannot be started ({error.strerror}): {_HINT}")
     except (ValueError, KeyError, TypeError):
-        return Answer(fault=f"answers no VERSION: {_MEND}")
+        return Answer(fault=f"answers no VERSION: {_HINT}")
     if not isinstance(known, list):
-        return Answer(fault=f"answers no VERSION: {_MEND}")
+        return Answer(fault=f"answers no VERSION: {_HINT}")
     return Answer(tuple(version for version in known if isinstance(version, str)))
 
 
@@ -61,7 +61,7 @@ def spoken(kind: str, dirs: CniDirs) -> tuple[str, ...]:
 
 def offer(kinds: Sequence[str], dirs: CniDirs) -> dict[str, object]:
     """The keys `cniVersion` and `cniVersions` of a list of these plugins: only what all of them
-    speak, and nothing above 1.0.0 if one of them does not tell.
+    speak, and nothing above 1.0.0 if one of them does not answer.
 
     A runtime takes the best of `cniVersions` that it knows itself, and from 1.1.0 on it sends
     STATUS to every plugin of the list: one that is older answers with an error, and the node is
@@ -80,8 +80,8 @@ def offer(kinds: Sequence[str], dirs: CniDirs) -> dict[str, object]:
 
 
 def unfit(conf: ConfFile, dirs: CniDirs, root: Path) -> Iterator[Fault]:
-    """What is wrong with a list on this node, although it reads well: plugins that do not speak the
-    best version it offers; on a Kubernetes node, no portmap."""
+    """What is wrong on this node with a list that is valid: plugins that do not speak the best
+    version it offers; on a Kubernetes node, no portmap."""
     if not conf.valid or not conf.entries:
         return
     best = str(conf.entries[0]["cniVersion"])

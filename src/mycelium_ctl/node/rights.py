@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a process may change in the network, and what this one can see of the machine.
 
-Without root, or in a container, most of a node can be read and some cannot: what is not to be seen
-is said and passed over, and never taken for something that is not there.
+Without root, or in a container, parts of a node cannot be read: they are reported as unknown and
+skipped, never taken for missing.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ def _may(process: str, capability: int) -> bool:
 def blindness() -> str:
     """Why this process cannot see whether a pod lives, and what to do; "" if it can."""
     if not may_configure("/proc/self"):
-        return "pods' ends of their links are seen by root only"
+        return "only root can see pods' ends of their links"
     if os.stat("/proc/self/ns/pid").st_ino != PROC_PID_INIT_INO:  # noqa: PTH116
         return (
             "this is a container that does not see the machine's processes: run it on the host, or "
             "with its PID namespace (hostPID)"
         )
     if not _may("/proc/self", CAP_SYS_PTRACE):
-        return "other users' processes are seen by root only, with CAP_SYS_PTRACE"
+        return "only root with CAP_SYS_PTRACE can see other users' processes"
     return ""
 
 
 def require_rights() -> None:
-    """Raise ToolError for a process that may not change the network: before it changes half."""
+    """Raise ToolError if this process may not change the network, before it changes half of it."""
     if not may_configure("/proc/self"):
         raise ToolError("changing the network takes CAP_NET_ADMIN: run it as root")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where this node's runtimes look for configurations and executables, and what they find there.
 
-The files are read with the rules of libcni, containerd and CRI-O. A file that cannot be read, or
-says what it must not, is one more thing to tell: it stops nothing.
+The files are read with the rules of libcni, containerd and CRI-O. A file that is
+unreadable or invalid is reported, and stops nothing.
 """
 
 from __future__ import annotations
@@ -22,14 +22,13 @@ from mycelium_ctl.node.conflist import read as read_conf
 if TYPE_CHECKING:
     from mycelium_ctl.node.state import Options
 
-# Where runtimes look: configurations, executables, whose they are. The grid's k3s image comes last.
+# Where runtimes look: configurations, executables, runtime. The grid's k3s image comes last.
 USUAL: Final = ("etc/cni/net.d", ("opt/cni/bin",), "kubelet")
 SNAP_DATA: Final = "var/snap/microk8s/current"
 MICROK8S: Final = (f"{SNAP_DATA}/args/cni-network", (f"{SNAP_DATA}/opt/cni/bin",), "microk8s")
 GRID: Final = ("mnt/data/agent/etc/cni/net.d", ("mnt/data/data/cni",), "k3s of the ThreeFold Grid")
 
-# Runtimes' configurations: the file, a directory of drop-ins, whose they are, what holds when they
-# say nothing.
+# Runtimes' configurations: the file, a directory of drop-ins, of which runtime, and the defaults.
 CONFIGS: Final = (
     ("etc/containerd/config.toml", "", "containerd", USUAL),
     (f"{SNAP_DATA}/args/containerd.toml", "", "microk8s", MICROK8S),
@@ -41,7 +40,7 @@ MOST_FILES: Final = 100  # of one runtime's configuration
 
 @dataclass(frozen=True, slots=True)
 class CniDirs:
-    """A pair of directories that a runtime uses. `named`: its configuration is there and says so;
+    """A pair of directories that a runtime uses. `named`: a runtime's configuration names it;
     `network`: the one that CRI-O is told to take (cni_default_network)."""
 
     conf: Path
@@ -92,7 +91,7 @@ def find_dirs(where: Options) -> list[CniDirs]:
 
 def _data_directory(root: Path, name: str) -> str:
     """Where k3s or RKE2 keeps everything, below the root: /var/lib/rancher/NAME, or what `data-dir`
-    of its configuration says, the last file last."""
+    of its configuration says; the last file wins."""
     folder = root / "etc/rancher" / name
     drop_ins = sorted(_listed(folder / "config.yaml.d"))
     found = f"var/lib/rancher/{name}"
@@ -104,8 +103,8 @@ def _data_directory(root: Path, name: str) -> str:
 
 
 def choose_dirs(where: Options, runtime: str | None) -> CniDirs:
-    """The directories of the runtime of this name; of the one whose configuration names them, or
-    the first one, where it has none here or no name was given."""
+    """The directories of the runtime of this name. Without a name, or if it has none here: those
+    that a configuration names, else the first."""
     found = find_dirs(where)
     wanted = (runtime or "").casefold()
     theirs = [dirs for dirs in found if wanted and dirs.whose.casefold().startswith(wanted)]
@@ -113,7 +112,7 @@ def choose_dirs(where: Options, runtime: str | None) -> CniDirs:
 
 
 def _below(root: Path, names: Sequence[str]) -> tuple[Path, ...]:
-    # MicroK8s has its configuration with this in it, as the template of what containerd reads.
+    # MicroK8s' file is a template with this variable; containerd reads the result.
     snap = [name.replace("${SNAP_DATA}", SNAP_DATA) for name in names]
     return tuple(root / name.lstrip("/") for name in snap)
 
@@ -185,7 +184,7 @@ def _toml(path: Path) -> dict[str, Any] | None:
 
 
 def _look(value: Any, confs: list[str], bins: list[str], networks: list[str]) -> None:
-    """Find the keys wherever they stand: where that is differs with the runtime's version."""
+    """Find the keys at any depth: it differs with the runtime's version."""
     for key, item in value.items() if isinstance(value, dict) else ():
         if key in ("conf_dir", "network_dir") and isinstance(item, str) and "cni" in item:
             confs.append(item)
@@ -210,7 +209,8 @@ class ConfDir:
     @property
     def winner(self) -> ConfFile | None:
         """The file that decides how pods are attached: containerd takes the first one, and nothing
-        at all when that is invalid; CRI-O the one that it is told, else the first valid one."""
+        at all when that is invalid; CRI-O its cni_default_network, else the first
+        valid one."""
         read = [conf for conf in self.files if not conf.passed_over]
         if self.dirs.network:
             return next((c for c in read if c.valid and c.network == self.dirs.network), None)
@@ -220,7 +220,7 @@ class ConfDir:
 
     @property
     def ours(self) -> ConfFile | None:
-        """The file with our plugin's configuration that counts: the winner, else what a
+        """The file whose configuration of our plugin is used: the winner, else what a
         meta-plugin such as Multus might delegate to."""
         winner = self.winner
         ours = [conf for conf in self.files if conf.valid and conf.entries]
@@ -246,7 +246,7 @@ def read_confs(where: Options) -> list[ConfDir]:
             with suppress(FileNotFoundError):  # it has just gone
                 confs.append(read_conf(path))
         found.append(ConfDir(dirs, confs))
-    # What is in the usual directory counts for nobody where runtimes are told to use another one.
+    # The usual directory is not used where runtimes are told to use another one.
     if any(one.dirs.named and one.ours for one in found):
         found = [one for one in found if one.dirs.named or one.ours]
     return found

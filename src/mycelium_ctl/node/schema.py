@@ -56,7 +56,7 @@ MEANINGS: Final = {
 
 
 def default(key: str) -> Any:
-    """The value of a key that is not given; None where it is computed, or nothing."""
+    """The value of a key that is not given; None if it is computed or there is none."""
     if key in config.CHOICES:
         return config.CHOICES[key][0]
     if key in config.SWITCHES:

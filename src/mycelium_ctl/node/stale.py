@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which attachments nobody uses any more: `gc`, `list`, `doctor` and `status` go by this."""
+"""The attachments whose pod is gone, for `gc`, `list`, `doctor` and `status`."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from mycelium_ctl.view import Mark
 
 @dataclass(frozen=True, slots=True)
 class Gone:
-    """An attachment that nobody uses, and how that shows."""
+    """An attachment whose pod is gone, and how that shows."""
 
     attached: Attached
     why: str
 
 
 def find_gone(state: State, *, empty: bool = False) -> list[Gone]:
-    """The attachments whose pod is gone; none where that is not to be seen."""
+    """The attachments whose pod is gone; none where that cannot be seen."""
     if state.blindness:
         return []
     gone = []
@@ -35,7 +35,7 @@ def find_gone(state: State, *, empty: bool = False) -> list[Gone]:
 
 
 def verdicts(state: State) -> dict[int, tuple[Mark, str]]:
-    """What is to be seen of each attachment at a glance, in a word or two, by its host link."""
+    """A word or two on the state of each attachment, by its host link."""
     unused = {gone.attached.link.index for gone in find_gone(state)}
     return {
         one.link.index: ("fail", "gone") if one.link.index in unused else _verdict(one, state)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a node is like just now: links, attachments, routes, configurations, and its daemon.
+"""The present state of a node: links, attachments, routes, configurations, and its daemon.
 
 Every command reads it here and nowhere else, so that no two can disagree: the kernel with the
 plugin's own netlink, the rest through the modules beside this one. Reading changes nothing.
@@ -39,7 +39,7 @@ from mycelium_ctl.node.runtimes import ConfDir, read_confs
 
 API: Final = "127.0.0.1:8989"
 
-# linux/if_link.h, net_namespace.h, rtnetlink.h, neighbour.h: what the plugin has no need of.
+# linux/if_link.h, net_namespace.h, rtnetlink.h, neighbour.h: what the plugin does not need.
 IFLA_BRPORT_STATE, IFLA_STATS64, IFLA_CARRIER, IFLA_LINK_NETNSID, IFLA_TARGET_NETNSID = (
     1,
     23,
@@ -62,9 +62,9 @@ class Options(NamedTuple):
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The arguments that all commands share which read the node."""
+    """The arguments of all commands that read the node."""
     group = parser.add_argument_group(
-        "where to look", "By default what the configuration that counts says, else the defaults."
+        "where to look", "By default as the configuration in use says, else the built-in defaults."
     )
     group.add_argument("--mode", choices=CHOICES["mode"])
     group.add_argument("--interface", metavar="NAME", help="the daemon's interface (mycelium)")
@@ -138,7 +138,7 @@ class LinkFacts:
 
     @property
     def _made_here(self) -> bool:
-        """By its name or alias. Groups are numbers: other programs use such ones too."""
+        """By its name or alias. Other programs may use the same group numbers."""
         named = re.fullmatch(LINK_PREFIX + "[0-9a-f]{12}", self.name)
         return self.kind == "veth" and bool(named or self.alias.startswith(f"{ALIAS_PREFIX} "))
 
@@ -164,7 +164,7 @@ class Attached:
 
     @property
     def who(self) -> str:
-        """The pod, or what else there is to call it."""
+        """The pod's name, else the container's, else the link's."""
         if self.pod:
             return f"{self.namespace}/{self.pod}" if self.namespace else self.pod
         return self.container[:13] or self.link.name
@@ -187,7 +187,7 @@ class Attached:
         """Whether the pod was attached in bridge mode."""
         if self.mode or not self.pod_mac:
             return self.mode == "bridge" or bool(self.link.master)
-        # 0.1.0 did not say, and made the two MACs tell each other in bridge mode only.
+        # 0.1.0 did not say, and derived one MAC from the other in bridge mode only.
         return counterpart(parse_mac(self.link.mac)) == parse_mac(self.pod_mac)
 
     @property
@@ -315,8 +315,8 @@ def switch(link: str, name: str) -> str:
 class State:
     """The node, read piece by piece as it is asked for; each piece once.
 
-    `config` is what ADD would work with: our entry of the configuration that counts, with the
-    command line on top. `node` is None, and `trouble` says why, where ADD would be refused.
+    `config` is what ADD would work with: our entry of the configuration in use, overridden by
+    the command line. `node` is None, and `trouble` says why, where ADD would be refused.
     """
 
     def __init__(self, where: Options) -> None:
@@ -360,7 +360,7 @@ class State:
 
     @property
     def interface_config(self) -> Config:
-        """The same, looking at the interface alone: neither bridge nor key are asked."""
+        """The same, looking at the interface alone: neither bridge nor key is checked."""
         entry = {key: value for key, value in self.entry.items() if key != "bridge"}
         return _config(entry | {"mode": "routed"})
 
@@ -475,7 +475,7 @@ class State:
 
     @cached_property
     def blindness(self) -> str:
-        """Why it is not to be seen whether a pod lives; "" if it is."""
+        """Why this process cannot see whether a pod lives; "" if it can."""
         return blindness()
 
     @cached_property

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What Kubernetes has told the programs in a pod: the Services of its API and of its DNS.
 
-No file on a worker node names both, and asking the API takes credentials; but every container got
+No file on a worker node names both, and asking the API needs credentials; but every container got
 the one in its environment and the other in its resolv.conf, whatever the distribution.
 """
 
@@ -30,7 +30,7 @@ class Service(NamedTuple):
 
 
 def services(processes: Sequence[int]) -> list[Service]:
-    """What the first of these processes that was told says, in the order of KINDS."""
+    """The Services that these processes were told of, in the order of KINDS; the first one wins."""
     found: dict[str, Service] = {}
     for pid in processes:
         for service in (*_api(pid), *_dns(pid)):
@@ -41,7 +41,7 @@ def services(processes: Sequence[int]) -> list[Service]:
 
 
 def _api(pid: int) -> Iterator[Service]:
-    """Of the environment, which is the pod's own word: only an address and a number are taken."""
+    """From the environment, which the pod may change: only an address and a number are taken."""
     with suppress(OSError, ValueError, KeyError):
         words = files.read(Path(f"/proc/{pid}/environ")).split(b"\0")
         environ = dict(word.split(b"=", 1) for word in words if b"=" in word)
@@ -51,7 +51,7 @@ def _api(pid: int) -> Iterator[Service]:
 
 
 def _dns(pid: int) -> Iterator[Service]:
-    """Of resolv.conf, where it is the cluster's: a pod may have its node's."""
+    """From resolv.conf, if it is the cluster's: a pod may have its node's."""
     with suppress(OSError, ValueError, IndexError):
         lines = [line.split() for line in _resolv_conf(pid).decode().splitlines()]
         searched = [word for line in lines if line[:1] == ["search"] for word in line[1:]]
