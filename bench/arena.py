@@ -2,7 +2,7 @@
 """A throw-away machine for the bench: nodes, pods, and a way to start processes on them.
 
 The bench's process leaves the machine's own network and mount namespaces for new ones. Whatever is
-made there goes when the process ends, whichever way it ends.
+made there goes when the process ends, even if it is killed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class BenchError(Exception):
-    """The bench cannot go on; the text says why, to a person."""
+    """The bench cannot go on; the text tells a person why."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Arena:
         if self._spawner is not None:
             self._spawner.kill()
             self._spawner.wait()
-        # The last hold on the namespaces is this process: it goes with the mounts.
+        # Only the mounts and this process hold the namespaces: they go with both.
         _libc.umount2(bytes(_NETNS), _MNT_DETACH)
 
     @property
@@ -142,7 +142,7 @@ class Arena:
         return path
 
     def remove(self, paths: Sequence[str]) -> None:
-        """Let go of network namespaces, and let the kernel finish before anything is measured."""
+        """Release network namespaces, and let the kernel finish before anything is measured."""
         for path in paths:
             _libc.umount2(path.encode(), _MNT_DETACH)
             Path(path).unlink()

@@ -149,7 +149,7 @@ class Candidate:
 
 
 class Floor(Candidate):
-    """The C program, which gets what it has to do where others get their configuration."""
+    """The C program, which reads its system calls where others read their configuration."""
 
     scores: dict[str, Score]
 
@@ -183,8 +183,8 @@ def reference(name: str, folder: Path, **configuration: object) -> Candidate:
 
 
 def floor(arena: Arena, executable: Path, plugin: Candidate, node: str, pod: Pod) -> Floor:
-    """The floor beneath `plugin`, whose calls for `pod` on `node` are taken down. The node must
-    have had a pod before, so that nothing is asked that only the first pod needs."""
+    """The floor beneath `plugin`, whose calls for `pod` on `node` are recorded. The node must
+    have had a pod before, so that no call is recorded that only the first pod needs."""
     asking = Candidate(
         plugin.name, plugin.argv, plugin.configuration, address_wanted=True, files=plugin.files
     )

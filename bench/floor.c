@@ -57,7 +57,7 @@ static void learn(void) {
 			memcpy(&indexes[POD_END], RTA_DATA(attr), 4);
 }
 
-// Ask until the answer is a refusal, which is that the link is gone.
+// Ask until the kernel refuses: then the link is gone.
 static void until_refused(const struct step *step, const char *data) {
 	int acknowledged = ((const struct nlmsghdr *)data)->nlmsg_flags & NLM_F_ACK;
 	struct nlmsghdr *header = (void *)received;
@@ -132,7 +132,7 @@ int main(void) {
 	size_t end = 0;
 	for (ssize_t size; (size = read(0, score + end, sizeof score - end)) > 0; end += (size_t)size)
 		;
-	alarm(5); // a score that does not fit must not hang
+	alarm(5); // a score that does not match must not hang
 	for (size_t at = 0; at < end;) {
 		struct step *step = (void *)(score + at);
 		struct patch *patches = (void *)(step + 1);

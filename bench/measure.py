@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is measured, and in which order: candidates take turns, so that what else the machine does
-falls on all of them."""
+"""What is measured, and in which order: candidates take turns, so that other load on the machine
+affects all of them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _PING_WAIT_S: Final = 0.002
 
 @dataclass(frozen=True)
 class Size:
-    """How much of everything. `quick` is there to show that all of it works."""
+    """How much of everything. QUICK only shows that all of it works."""
 
     rounds: int = 60
     slow_rounds: int = 6  # of ptp, which waits for duplicate address detection
@@ -168,7 +168,7 @@ class Bench:
             self._say(f"{stage.__name__.replace('_', ' ')}: {time.monotonic() - start:.0f} s")
         return self.figures
 
-    # The stages
+    # Stages
 
     def attach_and_detach(self) -> None:
         """ADD and DEL of a pod, each for a new and empty namespace."""
@@ -239,8 +239,8 @@ class Bench:
                     self._detach(candidate, node, pods)
 
     def stale(self) -> None:
-        """GC of many attachments; and for comparison what the kernel takes to delete as many links,
-        asked once."""
+        """GC of many attachments; and for comparison one request to the kernel that deletes as many
+        links."""
         count, node = self.size.stale, self.nodes[STATIC]
         for turn in self._turns(self.size.gc_rounds):
             pods = self._pods(f"stale{turn}", count)
@@ -290,8 +290,8 @@ class Bench:
                     self.arena.remove([pod.netns])
 
     def traffic(self) -> None:
-        """TCP and small packets between two pods, with the guard and without; and what an ADD
-        asks the kernel about the guard when all is there."""
+        """TCP and small packets between two pods, with the guard and without; and what the
+        guard costs an ADD when its rules are loaded."""
         for candidate in self.attaching:
             if candidate.name in (STATIC, BRIDGE_MODE):
                 for took_ms in self._asked_of_guard(candidate):
@@ -308,7 +308,7 @@ class Bench:
                             packet = road.packet_us(self.arena, self.size.traffic_packets)
                             self._note(f"packet, {setup}", name, packet)
 
-    # What they are made of
+    # Parts of the stages
 
     def _turns(self, most: int, limit_s: float = 0) -> Iterator[int]:
         """Numbers of rounds, until the stage has had its time; at least one."""

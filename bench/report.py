@@ -37,7 +37,7 @@ from bench.measure import (
 
 @dataclass(frozen=True)
 class Target:
-    """What was promised, and what this run has."""
+    """What was promised, and what this run measured."""
 
     promise: str
     value: float
@@ -342,7 +342,7 @@ def _unit(measure: str) -> str:
 
 
 def _number(value: float) -> str:
-    """Three digits that matter."""
+    """Three significant digits."""
     if value >= 100:
         return f"{value:,.0f}"
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 0.1 else f"{value:.4f}"

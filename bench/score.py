@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the plugin asks of the kernel, taken down with strace, for floor.c to ask again.
+"""The plugin's requests to the kernel, recorded with strace, for floor.c to repeat.
 
-Taken from the executable itself, so the floor follows whatever the plugin becomes.
+Recorded from the executable itself, so the floor follows every change of the plugin.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ STRACE: Final = (
 
 @dataclass(frozen=True)
 class PodNames:
-    """What differs from pod to pod in the plugin's requests. The texts of two pods are of equal
-    lengths, or the requests would not be."""
+    """What differs from pod to pod in the plugin's requests. The texts of all pods have equal
+    lengths, so that the requests have."""
 
     network: str
     container: str
@@ -134,7 +134,7 @@ def _number(word: str) -> int:
 
 class _Reader:
     """Picks from all system calls of a process those that are requests to the kernel's network, and
-    leaves those of the interpreter."""
+    drops the interpreter's."""
 
     def __init__(self, folder: Path, recorded: PodNames) -> None:
         self._folder = folder
@@ -186,7 +186,7 @@ class _Reader:
                 yield Step("O", fd, data=option)
             elif call.name == "sendto":
                 patches = tuple(self._patches(call.data, ours[fd]))
-                if child:  # what is left to the parent is to wait
+                if child:  # from here on the parent only waits
                     yield Step("U", fd, data=call.data, patches=patches)
                     return
                 yield Step("X", fd, data=call.data, patches=patches)

@@ -22,7 +22,7 @@ SETUPS: Final[dict[str, dict[str, object]]] = {
     "routed, cluster + ipMasq": _TRACKED,
     "bridge, cluster + ipMasq": {"mode": "bridge", **_TRACKED},
 }
-_DATAGRAM: Final = 64  # bytes: what a packet costs, and not what its content does
+_DATAGRAM: Final = 64  # bytes: small, so that the packet costs and not its content
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def _road(
         while "listening" not in (line := server.stdout.readline()):
             if not line:
                 raise BenchError("iperf3 does not listen")
-        # It says something of every round, and would stop when nobody reads on.
+        # It prints a report of every round, and would block if nobody read it.
         Thread(target=server.stdout.read).start()
         yield Road(source.netns, results[1]["ips"][0]["address"].partition("/")[0])
     finally:

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When a thing may be repaired again: at once, unless repairs of it do not last."""
+"""When a fact may be repaired again: at once, unless earlier repairs did not last."""
 
 from __future__ import annotations
 
 from typing import Final
 
-HELD_S: Final = 5.0  # a repair that lasts for so long, and for the pause before it, has held
-PATIENCE: Final = 3  # repairs that need not last before the first pause
+HELD_S: Final = 5.0  # a repair that lasts this long, plus the pause before it, has held
+PATIENCE: Final = 3  # repairs that did not last before the first pause
 FIRST_S, LONGEST_S = 1.0, 60.0
 
 
 class Backoff:
-    """The pauses before repairs, by what is repaired. Whoever keeps taking a thing away is met
-    again after 1 s, 2 s, 4 s … and in the end once a minute. Times are of the monotonic clock."""
+    """The pauses before repairs, by what is repaired. What is undone again and again is repaired
+    after 1 s, 2 s, 4 s …, in the end once a minute. Times are of the monotonic clock."""
 
     def __init__(self) -> None:
         self._last: dict[str, tuple[float, int]] = {}  # when, and how many did not last before it
@@ -23,7 +23,7 @@ class Backoff:
         return at + _pause(lost)
 
     def repaired(self, what: str, now: float) -> bool:
-        """Note a repair; whether it is the first one after which there will be a pause."""
+        """Note a repair; returns whether the first pause follows it."""
         at, lost = self._last.get(what, (0.0, -1))
         lost = lost + 1 if now - at <= _pause(lost) + HELD_S else 0
         self._last[what] = now, lost
@@ -34,7 +34,7 @@ class Backoff:
         return self._last.get(what, (0.0, 0))[1] >= PATIENCE
 
     def forget(self, now: float) -> None:
-        """Drop what has held."""
+        """Forget repairs that have held."""
         self._last = {
             what: (at, lost)
             for what, (at, lost) in self._last.items()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the plugin's calls came to: each leaves one datagram (mycelium_cni.cni.report)."""
+"""Counts the plugin's calls: each sends one datagram (mycelium_cni.cni.report)."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Calls:
         self.seconds: Final[defaultdict[str, float]] = defaultdict(float)
 
     def start(self) -> None:
-        """Count from now on, until the process ends. Raises OSError: somebody else has the address,
-        which anybody may take."""
+        """Count from now on, until the process ends. Raises OSError if the address is taken,
+        which any user can do."""
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         try:
@@ -43,11 +43,11 @@ class Calls:
             for level, kind, octets in beside:
                 if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
                     _, user, _ = _CREDENTIALS.unpack(octets)
-                    if user == 0:  # anybody may send
+                    if user == 0:  # any user can send
                         self._count(word)
 
     def _count(self, word: bytes) -> None:
-        """What is not of the form that the plugin gives it is nobody's call."""
+        """A datagram of another form than the plugin sends is ignored."""
         try:
             verb, code, microseconds = word.decode().split(" ")
             number, took = int(code), int(microseconds)

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Keep this node and its pods as `setup` and ADD made them, until it is told to stop.
 
-The kernel tells it of every change to links, addresses, routes and the packet filter, on the node
-and in the pods. What is absent then, it makes, as `doctor --fix` would, and logs a line: rules that
-a firewall's restart has flushed, routes of a link that was down, a bridge that has lost its
-address. It looks at everything when it starts, once a minute and on SIGHUP, because the kernel does
-not tell of most settings below /proc/sys. What somebody keeps undoing it makes again after a
-second, two, four, and in the end once a minute. Attachments whose pod is gone it removes, as `gc`.
+The kernel reports every change to links, addresses, routes and the packet filter, on the node and
+in the pods. The agent makes what is absent, as `doctor --fix` would, and logs a line: rules that a
+firewall's restart has flushed, routes of a link that was down, a bridge that has lost its address.
+It checks everything when it starts, once a minute and on SIGHUP, because the kernel does not report
+most settings below /proc/sys. A repair that is undone again and again is repeated after 1, 2, 4 …
+seconds, in the end once a minute. It removes attachments whose pod is gone, as `gc` does.
 
 Over HTTP it answers /healthz (it works), /readyz (what STATUS would say) and /metrics (Prometheus).
 
-Pods need it for nothing: ADD and DEL do not know it, and when it ends (SIGTERM, exit code 0) pods
+Pods do not depend on it: ADD and DEL work without it, and when it ends (SIGTERM, exit code 0) pods
 run on. Stop it before `teardown` and `uninstall`.
 
     mycelium-cni agent
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     require_rights()
     log = Log(as_json=arguments.log_format == "json")
     if unseen := blindness():
-        log.write("warning", f"pods that ended without DEL cannot be told: {unseen}")
+        log.write("warning", f"cannot detect pods that ended without DEL: {unseen}")
     try:
         watch = Watch()
     except OSError as error:
@@ -87,7 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _next(watch: Watch, told: socket.socket, due: float) -> Changes | None:
-    """What to look at next, once there is something and the kernel is silent; None to stop."""
+    """Wait for changes, and then until the kernel is silent; returns None to stop."""
     changes = Changes()
     end = due
     while (left := end - time.monotonic()) > 0:
@@ -106,7 +106,7 @@ def _next(watch: Watch, told: socket.socket, due: float) -> Changes | None:
 
 @contextmanager
 def _signals() -> Iterator[socket.socket]:
-    """A socket that tells the numbers of signals."""
+    """A socket that delivers the numbers of signals."""
     told, teller = socket.socketpair()
     with told, teller:
         told.setblocking(False)

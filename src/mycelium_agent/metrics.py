@@ -28,11 +28,11 @@ def text(state: State, calls: Calls, repairs: Mapping[str, int], *, ready: bool)
 
 def _lines(state: State, calls: Calls, repairs: Mapping[str, int], *, ready: bool) -> Iterator[str]:
     yield from _one("gauge", "mycelium_cni_info", "The version.", {"version": __version__}, 1)
-    yield from _one("gauge", "mycelium_cni_ready", "Whether STATUS is content.", {}, int(ready))
+    yield from _one("gauge", "mycelium_cni_ready", "Whether STATUS succeeds.", {}, int(ready))
     modes = Counter("bridge" if one.bridged else "routed" for one in state.attachments)
     about = "Pods on Mycelium, by mode."
     yield from _each("gauge", "mycelium_cni_attachments", about, _by("mode", modes))
-    about = "Facts of the node and its pods that the agent has made again, by kind."
+    about = "Facts of the node and its pods that the agent has repaired, by kind."
     yield from _each("counter", "mycelium_cni_repairs_total", about, _by("kind", repairs))
     yield from _of_calls(calls)
     with suppress(OSError):

@@ -2,20 +2,21 @@
 """Looks at the facts of the node and of its attachments, and makes what is absent.
 
 The facts, the question whether they hold and the way to make them are those of `setup`, `doctor
---fix` and ADD (docs/adr/0008). What is here is when to look, at what, and when to leave alone.
+--fix` and ADD (docs/adr/0008). Here is when to look, at what, and when not to
+touch it.
 
 ADD and DEL take no lock, and may be at work at any moment. Neither is disturbed:
 
-An ADD that goes on has an attachment that lacks something by nature. So an attachment is repaired
-once it has been seen whole, or is older than any ADD can be. Until then it is only looked at.
+While an ADD runs, its attachment is incomplete. So an attachment is repaired only once it has been
+seen whole, or is older than any ADD can be. Until then it is only watched.
 
-A DEL that goes on takes away an attachment piece by piece: first what the guard and the bridge know
-of the pod, last the link. A look waits until the kernel has been silent for a moment, and repairs
-what still has a link then. Should that link be doomed all the same, nothing is lost. What is made
-for an attachment names its link by index: the kernel drops it with the link, refuses it afterwards,
-and gives the index to no other link. Two things do not hang on the link, the guard's entries of a
-bridged pod and the bridge's neighbour entry. They let nobody do anything, and the end of the link,
-of which the kernel tells, brings the next look, which sweeps what has no link.
+A running DEL removes an attachment piece by piece: first what the guard and the bridge know of the
+pod, last the link. A look waits until the kernel has been silent for a moment, and repairs what
+still has a link then. If DEL then deletes that link, no harm is done. What is made for an
+attachment names its link by index: the kernel drops it with the link, refuses it afterwards, and
+gives the index to no other link. Two things do not depend on the link, the guard's entries of a
+bridged pod and the bridge's neighbour entry. They allow nothing, and the end of the link, which the
+kernel reports, triggers the next look, which sweeps what has no link.
 """
 
 from __future__ import annotations
@@ -44,11 +45,11 @@ from mycelium_ctl.node.stale import find_gone, find_left_over
 from mycelium_ctl.node.state import Attached, Options, State
 from mycelium_ctl.view import count
 
-# Checks of doctor whose repairs are no facts of `setup`.
+# Checks of doctor whose repairs are not facts of `setup`.
 CHECKS: Final = ("loopback", "ipv6", "overlay-routes")
-PERIOD_S: Final = 60.0  # between looks at everything: of most settings the kernel tells nothing
+PERIOD_S: Final = 60.0  # between looks at everything: the kernel reports no change of most settings
 ADD_S: Final = 15.0  # an ADD gives up sooner (pod/datapath.py, _SETTLE_TIMEOUT_S)
-GONE_S: Final = 5.0  # what is gone is gone so much later, too (`mycelium-cni gc --grace`)
+GONE_S: Final = 5.0  # what is gone must still be gone after this (`mycelium-cni gc --grace`)
 MOST_NAMED: Final = 3
 
 
@@ -179,7 +180,7 @@ class Reconciler:
         make: Callable[[], object],
         ended: Callable[[], bool] = lambda: False,
     ) -> bool:
-        """Make it, unless all of it has been made again and again; whether it was tried. `ended`:
+        """Make what is absent, unless all of it is in a pause; returns whether it tried. `ended`:
         whether what it belongs to has gone meanwhile."""
         now = time.monotonic()
         subjects = {f"{whose}: {each.words}": each for each in todo}
@@ -203,14 +204,14 @@ class Reconciler:
         if lost:
             self.log.write(
                 "warning",
-                f"{_some(lost)}: that did not last, somebody undoes it; it is made again after a "
-                "second, two, four, and in the end once a minute",
+                f"{_some(lost)}: did not last, something undoes it; the next repairs come "
+                "after 1, 2, 4 … seconds, in the end once a minute",
             )
         return True
 
     def _drop_gone(self, state: State, now: float) -> None:
         """Remove the attachments that `mycelium-cni gc` would, when they have been gone for a
-        while: a namespace that is only now coming to life, or just ending, is left alone."""
+        while: a namespace that is just starting, or ending, is left alone."""
         unused = {each.attached.link.index: each.attached.who for each in find_gone(state)}
         unused |= {link.index: link.name for link in find_left_over(state)}
         self._gone = {index: self._gone.get(index, now) for index in unused}
@@ -229,7 +230,7 @@ class Reconciler:
             self.due = min(self.due, now + GONE_S)
 
     def _sweep(self, state: State) -> None:
-        """Drop what pods left that took their links along."""
+        """Drop what remains of pods whose links are gone."""
         swept = guard.sweep(state.host)
         if swept:
             removal.sweep_neighbours(state.host)
@@ -249,15 +250,15 @@ class Reconciler:
             self.log.write("warning", f"{subject}: {words}")
 
     def _well(self, *subjects: str) -> None:
-        """The trouble that was told of is over."""
+        """Say that a trouble is over."""
         for subject in subjects:
             if self._said.pop(subject, ""):
                 self.log.write("info", f"{subject}: well again")
 
 
 def _places(state: State) -> dict[Place, set[int]]:
-    """The links that matter, and for the sake of which link here: a pod's end of its link, and its
-    `lo`, for that of the host's."""
+    """The links to watch, each with the link here that it belongs to: a pod link and the pod's `lo`
+    belong to the host link."""
     around = {link.index for link in (state.interface, state.bridge) if link}
     found = {(HERE, index): {index} for index in (LOOPBACK, *around)}
     for one in state.attachments:

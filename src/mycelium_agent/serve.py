@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Answers over HTTP: /healthz, /readyz and /metrics.
 
-In threads of their own, so that nobody who asks slowly keeps a repair waiting. Only the main thread
+In threads of their own, so that a slow client does not delay a repair. Only the main thread
 enters pods' namespaces.
 """
 
@@ -26,7 +26,7 @@ from mycelium_ctl.node.state import State
 DEFAULT: Final = "127.0.0.1:9654"
 PATIENCE_S: Final = 5.0  # for one question
 MOST_THREADS: Final = 16  # any user of the node can ask
-LATE_S: Final = 30.0  # a look that should have come so long ago does not come
+LATE_S: Final = 30.0  # a look that is so late will not come
 
 Answer = tuple[HTTPStatus, str, str]  # status, content type, body
 
@@ -40,7 +40,7 @@ def address(text: str) -> tuple[str, int]:
 
 
 def start(where: tuple[str, int], reconciler: Reconciler, calls: Calls) -> None:
-    """Answer from now on, until the process ends. Raises ToolError: the address cannot be had."""
+    """Answer from now on, until the process ends. Raises ToolError if it cannot listen there."""
 
     def plain(status: HTTPStatus, words: str) -> Answer:
         return status, "text/plain; charset=utf-8", f"{words}\n"
@@ -68,7 +68,7 @@ def start(where: tuple[str, int], reconciler: Reconciler, calls: Calls) -> None:
         server = _Server(where, pages)
     except OSError as error:
         raise ToolError(f"cannot listen on {where[0]} port {where[1]}: {refused(error)}") from error
-    # By default it wakes twice a second to see whether it shall end.
+    # By default it wakes twice a second to see whether to end.
     threading.Thread(target=server.serve_forever, args=(None,), daemon=True).start()
 
 
@@ -87,14 +87,14 @@ class _Server(ThreadingHTTPServer):
         self.socket.bind(self.server_address)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Each in a thread, but for those that are too many."""
+        """Each in a thread; those beyond MOST_THREADS are refused."""
         if threading.active_count() > MOST_THREADS:
             self.shutdown_request(request)
         else:
             super().process_request(request, client_address)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Whoever has hung up does not want an answer."""
+        """A client that has hung up needs no answer."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -119,4 +119,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(octets)
 
     def log_message(self, format: str, *_: object) -> None:  # noqa: A002 - as it is called there
-        """Questions are no events."""
+        """Requests are not logged."""

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the kernel tells of changes to the node's and the pods' network, and whom they concern.
+"""The kernel's reports of changes to the node's and the pods' network, and whom they concern.
 
-linux/rtnetlink.h and linux/netfilter/nfnetlink.h have the groups. The kernel tells of links,
-addresses, routes, neighbours and `forwarding`, and of every change to the packet filter. It does
-not tell of most other settings in /proc/sys, nor of proxy entries.
+linux/rtnetlink.h and linux/netfilter/nfnetlink.h have the groups. The kernel reports links,
+addresses, routes, neighbours and `forwarding`, and every change to the packet filter. It does not
+report most other settings in /proc/sys, nor proxy entries.
 
-One socket hears of all network namespaces that this one knows by a number, as it does those of its
-veths' other ends (NETLINK_LISTEN_ALL_NSID, net/netlink/af_netlink.c). The number comes beside the
-message.
+One socket hears all network namespaces that have a number (nsid) in this one, as those of its
+veths' other ends have (NETLINK_LISTEN_ALL_NSID, net/netlink/af_netlink.c). The number comes
+beside the message.
 """
 
 from __future__ import annotations
@@ -43,9 +43,7 @@ Place = tuple[int, int]  # a link: the number of its namespace, and its index
 class Changes:
     """What has changed since the last look."""
 
-    everything: bool = (
-        False  # the kernel had more to tell than there was room for, or somebody asks
-    )
+    everything: bool = False  # reports were lost, or a look at everything was asked for
     links: set[int] = field(default_factory=set)  # indexes, 0 for what belongs to no link
 
     def __bool__(self) -> bool:
@@ -58,8 +56,8 @@ class Changes:
 
 class Watch:
     """Hears of changes. `known`: the links that matter, each with the index of the link here that
-    it belongs to; `names`: those that matter when they appear. Raises OSError: the kernel does not
-    let us listen."""
+    it belongs to; `names`: those that matter when they appear. Raises OSError if the kernel does
+    not let us listen."""
 
     QUIET_S, LONGEST_S = 0.1, 0.4  # a look waits for silence, and no longer than this
 
@@ -81,11 +79,11 @@ class Watch:
         self._poll.register(descriptor, select.POLLIN)
 
     def wait(self, seconds: float) -> bool:
-        """Sleep until something is to be read, or for so long; whether something is."""
+        """Wait until there is something to read, or so long; returns whether there is."""
         return bool(self._poll.poll(max(0.0, seconds) * 1000))
 
     def read(self) -> Changes:
-        """What has been told by now."""
+        """What has been reported by now."""
         changes = Changes()
         for monitor, touched in ((self._links, self._links_of), (self._rules, self._of_rules)):
             for message in monitor.messages():
@@ -96,8 +94,8 @@ class Watch:
         return changes
 
     def _links_of(self, netns: int, kind: int, payload: bytes) -> Collection[int]:
-        """Which links of ours a message is about. Networks of others change all the time, and
-        entries of neighbours age."""
+        """Which links of ours a message is about. Other networks change all the time, and
+        neighbour entries age."""
         if kind in (nl.RTM_NEWLINK, nl.RTM_DELLINK):
             link = Link(payload)
             if netns == HERE and (link.name in self.names or _is_pods(link)):
@@ -137,12 +135,12 @@ def _is_pods(link: Link) -> bool:
 
 
 class _Ear(socket):
-    """A socket that remembers which namespace it has heard from last."""
+    """A socket that remembers which namespace the last message came from."""
 
     netns = HERE
 
     def recv(self, size: int, flags: int = 0) -> bytes:
-        """As everywhere."""
+        """As socket.recv."""
         datagram, beside, _, _ = self.recvmsg(size, 64, flags)
         self.netns = HERE
         for level, kind, number in beside:
@@ -152,7 +150,7 @@ class _Ear(socket):
 
 
 class _Monitor(nl.Socket):
-    """Hears several groups of any protocol, from everywhere, and when it has missed something."""
+    """Hears several groups, from all namespaces, and whether it has missed something."""
 
     __slots__ = ("_ear",)
 

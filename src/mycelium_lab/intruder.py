@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Packets with false addresses, and eyes that see whether they arrive: `test` tries the guard.
+"""Packets with false addresses, and whether they arrive: `test` tries the guard with them.
 
 What a hostile peer sends comes out of the daemon's TUN, into which nobody else can write. So that
 half is tried on a replica: an empty namespace with an interface of the same name and address, under
@@ -25,8 +25,8 @@ from mycelium_lab.overlay import open_tun
 
 ICMPV6, ECHO_REQUEST = 58, 128
 SEEN_WITHIN_S: Final = 0.3
-PATIENCE: Final = 5  # times that
-REMOTE: Final = "4ee:0:0:1::9"  # nobody's; on the overlay, and in no node's subnet that is real
+PATIENCE: Final = 5  # tries
+REMOTE: Final = "4ee:0:0:1::9"  # on the overlay, in no real node's subnet
 OUTSIDE: Final = "2001:db8::9"  # RFC 3849: for documentation
 INSIDE: Final = "fd00::9"  # an address of the replica that is not the overlay's
 
@@ -40,7 +40,7 @@ class Sighting(NamedTuple):
 
 
 def echo_request(source: str, destination: str, token: bytes) -> bytes:
-    """An IPv6 packet with an echo request, from and to whomever one likes."""
+    """An IPv6 packet with an echo request, between any two addresses."""
     addresses = parse_address(source) + parse_address(destination)
 
     def message(checksum: int) -> bytes:
@@ -94,7 +94,7 @@ def inject(
 ) -> list[Sighting]:
     """Write into the TUN of a replica of this node what a peer might send.
 
-    `node` and `pod` are addresses. Raises OSError: no TUN can be made, or no rules be loaded.
+    `node` and `pod` are addresses. Raises OSError if no TUN can be made or no rules loaded.
     """
     with ExitStack() as stack:
         with replica:
@@ -119,7 +119,7 @@ def inject(
             ("to off the overlay", REMOTE, INSIDE, False),
         ):
             arrived = False
-            # The kernel takes packets for a new address only when a worker of its own has run.
+            # The kernel accepts packets for a new address only after a worker of it has run.
             for _ in range(PATIENCE if allowed else 1):
                 token = os.urandom(16)
                 os.write(tun, echo_request(source, destination, token))

@@ -84,7 +84,7 @@ def _program(name: str, package: str) -> str:
 
 
 def _check_machine() -> None:
-    """Raise LabError, with the way out, for what a lab cannot do without."""
+    """Raise LabError, with the remedy, for what the machine lacks."""
     if os.geteuid() != 0:
         raise LabError("making network namespaces takes root: run it again with sudo")
     for name, package in (("ip", "iproute2"), ("nsenter", "util-linux"), ("ping", "iputils-ping")):
@@ -118,7 +118,7 @@ class PluginCall:
     code: int
     stdout: str
     stderr: str
-    seconds: float  # the whole process, and the about 1 ms that entering the namespace takes
+    seconds: float  # the whole process, and about 1 ms to enter the namespace
 
     @property
     def result(self) -> Any:
@@ -132,7 +132,7 @@ class PluginCall:
         try:
             reason = f"{self.result['msg']} {self.result.get('details', '')}"
         except (KeyError, TypeError, ValueError):  # no error object: killed, or a bug of ours
-            reason = f"exit code {self.code}, {self.stdout or self.stderr or 'silent'}"
+            reason = f"exit code {self.code}, {self.stdout or self.stderr or 'no output'}"
         raise LabError(f"the plugin failed: {' '.join(reason.split())}")
 
 
@@ -166,7 +166,7 @@ class Process:
         return self.log.read_text(errors="replace")
 
     def stop(self, number: int = signal.SIGTERM) -> str:
-        """End it and wait for its end; its whole output. More than once does no harm."""
+        """End it and wait for its end; its whole output. It may be called again."""
         if self.running:
             self._child.send_signal(number)
             try:
@@ -402,7 +402,7 @@ class Node(Namespace):
 
 
 class Lab:
-    """All of it, under one name; a context manager that takes everything away again.
+    """All of it, under one name; a context manager that removes everything again.
 
     Also after an exception, Ctrl-C, SIGTERM or SIGHUP. After SIGKILL, `Lab.remove(name)` does it.
 
@@ -479,11 +479,11 @@ class Lab:
         return process
 
     def keep(self) -> None:
-        """Let everything stand when the lab is closed; `Lab.remove(name)` takes it away."""
+        """Keep everything when the lab is closed; `Lab.remove(name)` removes it."""
         self._kept = True
 
     def close(self) -> None:
-        """Take everything away. More than once does no harm."""
+        """Remove everything. It may be called again."""
         if self._kept:
             return
         with _undisturbed():
@@ -498,8 +498,8 @@ class Lab:
 
     @staticmethod
     def remove(name: str) -> None:
-        """End every process in the namespaces of the lab `name`, and take the lab away."""
-        # A directory that was found, never one made from the name: it is about to be deleted.
+        """End every process in the namespaces of the lab `name`, and remove the lab."""
+        # Only a directory that was found, never one built from the name: it will be deleted.
         directory = next((path for path in _directories() if path.name == name), None)
         if directory is None:
             there = ", ".join(Lab.names()) or "none"
@@ -513,7 +513,7 @@ def _directories() -> list[Path]:
 
 
 def _remove(directory: Path) -> None:
-    """Take the lab of this directory away: processes, namespaces, directory."""
+    """Remove the lab of this directory: processes, namespaces, directory."""
     namespaces = sorted(NETNS_DIRECTORY.glob(f"{directory.name}-*"))
     for number in (signal.SIGTERM, signal.SIGKILL):
         with suppress(LabError):  # then the stronger signal
@@ -557,7 +557,7 @@ def _identity(path: Path) -> tuple[int, int]:
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Hold back Ctrl-C and its like: half a clean-up helps nobody. They arrive afterwards."""
+    """Hold back SIGINT, SIGTERM and SIGHUP until the clean-up is done."""
     numbers = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:

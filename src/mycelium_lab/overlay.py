@@ -2,14 +2,14 @@
 """A stand-in for the Mycelium daemon: one TUN per node, its packets carried over UDP.
 
 The demo and the tests use it where there is no `mycelium` executable. It understands the part of
-the daemon's command line that starts a node, and shows the daemon's face to the node: interface,
+the daemon's command line that starts a node, and looks like the daemon to the node: interface,
 address, MTU, ICMPv6 errors (mycelium/src/data.rs and router.rs at 0.7.10), HTTP API. Like the
 daemon it does not compare the addresses inside a packet with who sent it. Unlike the daemon it
-encrypts nothing and believes everybody: it belongs in throw-away networks only.
+encrypts nothing and trusts everybody: it belongs in throw-away networks only.
 
 A datagram between nodes is either a packet, headed by the subnet that it is for, or an
 announcement: "this subnet is behind me; news number n". Each node announces its own subnet twice a
-second and passes on what is new to it. The way to a subnet is the neighbour that was first to bring
+second and passes on what is new to it. The next hop to a subnet is the neighbour that first brought
 the latest news of it, so there are no metrics and no loops.
 
     mycelium-cni overlay --key-file a.key --peers tcp://[2001:db8::2]:9651
@@ -45,8 +45,8 @@ DEFAULT_API: Final = "127.0.0.1:8989"
 
 ANNOUNCE_EVERY_S: Final = 0.5
 FORGET_AFTER_S: Final = 2.5
-# A packet for a subnet without a route waits for one this long. The daemon waits 15 s, which is
-# patience with the Internet; a lab knows sooner.
+# A packet for a subnet without a route waits for one this long. The daemon waits 15 s, for the
+# Internet; a lab needs less.
 RESOLVE_WITHIN_S: Final = 1.0
 WAITING_PACKETS: Final = 1000
 
@@ -100,7 +100,7 @@ class Route:
 class Node:
     """One node: its address, its neighbours and its routes, between a TUN and a UDP socket.
 
-    `tun` and `underlay` are non-blocking; whoever runs the node calls `read_tun` and
+    `tun` and `underlay` are non-blocking; its caller calls `read_tun` and
     `read_underlay` when there is something to read, and `tick` every ANNOUNCE_EVERY_S.
     """
 
@@ -147,7 +147,7 @@ class Node:
                 self._route(CARRIED.unpack_from(data)[1], bytearray(data[CARRIED.size :]))
 
     def _inject(self, packet: bytearray) -> None:
-        """Send a packet of this node on its way, or say why not in the daemon's words."""
+        """Send a packet of this node on its way, or answer with the daemon's ICMPv6 error."""
         source, subnet = bytes(packet[SOURCE]), bytes(packet[DESTINATION_SUBNET])
         if subnet == self.subnet:  # the kernel would know the address if anybody had it
             self._answer(packet, ADDRESS_UNREACHABLE, self.address)
@@ -175,7 +175,7 @@ class Node:
 
         A packet passes here once on every node that it crosses, first and last included, as it
         does in the daemon. Errors come from the subnet itself, `<subnet>::`, as the daemon's do.
-        What the packet says inside about its destination is not looked at (nor is it there).
+        The packet's own destination is not checked (nor does the daemon check it).
         """
         route = self.routes.get(subnet)
         if packet[HOP_LIMIT] < 2:
@@ -192,7 +192,7 @@ class Node:
     def _send_back(self, packet: bytearray, reason: tuple[int, int]) -> None:
         error = icmp_error(packet, reason, self.subnet + bytes(8), hop_limit=64)
         subnet = bytes(packet[SOURCE][:8])
-        # An error without a way back would be the next packet without a route.
+        # An error without a route back would cause the next error.
         if error is not None and (subnet == self.subnet or subnet in self.routes):
             self._route(subnet, error)
 
@@ -231,14 +231,14 @@ class Node:
             self._send(endpoint, self._announcement())
 
     def _announcement(self) -> bytes:
-        # The clock numbers the news: a node that was started again goes on where it was.
+        # The clock numbers the news: a restarted node's numbers still grow.
         return ANNOUNCEMENT.pack(0, 0, self.subnet, time.time_ns())
 
     def _learn(self, endpoint: Endpoint, hops: int, subnet: bytes, news: int) -> None:
         now = time.monotonic()
         neighbour = self.neighbours.setdefault(endpoint, Neighbour(static=False))
         if not neighbour.alive:
-            # Tell a new neighbour all at once, so that nobody waits for the next round.
+            # Tell a new neighbour everything now, so that it need not wait for the next round.
             neighbour.connected = now
             self._send(endpoint, self._announcement())
             for known_subnet, route in self.routes.items():
@@ -427,7 +427,7 @@ async def _serve_api(node: Node, host: str, port: int) -> asyncio.Server | None:
 
     try:
         return await asyncio.start_server(answer, host, port)
-    except OSError as error:  # as in the daemon: the overlay is worth more than its API
+    except OSError as error:  # as in the daemon: the overlay runs without its API
         print(f"API disabled: {error}", file=sys.stderr)
         return None
 
@@ -481,11 +481,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help=f"where the HTTP API listens ({DEFAULT_API})",
     )
     for name in ("--silent", "--disable-quic", "--disable-peer-discovery"):
-        parser.add_argument(name, action="store_true", help="taken, and true anyway")
+        parser.add_argument(name, action="store_true", help="accepted, and always on")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Be a node until SIGTERM or SIGINT; the interface goes with the process."""
+    """Run a node until SIGTERM or SIGINT; the interface goes with the process."""
     try:
         key = read_key(arguments.key_file)
         public_key = identity.public_key(key)

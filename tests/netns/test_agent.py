@@ -200,11 +200,11 @@ def test_what_somebody_keeps_taking_away_is_made_less_and_less_often(watched: Wa
         if node.ip("-6", "route", "show", address):
             taken += 1
             node.configure(f"route del {address}")
-        return "somebody undoes it" in watched.agent.output()
+        return "something undoes it" in watched.agent.output()
 
     await_fact(given_up, "the agent says that it does not last")
     assert taken <= 6
-    assert watched.agent.output().count("somebody undoes it") == 1
+    assert watched.agent.output().count("something undoes it") == 1
     watched.await_whole()
 
 
