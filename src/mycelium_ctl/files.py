@@ -33,7 +33,7 @@ def read(path: Path, *, end: bool = False) -> bytes:
         kind = stat.S_IFMT(os.fstat(place).st_mode)
         if kind != stat.S_IFREG:
             number = EISDIR if kind == stat.S_IFDIR else EINVAL
-            raise OSError(number, f"it is {_KINDS.get(kind, 'no regular file')}", str(path))
+            raise OSError(number, f"it is {_KINDS.get(kind, 'not a regular file')}", str(path))
         with Path(f"/proc/self/fd/{place}").open("rb") as file:
             if end:
                 file.seek(max(0, os.fstat(place).st_size - SIZE_LIMIT))
@@ -49,7 +49,7 @@ def write(path: Path, content: str | bytes, mode: int = 0o644) -> None:
     renamed: containerd reloads on a rename, not on the creation of a file.
     """
     if path.exists() and not path.is_file():
-        raise ToolError(f"cannot write {path}: it is no regular file")
+        raise ToolError(f"cannot write {path}: it is not a regular file")
     beside = ""
     try:
         fd, beside = tempfile.mkstemp(".new", f".{path.name}.", path.parent)

@@ -463,7 +463,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="extend",
         default=[],
         metavar="tcp://[ADDRESS]:PORT",
-        help="nodes to connect to; packets travel over UDP all the same",
+        help="nodes to connect to; packets still travel over UDP",
     )
     parser.add_argument(
         "-t",

@@ -273,7 +273,7 @@ def test_a_text_of_any_shape_is_answered_in_time(config: Config) -> None:
     ("text", "line", "words"),
     [
         ("", 1, "empty"),
-        ("{", 1, "no JSON"),
+        ("{", 1, "not JSON"),
         (lines("{", '  "name": "x",', "}"), 2, "remove the comma"),
         (lines("{", "  // why", '  "name": "x"', "}"), 2, "no comments"),
         (lines("{", "  'name': 'x'", "}"), 2, "double quotes"),
@@ -284,7 +284,7 @@ def test_a_text_of_any_shape_is_answered_in_time(config: Config) -> None:
         ('{"name": NaN}', 1, "NaN"),
         ("[" * 100_000, 1, "nested too deeply"),
         (lines("{", '"name": "n", "cniVersion": "1.0.0",', '"plugins": []}'), 3, "empty"),
-        (lines("{", '"name": "n", "cniVersion": "1.0.0",', '"plugins": {}}'), 3, "no list"),
+        (lines("{", '"name": "n", "cniVersion": "1.0.0",', '"plugins": {}}'), 3, "not a list"),
         (lines("{", '"cniVersion": "1.0.0", "plugins": [', '{"type": "x"}]}'), 1, "no name"),
         (lines("{", V1, '"name": "a b", "plugins": [{"type": "x"}]}'), 3, "name"),
         (lines("{", '"name": "n",', '"cniVersion": "9.0.0",', '"plugins": []}'), 3, "0.4.0"),
@@ -299,7 +299,7 @@ def test_a_text_of_any_shape_is_answered_in_time(config: Config) -> None:
         (plugin('"Ingress": "closed"'), 6, "who may reach the pods"),
     ],
 )  # fmt: skip
-def test_faults_have_a_line_and_a_mend(
+def test_faults_have_a_line_and_a_remedy(
     config: Config, text: str | bytes, line: int, words: str
 ) -> None:
     found = config.check(text)

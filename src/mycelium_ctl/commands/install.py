@@ -53,7 +53,7 @@ class Step:
 
 
 class Installation:
-    """What is to be done on this node, in order."""
+    """The steps to take on this node, in order."""
 
     def __init__(self, where: Options, arguments: argparse.Namespace) -> None:
         from mycelium_lab.lab import own_executable

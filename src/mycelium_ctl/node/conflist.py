@@ -193,7 +193,7 @@ class _Checker:
         known = f"write one of {', '.join(VERSIONS)}"
         several = document.get("cniVersions", [])
         if not isinstance(several, list) or not all(isinstance(v, str) for v in several):
-            self._fault(("cniVersions",), "cniVersions is no list of strings", known)
+            self._fault(("cniVersions",), "cniVersions is not a list of strings", known)
             several = []
         version = document.get("cniVersion")
         if version is None and not several:
@@ -234,7 +234,7 @@ class _Checker:
             else:
                 self._fault((), "there is no plugins list", 'add "plugins": [ {"type": …} ]')
         elif not isinstance(plugins, list):
-            self._fault(("plugins",), "plugins is no list", "put it between [ and ]")
+            self._fault(("plugins",), "plugins is not a list", "put it between [ and ]")
         elif not plugins:
             self._fault(("plugins",), "the plugins list is empty", f'add {{"type": "{TYPE}"}}')
         for number, plugin in enumerate(plugins if isinstance(plugins, list) else ()):

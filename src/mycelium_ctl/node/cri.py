@@ -63,7 +63,7 @@ def read_network(path: Path) -> Network:
     try:
         return _network(answer)
     except (ValueError, IndexError) as error:
-        raise OSError(f"{path}: its answer is no StatusResponse") from error
+        raise OSError(f"{path}: its answer is not a StatusResponse") from error
 
 
 def _call(connection: socket.socket, method: str, message: bytes) -> bytes:
@@ -137,7 +137,7 @@ def _read(connection: socket.socket, length: int) -> bytes:
 
 def _network(answer: bytes) -> Network:
     """StatusResponse: the condition NetworkReady, and containerd's networks."""
-    ready, message = False, "the runtime tells nothing of its network"
+    ready, message = False, "the runtime says nothing about its network"
     loaded: list[str] | None = None
     for number, value in _fields(answer):
         if number == 1:  # status.conditions

@@ -94,7 +94,7 @@ def _ask(api: str, within_s: float, answers: dict[str, Any], trouble: list[str])
             trouble.append(str(error.strerror or error))
             return
         except (ValueError, RecursionError, http.client.HTTPException):
-            trouble.append(f"/api/v1/{page}: what answers there is no Mycelium daemon")
+            trouble.append(f"/api/v1/{page}: what answers there is not a Mycelium daemon")
             return
 
 

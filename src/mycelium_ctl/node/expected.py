@@ -92,7 +92,7 @@ class Expected:
 
     @property
     def complete(self) -> bool:
-        """Whether nothing is to be made or dropped."""
+        """Whether there is nothing to make or drop."""
         return not self.stale and not self.absent
 
     @property

@@ -121,7 +121,7 @@ def _unreadable(*faults: Fault) -> Parsed:
 
 
 def _refuse(constant: str) -> Any:
-    raise ValueError(f"{constant} is no JSON")
+    raise ValueError(f"{constant} is not JSON")
 
 
 def _too_deep(line: int) -> Fault:
@@ -131,7 +131,7 @@ def _too_deep(line: int) -> Fault:
 def _as_python_says(error: ValueError) -> Fault:
     if isinstance(error, json.JSONDecodeError):
         what = f"{error.msg[:1].lower()}{error.msg[1:]} at column {error.colno}"
-        return Fault(error.lineno, f"this is no JSON: {what}", "compare it with `config new`")
+        return Fault(error.lineno, f"this is not JSON: {what}", "compare it with `config new`")
     return Fault(0, str(error), "write a number that JSON has")
 
 
@@ -301,7 +301,7 @@ class _Reader:
         except ValueError:
             number = int(word) if word.isascii() and word.isdigit() and len(word) < 20 else None
         remedy = f"write {number}" if number is not None else f"write {json.dumps(word[:60])}"
-        what = "is no number of JSON" if number is not None else "is not in quotes"
+        what = "is not a JSON number" if number is not None else "is not in quotes"
         self._fault(f"{word[:60]} {what}", remedy, start)
         return word if number is None else number
 
@@ -498,7 +498,7 @@ class _Reader:
         """What follows the document."""
         if self._unclosed:
             remedy = f"add {self._unclosed} at the end; or is the file cut off?"
-            self._fault(f"this is no JSON: the file ends before {self._unclosed}", remedy)
+            self._fault(f"this is not JSON: the file ends before {self._unclosed}", remedy)
             return
         while True:
             self._white()

@@ -47,7 +47,7 @@ def _verdict(one: Attached, state: State) -> tuple[Mark, str]:
     if not one.link.up:
         return "fail", "host link down"
     if not one.answers:
-        return "skip", "not to be seen"
+        return "skip", "not visible"
     if not one.pod_up:
         return "fail", f"{one.pod_link} down"
     if state.address and one.subnet != state.address[:8]:
