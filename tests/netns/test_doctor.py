@@ -270,7 +270,7 @@ def test_guard(tool: Tool) -> None:
     fails(tool, "guard", "mycelium-cni is missing")
     fixes(tool, "guard")
     tool.attach("web", ingress="closed")
-    fails(tool, "guard", "other rules", mark="warn")
+    fails(tool, "guard", "rules differ", mark="warn")
 
 
 def test_overlay_routes(tool: Tool) -> None:
