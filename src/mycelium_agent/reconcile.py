@@ -30,7 +30,7 @@ from typing import Final, NamedTuple
 
 from mycelium_agent.backoff import Backoff
 from mycelium_agent.log import Log
-from mycelium_agent.watch import HERE, Changes, Place
+from mycelium_agent.watch import HERE, NO_LINK, Changes, Place
 from mycelium_cni import guard
 from mycelium_cni.cni.errors import CniError
 from mycelium_cni.kernel.facts import Fact
@@ -130,7 +130,8 @@ class Reconciler:
         self.known = _places(state)
         if changes.everything:
             self._drop_gone(state, now)
-        if ended or changes.everything:
+        # A pod may have come and gone between two looks: only the change tells of its link.
+        if ended or changes.everything or changes.links - there - {NO_LINK}:
             self._sweep(state)
         if state.address is None:
             return
