@@ -190,6 +190,7 @@ def test_at_rest_it_only_sleeps_and_is_small(watched: Watched) -> None:
     assert pages * os.sysconf("SC_PAGE_SIZE") < MOST_MEMORY
 
 
+@pytest.mark.timing("six repairs before the first pause")
 @in_mode("routed")
 def test_what_somebody_keeps_taking_away_is_made_less_and_less_often(watched: Watched) -> None:
     node, address = watched.home.node, watched.home.address
