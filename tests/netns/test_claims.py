@@ -87,9 +87,11 @@ def street(homes: Homes) -> Iterator[tuple[Node, Attached, dict[str, tuple[str, 
     attached = attach(node, pod, network("bridge"), args=SHOP)
     asked = attach(node, homes.fresh(node)[0], network("bridge"), args=f"MAC={MAC}")
     node.configure(
-        "link add nic0 type veth peer name nic1",
+        # Not MACs that the kernel draws: a few of those look as if the plugin had made them.
+        "link add nic0 address 02:00:00:00:00:01 type veth peer name nic1",
         *QUIET,
-        f"link add tap0 master {BRIDGE} type veth peer name guest0 netns {beyond.netns}",
+        f"link add tap0 address 02:00:00:00:00:02 master {BRIDGE}"
+        f" type veth peer name guest0 address 02:00:00:00:00:03 netns {beyond.netns}",
         "link set tap0 addrgenmode none",  # else its address would come later
         "link set tap0 up",
     )
