@@ -8,7 +8,6 @@ Runs under the project's own virtual environment.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import os
 import shutil
@@ -74,9 +73,8 @@ def deb(
         # OpenRC and zinit are not Debian's.
         if unit.reader in ("etc/systemd", "etc/NetworkManager"):
             _put(root / unit.place.replace("etc/", "usr/lib/", 1), text.encode())
-    _put(root / shells.MANUAL_PLACE, _gzip(shells.manual()))
-    for shell, place in shells.PLACES.items():
-        _put(root / place, shells.SHELLS[shell]().encode())
+    for page in shells.PAGES:
+        _put(root / "usr/share" / page.packaged, page.octets)
     _put(doc / "examples/10-mycelium.conflist", conflist.encode())
     _put(doc / "copyright", licences.encode())
     _put(doc / "sbom.cdx.json", executable.with_name(f"{executable.name}.cdx.json").read_bytes())
@@ -125,10 +123,6 @@ def _put(path: Path, content: bytes, mode: int = 0o644) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
     path.chmod(mode)
-
-
-def _gzip(text: str) -> bytes:
-    return gzip.compress(text.encode(), mtime=0)
 
 
 if __name__ == "__main__":

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from mycelium_cni.cni.errors import __version__
 from mycelium_ctl import parsers
@@ -16,13 +17,6 @@ from mycelium_ctl.node import schema
 from mycelium_ctl.parsers import PROGRAM
 
 FILES: Final = ("FILE", "DIR", "FILE.svg")  # metavars of values that are paths
-
-# Where a shell looks for the completions of installed programs.
-PLACES: Final = {
-    "bash": "usr/share/bash-completion/completions/mycelium-cni",
-    "zsh": "usr/share/zsh/vendor-completions/_mycelium-cni",
-    "fish": "usr/share/fish/vendor_completions.d/mycelium-cni.fish",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +190,6 @@ SHELLS: Final = {"bash": bash, "zsh": zsh, "fish": fish}
 
 # The manual
 
-MANUAL_PLACE: Final = "usr/share/man/man8/mycelium-cni.8.gz"
 _MANUAL: Final = """\
 .TH MYCELIUM-CNI 8 "" "mycelium-cni {version}" "System administration"
 .SH NAME
@@ -254,3 +247,39 @@ class _Narrow(argparse.RawDescriptionHelpFormatter):
 def _roff(text: str) -> str:
     text = text.replace("\\", "\\e").replace("-", "\\-").replace("'", "\\(aq")
     return re.sub(r"(?m)^\.", r"\\&.", text)
+
+
+# Where they belong
+
+
+class Page(NamedTuple):
+    """A file for a shell or for man. Paths are below usr/share for what a package brings, and below
+    usr/local/share for what an administrator does."""
+
+    reader: str  # who would read it is on this node if this folder is
+    packaged: str
+    local: str
+    make: Callable[[], str]
+
+    @property
+    def octets(self) -> bytes:
+        made = self.make().encode()
+        return gzip.compress(made, mtime=0) if self.packaged.endswith(".gz") else made
+
+
+PAGES: Final = (
+    Page(
+        "bash-completion",
+        "bash-completion/completions/mycelium-cni",
+        "bash-completion/completions/mycelium-cni",
+        bash,
+    ),
+    Page("zsh", "zsh/vendor-completions/_mycelium-cni", "zsh/site-functions/_mycelium-cni", zsh),
+    Page(
+        "fish",
+        "fish/vendor_completions.d/mycelium-cni.fish",
+        "fish/vendor_completions.d/mycelium-cni.fish",
+        fish,
+    ),
+    Page("man", "man/man8/mycelium-cni.8.gz", "man/man8/mycelium-cni.8.gz", manual),
+)

@@ -62,6 +62,22 @@ def test_uninstall_takes_back_exactly_what_install_made(tool: Tool, root: Path) 
     assert tree(root) == before
 
 
+def test_completions_and_the_manual_come_for_what_reads_them(tool: Tool, root: Path) -> None:
+    for reader in ("bash-completion", "fish", "man"):
+        (root / "usr/share" / reader).mkdir(parents=True)
+    before = tree(root)
+    done(tool, "install")
+    made = {name.removeprefix("usr/local/share/") for name in tree(root).keys() - before.keys()}
+    bash = "bash-completion/completions/mycelium-cni"
+    fish = "fish/vendor_completions.d/mycelium-cni.fish"
+    assert {bash, fish, "man/man8/mycelium-cni.8.gz"} <= made
+    assert not any("zsh" in name for name in made)
+    assert b"complete -o default" in tree(root)[f"usr/local/share/{bash}"]
+    assert "nothing to do" in done(tool, "install")
+    done(tool, "uninstall")
+    assert tree(root) == before
+
+
 def test_what_starts_things_at_boot_knows_the_unit(tool: Tool, root: Path) -> None:
     (root / "etc/runlevels/default").mkdir(parents=True)
     (root / "etc/zinit").mkdir()

@@ -28,7 +28,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from mycelium_ctl import files, programs, units
+from mycelium_ctl import files, programs, shells, units
 from mycelium_ctl.errors import ToolError
 from mycelium_ctl.node import cri, network, plugins
 from mycelium_ctl.node import state as nodestate
@@ -73,6 +73,7 @@ class Installation:
             *self._executable(),
             *self._tool(),
             *self._units(),
+            *self._pages(),
             *self._network(),
             *self._setup(),
         ]
@@ -123,6 +124,18 @@ class Installation:
                     steps.append(Step(f"link {link} to {target}", make))
         if steps and units.systemd_runs(root):
             steps.append(Step(shlex.join(units.RELOAD), partial(programs.change, units.RELOAD)))
+        return steps
+
+    def _pages(self) -> list[Step]:
+        """Completions and the manual page, for the shells that are there."""
+        root, steps = self._where.root, []
+        for page in shells.PAGES:
+            path = root / "usr/local/share" / page.local
+            if (root / "usr/share" / page.reader).is_dir() and files.writable(path):
+                octets = page.octets
+                if not path.is_file() or path.read_bytes() != octets:
+                    write = partial(self._receipt.write, path, octets)
+                    steps.append(Step(f"write {path}", write))
         return steps
 
     def _setup(self) -> list[Step]:
