@@ -181,6 +181,7 @@ def status(_request: Request, network: Network, _: Reply) -> str:
         host = nl.Socket()
         node = subnet.find(host, config)
         datapath.require_alternative_names(host)
+        subnet.require_way(host, config, node)
         lo = prepare.loopback(host)
         # Until the first pod, or `setup`, has prepared the node, there is nothing to guard.
         if config.policy.required and subnet.carries(host, lo, node.address):

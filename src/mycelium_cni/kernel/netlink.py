@@ -336,10 +336,14 @@ def route(
     return Message(kind, flags, body, what)
 
 
-def get_route(what: object, destination: bytes) -> Message:
-    """RTM_GETROUTE of the route that packets to an address take, as the table has it."""
-    header = RTMSG.pack(AF_INET6, 128, 0, 0, 0, 0, 0, 0, RTM_F_FIB_MATCH)
-    return Message(RTM_GETROUTE, 0, header + encode(((RTA_DST, destination),)), what)
+def get_route(what: object, destination: bytes, source: bytes = b"") -> Message:
+    """RTM_GETROUTE of the route that packets to an address take, as the table has it; those from
+    `source` if one is given."""
+    header = RTMSG.pack(AF_INET6, 128, 8 * len(source), 0, 0, 0, 0, 0, RTM_F_FIB_MATCH)
+    ends = encode(((RTA_DST, destination),))
+    if source:
+        ends += encode(((RTA_SRC, source),))
+    return Message(RTM_GETROUTE, 0, header + ends, what)
 
 
 # An attribute for RTM_NEWLINK: the kernel makes no link-local address. Refused in the message that

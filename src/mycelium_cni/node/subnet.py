@@ -12,15 +12,15 @@ from posix import O_RDONLY, close, read, stat
 from resource import RLIMIT_CORE, setrlimit
 
 from mycelium_cni.cni.config import IPV6_MIN_MTU
-from mycelium_cni.cni.errors import NODE_MISCONFIGURED, TRY_AGAIN_LATER, CniError, refusal
+from mycelium_cni.cni.errors import NODE_MISCONFIGURED, TRY_AGAIN_LATER, CniError, describe, refusal
 from mycelium_cni.kernel import netlink as nl
 from mycelium_cni.kernel import sysctl
-from mycelium_cni.kernel.address import format_address
+from mycelium_cni.kernel.address import format_address, format_prefix
 from mycelium_cni.kernel.files import open_regular
-from mycelium_cni.kernel.link import Link, find_links
+from mycelium_cni.kernel.link import Link, find_links, read_link
 from mycelium_cni.kernel.shell import quoted
 from mycelium_cni.node import identity
-from mycelium_cni.overlay import on_mycelium
+from mycelium_cni.overlay import MYCELIUM, on_mycelium
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from mycelium_cni.cni.config import Config
 
 _MYCELIUM_PREFIXLEN, _MYCELIUM_MTU = 7, 1400  # of the daemon's TUN
+_ELSEWHERE = b"\x04\xff" + bytes(13) + b"\x01"  # an address of somebody else's, on the overlay
 _FIRST_PERSON, _FIRST_DYNAMIC = 1000, 61184  # user IDs: people's, systemd's DynamicUser
 
 
@@ -71,6 +72,30 @@ def find(host: nl.Socket, config: Config) -> Node:
         for carried, _ in _addresses(host, bridge.index):
             _agree(config, address, f"bridge {config.bridge_name}", carried)
     return Node(address, mtu, bridged, bridge)
+
+
+def require_way(host: nl.Socket, config: Config, node: Node) -> None:
+    """What the node sends to the overlay leaves by the Mycelium interface. Rules and routes of
+    others may come before the daemon's, as a VPN's do.
+
+    Raises CniError (TRY_AGAIN_LATER): it leaves elsewhere, or not at all.
+    """
+    what = f"ip -6 route get {format_address(_ELSEWHERE)} from {format_address(node.address)}"
+    try:
+        route = host.read(nl.get_route(what, _ELSEWHERE, node.address))
+    except nl.NetlinkError as error:
+        where = f": {describe(error)}"
+    else:
+        name = read_link(host, nl.u32(nl.decode(route, nl.RTMSG.size)[nl.RTA_OIF])).name
+        if name == config.interface:
+            return
+        where = f" but by {name}"
+    raise CniError(
+        TRY_AGAIN_LATER,
+        f"packets for {format_prefix(MYCELIUM)} do not leave by {config.interface}{where}",
+        "`mycelium-cni doctor overlay-routes` names what leads them there",
+        about=config.interface,
+    )
 
 
 def _interface(host: nl.Socket, link: Link | None, name: str) -> tuple[bytes, int]:
