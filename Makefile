@@ -8,7 +8,7 @@ PYTEST := $(VENV)/bin/pytest -n $(JOBS) --dist loadgroup
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test test-cluster manifests soak fuzz docs lint test-pip test-static test-packages clean
+.PHONY: help venv demo test test-cluster manifests soak fuzz generate docs lint test-pip test-static test-packages clean
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 19
@@ -74,10 +74,13 @@ fuzz: venv ## a million damaged inputs, guided by what they reach (ARGS="--runs 
 	PYTHONPATH=tests $(VENV)/bin/python -m fuzz $(ARGS)
 
 # In a virtual environment of its own: nobody needs MkDocs to work on the code.
+generate: venv ## write the parts of docs/ that come from the program
+	PYTHONPATH=src $(VENV)/bin/python docs/generate.py
+
 docs: ## the documentation site, in build/site; a broken link is an error
 	@test -x build/docs-venv/bin/pip || $(PYTHON) -m venv build/docs-venv
 	@scripts/step "installing MkDocs" build/docs-venv/bin/pip install --progress-bar off -r docs/requirements.txt
-	PYTHONPATH=src NO_MKDOCS_2_WARNING=1 build/docs-venv/bin/mkdocs build --quiet --strict
+	@PYTHONPATH=src NO_MKDOCS_2_WARNING=1 scripts/step "building the site" build/docs-venv/bin/mkdocs build --strict
 	@echo "build/site/index.html"
 
 clean: ## remove what was built; the test tools' cache (.tools) stays

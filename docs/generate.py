@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parts of pages that are written from the program itself, so that no page can lag behind it.
 
-A page says `<!-- generated: keys -->`, and gets the table there when the site is built. MkDocs
-loads this module as a hook (with PYTHONPATH=src); the tests of the documentation call `filled`.
+`make generate` replaces what stands between `<!-- generated: keys -->` and `<!-- end -->` in a page
+of docs/; a test compares. MkDocs loads this module as a hook, with PYTHONPATH=src.
 """
 
 from __future__ import annotations
 
+import argparse
 import ast
 import inspect
 import json
+import os
 import re
 from collections.abc import Iterator
+from errno import EAGAIN, EMFILE, ENODEV, ENOMEM, EOPNOTSUPP, EPERM, EROFS
 from html import escape
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -21,13 +24,21 @@ from mycelium_ctl import checks, parsers
 from mycelium_ctl.node import schema
 
 ROOT: Final = Path(__file__).resolve().parent.parent
-MARKER: Final = re.compile(r"<!-- generated: (\w+) -->")
+PART: Final = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 ANY: Final = "…"  # what a message says about this node, this pod, this value
 
 
 def filled(text: str) -> str:
-    """A page with its generated parts. Raises KeyError for a part that does not exist."""
-    return MARKER.sub(lambda found: PARTS[found[1]](), text)
+    """A page with its generated parts anew. Raises KeyError for a part that does not exist."""
+    return PART.sub(lambda found: f"{found[1]}\n{PARTS[found[2]]()}\n{found[3]}", text)
+
+
+def write() -> None:
+    """Bring all pages up to date."""
+    for page in sorted((ROOT / "docs").rglob("*.md")):
+        text = page.read_text()
+        if filled(text) != text:
+            page.write_text(filled(text))
 
 
 # What MkDocs calls (https://www.mkdocs.org/dev-guide/plugins/#events)
@@ -39,9 +50,11 @@ def on_config(config: Any) -> None:
     config["nav"].append({"Decisions": [f"adr/{page.name}" for page in pages]})
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Fill in the generated parts."""
-    return filled(markdown)
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Put CHANGELOG.md on its page: MkDocs knows no files outside docs/."""
+    if page.file.src_uri != "changes.md":
+        return markdown
+    return (ROOT / "CHANGELOG.md").read_text().replace("](docs/", "](")
 
 
 # Configuration
@@ -80,8 +93,16 @@ def commands() -> str:
     parts = [_table(("command", "does"), rows)]
     for name in parsers.COMMANDS:
         _, parser = parsers.load(name)
+        parser.formatter_class = Help
         parts.append(f"## {name}\n\n```text\n{parser.format_help().rstrip()}\n```\n")
     return "\n".join(parts)
+
+
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Help of 90 columns, whatever the terminal has."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=90)
 
 
 # Messages, read off the source
@@ -102,7 +123,7 @@ def findings() -> str:
         parts.append(f"### {check.name}\n\nWhy it matters: {check.why}.\n")
         if rows:
             parts.append(_table(("`doctor` says", "what to do"), rows))
-    return "\n".join(parts)
+    return "\n".join(parts).rstrip()
 
 
 def _findings(look: Any) -> Iterator[Message]:
@@ -115,40 +136,59 @@ def _findings(look: Any) -> Iterator[Message]:
         if name in seen or name not in functions:
             continue
         seen.add(name)
-        for node in ast.walk(functions[name]):
-            if isinstance(node, ast.Name):
-                waiting.append(node.id)
-            if not isinstance(node, ast.Call) or _name(node.func) != "Finding":
-                continue
-            given = _arguments(node, ("mark", "found", "advice", "run", "fix"))
+        waiting += [node.id for node in ast.walk(functions[name]) if isinstance(node, ast.Name)]
+        for call in _calls(functions[name], "Finding"):
+            given = _arguments(call, ("mark", "found", "advice", "run", "fix"))
             marks = {
                 each.value for each in ast.walk(given["mark"]) if isinstance(each, ast.Constant)
             }
-            text = _text(given.get("found"))
-            if marks & {"fail", "warn"} and text.strip(ANY):
-                yield Message(text, _remedy(given))
+            if marks not in ({"ok"}, {"skip"}):
+                yield from _messages(functions[name], given, "found")
+        for call in _calls(functions[name], "Fault"):
+            yield from _messages(functions[name], _arguments(call, ("what", "advice")), "what")
 
 
 def messages() -> str:
     """What the plugin may answer a runtime, by code."""
-    by_code: dict[str, list[Message]] = {}
+    by_code: dict[int, list[Message]] = {}
     for path in sorted((ROOT / "src/mycelium_cni").rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and _name(node.func) == "CniError":
-                given = _arguments(node, ("code", "text", "advice", "run"))
-                text = _text(given["text"])
-                if text.strip(ANY):
-                    message = Message(text, _remedy(given))
-                    by_code.setdefault(_name(given["code"]), []).append(message)
-            elif isinstance(node, ast.Call) and _name(node.func) == "_invalid":
-                given = _arguments(node, ("key", "value", "advice"))
-                message = Message(f"invalid {_text(given['key'])} {ANY}", _remedy(given))
-                by_code.setdefault("INVALID_CONFIG", []).append(message)
-    rows = []
-    for name, found in sorted(by_code.items(), key=lambda each: getattr(errors, each[0], 0)):
-        code = getattr(errors, name, "")
-        rows += [(str(code), _shown(each.text), each.remedy) for each in dict.fromkeys(found)]
+        for function in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(function, ast.FunctionDef):
+                continue
+            for call in _calls(function, "CniError"):
+                given = _arguments(call, ("code", "problem", "advice", "run"))
+                code = getattr(errors, _name(given["code"]), 0)
+                by_code.setdefault(code, []).extend(_messages(function, given, "problem"))
+            for call in _calls(function, "_invalid"):
+                given = _arguments(call, ("key", "value", "advice"))
+                for key in _texts(given["key"], function):
+                    message = Message(f"invalid {key} {ANY}", _remedy(given, function))
+                    by_code.setdefault(errors.INVALID_CONFIG, []).append(message)
+    for number in (EPERM, EROFS, EOPNOTSUPP, EMFILE, ENOMEM, ENODEV, EAGAIN):
+        error = errors.refusal(OSError(number, os.strerror(number)), ANY)
+        by_code.setdefault(error.code, []).append(Message(error.problem, error.advice))
+    rows = [
+        (str(code), _shown(each.text), each.remedy)
+        for code, found in sorted(by_code.items())
+        for each in dict.fromkeys(found)
+        if code
+    ]
     return _table(("code", "message", "what to do"), rows)
+
+
+def _calls(function: ast.FunctionDef, name: str) -> Iterator[ast.Call]:
+    for node in ast.walk(function):
+        if isinstance(node, ast.Call) and _name(node.func) == name:
+            yield node
+
+
+def _messages(
+    function: ast.FunctionDef, given: dict[str, ast.expr], said: str
+) -> Iterator[Message]:
+    texts = _texts(given[said], function)
+    for place, text in enumerate(texts):
+        if re.search(r"[a-z]{2}", text):  # else it is another function's message
+            yield Message(text, _remedy(given, function, place, len(texts)))
 
 
 def _arguments(call: ast.Call, names: tuple[str, ...]) -> dict[str, ast.expr]:
@@ -156,8 +196,18 @@ def _arguments(call: ast.Call, names: tuple[str, ...]) -> dict[str, ast.expr]:
     return given | {each.arg: each.value for each in call.keywords if each.arg in names}
 
 
-def _remedy(given: dict[str, ast.expr]) -> str:
-    advice, run = _text(given.get("advice")), _text(given.get("run"))
+def _remedy(
+    given: dict[str, ast.expr], function: ast.FunctionDef, place: int = 0, of: int = 1
+) -> str:
+    """The remedy of a message that is one `of` several: remedies of as many go with them."""
+
+    def chosen(key: str) -> str:
+        texts = _texts(given[key], function) if key in given else [""]
+        if len(texts) == of:
+            return texts[place]
+        return next(filter(None, texts), "") if 1 in (of, len(texts)) else ""
+
+    advice, run = chosen("advice"), chosen("run")
     commands = [f"`{run}`"] if run.strip(f"{ANY} ") else []
     if "fix" in given and run != "mycelium-cni setup":
         commands.append("`mycelium-cni doctor --fix`")
@@ -169,40 +219,45 @@ def _shown(text: str) -> str:
     return escape(text, quote=False)
 
 
-def _text(node: ast.expr | None) -> str:
+def _texts(node: ast.expr, function: ast.FunctionDef) -> list[str]:
+    """The strings that an argument may be: also each that the function gives a variable."""
+    if isinstance(node, ast.Name):
+        values = [
+            each.value
+            for each in ast.walk(function)
+            if isinstance(each, ast.Assign)
+            and [_name(target) for target in each.targets] == [node.id]
+        ]
+        return [text for value in values for text in _texts(value, function)] or [ANY]
+    if isinstance(node, ast.IfExp):
+        return _texts(node.body, function) + _texts(node.orelse, function)
+    return [_text(node)]
+
+
+def _text(node: ast.expr) -> str:
     """A string of the source, with … for what is only known when it is said."""
     match node:
-        case None:
-            return ""
         case ast.Constant(value=str(text)):
             return text
+        case ast.Constant() | ast.Tuple(elts=[]) | ast.List(elts=[]):
+            return ""
         case ast.JoinedStr(values=values):
             return "".join(map(_text, values))
+        case ast.FormattedValue(value=ast.IfExp(body=body, orelse=orelse)):
+            return _text(body) or _text(orelse)
         case ast.BinOp(left=left, op=ast.Add(), right=right):
             return _text(left) + _text(right)
         case ast.IfExp(body=body, orelse=orelse):
             return _text(body) or _text(orelse)
         case ast.Tuple(elts=[first, *_]) | ast.List(elts=[first, *_]):
             return _text(first)
-        case ast.Tuple() | ast.List():
-            return ""
         case ast.Call(func=ast.Name(id="own"), args=words):
             return " ".join(["mycelium-cni", *map(_text, words)])
-        case ast.Constant():
-            return ""
     return ANY
 
 
 def _name(node: ast.expr) -> str:
     return node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
-
-
-# Changes
-
-
-def changes() -> str:
-    """CHANGELOG.md, without its title."""
-    return (ROOT / "CHANGELOG.md").read_text().partition("\n")[2].strip()
 
 
 def _table(head: tuple[str, ...], rows: list[Any]) -> str:
@@ -216,5 +271,7 @@ PARTS: Final = {
     "commands": commands,
     "findings": findings,
     "messages": messages,
-    "changes": changes,
 }
+
+if __name__ == "__main__":
+    write()
