@@ -32,6 +32,13 @@ _COLOURS: Final = {
 }
 
 
+# Overrides the colours that the elements have by themselves.
+_DARK: Final = """<style>@media (prefers-color-scheme: dark) {
+  .page { fill: #0d1117 } .cut { stroke: #0d1117 }
+  .whisker { stroke: #e6edf3 } text { fill: #e6edf3 }
+}</style>"""
+
+
 @dataclass(frozen=True)
 class _Bar:
     label: str
@@ -80,7 +87,8 @@ def draw(report: Report) -> str:
         (
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {foot}"'
             f' width="{_WIDTH}" height="{foot}" font-family="system-ui, sans-serif">',
-            f'<rect width="{_WIDTH}" height="{foot}" fill="#fff"/>',
+            _DARK,
+            f'<rect class="page" width="{_WIDTH}" height="{foot}" fill="#fff"/>',
             *parts,
             *(_text(16, y + 4 + n * _LINE, line, 11, "#666") for n, line in enumerate(captions)),
             "</svg>",
@@ -114,14 +122,14 @@ def _panel(title: str, bars: Sequence[_Bar], top: int) -> list[str]:
             for shift in (30, 36):
                 x = right - shift
                 parts.append(
-                    f'<path d="M{x:.1f} {y + _BAR + 2} l8 -{_BAR + 4}" stroke="#fff"'
+                    f'<path class="cut" d="M{x:.1f} {y + _BAR + 2} l8 -{_BAR + 4}" stroke="#fff"'
                     ' stroke-width="3"/>'
                 )
         else:
             low, high = _LEFT + bar.sample.p10 * scale, _LEFT + min(bar.sample.p90, end) * scale
             parts.append(
-                f'<path d="M{low:.1f} {middle} H{high:.1f} M{low:.1f} {middle - 4} v8'
-                f' M{high:.1f} {middle - 4} v8" stroke="#222" stroke-width="1.2" fill="none"/>'
+                f'<path class="whisker" d="M{low:.1f} {middle} H{high:.1f} M{low:.1f} {middle - 4}'
+                f' v8 M{high:.1f} {middle - 4} v8" stroke="#222" stroke-width="1.2" fill="none"/>'
             )
             right = max(right, high)
         parts.append(_text(right + 8, middle + 4, _ms(bar.sample.median), 12, "#111"))

@@ -24,6 +24,7 @@ OVERLAY_HEIGHT, WIRE, HEAD, BOX_HEIGHT, BAR = 56, 44, 40, 46, 40
 MOST_PODS: Final = 24  # in full; the others are dots
 DOT: Final = 14
 STYLE: Final = """
+  .page { fill: #ffffff }
   text { font-family: "DejaVu Sans Mono", Menlo, Consolas, monospace; fill: #1d2733 }
   .title { font-size: 15px; font-weight: bold }
   .name { font-size: 13px; font-weight: bold }
@@ -39,6 +40,16 @@ STYLE: Final = """
   .link { stroke: #6a5fc1; stroke-width: 1.5; fill: none }
   .ok { fill: #2a9d6f } .warn { fill: #e0a100 } .fail { fill: #d13b3b }
   .skip { fill: #9aa7b4 }
+  @media (prefers-color-scheme: dark) {
+    .page { fill: #0d1117 }
+    text { fill: #e6edf3 }
+    .small { fill: #9aa7b4 }
+    .overlay, .interface { fill: #12352a }
+    .node { fill: #161b22 }
+    .broken { fill: #4a1f1c }
+    .bar { fill: #2a2750 }
+    .pod { fill: #0d1117 }
+  }
 """
 
 
@@ -116,7 +127,7 @@ def draw(nodes: Sequence[NodeShape]) -> str:
         f'viewBox="0 0 {width} {height}" role="img">',
         f"<title>{_text('Pods on the Mycelium overlay')}</title>",
         f"<style>{STYLE}</style>",
-        f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
+        f'<rect class="page" width="{width}" height="{height}"/>',
         _rect("overlay", Box(PAD, PAD, width - 2 * PAD, OVERLAY_HEIGHT), OVERLAY_HEIGHT // 2),
         _label("title", width / 2, PAD + 25, "Mycelium overlay", anchor="middle"),
         _label("small", width / 2, PAD + 43, "400::/7, end-to-end encrypted", anchor="middle"),
@@ -129,8 +140,10 @@ def draw(nodes: Sequence[NodeShape]) -> str:
 
 
 def _columns(node: NodeShape, nodes: int) -> int:
-    most = 3 if nodes == 1 else 2
-    return max(1, min(most, len(node.pods)))
+    """Few pods of several nodes make one column: such a picture fits on a page unscaled."""
+    if nodes == 1:
+        return max(1, min(3, len(node.pods)))
+    return 1 if len(node.pods) <= 4 else 2
 
 
 def _rows(node: NodeShape, columns: int) -> int:
@@ -164,7 +177,8 @@ def _node(node: NodeShape, columns: int, box: Box) -> Iterator[str]:
     mode = "bridge" if node.bridge else "routed"
     yield _rect("node", box, 12)
     yield _label("title", x + PAD, y + 26, _cut(f"{node.name}, {mode} mode", inner - 60, 9.1))
-    yield f'<path class="wire" d="M{middle} {y - WIRE} V{top}"/>'
+    beside = x + width - 2 * PAD  # the title
+    yield f'<path class="wire" d="M{beside} {y - WIRE} V{top}"/>'
     yield _rect("broken" if node.broken else "interface", Box(x + PAD, top, inner, BOX_HEIGHT), 8)
     size = f", MTU {node.mtu}" if node.mtu else ""
     yield _label("name", middle, top + 19, f"{node.interface}{size}", anchor="middle")
