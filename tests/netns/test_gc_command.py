@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 from tool import Tool
 
+from mycelium_ctl.node.namespaces import PodNetns
 from mycelium_lab.lab import Pod, await_fact
 
 MODES = pytest.mark.parametrize("mode", ["routed", "bridge"])
@@ -80,3 +82,18 @@ def test_in_a_container_that_sees_no_processes_it_refuses(tool: Tool) -> None:
     assert done.returncode == 1
     assert "hostPID" in done.stderr
     assert names(tool) == {"web"}
+
+
+def test_a_namespace_is_entered_although_a_process_in_it_has_ended(tool: Tool) -> None:
+    """An exec probe is in its pod for a moment: it was seen there, and is gone when it is used."""
+    pod = tool.attach("web")
+    inode = Path(pod.path).stat().st_ino
+    ended = os.waitpid(os.posix_spawn("/bin/true", ["true"], {}), 0)[0]
+    by_mount = PodNetns(inode, processes=[ended], paths=[pod.path])
+    lives = pod.start(["sleep", "60"])
+    way = f"/proc/{lives.pid}/ns/net"
+    await_fact(lambda: Path(way).stat().st_ino == inode, "sleep in its pod")
+    for held in (by_mount, PodNetns(inode, processes=[ended, lives.pid])):
+        entered = held.open()
+        assert os.fstat(entered).st_ino == inode
+        os.close(entered)

@@ -24,21 +24,40 @@ class PodNetns:
     """A network namespace: how to enter it, and who is in it."""
 
     inode: int
-    path: str
     names: list[str] = field(default_factory=list)  # mounts, such as /run/netns/cni-…
     processes: list[int] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)  # of the mounts, as this process reaches them
+
+    @property
+    def path(self) -> str:
+        """The first way in. A mount stays; a process may have ended."""
+        return (self.paths or [_of_process(pid) for pid in self.processes])[0]
 
     def open(self) -> int:
-        """A descriptor of it. Raises OSError, also when something else is at the path by now: a
-        container can put anything there, and opening a device can have effects."""
-        place = os.open(self.path, os.O_PATH | os.O_CLOEXEC)  # opens nothing yet
+        """A descriptor of it, by a mount or by a process that has not ended meanwhile: an exec
+        probe is in a pod for a moment only. Raises OSError if there is no way in any more."""
+        for path in (*self.paths, *map(_of_process, self.processes)):
+            try:
+                return self._open(path)
+            except OSError as error:
+                last = error
+        raise last
+
+    def _open(self, path: str) -> int:
+        """Raises OSError, also when something else is at the path by now: a container can put
+        anything there, and opening a device can have effects."""
+        place = os.open(path, os.O_PATH | os.O_CLOEXEC)  # opens nothing yet
         try:
             there, own = os.fstat(place), os.stat("/proc/self/ns/net")  # noqa: PTH116
             if (there.st_dev, there.st_ino) != (own.st_dev, self.inode):
-                raise OSError(EINVAL, "is not that namespace any more", self.path)
+                raise OSError(EINVAL, "is not that namespace any more", path)
             return netns.open_netns(f"/proc/self/fd/{place}")
         finally:
             os.close(place)
+
+
+def _of_process(pid: int) -> str:
+    return f"/proc/{pid}/ns/net"
 
 
 def read_netns(host: nl.Socket) -> dict[int, PodNetns]:
@@ -54,10 +73,11 @@ def read_netns(host: nl.Socket) -> dict[int, PodNetns]:
         except OSError:
             continue  # it has just ended
         if pid != "self":
-            by_inode.setdefault(inode, PodNetns(inode, path)).processes.append(int(pid))
+            by_inode.setdefault(inode, PodNetns(inode)).processes.append(int(pid))
     for pid in mount_namespaces.values():
         for inode, name in _named_netns(pid):
-            held = by_inode.setdefault(inode, PodNetns(inode, f"/proc/{pid}/root{name}"))
+            held = by_inode.setdefault(inode, PodNetns(inode))
+            held.paths.append(f"/proc/{pid}/root{name}")
             if name not in held.names:
                 held.names.append(name)
     found = {}

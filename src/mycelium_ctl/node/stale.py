@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from mycelium_ctl.node.namespaces import PodNetns, read_netns
 from mycelium_ctl.node.state import Attached, LinkFacts, State
 from mycelium_ctl.view import Mark
 
@@ -21,12 +23,21 @@ def find_gone(state: State, *, empty: bool = False) -> list[Gone]:
     """The attachments whose pod is gone; none where that cannot be seen."""
     if state.blindness:
         return []
+    gone = _gone(state, state.netns, empty=empty)
+    # While the processes were listed, one may have ended whose child was not listed yet.
+    if not gone:
+        return []
+    again = {one.attached.link.index for one in _gone(state, read_netns(state.host), empty=empty)}
+    return [one for one in gone if one.attached.link.index in again]
+
+
+def _gone(state: State, held_by: Mapping[int, PodNetns], *, empty: bool) -> list[Gone]:
     gone = []
     for attached in state.attachments:
         if not attached.answers:
             gone.append(Gone(attached, "the pod's end of the link is gone"))
             continue
-        held = state.netns.get(attached.link.nsid if attached.link.nsid is not None else -1)
+        held = held_by.get(attached.link.nsid if attached.link.nsid is not None else -1)
         if held is None:
             gone.append(Gone(attached, "no process is in its namespace, and no file names it"))
         elif empty and not held.processes:
