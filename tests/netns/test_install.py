@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from test_doctor import passes
 from tool import Tool
 
 from mycelium_lab.lab import Node, await_fact
@@ -302,6 +303,25 @@ def test_another_first_network_is_left_alone_without_primary(tool: Tool, root: P
     assert (first, second) == ("00-mycelium.conflist", flannel.name)
     done(tool, "uninstall")
     assert flannel.read_text() == before
+
+
+def test_podman_gets_a_network_beside_its_own(tool: Tool, root: Path) -> None:
+    (root / "usr/lib").mkdir(parents=True, exist_ok=True)
+    (root / "opt/cni/bin").rename(root / "usr/lib/cni")
+    podmans = root / "etc/cni/net.d/87-podman-bridge.conflist"
+    podmans.write_text(json.dumps(FLANNEL | {"name": "podman"}))
+    before = tree(root)
+    done(tool, "install")
+    made = tree(root)
+    assert {"etc/cni/net.d/90-mycelium.conflist", "usr/lib/cni/mycelium-cni"} <= made.keys()
+    passes(tool, "conf")
+    done(tool, "uninstall")
+    assert tree(root) == before
+
+
+def test_nomads_network_is_where_nomad_looks(tool: Tool, root: Path) -> None:
+    done(tool, "install", "--for", "nomad")
+    assert {"opt/cni/config/10-mycelium.conflist", PLUGIN} <= tree(root).keys()
 
 
 def test_without_loopback_nothing_is_touched(tool: Tool, root: Path) -> None:

@@ -15,7 +15,7 @@ from mycelium_ctl.checks.finding import Finding, ok, own, skip
 from mycelium_ctl.node import conflist, plugins
 from mycelium_ctl.node.conflist import ConfFile
 from mycelium_ctl.node.lenient import Fault
-from mycelium_ctl.node.runtimes import ConfDir, find_executable
+from mycelium_ctl.node.runtimes import LAST, ConfDir, find_executable
 from mycelium_ctl.node.state import State
 from mycelium_ctl.view import count
 
@@ -48,14 +48,22 @@ def conf(state: State) -> Finding:
                 f"{winner.path} comes first and is invalid: the runtime loads nothing",
                 run=(own("config", "check", str(winner.path)),),
             )
-        elif winner and ours and (winner is ours or directory.by_multus):
-            by = "" if winner is ours else f", called by {winner.path.name}"
-            good.append(f"{ours.path} counts{by}")
+        elif winner and ours and (winner is ours or directory.by_multus or directory.by_name):
+            by = f", called by {winner.path.name}" if directory.by_multus else ""
+            how = f", for containers that name {ours.network}" if directory.by_name else by
+            good.append(f"{ours.path} counts{how}")
         elif winner and ours:
             return Finding(
                 "fail",
                 f"{winner.path} ({', '.join(winner.types)}) comes before {ours.path.name}",
                 run=(shlex.join(["mv", str(ours.path), f"{folder}/{_earlier(winner.path.name)}"]),),
+            )
+        elif winner and directory.by_name:
+            path = f"{folder}/{LAST}"
+            return Finding(
+                "fail",
+                f"no network in {folder} calls mycelium-cni",
+                run=(own("config", "new", "--output", path),),
             )
         elif winner and directory.by_multus:
             good.append(f"{winner.path} counts, and may call ours")

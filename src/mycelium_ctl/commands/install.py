@@ -33,7 +33,7 @@ from mycelium_ctl.errors import ToolError
 from mycelium_ctl.node import cri, network, plugins
 from mycelium_ctl.node import state as nodestate
 from mycelium_ctl.node.conflist import TYPE
-from mycelium_ctl.node.runtimes import CniDirs, choose_dirs, find_executable, read_confs
+from mycelium_ctl.node.runtimes import LAST, CniDirs, choose_dirs, find_executable, read_confs
 from mycelium_ctl.node.state import Options, State
 from mycelium_ctl.receipt import Receipt
 from mycelium_ctl.view import visible
@@ -154,7 +154,8 @@ class Installation:
         found = next((one for one in read_confs(self._where) if one.dirs == self.dirs), None)
         winner = found.winner if found else None
         kept = found.ours if found else None
-        primary = winner and not winner.entries and not (found and found.by_multus)
+        by_name = found is not None and found.by_name
+        primary = winner and not winner.entries and not (found and found.by_multus) and not by_name
         if winner and (primary or (found and found.by_multus)) and not self._arguments.primary:
             self.notes.append(_second(winner.path, self.dirs))
             return []
@@ -173,7 +174,7 @@ class Installation:
         made, notes = network.new(self._arguments, self.dirs)
         self.notes.extend(notes)
         text = json.dumps(made, indent=2) + "\n"
-        path = self.dirs.conf / (FIRST if primary else FILE)
+        path = self.dirs.conf / (FIRST if primary else LAST if by_name else FILE)
         if not files.writable(path):
             raise ToolError(
                 f"{path} cannot be written, its disk is read-only: have the runtime read its "

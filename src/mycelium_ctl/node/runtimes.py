@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 USUAL: Final = ("etc/cni/net.d", ("opt/cni/bin",), "kubelet")
 SNAP_DATA: Final = "var/snap/microk8s/current"
 MICROK8S: Final = (f"{SNAP_DATA}/args/cni-network", (f"{SNAP_DATA}/opt/cni/bin",), "microk8s")
+NOMAD: Final = ("opt/cni/config", ("opt/cni/bin",), "nomad")
+# Podman makes this file. It looks in more directories; these are where distributions have plugins.
+PODMANS_NETWORK: Final = "etc/cni/net.d/87-podman-bridge.conflist"
+PODMANS_PLUGINS: Final = ("usr/libexec/cni", "usr/lib/cni", "opt/cni/bin")
 GRID: Final = ("mnt/data/agent/etc/cni/net.d", ("mnt/data/data/cni",), "k3s of the ThreeFold Grid")
 
 # Runtimes' configurations: the file, a directory of drop-ins, of which runtime, and the defaults.
@@ -35,6 +39,7 @@ CONFIGS: Final = (
     ("etc/crio/crio.conf", "etc/crio/crio.conf.d", "CRI-O", USUAL),
 )
 CONTAINERD_OF_RANCHER: Final = "agent/etc/containerd/config.toml"  # below the data directory
+LAST: Final = "90-mycelium.conflist"  # beside networks that containers name
 MOST_FILES: Final = 100  # of one runtime's configuration
 
 
@@ -65,9 +70,13 @@ def find_dirs(where: Options) -> list[CniDirs]:
     )
     found = {
         root / conf: CniDirs(root / conf, where.bin_dirs or _below(root, bins), whose)
-        for conf, bins, whose in (USUAL, of_k3s, MICROK8S, GRID)
+        for conf, bins, whose in (USUAL, of_k3s, MICROK8S, NOMAD, GRID)
         if os.path.isdir(root / conf)  # noqa: PTH112 - also False where it may not be looked at
     }
+    usual = root / USUAL[0]
+    if usual in found and (root / PODMANS_NETWORK).exists():
+        there = [place for place in PODMANS_PLUGINS if (root / place).is_dir()]
+        found[usual] = CniDirs(usual, where.bin_dirs or _below(root, there or USUAL[1]), "podman")
     configs = (
         *CONFIGS,
         (f"{k3s}/{CONTAINERD_OF_RANCHER}", "", "k3s", of_k3s),
@@ -106,6 +115,9 @@ def choose_dirs(where: Options, runtime: str | None) -> CniDirs:
     """The directories of the runtime of this name. Without a name, or if it has none here: those
     that a configuration names, else the first."""
     found = find_dirs(where)
+    if runtime == "nomad" and not where.conf_dirs:  # the directory is made by whoever needs it
+        conf, bins, whose = NOMAD
+        found.append(CniDirs(where.root / conf, where.bin_dirs or _below(where.root, bins), whose))
     wanted = (runtime or "").casefold()
     theirs = [dirs for dirs in found if wanted and dirs.whose.casefold().startswith(wanted)]
     return (theirs or [dirs for dirs in found if dirs.named] or found)[0]
@@ -225,6 +237,12 @@ class ConfDir:
         winner = self.winner
         ours = [conf for conf in self.files if conf.valid and conf.entries]
         return next((conf for conf in ours if conf is winner), ours[0] if ours else None)
+
+    @property
+    def by_name(self) -> bool:
+        """Whether the order of the files does not matter, because each container names its
+        network."""
+        return self.dirs.whose in ("podman", "nomad")
 
     @property
     def by_multus(self) -> bool:
