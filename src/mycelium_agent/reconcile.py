@@ -48,7 +48,7 @@ from mycelium_ctl.view import count
 # Checks of doctor whose repairs are not facts of `setup`.
 CHECKS: Final = ("loopback", "ipv6", "overlay-routes")
 PERIOD_S: Final = 60.0  # between looks at everything: the kernel reports no change of most settings
-ADD_S: Final = 15.0  # an ADD gives up sooner (pod/datapath.py, _SETTLE_TIMEOUT_S)
+ADD_S: Final = 15.0  # an ADD gives up sooner (kernel/patience.py)
 GONE_S: Final = 5.0  # what is gone must still be gone after this (`mycelium-cni gc --grace`)
 MOST_NAMED: Final = 3
 

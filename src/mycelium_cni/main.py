@@ -57,8 +57,10 @@ def main() -> int:
         from mycelium_cni.cni.config import Network  # noqa: PLC0415
         from mycelium_cni.cni.log import Log  # noqa: PLC0415
         from mycelium_cni.cni.report import report  # noqa: PLC0415
+        from mycelium_cni.kernel.patience import Patience  # noqa: PLC0415
         from mycelium_cni.verbs import VERBS  # noqa: PLC0415
 
+        Patience.call_end = started + Patience.LIMIT_S
         verb = request.command if request.command in VERBS else ""
         network = Network(_read_stdin())
         if network.cni_version in VERSIONS:

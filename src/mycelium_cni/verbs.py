@@ -82,12 +82,11 @@ def add(request: Request, network: Network, reply: Reply) -> str:
             if used:
                 guard.end_former(wanted, address)
             datapath.raise_host_link(host, shape)
-            patience = datapath.Patience()
-            datapath.await_carrier(host, pod, shape, patience)
+            datapath.await_carrier(host, pod, shape)
             datapath.reach_pod(host, shape, undo)
             if bridge and (used or options.mac):
                 datapath.announce(pod, shape)
-            datapath.await_address(pod, shape, patience)
+            datapath.await_address(pod, shape)
             prepare.prepare(host, node, config.service_networks, undo)
 
             gateway = format_address(shape.gateway)

@@ -24,6 +24,7 @@ from typing import Any, NoReturn
 
 import mycelium_cni
 from mycelium_cni.kernel import netlink
+from mycelium_cni.kernel.patience import Patience
 
 # System calls by the names that Python gives them, and how each can fail.
 CALLS = {
@@ -183,11 +184,10 @@ def _serve(files: list[int], env: dict[str, str], number: int, refusal: int) -> 
         posix.environ.clear()
         posix.environ.update({key.encode(): value.encode() for key, value in env.items()})
         from mycelium_cni.main import main
-        from mycelium_cni.pod import datapath
 
         fault = number, refusal
         if refusal:  # what was refused may never exist
-            datapath._SETTLE_TIMEOUT_S = 1
+            Patience.LIMIT_S = 1
         code = main()
         os.write(files[3], json.dumps(points).encode())
     except BaseException as error:

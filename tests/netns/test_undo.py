@@ -11,17 +11,18 @@ import json
 import re
 import signal
 import sys
+import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from functools import cache
+from functools import cache, partial
 from itertools import chain, count
 from pathlib import Path
 from typing import Literal
 
 import pytest
-from attaching import Attached, Mode, attach, both_modes, network, reaches, refused, silent
+from attaching import Attached, Mode, at_once, attach, both_modes, network, reaches, refused, silent
 from observe import difference, picture, set_sysctl
 
 import mycelium_cni
@@ -76,6 +77,7 @@ class Stage:
         for link in () if ipv6 else ("all", "default", "lo"):
             set_sysctl(self.pod, f"ipv6/conf/{link}/disable_ipv6", "1")
         self.before = picture(self.node, self.pod)
+        self._known = {link["ifname"] for link in self.node.ip("link")}
         self._trace = lab.directory / "strace"
 
     def run(self, argv: list[str]) -> PluginCall:
@@ -97,6 +99,17 @@ class Stage:
     def trace(self) -> list[str]:
         """What strace saw."""
         return self._trace.read_text().splitlines()
+
+    def await_host_link(self) -> str:
+        """The host link of an ADD in progress."""
+
+        def new_link() -> str | None:
+            found = [link["ifname"] for link in self.node.ip("link")]
+            return next((name for name in found if name not in self._known), None)
+
+        name = await_fact(new_link, "the host link")
+        assert name
+        return name
 
     def changes(self) -> list[str]:
         """What has changed."""
@@ -317,19 +330,60 @@ def test_an_add_whose_host_link_is_moved_away_meanwhile_is_undone(command: list[
     """By a manager that moves links to a namespace of its own. The runtime is told to try again."""
     with staged(command, "routed", "prepared") as stage, ThreadPoolExecutor(1) as pool:
         elsewhere = stage.node.pod("elsewhere")
-        known = {link["ifname"] for link in stage.node.ip("link")}
-
-        def new_link() -> str | None:
-            found = [link["ifname"] for link in stage.node.ip("link")]
-            return next((name for name in found if name not in known), None)
-
         slow = "inject=sendto:delay_enter=100000:when=5+"
         call = pool.submit(stage.strace, "-e", "trace=sendto", "-e", slow)
-        host_link = await_fact(new_link, "the host link")
+        host_link = stage.await_host_link()
         stage.node.configure(f"link set {host_link} netns {elsewhere.path}")
         refused(call.result(), 11, says="moved")
-        assert elsewhere.link(str(host_link)) is None
+        assert elsewhere.link(host_link) is None
         assert stage.changes() == []
+
+
+def keep_down(stage: Stage, call: Future[PluginCall]) -> None:
+    """As a link that waits for its authentication: it never passes packets."""
+    stage.node.configure(f"link set {stage.await_host_link()} mode dormant")
+
+
+def flap(stage: Stage, call: Future[PluginCall]) -> None:
+    """The host link goes down and up again as long as ADD runs."""
+    link = stage.await_host_link()
+    while not call.done():
+        stage.node.run(["ip", "link", "set", link, "down"], check=False)
+        stage.node.run(["ip", "link", "set", link, "up"], check=False)
+
+
+def leave_it(stage: Stage, call: Future[PluginCall]) -> None:
+    """What the test has done to the pod is enough."""
+
+
+@pytest.mark.timing("ADD takes at most its ten seconds")
+def test_an_add_gives_up_in_time_and_is_undone(command: list[str]) -> None:
+    """Its requests take long, and then what it waits for does not come: a pod without the rule of
+    the table `local` never has a usable address."""
+
+    def judge(mode: Mode, spoil: Callable[[Stage, Future[PluginCall]], None], says: str) -> None:
+        with staged(command, mode, "prepared") as stage, ThreadPoolExecutor(1) as pool:
+            if spoil is not keep_down:
+                # A rule of somebody's own: without one the kernel asks no rules.
+                stage.pod.run(["ip", "-6", "rule", "add", "preference", "9", "lookup", "main"])
+                stage.pod.run(["ip", "-6", "rule", "delete", "preference", "0"])
+                stage.before = picture(stage.node, stage.pod)
+            slow = "inject=sendto:delay_enter=200000:when=5..16"
+            start = time.monotonic()
+            call = pool.submit(stage.strace, "-e", "trace=sendto", "-e", slow)
+            spoil(stage, call)
+            refused(call.result(), says=says)
+            assert time.monotonic() - start < 10
+            assert stage.changes() == []
+
+    at_once(
+        [
+            partial(judge, "routed", leave_it, "not usable in the pod after 7 s"),
+            partial(judge, "bridge", leave_it, "not usable in the pod after 7 s"),
+            partial(judge, "routed", flap, ""),
+            partial(judge, "bridge", keep_down, "has no carrier after 7 s"),
+        ]
+    )
 
 
 def kill(name: str, number: int) -> str:

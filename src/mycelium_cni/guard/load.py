@@ -23,6 +23,7 @@ from mycelium_cni.guard.question import ask_table, is_loaded
 from mycelium_cni.guard.wanted import BRIDGE_FAMILY, Port, Wanted, ours, port_of
 from mycelium_cni.kernel import netlink as nl
 from mycelium_cni.kernel.link import Link
+from mycelium_cni.kernel.patience import Patience
 from mycelium_cni.node.marks import DELETE_GROUP, GROUP_MASK, network_word, word
 
 TYPE_CHECKING = False
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
     from mycelium_cni.guard.repair import Survey
     from mycelium_cni.kernel import nftables
     from mycelium_cni.kernel.facts import Steps
-
-_ATTEMPTS = 8
 
 
 def protect(
@@ -95,16 +94,26 @@ def ensure(
 
     Raises OSError: the kernel lacks something, or refuses it.
     """
-    failure: nl.NetlinkError | None = None
-    for attempt in range(_ATTEMPTS):
+    patience = Patience()
+    generation = b""
+    while True:
         try:
-            return _ensure(host, wanted, port, thorough=thorough, afresh=bool(attempt))
+            return _ensure(host, wanted, port, thorough=thorough, afresh=bool(generation))
         except nl.NetlinkError as error:
             # Somebody else changed the table after we read it; or the address has a stale entry.
             if error.errno not in (ENOENT, EEXIST, EBUSY, ERESTART):
                 raise
-            failure = error
-    raise failure or AssertionError("no attempt")
+            before, generation = generation, _generation()
+            if generation == before or patience.is_over:  # or the kernel lacks something
+                raise
+
+
+def _generation() -> bytes:
+    """The number of the last change of any table."""
+    from mycelium_cni.kernel import nftables  # noqa: PLC0415 - after a refusal
+
+    with nftables.Socket() as socket:
+        return socket.generation()
 
 
 def _ensure(

@@ -16,6 +16,8 @@ from _struct import Struct, unpack_from
 from errno import EBADMSG, EEXIST, EINTR, ENOBUFS, ENODEV, ENOENT, EPERM
 from posix import strerror
 
+from mycelium_cni.kernel.patience import Patience
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -495,7 +497,8 @@ class Socket:
 
         Raises NetlinkError, also when the table keeps changing while it is read.
         """
-        for _ in range(8):
+        patience: Patience | None = None
+        while True:
             flags = NLM_F_REQUEST | NLM_F_DUMP
             header = _HEADER.pack(16 + len(message.body), message.kind, flags, self._sequence, 0)
             self._sequence += 1
@@ -516,7 +519,9 @@ class Socket:
                         payloads.append(payload)
             if not changed:
                 return payloads
-        raise NetlinkError(EINTR, f"{message.what} (the table kept changing)")
+            patience = patience or Patience()
+            if patience.is_over:
+                raise NetlinkError(EINTR, f"{message.what} (the table kept changing)")
 
     def _ask(self, batch: bytes, what: object) -> None:
         try:

@@ -12,7 +12,6 @@ The two differ in data (`mycelium_cni.pod.facts`), not in code.
 from __future__ import annotations
 
 from errno import EACCES, EEXIST, EHOSTUNREACH, EINVAL, ENETUNREACH, EOPNOTSUPP, EXFULL
-from time import monotonic, sleep
 
 from mycelium_cni.cni.config import Config
 from mycelium_cni.cni.errors import (
@@ -29,6 +28,7 @@ from mycelium_cni.kernel.address import format_address, format_mac
 from mycelium_cni.kernel.facts import AlternativeName, Neighbour, Setting, alias, mac
 from mycelium_cni.kernel.link import Link, find_link, read_link
 from mycelium_cni.kernel.netns import inside
+from mycelium_cni.kernel.patience import Patience
 from mycelium_cni.node.facts import LOOPBACK
 from mycelium_cni.node.marks import group
 from mycelium_cni.node.subnet import Node
@@ -44,10 +44,6 @@ if TYPE_CHECKING:
 
     from mycelium_cni.undo import Undo
 
-# What ADD awaits takes the kernel microseconds, but seconds when a hundred ADDs contend for its
-# lock. Every runtime waits more than ten seconds; one is left for the rest of ADD and its undo.
-_SETTLE_TIMEOUT_S = 9
-_POLL_S = 0.0005
 # No route, or one that refuses (net/ipv6/route.c, fib6_prop).
 _NO_ROUTE = (ENETUNREACH, EHOSTUNREACH, EACCES, EINVAL)
 
@@ -355,34 +351,20 @@ def announce(pod: nl.Socket, shape: Shape) -> None:
     )
 
 
-class Patience:
-    """How long an ADD still waits for the kernel, in all, counted from the first wait."""
-
-    __slots__ = ("_end",)
-
-    def __init__(self) -> None:
-        self._end = 0.0
-
-    @property
-    def left(self) -> float:
-        """Seconds left; negative when the time is up."""
-        now = monotonic()
-        self._end = self._end or now + _SETTLE_TIMEOUT_S
-        return self._end - now
-
-
-def await_address(pod: nl.Socket, shape: Shape, patience: Patience) -> None:
+def await_address(pod: nl.Socket, shape: Shape) -> None:
     """Return when the pod takes packets for its address: an address that skips duplicate detection
     is there at once, but its local route is made by a kernel worker (net/ipv6/addrconf.c,
     addrconf_dad_work), on a busy machine tens of milliseconds later."""
+    patience = Patience()
     while not _is_local(pod, shape.address):
-        if patience.left < 0:
+        if patience.is_over:
             raise CniError(
                 TRY_AGAIN_LATER,
-                f"{format_address(shape.address)} is not usable in the pod after"
-                f" {_SETTLE_TIMEOUT_S} s",
+                f"{format_address(shape.address)} is not usable in the pod"
+                f" after {Patience.LIMIT_S:.0f} s",
+                "the node has too much to do, or another program changes the pod",
             )
-        sleep(_POLL_S)
+        patience.pause()
 
 
 def _is_local(pod: nl.Socket, address: bytes) -> bool:
@@ -395,22 +377,24 @@ def _is_local(pod: nl.Socket, address: bytes) -> bool:
     return bool(nl.RTMSG.unpack_from(route)[7] == nl.RTN_LOCAL)
 
 
-def await_carrier(host: nl.Socket, pod: nl.Socket, shape: Shape, patience: Patience) -> None:
+def await_carrier(host: nl.Socket, pod: nl.Socket, shape: Shape) -> None:
     """Return when packets pass: both ends are up, but until the kernel's link watch has run, it
     drops what they send, and a bridge port does not forward. From Linux 6.8 on, reading the link
     makes it run (net/core/rtnetlink.c, linkwatch_sync_dev), so one round is enough."""
+    patience = Patience()
     # The host link first: if somebody has moved it away, the pod link merely lacks a carrier.
     for socket, end in ((host, shape.host), (pod, shape.pod)):
         while True:
             link = read_link(socket, end.index, f"read link {end.name}")
             if link.attribute(nl.IFLA_OPERSTATE)[0] == nl.IF_OPER_UP:
                 break
-            if patience.left < 0:
+            if patience.is_over:
                 raise CniError(
                     TRY_AGAIN_LATER,
-                    f"{shape.host.name} has no carrier after {_SETTLE_TIMEOUT_S} s",
+                    f"{end.name} has no carrier after {Patience.LIMIT_S:.0f} s",
+                    "the node has too much to do, or another program changes the link",
                 )
-            sleep(_POLL_S)
+            patience.pause()
     if shape.bridge:
         # A bridge loses its carrier with its last port, and its neighbours when the link watch sees
         # that, perhaps after the next pod has come. Reading the bridge makes it run now. Once only:

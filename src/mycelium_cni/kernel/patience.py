@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How long something is awaited or tried again: by the clock, and never beyond the call's end."""
+
+from __future__ import annotations
+
+from time import monotonic, sleep
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import ClassVar
+
+_FIRST_PAUSE_S = 0.0005  # what ADD awaits takes an idle kernel microseconds
+_LONGEST_PAUSE_S = 0.05  # a hundred ADDs that ask all the time would keep the kernel's lock busy
+
+
+class Patience:
+    """What is left of the time for one thing that is awaited: LIMIT_S from its beginning, or until
+    `call_end`, which `main` sets for the whole call."""
+
+    # Every runtime waits more than ten seconds. Three are left for the rest of ADD, or its undo.
+    LIMIT_S: ClassVar = 7.0
+    call_end: ClassVar = float("inf")
+
+    __slots__ = ("_end", "_pause")
+
+    def __init__(self) -> None:
+        self._end = min(monotonic() + self.LIMIT_S, Patience.call_end)
+        self._pause = _FIRST_PAUSE_S
+
+    @property
+    def is_over(self) -> bool:
+        return monotonic() >= self._end
+
+    def pause(self) -> None:
+        """Wait before the next look, a little longer each time."""
+        sleep(self._pause)
+        self._pause = min(self._pause * 1.2, _LONGEST_PAUSE_S)
