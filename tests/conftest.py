@@ -23,11 +23,23 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 import tools
 from mycelium_lab.lab import Lab, Node, find_daemon
 
 pytest_plugins = ["second_try"]
+
+# The verdict depends neither on chance nor on how busy the machine is. `make fuzz` searches.
+settings.register_profile(
+    "suite",
+    deadline=None,
+    database=None,
+    derandomize=True,
+    print_blob=False,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("suite")
 
 
 def pytest_report_header() -> str:

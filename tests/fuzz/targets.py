@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """One function per parser of foreign bytes: each returns, or raises what a caller expects.
 
-Any other exception is a fault: a caller would show it as a bug of ours. Each is named as its folder
-in `corpus/`.
+Any other exception is a fault: a caller would show it as a bug of ours. So is a reading that takes
+longer than a second of CPU time, which does not depend on what else the machine does. Each is named
+as its folder in `corpus/`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import struct
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
+from functools import wraps
 from pathlib import Path
+from time import process_time
 from typing import Any
 
 from mycelium_cni.cni.config import Config, Network, PodOptions
@@ -27,6 +30,7 @@ from mycelium_cni.node import subnet
 from mycelium_cni.pod.attachment import Attachment
 from mycelium_ctl.node import daemon, lenient
 
+_LONGEST_CPU_S = 1.0
 _KEY = Path(tempfile.gettempdir(), "mycelium-cni-fuzz-key")
 
 
@@ -129,7 +133,18 @@ def conflist(data: bytes) -> None:
     lenient.parse(data)
 
 
+def _timed(target: Callable[[bytes], None]) -> Callable[[bytes], None]:
+    @wraps(target)
+    def run(data: bytes) -> None:
+        start = process_time()
+        target(data)
+        took = process_time() - start
+        assert took < _LONGEST_CPU_S, f"{len(data)} bytes take {took:.1f} s to read"
+
+    return run
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
-    each.__name__: each
+    each.__name__: _timed(each)
     for each in (configuration, environment, prev_result, netlink, api, key, conflist)
 }

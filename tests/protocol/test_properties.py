@@ -24,10 +24,6 @@ from .schema import VERSIONS
 ABSENT = "/run/netns/absent"
 few = settings(
     max_examples=30,
-    deadline=None,
-    database=None,
-    derandomize=True,
-    print_blob=False,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
