@@ -228,6 +228,65 @@ def test_an_address_that_the_node_routes_elsewhere_is_refused(
 
 
 @both_modes
+@pytest.mark.parametrize("kind", ["two ways", "a group"])
+def test_an_address_that_the_node_routes_several_ways_is_refused(
+    homes: Homes, node: Node, mode: Mode, kind: str
+) -> None:
+    (pod,) = homes.fresh(node)
+    prefix = ipaddress.IPv6Network((int(subnet_of(node)[5 << 48]), 80))
+    node.configure(
+        "link add nic0 type veth peer name nic1",
+        *QUIET,
+        *(f"link set {link} up" for link in ("nic0", "nic1")),
+        *(f"address add fd99:{n}::1/64 dev nic{n} nodad" for n in (0, 1)),
+    )
+    ways = [f"via fd99:{n}::2 dev nic{n}" for n in (0, 1)]
+    if kind == "a group":
+        node.configure(
+            *(f"nexthop add id {n + 1} {way}" for n, way in enumerate(ways)),
+            "nexthop add id 3 group 1/2",
+            f"route add {prefix} nhid 3",
+        )
+    else:
+        node.configure(f"route add {prefix} " + " ".join(f"nexthop {way}" for way in ways))
+    call = node.plugin("ADD", network(mode), pod, args=f"IP={prefix[9]}")
+    refused(call, 101, says=f"{prefix} to several links")
+    node.configure(f"route del {prefix}", "link del nic0")
+
+
+@pytest.mark.parametrize("mode", ["bridge", "routed"])
+@pytest.mark.parametrize("known", [True, False], ids=["known", "silent"])
+def test_an_address_of_a_guest_that_another_program_put_on_the_bridge_is_refused(
+    homes: Homes, mode: Mode, known: bool
+) -> None:
+    """Such as a micro-VM, whether it has said anything yet or not. A free one is not refused."""
+    node = homes.pair("bridge")[0]
+    kept, pod, guest = homes.fresh(node, 3)
+    attached = attach(node, kept, network("bridge"))  # the bridge has its address
+    node.configure(
+        f"link add tap0 address 02:00:00:00:00:02 master {BRIDGE}"
+        f" type veth peer name guest0 address 02:00:00:00:00:03 netns {guest.netns}",
+        "link set tap0 addrgenmode none",
+        "link set tap0 up",
+    )
+    address = subnet_of(node)[9 << 48 | 5]
+    guest.configure(
+        "link set guest0 addrgenmode none up", f"address add {address}/64 dev guest0 nodad"
+    )
+    assert not known or reaches(node, str(address))
+    before = picture(node, pod)
+    call = node.plugin("ADD", network(mode), pod, args=f"IP={address}")
+    refused(call, 101, says=f"{address} is taken: who has it is behind tap0")
+    assert difference(before, picture(node, pod)) == []
+    assert reaches(node, str(address))
+    beside = attach(node, pod, network(mode), args=f"IP={subnet_of(node)[9 << 48 | 6]}")
+    assert reaches(node, beside.address)
+    silent(beside.delete())
+    silent(attached.delete())
+    node.configure("link del tap0")
+
+
+@both_modes
 def test_an_address_that_belongs_to_another_pods_name_is_refused(
     homes: Homes, node: Node, mode: Mode
 ) -> None:

@@ -79,7 +79,7 @@ FR_ACT_TO_TBL = 1
 
 NDA_DST, NDA_LLADDR, NDA_MASTER, NDA_PROTOCOL, NDA_FLAGS_EXT = 1, 2, 9, 12, 15
 NUD_REACHABLE, NUD_NOARP, NUD_PERMANENT = 0x02, 0x40, 0x80
-NTF_MASTER, NTF_PROXY, NTF_EXT_LEARNED, NTF_STICKY = 0x04, 0x08, 0x10, 0x40
+NTF_USE, NTF_MASTER, NTF_PROXY, NTF_EXT_LEARNED, NTF_STICKY = 0x01, 0x04, 0x08, 0x10, 0x40
 NTF_EXT_EXT_VALIDATED = 0x04
 
 _HEADER = Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
@@ -273,6 +273,19 @@ def neighbour(
     if validated:
         body += encode(((NDA_FLAGS_EXT, NTF_EXT_EXT_VALIDATED),))
     return Message(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, body, what)
+
+
+def get_neighbour(what: object, index: int, destination: bytes) -> Message:
+    """RTM_GETNEIGH of an entry of a link; ENOENT if there is none."""
+    body = NDMSG.pack(AF_INET6, index, 0, 0, RTN_UNSPEC)
+    return Message(RTM_GETNEIGH, 0, body + encode(((NDA_DST, destination),)), what)
+
+
+def solicit(what: object, index: int, destination: bytes) -> Message:
+    """RTM_NEWNEIGH that has the kernel ask for a neighbour, as if a packet were to be sent to it;
+    without effect where it is known."""
+    body = NDMSG.pack(AF_INET6, index, 0, NTF_USE, RTN_UNSPEC)
+    return Message(RTM_NEWNEIGH, NLM_F_CREATE, body + encode(((NDA_DST, destination),)), what)
 
 
 def delete_neighbour(what: object, index: int, destination: bytes) -> Message:

@@ -8,7 +8,8 @@ has. Between two simultaneous requests the kernel decides, later: only one gets 
 
 from __future__ import annotations
 
-from errno import EADDRNOTAVAIL, EHOSTUNREACH, ENETUNREACH
+from errno import EADDRNOTAVAIL, EHOSTUNREACH, ENETUNREACH, ENOENT
+from time import monotonic, sleep
 
 from mycelium_cni import guard
 from mycelium_cni.cni.errors import ADDRESS_TAKEN, INVALID_CONFIG, CniError
@@ -17,12 +18,15 @@ from mycelium_cni.kernel.address import format_address, format_mac, format_prefi
 from mycelium_cni.kernel.link import Link
 from mycelium_cni.pod.addresses import POD_MARK, mac_of
 from mycelium_cni.pod.datapath import taken
+from mycelium_cni.pod.removal import forget_neighbour
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from mycelium_cni.node.subnet import Node
 
 _SUBNET_PREFIXLEN = 64
+# A guest of another program on the bridge: a virtual machine that is not busy answers within 1 ms.
+_GUEST_TIMEOUT_S, _POLL_S = 0.2, 0.002
 
 
 def check_address(host: nl.Socket, node: Node, address: bytes, stable: bytes | None) -> None:
@@ -69,15 +73,64 @@ def _check_node(host: nl.Socket, address: bytes, requested: str) -> None:
         problem = f"{requested} is not for pods: the node refuses what is sent there"
         raise CniError(ADDRESS_TAKEN, problem) from None
     length = nl.RTMSG.unpack_from(answer)[1]
-    if length <= _SUBNET_PREFIXLEN:
-        return
     attributes = nl.decode(answer, nl.RTMSG.size)
-    link = _link(host, nl.u32(attributes[nl.RTA_OIF]))
-    if guard.ours(link):
+    output = attributes.get(nl.RTA_OIF)  # of a route with several next hops each has its own
+    if length <= _SUBNET_PREFIXLEN:
+        if length == _SUBNET_PREFIXLEN and output:
+            _refuse_guest(host, nl.u32(output), address, requested)
+        return
+    link = _link(host, nl.u32(output)) if output else None
+    if link and guard.ours(link):
         raise taken(f"address {format_address(address)}", link)
     prefix = format_prefix((attributes[nl.RTA_DST], length))
-    problem = f"{requested} is not for pods: the node routes {prefix} to link {link.name}"
+    where = f"link {link.name}" if link else "several links"
+    problem = f"{requested} is not for pods: the node routes {prefix} to {where}"
     raise CniError(ADDRESS_TAKEN, problem)
+
+
+def _refuse_guest(host: nl.Socket, bridge: int, address: bytes, requested: str) -> None:
+    """Refuse an address that a guest of another program has on the bridge. Such a guest reserves
+    nothing: it is asked for as any neighbour is, unless the node knows it already."""
+    ports: nl.Attribute = (nl.IFLA_MASTER, bridge)
+    listed = host.dump(nl.link(nl.RTM_GETLINK, "list bridge ports", ports))
+    if all(guard.ours(Link(payload)) for payload in listed):
+        return
+    holder = _behind(host, bridge, _neighbour(host, bridge, address))
+    if not holder:
+        forget_neighbour(host, bridge, address)  # it may be long gone
+        host.request(nl.solicit(f"ask for {format_address(address)}", bridge, address))
+        mac, end = b"", monotonic() + _GUEST_TIMEOUT_S
+        while not mac and monotonic() < end:
+            sleep(_POLL_S)
+            mac = _neighbour(host, bridge, address)
+        forget_neighbour(host, bridge, address)
+        holder = _behind(host, bridge, mac)
+    if holder and not guard.ours(holder):
+        raise CniError(ADDRESS_TAKEN, f"{requested} is taken: who has it is behind {holder.name}")
+
+
+def _neighbour(host: nl.Socket, bridge: int, address: bytes) -> bytes:
+    """The MAC of a neighbour on the bridge; b"" if the node does not know it."""
+    try:
+        answer = host.read(nl.get_neighbour("read neighbour", bridge, address))
+    except nl.NetlinkError as error:
+        if error.errno != ENOENT:
+            raise
+        return b""
+    return nl.decode(answer, nl.NDMSG.size).get(nl.NDA_LLADDR, b"")
+
+
+def _behind(host: nl.Socket, bridge: int, mac: bytes) -> Link | None:
+    """The port of the bridge that a MAC is behind; None if the bridge does not know it."""
+    if not mac:
+        return None
+    try:
+        answer = host.read(nl.get_forwarding_entry("read who has the MAC", bridge, mac))
+    except nl.NetlinkError as error:
+        if error.errno != ENOENT:
+            raise
+        return None
+    return _link(host, nl.NDMSG.unpack_from(answer)[1])
 
 
 def check_mac(host: nl.Socket, address: bytes, mac: bytes) -> None:
