@@ -47,7 +47,10 @@ def main(argv: list[str]) -> int:
 
 
 def _main(argv: list[str]) -> int:
-    if argv[:1] == ["--host-root"] and len(argv) > 1:
+    if argv[:1] == ["--host-root"]:
+        if len(argv) < 3:
+            print(f"{PROGRAM}: --host-root takes a directory and a command", file=sys.stderr)
+            return 2
         try:
             os.chroot(argv[1])
         except OSError as error:
@@ -56,7 +59,7 @@ def _main(argv: list[str]) -> int:
         os.chdir("/")
         argv = argv[2:]
     if argv[:1] == ["help"] and len(argv) > 1:
-        argv = [argv[1], "--help"]
+        argv = [*argv[1:], "--help"]  # `help config check` too
     name = argv[0] if argv else "--help"
     if name in ("-h", "--help", "help"):
         print(_overview())
@@ -65,9 +68,9 @@ def _main(argv: list[str]) -> int:
         print(f"{PROGRAM} {__version__}")
         return 0
     if name not in COMMANDS:
-        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        close = difflib.get_close_matches(name.casefold(), COMMANDS, n=1)
         hint = f"did you mean {close[0]}?" if close else f"`{PROGRAM} --help` lists the commands"
-        print(f"{PROGRAM}: there is no command {name}; {hint}", file=sys.stderr)
+        print(f"{PROGRAM}: there is no command {name!a}; {hint}", file=sys.stderr)
         return 2
 
     if os.geteuid() == 0:  # root runs nothing that others could put in PATH

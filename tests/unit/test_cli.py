@@ -47,6 +47,8 @@ def test_version_is_the_plugins(command: list[str]) -> None:
 
 def test_help_of_a_command_is_the_commands_own(command: list[str]) -> None:
     assert run(command, "help", "doctor").stdout == run(command, "doctor", "--help").stdout
+    actions = run(command, "help", "config", "check").stdout
+    assert actions == run(command, "config", "check", "--help").stdout
     assert run(command, "help", "dmeo").returncode == 2
 
 
@@ -81,8 +83,16 @@ def test_a_closed_stream_is_no_error(command: list[str], words: str, closed: str
 def test_an_unknown_command_is_refused_with_the_nearest_one(command: list[str]) -> None:
     done = run(command, "dmeo")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "mycelium-cni: there is no command dmeo; did you mean demo?\n"
+    assert done.stderr == "mycelium-cni: there is no command 'dmeo'; did you mean demo?\n"
+    assert "did you mean status?" in run(command, "STATUS").stderr
     assert "--help" in run(command, "quite-something-else").stderr
+    assert "\33" not in run(command, "\33[2J").stderr
+
+
+def test_a_host_root_without_a_command_is_refused(command: list[str]) -> None:
+    done = run(command, "--host-root", "/")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "a directory and a command" in done.stderr
 
 
 def test_an_unknown_argument_is_refused(command: list[str]) -> None:
