@@ -7,7 +7,6 @@ of docs/; a test compares. MkDocs loads this module as a hook, with PYTHONPATH=s
 
 from __future__ import annotations
 
-import argparse
 import ast
 import inspect
 import json
@@ -92,17 +91,10 @@ def commands() -> str:
     rows = [(f"[`{name}`](#{name})", summary) for name, (_, summary) in parsers.COMMANDS.items()]
     parts = [_table(("command", "does"), rows)]
     for name in parsers.COMMANDS:
-        _, parser = parsers.load(name)
-        parser.formatter_class = Help
-        parts.append(f"## {name}\n\n```text\n{parser.format_help().rstrip()}\n```\n")
+        for words, text in parsers.texts(name, 90).items():
+            level = "#" * (words.count(" ") + 2)
+            parts.append(f"{level} {words}\n\n```text\n{text.rstrip()}\n```\n")
     return "\n".join(parts)
-
-
-class Help(argparse.RawDescriptionHelpFormatter):
-    """Help of 90 columns, whatever the terminal has."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, width=90)
 
 
 # Messages, read off the source

@@ -42,7 +42,9 @@ STOP, LOOK = (signal.SIGTERM, signal.SIGINT), signal.SIGHUP
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("--log-format", choices=("text", "json"), default="text")
+    parser.add_argument(
+        "--log-format", choices=("text", "json"), default="text", help="(%(default)s)"
+    )
     parser.add_argument(
         "--listen",
         type=serve.address,

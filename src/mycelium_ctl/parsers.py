@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import textwrap
+from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
@@ -70,6 +73,18 @@ class Parser(argparse.ArgumentParser):
         print(self.format_help(), end="", file=file)
 
 
+class Help(argparse.HelpFormatter):
+    """Help whose paragraphs are wrapped; indented ones, such as examples, stay as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n\n".join(
+            part
+            if part.startswith(" ")
+            else textwrap.fill(part, width, initial_indent=indent, subsequent_indent=indent)
+            for part in text.strip("\n").split("\n\n")
+        )
+
+
 class Command(Protocol):
     """What a command's module offers."""
 
@@ -88,7 +103,26 @@ def load(name: str) -> tuple[Command, Parser]:
     parser = Parser(
         prog=f"{PROGRAM} {name}",
         description=command.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Help,
     )
     command.configure(parser)
     return command, parser
+
+
+def actions(parser: argparse.ArgumentParser) -> Iterator[tuple[str, str, argparse.ArgumentParser]]:
+    """The actions of a command, such as `check` of `config`: name, one line of help, parser."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for shown, inner in zip(action._choices_actions, action.choices.values(), strict=True):
+                yield shown.dest, shown.help or "", inner
+
+
+def texts(name: str, width: int) -> dict[str, str]:
+    """The help of a command and of its actions, wrapped at a width in columns; the key is what is
+    typed, such as `config check`."""
+    _, parser = load(name)
+    found = {}
+    for words, each in ((name, parser), *((f"{name} {act}", p) for act, _, p in actions(parser))):
+        each.formatter_class = partial(Help, width=width)
+        found[words] = each.format_help()
+    return found

@@ -47,19 +47,14 @@ def tree() -> Iterator[Command]:
 def _commands(
     words: tuple[str, ...], summary: str, parser: argparse.ArgumentParser
 ) -> Iterator[Command]:
-    options, below = [], []
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            helps = {each.dest: each.help or "" for each in action._choices_actions}
-            below += [
-                ((*words, name), helps.get(name, ""), inner)
-                for name, inner in action.choices.items()
-            ]
-        elif action.help != argparse.SUPPRESS:
-            options.append(_option(parser, action))
+    options = [
+        _option(parser, action)
+        for action in parser._actions
+        if not isinstance(action, argparse._SubParsersAction) and action.help != argparse.SUPPRESS
+    ]
     yield Command(words, summary, tuple(options))
-    for inner in below:
-        yield from _commands(*inner)
+    for name, below, inner in parsers.actions(parser):
+        yield from _commands((*words, name), below, inner)
 
 
 def _option(parser: argparse.ArgumentParser, action: argparse.Action) -> Option:
@@ -226,22 +221,14 @@ def manual() -> str:
     """The manual page mycelium-cni(8)."""
     sections = []
     for name in parsers.COMMANDS:
-        _, parser = parsers.load(name)
-        parser.formatter_class = _Narrow
-        sections.append(f".SS {name}\n.nf\n{_roff(parser.format_help())}.fi")
+        for words, text in parsers.texts(name, 78).items():
+            sections.append(f".SS {words}\n.nf\n{_roff(text)}.fi")
     keys = []
     for key, meaning in schema.MEANINGS.items():
         default = schema.default(key)
         shown = f" (default {json.dumps(default)})" if default is not None else ""
         keys.append(f".TP\n.B {key}\n{_roff(meaning.replace('`', '') + shown)}")
     return _MANUAL.format(version=__version__, commands="\n".join(sections), keys="\n".join(keys))
-
-
-class _Narrow(argparse.RawDescriptionHelpFormatter):
-    """Help of 78 columns, whatever the terminal has."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, width=78)
 
 
 def _roff(text: str) -> str:

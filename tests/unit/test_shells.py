@@ -97,3 +97,13 @@ def test_the_manual_page_is_read_without_complaint_and_is_whole(
             ".fi",
         )
     assert "\n.B serviceNetworks\n" in text
+
+
+def test_every_option_says_what_it_is_for() -> None:
+    silent = [
+        " ".join((*each.words, *option.flags))
+        for each in shells.tree()
+        for option in each.options
+        if not option.help
+    ]
+    assert silent == []

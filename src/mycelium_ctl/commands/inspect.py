@@ -54,7 +54,7 @@ def read_public_key(path: str) -> bytes:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("key", nargs="?", metavar="PUBLIC-KEY")
+    source.add_argument("key", nargs="?", metavar="PUBLIC-KEY", help="in hexadecimal")
     source.add_argument("-k", "--key-file", metavar="FILE", help="the daemon's private key")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     nodestate.add_options(parser)

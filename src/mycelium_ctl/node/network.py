@@ -35,21 +35,45 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--route", action="append", metavar="PREFIX", help="instead of 400::/7")
     group.add_argument("--portmap", action=flag, help="chain portmap, for hostPort")
-    group.add_argument("--ingress", choices=CHOICES["ingress"])
-    group.add_argument("--allow-from", action="append", metavar="PREFIX", help="with cluster")
+    group.add_argument(
+        "--ingress", choices=CHOICES["ingress"], help="who may open connections to the pods (open)"
+    )
+    group.add_argument(
+        "--allow-from",
+        action="append",
+        metavar="PREFIX",
+        help="with --ingress cluster: these may, too",
+    )
     group.add_argument(
         "--transit", action=flag, help="let the overlay reach what is behind the node"
     )
     group.add_argument("--peering", action=flag, help="pods may be peers of the node's daemon")
-    group.add_argument("--guard", choices=CHOICES["guard"])
-    group.add_argument("--addressing", choices=CHOICES["addressing"])
-    group.add_argument("--mtu", type=int, metavar="BYTES")
-    group.add_argument("--interface-name", metavar="NAME", help="in a chain (mycelium0)")
     group.add_argument(
-        "--capability", action="append", choices=("ips", "mac", "dns"), help="let pods ask for it"
+        "--guard",
+        choices=CHOICES["guard"],
+        help="whether ADD needs the packet filter rules (required)",
     )
-    group.add_argument("--log-level", choices=CHOICES["logLevel"])
-    group.add_argument("--log-file", metavar="FILE")
+    group.add_argument(
+        "--addressing",
+        choices=CHOICES["addressing"],
+        help="a new address for each pod, or one that is kept by name (random)",
+    )
+    group.add_argument("--mtu", type=int, metavar="BYTES", help="of the pod link (the interface's)")
+    group.add_argument(
+        "--interface-name", metavar="NAME", help="of the pod link behind another plugin (mycelium0)"
+    )
+    group.add_argument(
+        "--capability",
+        action="append",
+        choices=("ips", "mac", "dns"),
+        help="what pods may ask for; may be repeated",
+    )
+    group.add_argument(
+        "--log-level",
+        choices=CHOICES["logLevel"],
+        help="the least severe event that is logged (warning)",
+    )
+    group.add_argument("--log-file", metavar="FILE", help="where the plugin logs (standard error)")
 
 
 def arguments() -> list[str]:

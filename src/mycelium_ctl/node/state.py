@@ -66,13 +66,22 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "where to look", "By default as the configuration in use says, else the built-in defaults."
     )
-    group.add_argument("--mode", choices=CHOICES["mode"])
+    group.add_argument("--mode", choices=CHOICES["mode"], help="how pods are attached (auto)")
     group.add_argument("--interface", metavar="NAME", help="the daemon's interface (mycelium)")
-    group.add_argument("--bridge", metavar="NAME", help="(mycelium-br)")
+    group.add_argument("--bridge", metavar="NAME", help="the bridge of bridge mode (mycelium-br)")
     group.add_argument("--netseed", metavar="FILE", help="the daemon's key file (/etc/netseed)")
-    group.add_argument("--api", default=API, metavar="ADDRESS:PORT", help="(%(default)s)")
-    group.add_argument("--conf-dir", action="append", type=Path, metavar="DIR", default=[])
-    group.add_argument("--bin-dir", action="append", type=Path, metavar="DIR", default=[])
+    group.add_argument(
+        "--api", default=API, metavar="ADDRESS:PORT", help="the daemon's HTTP API (%(default)s)"
+    )
+    for kind, reads in (("conf", "network configurations"), ("bin", "plugins")):
+        group.add_argument(
+            f"--{kind}-dir",
+            action="append",
+            type=Path,
+            metavar="DIR",
+            default=[],
+            help=f"where the runtime looks for {reads}; may be repeated",
+        )
     group.add_argument(
         "--root", type=Path, default=Path("/"), metavar="DIR", help="read files below DIR instead"
     )
