@@ -73,8 +73,8 @@ def deb(
         # OpenRC and zinit are not Debian's.
         if unit.reader in ("etc/systemd", "etc/NetworkManager"):
             _put(root / unit.place.replace("etc/", "usr/lib/", 1), text.encode())
-    for page in shells.PAGES:
-        _put(root / "usr/share" / page.packaged, page.octets)
+    for file in shells.INSTALLED:
+        _put(root / file.packaged, file.octets)
     _put(doc / "examples/10-mycelium.conflist", conflist.encode())
     _put(doc / "copyright", licences.encode())
     _put(doc / "sbom.cdx.json", executable.with_name(f"{executable.name}.cdx.json").read_bytes())

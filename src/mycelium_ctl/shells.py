@@ -232,18 +232,18 @@ def manual() -> str:
 
 
 def _roff(text: str) -> str:
-    text = text.replace("\\", "\\e").replace("-", "\\-").replace("'", "\\(aq")
+    text = text.replace("…", "...").replace("\\", "\\e").replace("-", "\\-").replace("'", "\\(aq")
     return re.sub(r"(?m)^\.", r"\\&.", text)
 
 
 # Where they belong
 
 
-class Page(NamedTuple):
-    """A file for a shell or for man. Paths are below usr/share for what a package brings, and below
-    usr/local/share for what an administrator does."""
+class Installed(NamedTuple):
+    """A file for a shell or for man, which a package and `install` put in different places. All
+    paths are below the root."""
 
-    reader: str  # who would read it is on this node if this folder is
+    reader: str  # the program that reads it is on this node if this folder is
     packaged: str
     local: str
     make: Callable[[], str]
@@ -254,19 +254,29 @@ class Page(NamedTuple):
         return gzip.compress(made, mtime=0) if self.packaged.endswith(".gz") else made
 
 
-PAGES: Final = (
-    Page(
-        "bash-completion",
-        "bash-completion/completions/mycelium-cni",
-        "bash-completion/completions/mycelium-cni",
+INSTALLED: Final = (
+    Installed(
+        "usr/share/bash-completion",
+        "usr/share/bash-completion/completions/mycelium-cni",
+        "usr/local/share/bash-completion/completions/mycelium-cni",
         bash,
     ),
-    Page("zsh", "zsh/vendor-completions/_mycelium-cni", "zsh/site-functions/_mycelium-cni", zsh),
-    Page(
-        "fish",
-        "fish/vendor_completions.d/mycelium-cni.fish",
-        "fish/vendor_completions.d/mycelium-cni.fish",
+    Installed(
+        "usr/share/zsh",
+        "usr/share/zsh/vendor-completions/_mycelium-cni",
+        "usr/local/share/zsh/site-functions/_mycelium-cni",
+        zsh,
+    ),
+    Installed(
+        "usr/share/fish",
+        "usr/share/fish/vendor_completions.d/mycelium-cni.fish",
+        "etc/fish/completions/mycelium-cni.fish",  # fish does not look below usr/local by itself
         fish,
     ),
-    Page("man", "man/man8/mycelium-cni.8.gz", "man/man8/mycelium-cni.8.gz", manual),
+    Installed(
+        "usr/share/man",
+        "usr/share/man/man8/mycelium-cni.8.gz",
+        "usr/local/share/man/man8/mycelium-cni.8.gz",
+        manual,
+    ),
 )

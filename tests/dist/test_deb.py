@@ -127,7 +127,7 @@ def test_it_holds_what_a_package_should(package: Path) -> None:
     assert not [line for line in listing.splitlines() if " root/root " not in line]
     for path in (
         "/usr/share/man/man8/mycelium-cni.8.gz",
-        *(f"/usr/share/{page.packaged}" for page in shells.PAGES),
+        *(f"/{file.packaged}" for file in shells.INSTALLED),
         "/usr/share/doc/mycelium-cni/copyright",
         "/usr/share/doc/mycelium-cni/sbom.cdx.json",
         "/usr/share/doc/mycelium-cni/examples/10-mycelium.conflist",

@@ -68,12 +68,12 @@ def test_completions_and_the_manual_come_for_what_reads_them(tool: Tool, root: P
         (root / "usr/share" / reader).mkdir(parents=True)
     before = tree(root)
     done(tool, "install")
-    made = {name.removeprefix("usr/local/share/") for name in tree(root).keys() - before.keys()}
-    bash = "bash-completion/completions/mycelium-cni"
-    fish = "fish/vendor_completions.d/mycelium-cni.fish"
-    assert {bash, fish, "man/man8/mycelium-cni.8.gz"} <= made
+    made = tree(root).keys() - before.keys()
+    bash = "usr/local/share/bash-completion/completions/mycelium-cni"
+    fish = "etc/fish/completions/mycelium-cni.fish"
+    assert {bash, fish, "usr/local/share/man/man8/mycelium-cni.8.gz"} <= made
     assert not any("zsh" in name for name in made)
-    assert b"complete -o default" in tree(root)[f"usr/local/share/{bash}"]
+    assert b"complete -o default" in tree(root)[bash]
     assert "nothing to do" in done(tool, "install")
     done(tool, "uninstall")
     assert tree(root) == before

@@ -73,7 +73,7 @@ class Installation:
             *self._executable(),
             *self._tool(),
             *self._units(),
-            *self._pages(),
+            *self._shell_files(),
             *self._network(),
             *self._setup(),
         ]
@@ -126,13 +126,13 @@ class Installation:
             steps.append(Step(shlex.join(units.RELOAD), partial(programs.change, units.RELOAD)))
         return steps
 
-    def _pages(self) -> list[Step]:
+    def _shell_files(self) -> list[Step]:
         """Completions and the manual page, for the shells that are there."""
         root, steps = self._where.root, []
-        for page in shells.PAGES:
-            path = root / "usr/local/share" / page.local
-            if (root / "usr/share" / page.reader).is_dir() and files.writable(path):
-                octets = page.octets
+        for file in shells.INSTALLED:
+            path = root / file.local
+            if (root / file.reader).is_dir() and files.writable(path):
+                octets = file.octets
                 if not path.is_file() or path.read_bytes() != octets:
                     write = partial(self._receipt.write, path, octets)
                     steps.append(Step(f"write {path}", write))
