@@ -38,8 +38,6 @@ image: dist ## a container image of it, as an archive
 release: dist/mycelium-cni-linux-amd64 dist/mycelium-cni-linux-arm64 ## all that is published
 	$(VENV)/bin/python launcher/package.py
 
-test-pip: dist/mycelium-cni-linux-amd64 # all tests: those of the executable are among them
-
 test-dist: venv test-packages dist/mycelium-cni-linux-amd64 ## the executable itself, its budget
 	$(PYTEST) tests/dist tests/fence
 

@@ -1260,14 +1260,17 @@ KINDS: tuple[Kind, ...] = ("plain", "services")
 
 def _every(cases: dict[str, Case], *, guarded: bool = True) -> pytest.MarkDecorator:
     found = [
-        (mode, kind, name)
+        pytest.param(
+            *(mode, kind, name),
+            id=f"{mode}-{kind}-{name}",
+            marks=pytest.mark.xdist_group(f"attacks-{mode}"),  # one worker plays its stages
+        )
         for name, case in cases.items()
         for mode in case.modes
         for kind in KINDS
         if case.on(kind, guarded=guarded)
     ]
-    ids = ["-".join(each) for each in found]
-    return pytest.mark.parametrize(("mode", "kind", "name"), found, ids=ids)
+    return pytest.mark.parametrize(("mode", "kind", "name"), found)
 
 
 @_every(ATTACKS)
