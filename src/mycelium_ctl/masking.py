@@ -15,24 +15,28 @@ from typing import Any, Final
 MASKED: Final = "(masked)"
 
 _WORDS: Final = (
-    r"token|secret|passw|passphrase|passwd|pwd|credential|bearer|cookie|psk|authorization"
-    r"|(?:private|api|access|shared|encryption|signing|client|session|auth)[-_.]?key"
+    r"token|secret|passw|passphrase|passwd|pwd|credential|bearer|cookie|psk|authorization|[-_]pass"
+    r"|(?:private|api|access|shared|encryption|signing|client|session|auth|network)[-_.]?key"
 )
 # Whole names that are secrets; "auth" inside "author" is none.
-_NAMES: Final = r"auth|key|key[-_.]?data|client[-_.]?key[-_.]?data|pin|seed"
+_NAMES: Final = r"auth|pass|key|key[-_.]?data|client[-_.]?key[-_.]?data|pin|seed"
 _KEY: Final = re.compile(rf"{_WORDS}|^(?:{_NAMES})$", re.IGNORECASE)
 _PATTERNS: Final = tuple(
     re.compile(pattern, re.IGNORECASE | re.DOTALL)
     for pattern in (
         r"(?P<keep>-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY-----).*?(?:(?=-----END )|\Z)",
+        r"(?P<keep>)\bLS0tLS1CRUdJTi[\w+/=]*",  # "-----BEGIN " in base64
         r"(?P<keep>)\beyJ[\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*)?",  # a JSON web token (RFC 7519)
         r"(?P<keep>\b(?:bearer|basic)\s+)[\w.~+/=-]{8,}",
-        r"(?P<keep>\w://)[^/\s:@\"']+:[^/\s@\"']+(?=@)",  # user and password (RFC 3986)
-        r"(?P<keep>)\b(?:AKIA[A-Z0-9]{16}|gh[oprsu]_\w{20,}|glpat-[\w-]{20,})",
+        r"(?P<keep>\w://)[^/\s@\"']+(?=@)",  # user and password, or a token (RFC 3986)
+        r"(?P<keep>)\b(?:AKIA[A-Z0-9]{16}|gh[oprsu]_\w{20,}|glpat-[\w-]{20,}|xox[a-z]-[\w-]{10,})",
+        # A header to its end: "Authorization: Token ...", "Cookie: a=...; b=..." (RFC 9110, 6265).
+        r"(?P<keep>\b(?:authorization|cookie)\s*:\s*)[^\r\n\"']+",
+        r"(?P<keep>\b(?:token|secret|password|passphrase)\s+(?:is\s+|was\s+)?)[\w.~+/=-]{14,}",
         # As in JSON, YAML, TOML, an environment and a command line.
         rf"(?P<keep>[\w.-]*(?:{_WORDS})[\w.-]*\\?[\"']?\s*[:=]\s*)"
         r"(?:\\?\"(?:[^\"\\]|\\.)*\"|'[^']*'|[^\s\"',;{}\[\]]+)",
-        rf"(?P<keep>--?[\w-]*(?:{_WORDS})[\w-]*\s+)[^\s\"'-][^\s\"']*",
+        rf"(?P<keep>--?[\w-]*(?:{_WORDS})[\w-]*\s+)(?:\"[^\"]*\"|'[^']*'|[^\s\"'-][^\s\"']*)",
         rf"(?P<keep>[\"'](?:{_NAMES})[\"']\s*:\s*)\"(?:[^\"\\]|\\.)*\"",
     )
 )

@@ -25,6 +25,20 @@ SECRETS: dict[str, dict[str, object]] = {
     "JSON in a string": {"config": json.dumps({"secret": f'{HIDDEN}"{HIDDEN}'})},
     "PEM": {"ca": PEM},
     "header": {"header": f"Authorization: Bearer {HIDDEN}"},
+    "other headers": {
+        "a": f"Authorization: Token {HIDDEN}",
+        "b": f"Cookie: a={HIDDEN}; b={HIDDEN}",
+    },
+    "token as user": {"url": f"https://{HIDDEN}@host/x"},
+    "short names": {"pass": HIDDEN, "DB_PASS": HIDDEN, "env": f"export DB_PASS={HIDDEN}"},
+    "PSK": {
+        "a": f"psk={HIDDEN}",
+        "b": f"PresharedKey = {HIDDEN}=",
+        "c": f"x --network-key {HIDDEN}",
+    },
+    "prose": {"note": f"the password is {HIDDEN}"},
+    "quoted": {"exec": f"/bin/x --password '{HIDDEN} {HIDDEN}'"},
+    "PEM in base64": {"data": f"LS0tLS1CRUdJTiBFQyBQUklWQVRFIEtFWS0{HIDDEN}"},
     "web token": {"value": f"eyJhbGciOiJIUzI1NiJ9.{HIDDEN}.{HIDDEN}"},
     "command line": {"exec": f"/bin/x --auth-token {HIDDEN} --password={HIDDEN}"},
 }

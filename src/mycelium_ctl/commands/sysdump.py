@@ -189,8 +189,11 @@ def _pieces(where: Options, state: State) -> Iterator[Piece]:
     for name, argv in PROGRAMS.items():
         yield _said(name, argv, PROGRAM_S)
     yield Piece("sysctl.txt", _sysctls(state), "/proc/sys")
-    for name in ("etc/os-release", "proc/version", "proc/modules", "proc/net/snmp6"):
+    for name in ("etc/os-release", "proc/version", "proc/net/snmp6"):
         yield _file(f"system/{Path(name).name}", Path("/", name))
+    modules = _file("system/modules", Path("/proc/modules"))
+    # Without the addresses: they would tell where the kernel is (KASLR).
+    yield modules._replace(octets=re.sub(rb"0x[0-9a-f]{8,}", b"-", modules.octets))
     yield from _configurations(state)
     answers = json.dumps(state.daemon._asdict(), indent=2).encode()
     yield Piece("daemon.json", answers, f"http://{where.api}/api/v1")
