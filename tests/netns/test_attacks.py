@@ -43,7 +43,8 @@ LAN_NODE, LAN_HOST = "2001:db8::1", "2001:db8::2"
 ULA_NODE, ULA_HOST = "fd00:1::1", "fd00:1::2"
 V4_NODE, V4_HOST = "192.0.2.1", "192.0.2.2"
 CLUSTER_IP, NODE_PORT, LAN_PORT, OVERLAY_PORT = "fd00:10:96::1", 30080, 30081, 30082
-VXLAN = {"vxlan": 4789, "old-vxlan": 8472, "geneve": 6081}
+VXLAN = {"vxlan": 4789, "old-vxlan": 8472, "vxlan-gpe": 4790}
+UDP_TUNNELS = VXLAN | {"geneve": 6081, "gue": 6080, "mpls-in-udp": 6635, "gtp": 2152}
 ALL_NODES, ALL_ROUTERS = "ff02::1", "ff02::2"
 
 # What kube-proxy or portmap does: our rules must neither break it nor be bypassed by it.
@@ -474,7 +475,7 @@ ATTACKS |= {
     },
     **{
         f"overlay-{name}-to-node": Case("node", overlay_udp(REMOTE, NODE, port))
-        for name, port in VXLAN.items()
+        for name, port in UDP_TUNNELS.items()
     },
     "overlay-vxlan-to-gateway": Case("node", overlay_udp(REMOTE, GATEWAY, 4789), BRIDGE),
     "overlay-vxlan-in-fragments": Case("node", overlay_fragments(REMOTE, NODE, 16, 4789)),
@@ -814,6 +815,41 @@ ATTACKS |= {
         "node",
         lambda s, t: s.pod(c.tcp(POD_A, bridge_link_local(s), t, dport=9651)),
         BRIDGE,
+    ),
+}
+
+# From a pod: into the node's tunnels, and so into other networks.
+
+
+def pod_tunnelled(protocol: int, dst: str) -> Sender:
+    return lambda s, t: s.pod(c.ipv6(POD_A, dst, protocol, c.udp(LAN_NODE, LAN_HOST, t)))
+
+
+ATTACKS |= {
+    **{
+        f"pod-{name}-to-node": Case("node", pod_tunnelled(protocol, NODE))
+        for name, protocol in c.TUNNELS.items()
+    },
+    **{
+        f"pod-{name}-to-node": Case("node", pod_udp(POD_A, NODE, port))
+        for name, port in UDP_TUNNELS.items()
+    },
+    "pod-vxlan-to-lan-address-of-node": Case("node", pod_udp(POD_A, LAN_NODE, 4789)),
+    "pod-vxlan-to-all-nodes": Case(
+        "node", lambda s, t: s.everyone(c.udp(POD_A, ALL_NODES, t, dport=4789)), ROUTED
+    ),
+    "pod-vxlan-in-fragments": Case("node", pod_fragments(POD_A, NODE, 16, 4789)),
+    "pod-gre-behind-options": Case(
+        "node",
+        lambda s, t: s.pod(c.ipv6(POD_A, NODE, c.DSTOPTS, c.option(c.TUNNELS["gre"]) + t)),
+    ),
+}
+FLOWS |= {
+    "pod-vxlan-to-pod": Case("pod-b", pod_udp(POD_A, POD_B, 4789)),
+    "pod-vxlan-to-overlay": Case("tun", pod_udp(POD_A, REMOTE, 4789)),
+    "pod-gre-to-overlay": Case("tun", lambda s, t: s.pod(c.ipv6(POD_A, REMOTE, 47, t))),
+    "bridge-vxlan-to-neighbour": Case(
+        "pod-b", lambda s, t: s.neighbour(c.udp(POD_A, POD_B, t, dport=4789)), BRIDGE
     ),
 }
 

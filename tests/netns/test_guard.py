@@ -498,8 +498,8 @@ table ip6 services {{
 }}"""
 
 
-def carries(site: Site) -> set[str]:
-    """What the node forwards from the overlay into networks behind it."""
+def carries(site: Site, pod: Pod) -> set[str]:
+    """By what the overlay, or the pod, gets into networks behind the node."""
     site.node.run(
         ["nft", "-f", "-"], input=f"table ip6 services\ndelete table ip6 services{NODE_PORTS}"
     )
@@ -515,29 +515,36 @@ def carries(site: Site) -> set[str]:
         found.add("node port")
     if site.delivers(site.node, [c.udp(REMOTE, NODE, tunnelled, dport=4789)], "vx0"):
         found.add("tunnel")
+    eyes = Eyes()
+    eyes.watch_wire("tunnel", Wire(site.node, "vx0"))
+    with pod.inside(), socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sender:
+        sender.sendto(tunnelled, (NODE, 4789))
+    if eyes.find(frame[-16:]):
+        found.add("tunnel from a pod")
+    eyes.close()
     return found
 
 
 @both_modes
 def test_transit_is_for_one_network_to_ask_and_for_all_to_have(site: Site, mode: str) -> None:
     plain, asking = conf("plain", mode), conf("asking", mode, transit=True)
-    everything = {"node port", "tunnel"}
-    site.attach(plain)
-    assert carries(site) == set()
+    everything = {"node port", "tunnel", "tunnel from a pod"}
+    pod, _ = site.attach(plain)
+    assert carries(site, pod) == set()
     site.attach(asking)
-    assert carries(site) == everything
+    assert carries(site, pod) == everything
     site.attach(plain)
-    assert carries(site) == everything
+    assert carries(site, pod) == everything
     assert [site.status(network).stdout for network in (plain, asking)] == ["", ""]
     site.attach(conf("asking", mode))
-    assert carries(site) == set()
+    assert carries(site, pod) == set()
     assert [site.status(network).code for network in (plain, conf("asking", mode))] == [0, 0]
 
 
 def test_what_is_open_to_transit_unasked_is_a_fault(site: Site) -> None:
-    site.attach(conf())
+    pod, _ = site.attach(conf())
     site.node.run(["nft", "flush", "chain", "inet", "mycelium-cni", "transit-mycelium"])
-    assert carries(site) == {"node port"}
+    assert carries(site, pod) == {"node port"}
     assert site.status(conf()).result["code"] == 50
 
 
@@ -687,7 +694,7 @@ def test_the_rules_have_a_number(site: Site) -> None:
     wanted = guard.Wanted("net", Config(Network(document)), Node(c.packed(NODE), 1400, True, None))
     port = guard.Port(7, bytes(6), c.packed(NODE), wanted.group)
     messages = [
-        *ruleset.base(peers=False),
+        *ruleset.base(peers=False, confined=True),
         *ruleset.overlay(wanted, known=True, confined=True),
         *ruleset.network(wanted, known=("to-network", "from-network")),
         *ruleset.bridge_base(),
@@ -697,7 +704,7 @@ def test_the_rules_have_a_number(site: Site) -> None:
     digest = hashlib.blake2b(digest_size=8)
     for message in messages:
         digest.update(bytes((message.kind & 0xFF,)) + message.body)
-    assert (guard.RULES, digest.hexdigest()) == (8, "f62a2b686b7306d3")
+    assert (guard.RULES, digest.hexdigest()) == (8, "64f5cbd74447bdee")
 
 
 def written() -> dict[str, list[str]]:

@@ -93,12 +93,13 @@ class Survey:
         """All of it, if there is no table yet."""
         wanted = self._wanted
         policy = wanted.policy
-        messages = [*rules.base(peers="peering" in policy.asks)]
+        confined = "transit" not in policy.asks
+        messages = [*rules.base(peers="peering" in policy.asks, confined=confined)]
         if policy.ingress != "open":
             messages += rules.forward()
         if policy.masquerade:
             messages += rules.postrouting()
-        messages += rules.overlay(wanted, known=False, confined="transit" not in policy.asks)
+        messages += rules.overlay(wanted, known=False, confined=confined)
         messages += rules.network(wanted, known=())
         if wanted.bridged or self._ports:
             messages += rules.bridge_base()
@@ -124,14 +125,16 @@ class Survey:
 
     def _base(self, records: Iterable[Record]) -> Iterator[Lack]:
         there = self._inet
-        before, peers = self._asked("peering", records)
-        messages = [*rules.base(peers=peers)]
+        asked = [self._asked(switch, records) for switch in ("peering", "transit")]
+        (_, peers), (_, open_) = asked
+        messages = [*rules.base(peers=peers, confined=not open_)]
         if "forward" in there.hooks or any(record.ingress != "open" for record in records):
             messages += rules.forward()
         if "postrouting" in there.hooks or any(record.masquerade for record in records):
             messages += rules.postrouting()
         for lack in _shared(rules.INET, there, messages, PODS_CHAIN):
-            yield Lack(lack.words, lack.messages, fault=lack.fault and peers == before)
+            changed = any(before != now for before, now in asked)
+            yield Lack(lack.words, lack.messages, fault=lack.fault and not changed)
 
     def _asked(self, switch: str, records: Iterable[Record]) -> tuple[bool, bool]:
         """Whether one of the node's networks had a switch on, and whether one has now."""

@@ -88,8 +88,10 @@ _INFORMATIONAL = 128  # below it an ICMPv6 type is an error's (RFC 4443, section
 # The packet that an ICMPv6 error quotes begins 8 bytes into it: its addresses are 16 and 32 in.
 _QUOTED_SOURCE, _QUOTED_DESTINATION = 16, 32
 
-# IPv4 and IPv6 in IPv6, GRE, EtherIP, L2TPv3, MPLS; VXLAN (Linux's old port too), GENEVE.
-_TUNNEL_PROTOCOLS, _TUNNEL_PORTS = (4, 41, 47, 97, 115, 137), (4789, 8472, 6081)
+# IPv4 and IPv6 in IPv6, GRE, EtherIP, L2TPv3, MPLS; and over UDP VXLAN (Linux's old port too, and
+# GPE), GENEVE, GUE, MPLS, GTP.
+_TUNNEL_PROTOCOLS = (4, 41, 47, 97, 115, 137)
+_TUNNEL_PORTS = (4789, 8472, 4790, 6081, 6080, 6635, 2152)
 
 # Where the daemon takes peers, and where it looks for them, by multicast.
 _PEERS = (b"\x25\xb2", b"\x25\xb3")  # 9650, 9651
@@ -162,10 +164,11 @@ def _once(make: Callable[..., list[nl.Message]]) -> Callable[..., tuple[nl.Messa
 
 
 @_once
-def base(*, peers: bool) -> list[nl.Message]:
+def base(*, peers: bool, confined: bool) -> list[nl.Message]:
     """The table, its maps, and the chains that do not depend on a node or a network. `peers`: pods
-    may become peers of the node's daemon."""
+    may become peers of the node's daemon. `confined`: nobody enters the node's tunnels."""
     table = INET
+    into_tunnels = (*_NO_TCP, nf.verdict(nf.NFT_JUMP, _TUNNELS))
     link = nf.meta(nf.NFT_META_IIF)
     sender = (
         link,
@@ -218,11 +221,14 @@ def base(*, peers: bool) -> list[nl.Message]:
         # nft: counter drop comment "ICMPv6 error about a packet it was not sent, or too many"
         table.rule(_ERRORS, "ICMPv6 error about a packet it was not sent, or too many", *_DROP),
         *(() if peers else _no_peers()),
+        *(_tunnels() if confined else ()),
         # nft: chain inet bridged
         table.chain("bridged"),
         table.flush_chain("bridged"),
         # nft: th dport 9650-9651 jump peering-$RULES
         *(() if peers else [_to_daemon("bridged")]),
+        # nft: meta l4proto != tcp jump tunnels-$RULES
+        *([table.rule("bridged", "", *into_tunnels)] if confined else ()),
         # nft: accept
         table.rule("bridged", "", _ACCEPT),
         # nft: chain inet pods-$RULES
@@ -230,6 +236,10 @@ def base(*, peers: bool) -> list[nl.Message]:
         table.flush_chain(PODS_CHAIN),
         # nft: th dport 9650-9651 jump peering-$RULES
         *(() if peers else [_to_daemon(PODS_CHAIN)]),
+        # nft: meta l4proto tcp iif . ip6 saddr @own-address accept
+        table.rule(PODS_CHAIN, "", *_IPV6, *_TCP, *sender, nf.lookup("own-address"), _ACCEPT),
+        # nft: meta l4proto != tcp jump tunnels-$RULES
+        *([table.rule(PODS_CHAIN, "", *into_tunnels)] if confined else ()),
         # nft: meta l4proto != ipv6-icmp iif . ip6 saddr @own-address accept
         table.rule(PODS_CHAIN, "", *_IPV6, *_NO_ICMPV6, *sender, nf.lookup("own-address"), _ACCEPT),
         # nft: meta nfproto != ipv6 counter drop comment "not IPv6"
@@ -367,7 +377,8 @@ def _tunnels() -> list[nl.Message]:
 
 def overlay(wanted: Wanted, *, known: bool, confined: bool) -> list[nl.Message]:
     """What a Mycelium interface may deliver. `known`: the table has something of that name.
-    `confined`: to this node's pods and to the node itself, also by translation and by tunnel."""
+    `confined`: to this node's pods and to the node itself, also by translation and by tunnel; so is
+    `base` then."""
     table, chain, subnet = INET, overlay_chain(wanted.interface), wanted.subnet
     transit = transit_chain(wanted.interface)
     elsewhere = (*_IPV6, _DESTINATION_SUBNET, nf.compare(_NEQ, subnet))
@@ -381,7 +392,6 @@ def overlay(wanted: Wanted, *, known: bool, confined: bool) -> list[nl.Message]:
     )
     return [
         *([bridge] if wanted.bridged else ()),
-        *(_tunnels() if confined else ()),
         table.chain(transit),
         table.flush_chain(transit),
         *([beyond] if confined else ()),

@@ -35,8 +35,8 @@ BRIDGE_WORDS = "mycelium-cni: who may send what from which port; rules 3"
 # first and the last: with other numbers it would take the table, and every network's policy, for
 # flushed.
 PREROUTING_USES = 3
-# Each has one more, unless a network asks for peering, or transit.
-PODS_USES = 12 + 1
+# The first has up to two more, the second one: a network may ask for peering, or transit.
+PODS_USES = 13 + 1
 OVERLAY_USES = 12 + 1
 FORWARD_USES = 3
 BRIDGE_USES = 7 + 1

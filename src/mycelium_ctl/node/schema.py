@@ -32,8 +32,8 @@ MEANINGS: Final = {
     "defaultRoute": "Give the pod a default route (`::/0`) too.",
     "ipMasq": "Masquerade pod traffic that leaves the overlay to the node's address.",
     "transit": "Let what comes from the overlay go on: to node ports and host ports whose backend "
-    "is no pod of this node, and into tunnels that end on the node (VXLAN, GRE, ...). One network "
-    "that says so opens the node.",
+    "is no pod of this node, and into tunnels that end on the node (VXLAN, GRE, ...); into these "
+    "from pods, too. One network that says so opens the node.",
     "peering": "Let pods become peers of the node's daemon (TCP and UDP 9650 and 9651). One "
     "network that says so opens the daemon to all pods of the node.",
     "serviceNetworks": "Kubernetes' Service networks. The node, and pods without a default route, "
