@@ -11,7 +11,6 @@ import json
 import re
 import signal
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -356,8 +355,7 @@ def leave_it(stage: Stage, call: Future[PluginCall]) -> None:
     """What the test has done to the pod is enough."""
 
 
-@pytest.mark.timing("ADD takes at most its ten seconds")
-def test_an_add_gives_up_in_time_and_is_undone(command: list[str]) -> None:
+def test_an_add_waits_seven_seconds_in_all_and_is_undone(command: list[str]) -> None:
     """Its requests take long, and then what it waits for does not come: a pod without the rule of
     the table `local` never has a usable address."""
 
@@ -369,11 +367,15 @@ def test_an_add_gives_up_in_time_and_is_undone(command: list[str]) -> None:
                 stage.pod.run(["ip", "-6", "rule", "delete", "preference", "0"])
                 stage.before = picture(stage.node, stage.pod)
             slow = "inject=sendto:delay_enter=200000:when=5..16"
-            start = time.monotonic()
-            call = pool.submit(stage.strace, "-e", "trace=sendto", "-e", slow)
+            watch = ("-ttt", "-e", "trace=sendto,clock_nanosleep", "-e", slow)
+            call = pool.submit(stage.strace, *watch)
             spoil(stage, call)
             refused(call.result(), says=says)
-            assert time.monotonic() - start < 10
+            # What a busy kernel takes for requests is its own affair; the waits are ours.
+            first, *others = stage.trace()
+            waits = [line for line in others if "clock_nanosleep" in line]
+            moments = [float(line.split()[0]) for line in (first, *waits)]
+            assert moments[-1] - moments[0] < 8
             assert stage.changes() == []
 
     at_once(
