@@ -131,7 +131,7 @@ def test_nothing_is_left_when_it_is_stopped(tool: Tool, number: signal.Signals) 
     testing = tool.node.start(argv)
     await_fact(lambda: len(tool.json("list")) == 2, "two pods")
     testing.stop(number)
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 20
     while state(tool.node) != before and time.monotonic() < deadline:
         time.sleep(0.1)
     assert state(tool.node) == before

@@ -398,9 +398,11 @@ def test_a_result_that_nobody_can_be_told_is_undone(
     command: list[str], mode: Mode, state: State
 ) -> None:
     with staged(command, mode, state) as stage:
-        # Closed; full; and a pipe behind which the program has ended when the result comes.
-        for outlet in (">&-", ">/dev/full", "| true"):
-            script = f'{{ sleep 0.2; "$@"; echo $? >&2; }} {outlet}'
+        pipe = stage.lab.directory / "pipe"
+        # Closed; full; and a pipe whose reader has gone.
+        made = f"mkfifo {pipe}; exec 4<>{pipe}; exec 5>{pipe}; exec 4>&-; rm {pipe}"
+        for outlet in (">&-", ">/dev/full", ">&5"):
+            script = f'{made}; "$@" {outlet}; echo $? >&2'
             call = stage.run(["sh", "-c", script, "sh", *command])
             assert call.stderr.splitlines()[-1] == "1", (outlet, call)
             assert stage.changes() == [], outlet
