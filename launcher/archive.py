@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -153,20 +155,26 @@ class Archive:
         return run(*argv, cwd=cwd or self._work, env={"APT_CONFIG": str(self._config)})
 
 
-def untouched_since(source: Path, version: str, changelog: str, path: str) -> bool:
+def untouched_since(
+    source: Path, version: str, changelog: str, path: str, reviewed: Collection[str] = ()
+) -> bool:
     """Whether a file of a patched source can be taken for the same file of a later version.
 
     It can when no patch of the earlier version touches it and the changes made since, as the later
-    version's changelog tells them, do not mention it.
+    version's changelog tells them, do not mention it. `reviewed`: the names of patches and changes
+    that somebody has read, and that do not matter.
     """
     if not (source / path).is_file():
         return False
     for patch in (source / "debian/patches").iterdir():
-        if f"/{path}" in patch.read_text(encoding="utf-8", errors="replace"):
+        text = patch.read_text(encoding="utf-8", errors="replace")
+        if patch.stem not in reviewed and f"/{path}" in text:
             return False
-    since = changelog.partition(f"({version})")[0].lower()
+    since = re.split(r"\n\s*[-*] ", changelog.partition(f"({version})")[0])
     word = Path(path).stem.strip("_").removesuffix("module").lower()
-    return word not in since
+    return not any(
+        word in change.lower() for change in since if not any(name in change for name in reviewed)
+    )
 
 
 class _SortKey:

@@ -125,7 +125,7 @@ class Toolchain:
             *options,
             *objects,
             libraries / "libpython3.11.a",
-            libraries / "libz.a",
+            *[libraries / f"{name}.a" for name in ("libz", "libssl", "libcrypto")],
             "-lm",
             "-o",
             output,
@@ -282,10 +282,17 @@ def assemble(facts: dict[str, Any], output: Path) -> None:
         ours.append(LAUNCHER / "start_x86_64.c")
     generated = [objects / name for name in ("tables.c", "modules.c")]
     extensions = [source / path for name, path in facts["extensions"].items() if name in built_in]
+    replaced = [LAUNCHER / path.name for path in extensions]
+    extensions = [
+        own if own.is_file() else path for own, path in zip(replaced, extensions, strict=True)
+    ]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         compiled = [
             *pool.map(lambda path: toolchain.compile(path, *OWN_FLAGS), ours),
-            *pool.map(lambda path: toolchain.compile(path, "-DPy_BUILD_CORE_BUILTIN"), extensions),
+            *pool.map(
+                lambda path: toolchain.compile(path, "-DPy_BUILD_CORE_BUILTIN", f"-I{source}"),
+                extensions,
+            ),
             *pool.map(toolchain.compile, generated),
         ]
     # With symbols, for the instruction budget and for debuggers; they are not shipped.

@@ -24,7 +24,7 @@ NEVER = """
     IPython _bootsubprocess _pyio attr bz2 cgitb ctypes curses distutils doctest
     ensurepip ftplib getpass gettext ipywidgets idlelib jupyter lib2to3 locale lzma markdown_it
     multiprocessing nturl2path optparse pdb pip pkg_resources pydoc pygments rich.markdown
-    rich.syntax rich.traceback setuptools sqlite3 ssl test tkinter tomllib turtle unittest venv
+    rich.syntax rich.traceback setuptools sqlite3 test tkinter tomllib turtle unittest venv
     webbrowser xml xmlrpc
 """
 EPOCH = (1980, 1, 1, 0, 0, 0)  # a zip file knows no earlier time

@@ -16,6 +16,7 @@ LICENCES = {
     "libpython3.11-dev": "PSF-2.0",
     "libpython3.11-minimal": "PSF-2.0",
     "libpython3.11-stdlib": "PSF-2.0",
+    "libssl-dev": "Apache-2.0",
     "linux-libc-dev": "GPL-2.0-only WITH Linux-syscall-note",
     "rich": "MIT",
     "zlib1g-dev": "Zlib",
