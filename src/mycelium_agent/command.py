@@ -8,6 +8,10 @@ It checks everything when it starts, once a minute and on SIGHUP, because the ke
 most settings below /proc/sys. A repair that is undone again and again is repeated after 1, 2, 4 …
 seconds, in the end once a minute. It removes attachments whose pod is gone, as `gc` does.
 
+As a pod of Kubernetes that has its node's name in NODE_NAME, it publishes the node's subnet as
+annotations of the Node, and keeps the subnets of all nodes for `"ingress": "cluster"`. What it knew
+last stays while the API does not answer.
+
 Over HTTP it answers /healthz (it works), /readyz (what STATUS would say) and /metrics (Prometheus).
 
 Pods do not depend on it: ADD and DEL work without it, and when it ends (SIGTERM, exit code 0) pods
@@ -20,11 +24,13 @@ run on. Stop it before `teardown` and `uninstall`.
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from mycelium_agent import serve
 from mycelium_agent.calls import Calls
@@ -36,6 +42,9 @@ from mycelium_ctl.errors import ToolError, refused
 from mycelium_ctl.node import state as nodestate
 from mycelium_ctl.node.rights import blindness, require_rights
 from mycelium_ctl.view import count
+
+if TYPE_CHECKING:
+    from mycelium_agent.cluster import Cluster
 
 STOP, LOOK = (signal.SIGTERM, signal.SIGINT), signal.SIGHUP
 
@@ -66,9 +75,9 @@ def run(arguments: argparse.Namespace) -> int:
         watch = Watch()
     except OSError as error:
         raise ToolError(f"cannot listen to the kernel: {refused(error)}") from error
-    with _signals() as told:
+    with _signals() as (told, teller):
         watch.also(told.fileno())
-        reconciler = Reconciler(where, log)
+        reconciler = Reconciler(where, log, _cluster(log, teller))
         calls = Calls()
         try:
             calls.start()
@@ -86,6 +95,22 @@ def run(arguments: argparse.Namespace) -> int:
             changes = _next(watch, told, reconciler.due)
     log.write("info", "stopped; pods run on")
     return 0
+
+
+def _cluster(log: Log, teller: socket.socket) -> Cluster | None:
+    """The Kubernetes cluster, if this process is one of its pods and knows its node's name."""
+    name = os.environ.get("NODE_NAME")
+    if not name:
+        return None
+    from mycelium_agent import kubernetes  # with OpenSSL
+    from mycelium_agent.cluster import Cluster
+
+    api = kubernetes.own()
+    if api is None:
+        raise ToolError("NODE_NAME is set, and KUBERNETES_SERVICE_HOST is not")
+    cluster = Cluster(api, name, log, lambda: teller.send(bytes([LOOK])))
+    cluster.start()
+    return cluster
 
 
 def _next(watch: Watch, told: socket.socket, due: float) -> Changes | None:
@@ -107,8 +132,8 @@ def _next(watch: Watch, told: socket.socket, due: float) -> Changes | None:
 
 
 @contextmanager
-def _signals() -> Iterator[socket.socket]:
-    """A socket that delivers the numbers of signals."""
+def _signals() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """A socket that delivers the numbers of signals, and one to send such a number to it."""
     told, teller = socket.socketpair()
     with told, teller:
         told.setblocking(False)
@@ -117,7 +142,7 @@ def _signals() -> Iterator[socket.socket]:
         for number in (*STOP, LOOK):
             signal.signal(number, lambda *_: None)
         try:
-            yield told
+            yield told, teller
         finally:
             signal.set_wakeup_fd(-1)
 

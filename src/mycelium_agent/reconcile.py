@@ -26,7 +26,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from mycelium_agent.backoff import Backoff
 from mycelium_agent.log import Log
@@ -44,6 +44,9 @@ from mycelium_ctl.node.expected import Expected
 from mycelium_ctl.node.stale import find_gone, find_left_over
 from mycelium_ctl.node.state import Attached, Options, State
 from mycelium_ctl.view import count
+
+if TYPE_CHECKING:
+    from mycelium_agent.cluster import Cluster
 
 # Checks of doctor whose repairs are not facts of `setup`.
 CHECKS: Final = ("loopback", "ipv6", "overlay-routes")
@@ -65,9 +68,10 @@ class Reconciler:
     """`known` and `names`: what to watch (Watch); `due`: when to look again without being told, on
     the monotonic clock; `repairs`: how many facts have been made, by kind."""
 
-    def __init__(self, where: Options, log: Log) -> None:
+    def __init__(self, where: Options, log: Log, cluster: Cluster | None = None) -> None:
         self.where: Final = where
         self.log: Final = log
+        self._cluster: Final = cluster
         self.known: dict[Place, set[int]] = {}
         self.names: set[str] = set()
         self.due = 0.0
@@ -102,6 +106,9 @@ class Reconciler:
     def _look_at_node(self) -> State:
         """Repair the node; its state as it is then."""
         state = State(self.where)
+        if self._cluster:
+            self._cluster.keep(state.cluster_file, self.where.root)  # before the policy is read
+            self._cluster.publish(state.address)
         self.names = {*state.own_links}
         made = False
         for check, findings in examine(state, CHECKS):

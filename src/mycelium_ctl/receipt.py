@@ -86,6 +86,15 @@ class Receipt:
         except OSError as error:
             raise ToolError(f"cannot link {path}: {refused(error)}") from error
 
+    def adopt(self, path: Path) -> None:
+        """Note a file that another part of the program keeps, and changes. Raises ToolError."""
+        if self.place(path) not in self._files:
+            self._files[self.place(path)] = ""
+            try:
+                self._save()
+            except OSError as error:
+                raise ToolError(f"cannot write {self.path}: {refused(error)}") from error
+
     def _make(self, folder: Path) -> None:
         if not folder.exists():
             self._note_missing(folder)
@@ -125,7 +134,8 @@ class Receipt:
             return
         with suppress(OSError):
             self.path.unlink()
-        for place in sorted(self._folders, key=len, reverse=True):
+        # The last is ours, whoever has made it: a kubelet does, before it starts the agent.
+        for place in sorted({*self._folders, self.place(self.path.parent)}, key=len, reverse=True):
             with suppress(OSError):  # others have files there
                 (self._root / place.lstrip("/")).rmdir()
 

@@ -14,7 +14,9 @@ from .cluster import CHART, MANIFEST, REMOVAL
 def render(kubernetes: Path, *settings: str) -> str:
     """What the chart makes with these values. Raises CalledProcessError."""
     values = [word for setting in settings for word in ("--set", setting)]
+    policies = "admissionregistration.k8s.io/v1/ValidatingAdmissionPolicy"
     argv = ["template", "mycelium-cni", CHART, "--namespace", "kube-system", *values]
+    argv += ["--api-versions", policies]
     done = subprocess.run([kubernetes / "helm", *argv], capture_output=True, text=True, check=True)
     return done.stdout
 

@@ -25,6 +25,7 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {  # good ones, bad ones
     "interfaceName": (["mycelium0"], ["", "way-too-long-name"]),
     "netseed": (["/etc/netseed"], ["", "etc/netseed", 5]),
     "logFile": (["/var/log/mycelium-cni.log"], ["", "log", {}]),
+    "clusterFile": (["/run/cluster"], ["", "cluster", []]),
     "mtu": ([1280, 1400, 1400.0, 65535], [1279, 65536, -1, 1400.5, "1400", True]),
     "defaultRoute": ([True, False], [1, "true"]),
     "ipMasq": ([True, False], [0, "no"]),

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 from _blake2 import blake2b
+from errno import ENOENT
+from posix import O_RDONLY, close, read
 
 from mycelium_cni.cni.errors import (
     DECODING_FAILURE,
@@ -16,7 +18,8 @@ from mycelium_cni.cni.jsontext import dump, parse
 from mycelium_cni.cni.request import VERSIONS, check_ifname, is_identifier
 from mycelium_cni.cni.spelling import meant
 from mycelium_cni.kernel.address import format_prefix, parse_address, parse_mac, parse_prefix
-from mycelium_cni.overlay import MYCELIUM
+from mycelium_cni.kernel.files import open_regular
+from mycelium_cni.overlay import MYCELIUM, on_mycelium
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,7 +43,11 @@ CHOICES = {  # the first value is the default
     "logLevel": ("warning", "error", "info", "debug"),
 }
 LINKS = {"myceliumInterface": "mycelium", "bridge": "mycelium-br", "interfaceName": "mycelium0"}
-PATHS = {"netseed": "/etc/netseed", "logFile": ""}
+PATHS = {
+    "netseed": "/etc/netseed",
+    "clusterFile": "/var/lib/mycelium-cni/cluster",
+    "logFile": "",
+}
 NUMBERS = {"mtu": (IPV6_MIN_MTU, 65535)}
 NODE_SWITCHES = ("transit", "peering")  # one network turns them on for the whole node
 SWITCHES = ("defaultRoute", "ipMasq", *NODE_SWITCHES)  # off by default
@@ -61,11 +68,11 @@ _COMMON_KEYS = (
     *("runtimeConfig", "prevResult", "cni.dev/valid-attachments", "cni.dev/attachments"),
 )
 _KNOWN = frozenset((*KEYS, *_COMMON_KEYS))
-_POLICY_KEYS = ("ingress", "allowFrom", "ipMasq", "guard")
+_POLICY_KEYS = ("ingress", "allowFrom", "clusterFile", "ipMasq", "guard")
 _MOST_UNKNOWN = 256
 
 _DEFAULT_ROUTE = (bytes(16), 0)
-MOST_PREFIXES = 1024
+MOST_PREFIXES = 1024  # of a list, and of a cluster's nodes
 # What a runtime may ask of a plugin (CONVENTIONS.md) and we cannot do, and who can.
 OTHERS_CAPABILITIES = {
     "portMappings": "portmap",
@@ -89,22 +96,27 @@ class Route:
 
 
 class Policy:
-    """Who may open connections to a network's pods, and what happens to what they send. `asks`: the
-    NODE_SWITCHES that the network turns on. `required`: an ADD without the guard fails, because the
-    configuration says so or asks for what only the guard can do."""
+    """Who may open connections to a network's pods, and what happens to what they send.
+    `allow_from` includes the subnets of the cluster's nodes, which the agent writes to
+    `cluster_file`. `asks`: the NODE_SWITCHES that the network turns on. `required`: an ADD without
+    the guard fails, because the configuration says so or asks for what only the guard can do."""
 
-    __slots__ = ("allow_from", "asks", "ingress", "masquerade", "required")
+    __slots__ = ("allow_from", "asks", "cluster_file", "ingress", "masquerade", "required")
 
     def __init__(self, doc: Document) -> None:
         self.ingress: Final = _choice(doc, "ingress")
-        self.allow_from: Final = _prefixes(doc, "allowFrom")
+        allowed = _prefixes(doc, "allowFrom")
+        self.cluster_file: Final = _path(doc, "clusterFile")
         self.masquerade: Final = _boolean(doc, "ipMasq")
         self.asks: Final = [key for key in NODE_SWITCHES if _boolean(doc, key)]
         optional = _choice(doc, "guard") == "optional"
         self.required: Final = not optional or self.ingress != "open" or self.masquerade
-        if self.allow_from and self.ingress != "cluster":
+        if self.ingress == "cluster":
+            allowed += _read_subnets(self.cluster_file)
+        elif allowed:
             wanted = f'needs "ingress": "cluster", and ingress is "{self.ingress}"'
             raise _invalid("allowFrom", doc.get("allowFrom"), wanted)
+        self.allow_from: Final = _outermost(allowed)
 
     def words(self, subnet: bytes) -> str:
         """The policy in words, different for different policies."""
@@ -279,7 +291,7 @@ class Config:
         self.addressing: Final = _choice(doc, "addressing")
         self.mtu: Final = _integer(doc, "mtu", NUMBERS["mtu"])
         self.policy: Final = Policy(doc)
-        self.service_networks: Final = _prefixes(doc, "serviceNetworks")
+        self.service_networks: Final = _outermost(_prefixes(doc, "serviceNetworks"))
         self.routes: Final = _routes(doc, self.service_networks)
         self.dns: Final = _dns(doc)
         self.prev_result: Final = _object(doc, "prevResult")
@@ -423,17 +435,51 @@ def _asks(value: Json) -> bool:
 
 
 def _prefixes(doc: Document, key: str) -> list[tuple[bytes, int]]:
-    """Prefixes, in order, none inside another: the packet filter takes no overlaps."""
     listed = _strings(doc.get(key), key)
     if len(listed) > MOST_PREFIXES:
         raise _invalid(key, len(listed), f"at most {MOST_PREFIXES} prefixes")
+    return [_parsed(parse_prefix, f"{key}[{n}]", text) for n, text in enumerate(listed)]
+
+
+def _outermost(prefixes: list[tuple[bytes, int]]) -> list[tuple[bytes, int]]:
+    """Prefixes, in order, none inside another: the packet filter takes no overlaps."""
     kept: list[tuple[bytes, int]] = []
-    parsed = [_parsed(parse_prefix, f"{key}[{n}]", text) for n, text in enumerate(listed)]
-    for base, length in sorted(parsed):
+    for base, length in sorted(prefixes):
         # Sorted, a prefix comes right before all that it contains.
         if not kept or _cut(base, kept[-1][1]) != kept[-1][0]:
             kept.append((base, length))
     return kept
+
+
+def parse_subnet(text: str) -> tuple[bytes, int]:
+    """A node's subnet; raises ValueError."""
+    prefix = parse_prefix(text)
+    if prefix[1] != 64 or not on_mycelium(prefix[0]):
+        raise ValueError(f"{text!a} is not the subnet of a Mycelium node, a /64 of 400::/7")
+    return prefix
+
+
+def _read_subnets(path: str) -> list[tuple[bytes, int]]:
+    """The subnets of the cluster's nodes, one a line; none where there is no such file, as before
+    the agent has written it. A line that is no subnet does not count."""
+    try:
+        fd = open_regular(path, O_RDONLY)
+        try:
+            octets = read(fd, 64 * MOST_PREFIXES)
+        finally:
+            close(fd)
+    except OSError as error:
+        if error.errno == ENOENT:
+            return []
+        wanted = f"must be the file that `mycelium-cni agent` writes: {error.strerror}"
+        raise _invalid("clusterFile", path, wanted) from None
+    found = []
+    for line in octets.splitlines()[:MOST_PREFIXES]:
+        try:
+            found.append(parse_subnet(line.decode()))
+        except ValueError:
+            continue
+    return found
 
 
 def _cut(address: bytes, length: int) -> bytes:

@@ -47,7 +47,8 @@ class Guard(Fact):
 
     @property
     def label(self) -> str:
-        return f"table inet {guard.TABLE_NAME} with the policy of network {self.wanted.network}"
+        policy = self.wanted.policy.words(self.wanted.subnet)
+        return f"table inet {guard.TABLE_NAME}, network {self.wanted.network}: {policy}"
 
     def holds(self, seen: Snapshot) -> bool:
         try:

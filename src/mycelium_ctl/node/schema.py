@@ -23,8 +23,11 @@ MEANINGS: Final = {
     "mode": "How pods are attached. `auto`: `bridge` if the configuration names a `bridge`, "
     "`routed` if it names a `myceliumInterface`, otherwise `bridge` if the node has that bridge.",
     "ingress": "Who may open connections to the pods. `open`: everyone on the overlay. `cluster`: "
-    "the node, its own pods and `allowFrom`. `closed`: the node only.",
+    "the node, its own pods, `allowFrom` and the nodes that `clusterFile` lists. `closed`: "
+    "the node only.",
     "allowFrom": "The prefixes that may open connections with `ingress` `cluster`.",
+    "clusterFile": "The file in which `mycelium-cni agent` keeps the subnets of the cluster's "
+    "nodes, one a line, for `ingress` `cluster`. It need not exist.",
     "addressing": "`random`: a new address for every pod. `stable`: a pod of the same namespace "
     "and name gets the same address again on its node.",
     "routes": "The pod's routes, all through its gateway. Each has `dst`, an IPv6 prefix, and may "

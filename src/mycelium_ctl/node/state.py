@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from mycelium_cni.cni.config import CHOICES, Config, Network
+from mycelium_cni.cni.config import CHOICES, PATHS, Config, Network
 from mycelium_cni.cni.errors import CniError
 from mycelium_cni.guard import counterpart
 from mycelium_cni.kernel import netlink as nl
@@ -349,6 +349,11 @@ class State:
     def config(self) -> Config:
         """Raises ToolError for command-line values that no configuration may have."""
         return _config(self.entry)
+
+    @property
+    def cluster_file(self) -> Path:
+        """Where the network finds the subnets of the cluster's nodes."""
+        return Path(str(self.entry.get("clusterFile") or PATHS["clusterFile"]))
 
     @property
     def network(self) -> str:
