@@ -6,7 +6,7 @@ Only the module of the chosen command is imported.
 
 from __future__ import annotations
 
-import difflib
+import gc
 import os
 import sys
 from errno import EBADF, EIO, ENOSPC, EPIPE
@@ -19,6 +19,9 @@ from mycelium_ctl.parsers import COMMANDS, PROGRAM, load
 from mycelium_lab.errors import LabError
 
 _OUTPUT_ENDS: Final = (EPIPE, ENOSPC, EIO, EBADF)
+# New objects before cycles among them are collected. Most commands end before; CPython's default
+# of 700 is reached many times by their imports alone.
+_YOUNG: Final = 20_000
 
 
 def main(argv: list[str]) -> int:
@@ -26,6 +29,7 @@ def main(argv: list[str]) -> int:
 
     0: all is well. 1: it is not. 2: the command line is wrong. 130: stopped with Ctrl-C.
     """
+    gc.set_threshold(_YOUNG)
     for stream in ("stdout", "stderr"):
         if getattr(sys, stream) is None:  # closed by the caller
             setattr(sys, stream, open(os.devnull, "w"))  # noqa: PTH123, SIM115 - until the end
@@ -69,6 +73,8 @@ def _main(argv: list[str]) -> int:
         print(f"{PROGRAM} {__version__}")
         return 0
     if name not in COMMANDS:
+        import difflib
+
         close = difflib.get_close_matches(name.casefold(), COMMANDS, n=1)
         hint = f"did you mean {close[0]}?" if close else f"`{PROGRAM} --help` lists the commands"
         print(f"{PROGRAM}: there is no command {name!a}; {hint}", file=sys.stderr)

@@ -5,18 +5,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from importlib import resources
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from mycelium_ctl import files
 from mycelium_ctl.errors import ToolError, refused
 
 
-@dataclass(frozen=True, slots=True)
-class Unit:
+class Unit(NamedTuple):
     """Where a file of share/ belongs. `reader`: the directory of the program that reads it; a node
     without it does not need the file. `boot`: the symbolic links that run it at boot, as
     `systemctl enable` and `rc-update add` make them."""
@@ -63,6 +60,8 @@ def patterns(links: Sequence[str]) -> list[str]:
 
 def texts(executable: str, links: Sequence[str]) -> dict[Unit, str]:
     """The shipped files, for this executable, and for links of these names beside pods'."""
+    from importlib import resources
+
     share = resources.files("mycelium_ctl") / "share"
     found = {}
     for name, unit in UNITS.items():

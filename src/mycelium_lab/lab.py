@@ -20,7 +20,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -34,6 +33,7 @@ from typing import Any, Final, Literal, NoReturn, Self, TypeVar
 
 from mycelium_cni.kernel import netns
 from mycelium_lab.errors import LabError
+from mycelium_lab.own import own_executable
 
 OverlayKind = Literal["daemon", "stand-in"]
 T = TypeVar("T")
@@ -581,15 +581,3 @@ def visit(path: str) -> Iterator[None]:
     finally:
         os.close(there)
         os.close(home)
-
-
-OWN_FILE: Final = "/proc/self/exe"  # of a program that has no name below its root directory
-
-
-def own_executable() -> str:
-    """The running program if it is ours, else what was installed beside this Python."""
-    running = shutil.which(sys.argv[0])
-    if running is not None and Path(running).name.startswith("mycelium-cni"):
-        return str(Path(running).absolute())
-    beside = Path(sys.executable).with_name("mycelium-cni")
-    return str(beside) if beside.exists() else OWN_FILE

@@ -89,11 +89,14 @@ def test_a_namespace_is_entered_although_a_process_in_it_has_ended(tool: Tool) -
     pod = tool.attach("web")
     inode = Path(pod.path).stat().st_ino
     ended = os.waitpid(os.posix_spawn("/bin/true", ["true"], {}), 0)[0]
-    by_mount = PodNetns(inode, processes=[ended], paths=[pod.path])
+    by_mount, by_process = PodNetns(inode), PodNetns(inode)
+    by_mount.paths.append(pod.path)
+    by_mount.processes.append(ended)
     lives = pod.start(["sleep", "60"])
     way = f"/proc/{lives.pid}/ns/net"
     await_fact(lambda: Path(way).stat().st_ino == inode, "sleep in its pod")
-    for held in (by_mount, PodNetns(inode, processes=[ended, lives.pid])):
+    by_process.processes.extend((ended, lives.pid))
+    for held in (by_mount, by_process):
         entered = held.open()
         assert os.fstat(entered).st_ino == inode
         os.close(entered)

@@ -20,7 +20,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import releases
 from mycelium_lab.errors import LabError
-from mycelium_lab.lab import Lab, own_executable
+from mycelium_lab.lab import Lab
+from mycelium_lab.own import own_executable
 from soak.runtime import Runtime
 from soak.storm import MODES, Storm
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from mycelium_cni.cni.errors import CniError
 from mycelium_cni.kernel.shell import quoted
@@ -13,8 +13,7 @@ from mycelium_ctl.node.state import Attached, State
 from mycelium_ctl.view import Mark
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(NamedTuple):
     """What a check saw. What to do is `run`, commands for root's shell that work as they stand, or
     `advice`, in words, or both; neither when nothing is wrong. `fix` does the same as
     `run` without a shell, and breaks nothing that works."""
@@ -26,8 +25,7 @@ class Finding:
     fix: Callable[[], object] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
+class Check(NamedTuple):
     """A named check; `needed`: when it fails, ADD or STATUS would."""
 
     name: str
@@ -56,7 +54,7 @@ def of_error(mark: Mark, error: CniError) -> Finding:
 
 def own(*words: str) -> str:
     """A command line of this program, whatever PATH is."""
-    from mycelium_lab.lab import OWN_FILE, own_executable
+    from mycelium_lab.own import OWN_FILE, own_executable
 
     executable = own_executable()
     return " ".join(quoted(w) for w in (TYPE if executable == OWN_FILE else executable, *words))

@@ -88,14 +88,13 @@ def _packets_of(state: State, one: Attached | None) -> list[tuple[str, Packet]]:
         return []
     (link, index), pod = _pod(state, one)
     tun = interface.name
-    sends = Packet("what pods send to the overlay", pod, _ELSEWHERE, link, tun, index, outward=True)
-    sends.index_out = interface.index
+    what = "what pods send to the overlay"
+    sends = Packet(what, pod, _ELSEWHERE, link, tun, index, interface.index, outward=True)
     gets = Packet(
         "what the overlay sends to pods", _ELSEWHERE, pod, tun, link, interface.index, index
     )
     asks = Packet("what pods send to their node", pod, own, link, "", index, outward=True)
-    told = Packet("neighbour advertisements of pods", pod, own, link, "", index, outward=True)
-    told.icmp_type = NEIGHBOUR_ADVERTISEMENT
+    told = asks._replace(what="neighbour advertisements of pods", icmp_type=NEIGHBOUR_ADVERTISEMENT)
     to_pod = Packet("what the node sends to pods", own, pod, "", link, 0, index)
     found = [
         *(("prerouting", each) for each in (sends, gets, asks)),
@@ -111,8 +110,8 @@ def _packets_of(state: State, one: Attached | None) -> list[tuple[str, Packet]]:
         others = [a for a in state.attachments if a.link.master and a is not one and a.octets]
         for other in others[:1]:
             what = "what pods of the bridge send each other"
-            across = Packet(what, pod, other.octets, port, other.link.name, number, outward=True)
-            across.index_out = other.link.index
+            to = other.link
+            across = Packet(what, pod, other.octets, port, to.name, number, to.index, outward=True)
             found.append(("bridge forward", across))
     return found
 

@@ -8,7 +8,6 @@ its known fields; where a rule matches anything else, the result is None or "unk
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
 from mycelium_cni.kernel import netlink as nl
@@ -25,8 +24,7 @@ ECHO_REQUEST, NEIGHBOUR_ADVERTISEMENT = 128, 136
 _DEEPEST: Final = 16  # linux/netfilter/nf_tables.h, NFT_JUMP_STACK_SIZE
 
 
-@dataclass(slots=True)
-class Packet:
+class Packet(NamedTuple):
     """A packet that pods need, as a hook sees it. Links that a hook does not know are ''."""
 
     what: str
@@ -40,8 +38,7 @@ class Packet:
     outward: bool = False  # from a pod
 
 
-@dataclass(slots=True)
-class Chain:
+class Chain(NamedTuple):
     """A chain with its rules; `hook` is '' if it is only jumped to."""
 
     family: int

@@ -168,7 +168,7 @@ def plugin(state: State) -> Finding:
 
 def _copy_to(folder: Path) -> tuple[str, ...]:
     """The command that puts this program there; `install` does not write over a file that runs."""
-    from mycelium_lab.lab import own_executable
+    from mycelium_lab.own import own_executable
 
     return (shlex.join(["install", "-m", "755", own_executable(), str(folder / conflist.TYPE)]),)
 

@@ -56,7 +56,7 @@ class Installation:
     """The steps to take on this node, in order."""
 
     def __init__(self, where: Options, arguments: argparse.Namespace) -> None:
-        from mycelium_lab.lab import own_executable
+        from mycelium_lab.own import own_executable
 
         self._where: Final = where
         self._arguments: Final = arguments

@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Prepare the node; 0 if nothing is missing afterwards, or with --dry-run."""
     where = nodestate.options(arguments)
     if arguments.print_units:
-        from mycelium_lab.lab import own_executable
+        from mycelium_lab.own import own_executable
 
         for unit, text in units.texts(own_executable(), State(where).own_links).items():
             print(f"# /{unit.place}\n{text}")
@@ -136,7 +136,7 @@ def _report(expected: Expected, *, dry_run: bool, as_json: bool) -> None:
 
 
 def _install(state: State, *, as_json: bool) -> int:
-    from mycelium_lab.lab import own_executable
+    from mycelium_lab.own import own_executable
 
     root = state.where.root
     if doubt := programs.doubt(Path(own_executable())):

@@ -36,7 +36,7 @@ from mycelium_ctl.node import conflist, lenient
 from mycelium_ctl.node import state as nodestate
 from mycelium_ctl.node.state import Options, State
 from mycelium_ctl.view import Page, count
-from mycelium_lab.lab import own_executable
+from mycelium_lab.own import own_executable
 
 OWN_S: Final = 120.0  # `doctor` on a node with a thousand pods
 PROGRAM_S: Final = 20.0

@@ -50,7 +50,8 @@ from mycelium_ctl.node.rights import require_rights
 from mycelium_ctl.node.state import State, show_subnet
 from mycelium_ctl.view import Mark, Page, count, worst
 from mycelium_lab import intruder
-from mycelium_lab.lab import own_executable, visit
+from mycelium_lab.lab import visit
+from mycelium_lab.own import own_executable
 
 TEST: Final = "mycelium-cni-test"
 POD_IFNAME: Final = "eth0"

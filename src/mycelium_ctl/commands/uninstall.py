@@ -69,7 +69,7 @@ def _rank(suffix: str, name: str) -> int:
 
 
 def _take_back(receipt: Receipt, paths: list[Path], root: Path) -> None:
-    from mycelium_lab.lab import own_executable
+    from mycelium_lab.own import own_executable
 
     for path in paths:
         if root == Path("/") and path.name == TYPE and not path.is_symlink():

@@ -12,7 +12,6 @@ import copy
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
 from errno import EACCES, EISDIR, ELOOP, ENOENT, EPERM
 from itertools import islice
 from pathlib import Path
@@ -42,24 +41,32 @@ _NEARLY: Final = ("mycelium", "myceliumcni", "mycellium", "mycelliumcni", "mycel
 _COMMENTS: Final = ("_", "#", "//")
 
 
-@dataclass(frozen=True, slots=True)
 class ConfFile:
     """A file of a CNI configuration directory.
 
     `entries` are our own plugin's configurations in it, each as the runtime would send it on
     standard input: with `name` and `cniVersion`, wherever in the file they stand (Multus'
-    delegates included). `better` is the corrected file, where it can be derived.
+    delegates included). `better` is the corrected file, where it can be derived. `hidden`: this
+    user cannot read it; `passed_over`: runtimes do not.
     """
 
-    path: Path
-    network: str = ""
-    types: list[str] = field(default_factory=list)
-    needs: list[str] = field(default_factory=list)  # executables: of these types, and of their ipam
-    entries: list[dict[str, Any]] = field(default_factory=list)
-    faults: list[Fault] = field(default_factory=list)
-    better: str = ""
-    hidden: bool = False  # not readable by this user
-    passed_over: bool = False  # by runtimes
+    def __init__(
+        self,
+        path: Path,
+        faults: list[Fault],
+        *,
+        hidden: bool = False,
+        passed_over: bool = False,
+    ) -> None:
+        self.path: Final = path
+        self.network = ""
+        self.types: Final[list[str]] = []
+        self.needs: Final[list[str]] = []  # executables: of these types, and of their ipam
+        self.entries: Final[list[dict[str, Any]]] = []
+        self.faults: Final = faults
+        self.better = ""
+        self.hidden: Final = hidden
+        self.passed_over: Final = passed_over
 
     @property
     def valid(self) -> bool:
@@ -89,32 +96,33 @@ def _unreadable(path: Path, error: OSError) -> ConfFile:
     remove = f"remove it: rm {quoted(str(path))}"
     if error.errno in (EACCES, EPERM):
         fault = Fault(0, f"it cannot be read: {error.strerror}", "look at it as root", fatal=False)
-        return ConfFile(path, faults=[fault], hidden=True)
+        return ConfFile(path, [fault], hidden=True)
     if error.errno == EISDIR and not link:
         fault = Fault(0, "it is a directory, and runtimes pass over it", "remove it", fatal=False)
-        return ConfFile(path, faults=[fault], passed_over=True)
+        return ConfFile(path, [fault], passed_over=True)
     if error.errno == ENOENT and not link:
         raise error
     if error.errno == ENOENT:
-        return ConfFile(path, faults=[Fault(0, f"{link}, which is not there", remove)])
+        return ConfFile(path, [Fault(0, f"{link}, which is not there", remove)])
     if error.errno == ELOOP:
-        return ConfFile(path, faults=[Fault(0, f"{link}, a loop", remove)])
+        return ConfFile(path, [Fault(0, f"{link}, a loop", remove)])
     what = f"{link}: {error.strerror}" if link else error.strerror or str(error)
-    return ConfFile(path, faults=[Fault(0, what, remove)])
+    return ConfFile(path, [Fault(0, what, remove)])
 
 
 def check(octets: bytes, path: Path) -> ConfFile:
     """Check the bytes of a file; the suffix of `path` tells its kind."""
     if len(octets) > files.SIZE_LIMIT:
         fault = Fault(0, "it is larger than 1 MiB", "is this the right file?")
-        return ConfFile(path, faults=[fault])
+        return ConfFile(path, [fault])
     parsed = lenient.parse(octets)
-    conf = ConfFile(path, faults=parsed.faults)
+    conf = ConfFile(path, parsed.faults)
     if not parsed.readable:
         return conf
-    found = _Checker(conf, parsed.lines).check(parsed.document)
+    conf.network = _Checker(conf, parsed.lines).check(parsed.document)
     conf.faults.sort(key=lambda fault: fault.line)
-    return replace(conf, network=found, better=_better(conf, parsed.document))
+    conf.better = _better(conf, parsed.document)
+    return conf
 
 
 class _Checker:

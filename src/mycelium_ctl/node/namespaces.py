@@ -7,7 +7,6 @@ import fcntl
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from errno import EINVAL
 from pathlib import Path
 from typing import Final
@@ -19,14 +18,16 @@ RTM_NEWNSID, RTM_GETNSID, NETNSA_NSID, NETNSA_FD = 88, 90, 1, 3  # linux/net_nam
 NS_GET_USERNS: Final = 0xB701  # linux/nsfs.h
 
 
-@dataclass(slots=True)
 class PodNetns:
     """A network namespace: how to enter it, and who is in it."""
 
-    inode: int
-    names: list[str] = field(default_factory=list)  # mounts, such as /run/netns/cni-…
-    processes: list[int] = field(default_factory=list)
-    paths: list[str] = field(default_factory=list)  # of the mounts, as this process reaches them
+    __slots__ = ("inode", "names", "paths", "processes")
+
+    def __init__(self, inode: int) -> None:
+        self.inode: Final = inode
+        self.names: Final[list[str]] = []  # mounts, such as /run/netns/cni-…
+        self.paths: Final[list[str]] = []  # of the mounts, as this process reaches them
+        self.processes: Final[list[int]] = []
 
     @property
     def path(self) -> str:

@@ -11,7 +11,6 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -43,8 +42,7 @@ LAST: Final = "90-mycelium.conflist"  # beside networks that containers name
 MOST_FILES: Final = 100  # of one runtime's configuration
 
 
-@dataclass(frozen=True, slots=True)
-class CniDirs:
+class CniDirs(NamedTuple):
     """A pair of directories that a runtime uses. `named`: a runtime's configuration names it;
     `network`: the one that CRI-O is told to take (cni_default_network)."""
 
@@ -209,8 +207,7 @@ def _look(value: Any, confs: list[str], bins: list[str], networks: list[str]) ->
             _look(item, confs, bins, networks)
 
 
-@dataclass(frozen=True, slots=True)
-class ConfDir:
+class ConfDir(NamedTuple):
     """A configuration directory with its files, in the order in which runtimes read them.
     `trouble`: why it could not be listed."""
 

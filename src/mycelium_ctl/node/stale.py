@@ -4,15 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from mycelium_ctl.node.namespaces import PodNetns, read_netns
 from mycelium_ctl.node.state import Attached, LinkFacts, State
 from mycelium_ctl.view import Mark
 
 
-@dataclass(frozen=True, slots=True)
-class Gone:
+class Gone(NamedTuple):
     """An attachment whose pod is gone, and how that shows."""
 
     attached: Attached

@@ -13,7 +13,6 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -106,31 +105,50 @@ def options(arguments: argparse.Namespace) -> Options:
 # Links
 
 
-@dataclass(frozen=True, slots=True)
 class LinkFacts:
-    """A link as the kernel shows it. Counters are the link's own: what it sent, its peer got."""
+    """A link as RTM_NEWLINK shows it. Counters are the link's own: what it sent, its peer got."""
 
-    index: int
-    name: str
-    kind: str  # "veth", "bridge", "tun"; "" for hardware
-    up: bool
-    mtu: int
-    mac: str
-    master: int  # index of the bridge, 0 for none
-    group: int
-    alias: str
-    altnames: tuple[str, ...]
-    peer: int  # index of the other end, in its own namespace
-    nsid: int | None  # which namespace that is; None: this one, or there is no peer
-    carrier: bool  # of a TUN: a program holds it
-    port_state: int  # BR_STATE_* of a bridge's port; 0 of another link
-    persistent: bool  # a TUN that stays without its program
-    owned: bool  # such a TUN has an owner or a group: others may not attach to it (tun(4))
-    received_bytes: int
-    sent_bytes: int
-    received_packets: int
-    sent_packets: int
-    dropped_packets: int
+    __slots__ = (
+        *("alias", "altnames", "carrier", "dropped_packets", "group", "index", "kind", "mac"),
+        *("master", "mtu", "name", "nsid", "owned", "peer", "persistent", "port_state"),
+        *("received_bytes", "received_packets", "sent_bytes", "sent_packets", "up"),
+    )
+
+    def __init__(self, payload: bytes) -> None:
+        link = Link(payload)
+        info = nl.decode(link.attribute(nl.IFLA_LINKINFO), 0)
+        kind = nl.text(info.get(nl.IFLA_INFO_KIND, b""))
+        tun = nl.decode(info.get(nl.IFLA_INFO_DATA, b""), 0) if kind == "tun" else {}
+        port = nl.decode(info.get(nl.IFLA_INFO_SLAVE_DATA, b""), 0)
+        counters = link.attribute(IFLA_STATS64, bytes(64))
+        nsid = link.attribute(IFLA_LINK_NETNSID)
+        self.index: Final = link.index
+        self.name: Final = link.name
+        self.kind: Final = kind  # "veth", "bridge", "tun"; "" for hardware
+        self.up: Final = link.up
+        self.mtu: Final = link.mtu
+        self.mac: Final = format_mac(link.mac)
+        self.master: Final = link.master  # index of the bridge, 0 for none
+        self.group: Final = link.group
+        self.alias: Final = link.alias
+        self.altnames: Final = tuple(link.altnames)
+        self.peer: Final = link.peer  # index of the other end, in its own namespace
+        # Which namespace that is; None: this one, or there is no peer.
+        self.nsid: Final = int.from_bytes(nsid, "little", signed=True) if nsid else None
+        # Of a TUN: a program holds it; it stays without its program; it has an owner or a group,
+        # and others may not attach to it (tun(4)).
+        self.carrier: Final = link.attribute(IFLA_CARRIER, b"\0") != b"\0"
+        self.persistent: Final = bool(tun.get(IFLA_TUN_PERSIST, b"\0")[0])
+        self.owned: Final = IFLA_TUN_OWNER in tun or IFLA_TUN_GROUP in tun
+        # BR_STATE_* of a bridge's port; 0 of another link.
+        self.port_state: Final = port.get(IFLA_BRPORT_STATE, b"\0")[0]
+        self.received_packets: Final = int.from_bytes(counters[0:8], "little")
+        self.sent_packets: Final = int.from_bytes(counters[8:16], "little")
+        self.received_bytes: Final = int.from_bytes(counters[16:24], "little")
+        self.sent_bytes: Final = int.from_bytes(counters[24:32], "little")
+        self.dropped_packets: Final = sum(
+            int.from_bytes(counters[n : n + 8], "little") for n in (48, 56)
+        )
 
     @property
     def ours(self) -> bool:
@@ -152,8 +170,7 @@ class LinkFacts:
         return self.kind == "veth" and bool(named or self.alias.startswith(f"{ALIAS_PREFIX} "))
 
 
-@dataclass(frozen=True, slots=True)
-class Attached:
+class Attached(NamedTuple):
     """One attachment: a host link of ours, with what its alias says and its pod end shows."""
 
     link: LinkFacts
@@ -220,44 +237,7 @@ def show_subnet(prefix: bytes) -> str:
 
 def read_links(host: nl.Socket) -> list[LinkFacts]:
     """All links of the namespace that `host` is in."""
-    return [_link(payload) for payload in host.dump(nl.link(nl.RTM_GETLINK, "list links"))]
-
-
-def _link(payload: bytes) -> LinkFacts:
-    link = Link(payload)
-    info = nl.decode(link.attribute(nl.IFLA_LINKINFO), 0)
-    kind = nl.text(info.get(nl.IFLA_INFO_KIND, b""))
-    data = nl.decode(info.get(nl.IFLA_INFO_DATA, b""), 0) if kind == "tun" else {}
-    counters = link.attribute(IFLA_STATS64, bytes(64))
-    nsid = link.attribute(IFLA_LINK_NETNSID)
-    return LinkFacts(
-        index=link.index,
-        name=link.name,
-        kind=kind,
-        up=link.up,
-        mtu=link.mtu,
-        mac=format_mac(link.mac),
-        master=link.master,
-        group=link.group,
-        alias=link.alias,
-        altnames=tuple(link.altnames),
-        peer=link.peer,
-        nsid=int.from_bytes(nsid, "little", signed=True) if nsid else None,
-        carrier=link.attribute(IFLA_CARRIER, b"\0") != b"\0",
-        port_state=_port_state(info),
-        persistent=bool(data.get(IFLA_TUN_PERSIST, b"\0")[0]),
-        owned=IFLA_TUN_OWNER in data or IFLA_TUN_GROUP in data,
-        received_packets=int.from_bytes(counters[0:8], "little"),
-        sent_packets=int.from_bytes(counters[8:16], "little"),
-        received_bytes=int.from_bytes(counters[16:24], "little"),
-        sent_bytes=int.from_bytes(counters[24:32], "little"),
-        dropped_packets=sum(int.from_bytes(counters[n : n + 8], "little") for n in (48, 56)),
-    )
-
-
-def _port_state(info: dict[int, bytes]) -> int:
-    port = nl.decode(info.get(nl.IFLA_INFO_SLAVE_DATA, b""), 0)
-    return port.get(IFLA_BRPORT_STATE, b"\0")[0]
+    return [LinkFacts(payload) for payload in host.dump(nl.link(nl.RTM_GETLINK, "list links"))]
 
 
 def read_attachments(host: nl.Socket, links: Sequence[LinkFacts]) -> list[Attached]:
@@ -302,7 +282,7 @@ def _pod_end(host: nl.Socket, link: LinkFacts) -> LinkFacts | None:
         return None
     attributes = ((IFLA_TARGET_NETNSID, link.nsid),)
     try:
-        end = _link(
+        end = LinkFacts(
             host.request(nl.link(nl.RTM_GETLINK, "read pod link", *attributes, index=link.peer))[0]
         )
     except nl.NetlinkError:
