@@ -10,11 +10,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench.arena import Arena, BenchError
 from bench.candidates import ROOT, build
 from bench.chart import draw
 from bench.measure import FULL, QUICK, Bench
 from bench.report import describe, imports_of_add
+from bench.testbed import BenchError, Testbed
 
 
 def main() -> int:
@@ -39,8 +39,8 @@ def main() -> int:
         programs = build()
         load = os.getloadavg()[0]
         imports = imports_of_add(programs)
-        with Arena(programs.spawner) as arena:
-            figures = Bench(arena, programs, size, progress.print).all()
+        with Testbed(programs.spawner) as testbed:
+            figures = Bench(testbed, programs, size, progress.print).all()
     except BenchError as error:
         progress.print(f"bench: {error}", style="bold red")
         return 1

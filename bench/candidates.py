@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from bench.arena import SUBNET, Arena, BenchError, Call
 from bench.score import STRACE, PodNames, Score, environment, names_of, read
+from bench.testbed import SUBNET, BenchError, Call, Testbed
 
 ROOT: Final = Path(__file__).parent.parent
 BUILD: Final = ROOT / "build/bench"
@@ -126,11 +126,11 @@ class Candidate:
     files: dict[str, Path] = field(default_factory=dict)
 
     def call(
-        self, arena: Arena, verb: str, node: str, pod: Pod | None = None, /, **more: object
+        self, testbed: Testbed, verb: str, node: str, pod: Pod | None = None, /, **more: object
     ) -> Call:
         """The process that a runtime would start for `verb`."""
         network = _network(node)
-        stdin = self._stdin(arena, network, more)
+        stdin = self._stdin(testbed, network, more)
         if pod is None:
             return Call(node, self.argv, {"CNI_COMMAND": verb, "CNI_PATH": self.cni_path}, stdin)
         names = names_of(pod.number, network, pod.netns, SUBNET)
@@ -139,12 +139,12 @@ class Candidate:
             variables["CNI_ARGS"] = f"IP={names.address}"
         return Call(node, self.argv, variables, stdin)
 
-    def _stdin(self, arena: Arena, network: str, more: dict[str, object]) -> Path:
+    def _stdin(self, testbed: Testbed, network: str, more: dict[str, object]) -> Path:
         document = {"cniVersion": _SPEC, "name": network, **self.configuration, **more}
         text = json.dumps(document)
         if text not in self.files:
             path = f"conf-{self.name.replace(' ', '-').replace('/', '-')}-{len(self.files)}"
-            self.files[text] = arena.file(path, text.encode())
+            self.files[text] = testbed.file(path, text.encode())
         return self.files[text]
 
 
@@ -154,11 +154,11 @@ class Floor(Candidate):
     scores: dict[str, Score]
 
     def call(
-        self, arena: Arena, verb: str, node: str, pod: Pod | None = None, /, **_: object
+        self, testbed: Testbed, verb: str, node: str, pod: Pod | None = None, /, **_: object
     ) -> Call:
         assert pod is not None
         names = names_of(pod.number, _network(node), pod.netns, SUBNET)
-        score = arena.file(f"score-{pod.number}-{verb}", self.scores[verb].encode(names))
+        score = testbed.file(f"score-{pod.number}-{verb}", self.scores[verb].encode(names))
         return Call(node, self.argv, {"CNI_COMMAND": verb}, score)
 
 
@@ -182,7 +182,7 @@ def reference(name: str, folder: Path, **configuration: object) -> Candidate:
     return Candidate(f"{name} + host-local", [str(folder / name)], plugin, str(folder))
 
 
-def floor(arena: Arena, executable: Path, plugin: Candidate, node: str, pod: Pod) -> Floor:
+def floor(testbed: Testbed, executable: Path, plugin: Candidate, node: str, pod: Pod) -> Floor:
     """The floor beneath `plugin`, whose calls for `pod` on `node` are recorded. The node must
     have had a pod before, so that no call is recorded that only the first pod needs."""
     asking = Candidate(
@@ -192,18 +192,18 @@ def floor(arena: Arena, executable: Path, plugin: Candidate, node: str, pod: Pod
     found = Floor("C floor", [str(executable)], {})
     scores = {}
     for verb in ("ADD", "DEL"):
-        scores[verb] = _record(arena, asking.call(arena, verb, node, pod), names, verb)
+        scores[verb] = _record(testbed, asking.call(testbed, verb, node, pod), names, verb)
     object.__setattr__(found, "scores", scores)
     return found
 
 
-def _record(arena: Arena, call: Call, names: PodNames, verb: str) -> Score:
-    folder = arena.folder / f"strace-{verb}"
+def _record(testbed: Testbed, call: Call, names: PodNames, verb: str) -> Score:
+    folder = testbed.folder / f"strace-{verb}"
     folder.mkdir(exist_ok=True)
     for stale in folder.iterdir():
         stale.unlink()
     argv = [*STRACE, str(folder / "strace"), *call.argv]
-    with call.stdin.open("rb") as stdin, arena.inside(call.netns):
+    with call.stdin.open("rb") as stdin, testbed.inside(call.netns):
         child = subprocess.Popen(
             argv,
             env=call.environment | {"PATH": os.environ["PATH"]},

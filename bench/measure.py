@@ -14,8 +14,8 @@ from statistics import median, quantiles
 from typing import Any, Final
 
 from bench import traffic
-from bench.arena import NODE_ADDRESS, Arena, BenchError
 from bench.candidates import Candidate, Executables, Pod, floor, ours, reference
+from bench.testbed import NODE_ADDRESS, BenchError, Testbed
 from mycelium_cni import guard
 from mycelium_cni.cni.config import Config, Network
 from mycelium_cni.kernel import netlink as nl
@@ -116,9 +116,9 @@ class Bench:
     """One run. Every stage adds to `figures`."""
 
     def __init__(
-        self, arena: Arena, programs: Executables, size: Size, say: Callable[[str], None]
+        self, testbed: Testbed, programs: Executables, size: Size, say: Callable[[str], None]
     ) -> None:
-        self.arena: Final = arena
+        self.testbed: Final = testbed
         self.size: Final = size
         self._say: Final = say
         self._programs: Final = programs
@@ -135,14 +135,14 @@ class Bench:
         )
         bridged = ours(BRIDGE_MODE, programs.static, mode="bridge")
         self.nodes: Final = {
-            each.name: arena.node(f"node{number}")
+            each.name: testbed.node(f"node{number}")
             for number, each in enumerate((self.static, self.pip, self.bridge, self.ptp, bridged))
         }
         for candidate in (self.static, self.pip, self.bridge, self.ptp, bridged):
             self._warm_up(candidate, self.nodes[candidate.name])
         pod = self._pods("score", 1)[0]
         node = self.nodes[STATIC]
-        self.floor: Final = floor(arena, programs.floor, self.static, node, pod)
+        self.floor: Final = floor(testbed, programs.floor, self.static, node, pod)
         self.nodes[FLOOR] = node
         self.attaching: Final = [self.static, self.pip, bridged, self.floor, self.bridge]
 
@@ -180,25 +180,25 @@ class Bench:
             pods = self._pods(f"turn{turn}", len(candidates))
             for candidate, pod in zip(candidates, pods, strict=True):
                 node = self.nodes[candidate.name]
-                done = self.arena.run([candidate.call(self.arena, "ADD", node, pod)])[0]
+                done = self.testbed.run([candidate.call(self.testbed, "ADD", node, pod)])[0]
                 self._note("ADD", candidate, done.ms)
                 self._note("peak memory of ADD", candidate, done.peak_kib / 1024)
-                done = self.arena.run([candidate.call(self.arena, "DEL", node, pod)])[0]
+                done = self.testbed.run([candidate.call(self.testbed, "DEL", node, pod)])[0]
                 self._note("DEL", candidate, done.ms)
                 time.sleep(_SETTLE_S)
-            self.arena.remove([pod.netns for pod in pods])
+            self.testbed.remove([pod.netns for pod in pods])
 
     def start_up(self) -> None:
         """VERSION, which is little more than starting, and STATUS."""
         for _ in self._turns(self.size.start_rounds):
             for candidate in (self.loopback, self.static, self.bridge, self.pip):
                 node = self.nodes.get(candidate.name, self.nodes[STATIC])
-                done = self.arena.run([candidate.call(self.arena, "VERSION", node)])[0]
+                done = self.testbed.run([candidate.call(self.testbed, "VERSION", node)])[0]
                 self._note("VERSION", candidate, done.ms)
                 self._note("peak memory of VERSION", candidate, done.peak_kib / 1024)
             for candidate in (self.static, self.bridge, self.pip):
                 node = self.nodes[candidate.name]
-                done = self.arena.run([candidate.call(self.arena, "STATUS", node)])[0]
+                done = self.testbed.run([candidate.call(self.testbed, "STATUS", node)])[0]
                 self._note("STATUS", candidate, done.ms)
 
     def first_packet(self) -> None:
@@ -208,19 +208,19 @@ class Bench:
             for candidate in (self.static, self.bridge, *slow):
                 node = self.nodes[candidate.name]
                 pod = self._pods(f"packet{turn}-{candidate.name.split()[0]}", 1)[0]
-                with self.arena.inside(node if turn % 2 == 0 else pod.netns):
+                with self.testbed.inside(node if turn % 2 == 0 else pod.netns):
                     prober = socket.socket(socket.AF_INET6, socket.SOCK_RAW, 58)
                 with prober:
-                    done = self.arena.run([candidate.call(self.arena, "ADD", node, pod)])[0]
+                    done = self.testbed.run([candidate.call(self.testbed, "ADD", node, pod)])[0]
                     ip = done.document["ips"][0]
                     target = ip["address"].partition("/")[0]
                     if turn % 2:
                         target = NODE_ADDRESS if candidate is self.static else ip["gateway"]
                     answered = _first_answer(prober, target)
                     self._note("first packet", candidate, (answered - done.end_ns) / 1e6)
-                self.arena.run([candidate.call(self.arena, "DEL", node, pod)])
+                self.testbed.run([candidate.call(self.testbed, "DEL", node, pod)])
                 time.sleep(_SETTLE_S)
-                self.arena.remove([pod.netns])
+                self.testbed.remove([pod.netns])
 
     def bursts(self) -> None:
         """Many ADDs, 1, 4 and 16 at a time."""
@@ -230,8 +230,8 @@ class Bench:
                 for candidate in (self.static, self.pip, self.floor, self.bridge):
                     node = self.nodes[candidate.name]
                     pods = self._pods(f"b{repeat}-{parallel}-{candidate.name.split()[0]}", count)
-                    calls = [candidate.call(self.arena, "ADD", node, pod) for pod in pods]
-                    done = self.arena.run(calls, parallel=parallel)
+                    calls = [candidate.call(self.testbed, "ADD", node, pod) for pod in pods]
+                    done = self.testbed.run(calls, parallel=parallel)
                     wall = max(d.end_ns for d in done) - min(d.start_ns for d in done)
                     self._note(f"{count} ADDs, {parallel} at a time", candidate, wall / 1e6)
                     for each in done:
@@ -244,20 +244,20 @@ class Bench:
         count, node = self.size.stale, self.nodes[STATIC]
         for turn in self._turns(self.size.gc_rounds):
             pods = self._pods(f"stale{turn}", count)
-            with self.arena.inside(node):
+            with self.testbed.inside(node):
                 self._note(f"GC of {count} stale", KERNEL, _delete_at_once(pods))
             time.sleep(_SETTLE_S)
             self._attach(self.static, node, pods)
             time.sleep(_SETTLE_S)
             valid: dict[str, object] = {"cni.dev/valid-attachments": []}
-            call = self.static.call(self.arena, "GC", node, **valid)
-            done = self.arena.run([call])[0]
+            call = self.static.call(self.testbed, "GC", node, **valid)
+            done = self.testbed.run([call])[0]
             self._note(f"GC of {count} stale", self.static, done.ms)
             left = self._links_left(node)
             if left:
                 raise BenchError(f"GC left {left} links")
             time.sleep(_SETTLE_S)
-            self.arena.remove([pod.netns for pod in pods])
+            self.testbed.remove([pod.netns for pod in pods])
 
     def growth(self) -> None:
         """ADD of the n-th pod of a node, for several n in turns: nodes with n-1 pods, side by
@@ -269,7 +269,7 @@ class Bench:
             for candidate, kind in ((self.static, "ours"), (self.bridge, "bridge")):
                 if candidate is self.bridge and level not in (first, last):
                     continue
-                node = self.arena.node(f"{kind}-with-{level - 1}")
+                node = self.testbed.node(f"{kind}-with-{level - 1}")
                 nodes[candidate.name, level] = node
                 self._warm_up(candidate, node)
                 # The bridge's pods live in the same namespaces: a second interface does no harm.
@@ -282,12 +282,12 @@ class Bench:
                         continue
                     node = nodes[candidate.name, level]
                     pod = self._pods(f"nth-{turn}-{level}-{candidate.name.split()[0]}", 1)[0]
-                    done = self.arena.run([candidate.call(self.arena, "ADD", node, pod)])[0]
+                    done = self.testbed.run([candidate.call(self.testbed, "ADD", node, pod)])[0]
                     self._note(f"ADD of pod {level}", candidate, done.ms)
-                    done = self.arena.run([candidate.call(self.arena, "DEL", node, pod)])[0]
+                    done = self.testbed.run([candidate.call(self.testbed, "DEL", node, pod)])[0]
                     self._note(f"DEL of pod {level}", candidate, done.ms)
                     time.sleep(_SETTLE_S)
-                    self.arena.remove([pod.netns])
+                    self.testbed.remove([pod.netns])
 
     def traffic(self) -> None:
         """TCP and small packets between two pods, with the guard and without; and what the
@@ -297,15 +297,15 @@ class Bench:
                 for took_ms in self._asked_of_guard(candidate):
                     self._note("the guard's part of an ADD", candidate, took_ms)
         pods = self._pods("traffic", 4 * len(traffic.SETUPS))
-        with traffic.roads(self.arena, self._programs, pods) as roads:
+        with traffic.pairs(self.testbed, self._programs, pods) as pairs:
             for turn in self._turns(self.size.traffic_rounds, self.size.traffic_s):
-                for setup, (guarded, unguarded) in roads.items():
+                for setup, (guarded, unguarded) in pairs.items():
                     sides = [(GUARDED, guarded), (UNGUARDED, unguarded)]
-                    for name, road in sides if turn % 2 else reversed(sides):
-                        gbits = road.gbits(self.arena, self.size.traffic_megabytes)
+                    for name, pair in sides if turn % 2 else reversed(sides):
+                        gbits = pair.gbits(self.testbed, self.size.traffic_megabytes)
                         self._note(f"TCP, {setup}", name, gbits)
                         if turn % self.size.packets_every == 0:
-                            packet = road.packet_us(self.arena, self.size.traffic_packets)
+                            packet = pair.packet_us(self.testbed, self.size.traffic_packets)
                             self._note(f"packet, {setup}", name, packet)
 
     # Parts of the stages
@@ -325,38 +325,38 @@ class Bench:
     def _pods(self, name: str, count: int) -> list[Pod]:
         name = name.replace(",", "").replace(" ", "-")
         first, self._numbers = self._numbers, self._numbers + count
-        paths = self.arena.pods(name, count)
+        paths = self.testbed.pods(name, count)
         return [Pod(first + number, path) for number, path in enumerate(paths)]
 
     def _warm_up(self, candidate: Candidate, node: str) -> None:
         """What only the first pod of a node needs: forwarding, the bridge, host-local's folder."""
         pod = self._pods(f"warm-{node.rpartition('/')[2]}", 1)[0]
-        done = self.arena.run([candidate.call(self.arena, "ADD", node, pod)])[0]
+        done = self.testbed.run([candidate.call(self.testbed, "ADD", node, pod)])[0]
         self._note("the node's first ADD", candidate, done.ms)
-        self.arena.run([candidate.call(self.arena, "DEL", node, pod)])
+        self.testbed.run([candidate.call(self.testbed, "DEL", node, pod)])
         time.sleep(_SETTLE_S)
-        self.arena.remove([pod.netns])
+        self.testbed.remove([pod.netns])
 
     def _attach(
         self, candidate: Candidate, node: str, pods: Sequence[Pod], **environment: str
     ) -> None:
-        calls = [candidate.call(self.arena, "ADD", node, pod) for pod in pods]
+        calls = [candidate.call(self.testbed, "ADD", node, pod) for pod in pods]
         for call in calls:
             call.environment.update(environment)
-        self.arena.run(calls, parallel=2)
+        self.testbed.run(calls, parallel=2)
 
     def _detach(self, candidate: Candidate, node: str, pods: Sequence[Pod]) -> None:
-        calls = [candidate.call(self.arena, "DEL", node, pod) for pod in pods]
-        self.arena.run(calls, parallel=8)
+        calls = [candidate.call(self.testbed, "DEL", node, pod) for pod in pods]
+        self.testbed.run(calls, parallel=8)
         time.sleep(3 * _SETTLE_S)
-        self.arena.remove([pod.netns for pod in pods])
+        self.testbed.remove([pod.netns for pod in pods])
 
     def _asked_of_guard(self, candidate: Candidate) -> list[float]:
         node = self.nodes[candidate.name]
-        network = Network(candidate.call(self.arena, "ADD", node).stdin.read_bytes())
+        network = Network(candidate.call(self.testbed, "ADD", node).stdin.read_bytes())
         config = Config(network)
         took = []
-        with self.arena.inside(node), nl.Socket() as host:
+        with self.testbed.inside(node), nl.Socket() as host:
             wanted = guard.Wanted(network.name, config, subnet.find(host, config))
             for _ in range(self.size.start_rounds):
                 start = time.perf_counter()
@@ -367,7 +367,7 @@ class Bench:
         return took
 
     def _links_left(self, node: str) -> int:
-        with self.arena.inside(node):
+        with self.testbed.inside(node):
             kernel = nl.Socket()
         veth: Any = (nl.IFLA_LINKINFO, [(nl.IFLA_INFO_KIND, b"veth")])
         left = kernel.dump(nl.link(nl.RTM_GETLINK, "list links", veth))

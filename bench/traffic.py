@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from threading import Thread
 from typing import Any, Final
 
-from bench.arena import Arena, BenchError
 from bench.candidates import Candidate, Executables, Pod, ours
+from bench.testbed import BenchError, Testbed
 from mycelium_cni import guard
 
 _TRACKED: Final = {"ingress": "cluster", "ipMasq": True}
@@ -26,26 +26,26 @@ _DATAGRAM: Final = 64  # bytes: small, so that the packet costs and not its cont
 
 
 @dataclass(frozen=True)
-class Road:
+class PodPair:
     """From one pod to another of the same node."""
 
     source: str
     address: str
 
-    def gbits(self, arena: Arena, megabytes: int) -> float:
+    def gbits(self, testbed: Testbed, megabytes: int) -> float:
         """TCP throughput, in Gbit/s."""
-        sums = self._iperf3(arena, "-n", f"{megabytes}M")
+        sums = self._iperf3(testbed, "-n", f"{megabytes}M")
         return float(sums["sum_received"]["bits_per_second"]) / 1e9
 
-    def packet_us(self, arena: Arena, count: int) -> float:
+    def packet_us(self, testbed: Testbed, count: int) -> float:
         """The time that one UDP datagram takes its sender, all the way to the other pod: on one
         CPU the kernel delivers it before it takes the next. In microseconds."""
         wanted = ("-n", str(count * _DATAGRAM), "-u", "-b", "0", "-l", str(_DATAGRAM), "-A", "0,1")
-        total = self._iperf3(arena, *wanted)["sum"]
+        total = self._iperf3(testbed, *wanted)["sum"]
         return float(total["seconds"]) / int(total["packets"]) * 1e6
 
-    def _iperf3(self, arena: Arena, *options: str) -> Any:
-        with arena.inside(self.source):
+    def _iperf3(self, testbed: Testbed, *options: str) -> Any:
+        with testbed.inside(self.source):
             client = subprocess.Popen(
                 ["iperf3", "-c", self.address, "-J", *options], stdout=subprocess.PIPE, text=True
             )
@@ -56,10 +56,10 @@ class Road:
 
 
 @contextmanager
-def roads(
-    arena: Arena, programs: Executables, pods: Sequence[Pod]
-) -> Iterator[dict[str, tuple[Road, Road]]]:
-    """For each setup a road with the guard and one without, on nodes otherwise alike.
+def pairs(
+    testbed: Testbed, programs: Executables, pods: Sequence[Pod]
+) -> Iterator[dict[str, tuple[PodPair, PodPair]]]:
+    """For each setup a pair with the guard and one without, on nodes otherwise alike.
     Takes four pods a setup."""
     remaining = iter(pods)
     with ExitStack() as stack:
@@ -68,7 +68,9 @@ def roads(
             plugin = ours(f"traffic {number}", programs.static, **configuration)
             with_guard, without = (
                 stack.enter_context(
-                    _road(arena, plugin, f"traffic-{number}-{guarded}", remaining, guarded=guarded)
+                    _pair(
+                        testbed, plugin, f"traffic-{number}-{guarded}", remaining, guarded=guarded
+                    )
                 )
                 for guarded in (True, False)
             )
@@ -77,18 +79,19 @@ def roads(
 
 
 @contextmanager
-def _road(
-    arena: Arena, plugin: Candidate, name: str, pods: Iterator[Pod], *, guarded: bool
-) -> Iterator[Road]:
-    node = arena.node(name)
+def _pair(
+    testbed: Testbed, plugin: Candidate, name: str, pods: Iterator[Pod], *, guarded: bool
+) -> Iterator[PodPair]:
+    node = testbed.node(name)
     source, target = next(pods), next(pods)
     results = [
-        arena.run([plugin.call(arena, "ADD", node, pod)])[0].document for pod in (source, target)
+        testbed.run([plugin.call(testbed, "ADD", node, pod)])[0].document
+        for pod in (source, target)
     ]
     if not guarded:
-        with arena.inside(node):
+        with testbed.inside(node):
             guard.remove()
-    with arena.inside(target.netns):
+    with testbed.inside(target.netns):
         server = subprocess.Popen(
             ["iperf3", "-s", "--forceflush"], stdout=subprocess.PIPE, text=True
         )
@@ -99,7 +102,7 @@ def _road(
                 raise BenchError("iperf3 does not listen")
         # It prints a report of every round, and would block if nobody read it.
         Thread(target=server.stdout.read).start()
-        yield Road(source.netns, results[1]["ips"][0]["address"].partition("/")[0])
+        yield PodPair(source.netns, results[1]["ips"][0]["address"].partition("/")[0])
     finally:
         server.kill()
         server.wait()

@@ -54,7 +54,7 @@ def echo_request(source: str, destination: str, token: bytes) -> bytes:
     return struct.pack("!IHBB", 6 << 28, len(body), ICMPV6, 64) + addresses + body
 
 
-class Eyes:
+class Icmpv6Capture:
     """Sees every ICMPv6 packet that reaches the namespace it was opened in."""
 
     def __init__(self) -> None:
@@ -75,7 +75,7 @@ class Eyes:
 
 
 def spoof(
-    pod: AbstractContextManager[None], eyes: Eyes, own: str, false: str, to: str
+    pod: AbstractContextManager[None], capture: Icmpv6Capture, own: str, false: str, to: str
 ) -> list[Sighting]:
     """Send from inside a pod to another one, with its own source and with a false one."""
     with pod:
@@ -85,7 +85,7 @@ def spoof(
         for what, source, allowed in (("own source", own, True), ("false source", false, False)):
             token = os.urandom(16)
             sender.sendto(echo_request(source, to, token), (to, 0))
-            seen.append(Sighting(what, allowed, eyes.see(token)))
+            seen.append(Sighting(what, allowed, capture.see(token)))
     return seen
 
 
@@ -109,8 +109,8 @@ def inject(
             tun = open_tun(wanted.interface, parse_address(node))
             stack.callback(os.close, tun)
             guard.protect(host, wanted, Undo())
-            eyes = Eyes()
-            stack.callback(eyes.close)
+            capture = Icmpv6Capture()
+            stack.callback(capture.close)
         seen = []
         for what, source, destination, allowed in (
             ("from a peer", REMOTE, node, True),
@@ -123,7 +123,7 @@ def inject(
             for _ in range(PATIENCE if allowed else 1):
                 token = os.urandom(16)
                 os.write(tun, echo_request(source, destination, token))
-                arrived = eyes.see(token)
+                arrived = capture.see(token)
                 if arrived:
                     break
             seen.append(Sighting(what, allowed, arrived))

@@ -124,7 +124,7 @@ def reaches(source: Namespace, address: str | None, source_address: str | None =
     return any(source.ping(str(address), source=source_address) is not None for _ in range(3))
 
 
-class Homes:
+class Labs:
     """Two connected nodes for each mode, made when they are first needed."""
 
     def __init__(self, command: Sequence[str]) -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the tests of the operator's commands share.
 
-homes     two connected nodes for each mode, shared by the tests of a module
+labs      two connected nodes for each mode, shared by the tests of a module
 root      a directory tree with the files that a command looks for on a good node
 bare      a node with an interface as the daemon makes it, and no daemon
 tool      the operator's command on that node, with that tree
@@ -15,17 +15,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from attaching import Homes
+from attaching import Labs
 from tool import NODE, Tool
 
 from mycelium_lab.lab import Lab, Node
 
 
 @pytest.fixture(scope="module")
-def homes(command: list[str]) -> Iterator[Homes]:
-    homes = Homes(command)
-    yield homes
-    homes.close()
+def labs(command: list[str]) -> Iterator[Labs]:
+    labs = Labs(command)
+    yield labs
+    labs.close()
 
 
 @pytest.fixture

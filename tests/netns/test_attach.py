@@ -17,7 +17,7 @@ from attaching import (
     OVERLAY,
     PROTOCOL,
     Attached,
-    Homes,
+    Labs,
     Mode,
     at_once,
     attach,
@@ -39,14 +39,14 @@ REPEATS = 100  # of DEL and ADD at once, in each mode; the soak does so by the t
 
 
 @pytest.fixture
-def node(homes: Homes, mode: Mode) -> Node:
+def node(labs: Labs, mode: Mode) -> Node:
     """A node that other tests of the mode use as well."""
-    return homes.pair(mode)[0]
+    return labs.pair(mode)[0]
 
 
 @pytest.fixture
-def pod(homes: Homes, node: Node) -> Pod:
-    (pod,) = homes.fresh(node)
+def pod(labs: Labs, node: Node) -> Pod:
+    (pod,) = labs.fresh(node)
     return pod
 
 
@@ -87,8 +87,8 @@ def test_both_links_are_what_the_result_says(node: Node, pod: Pod, mode: Mode) -
 
 
 @both_modes
-def test_the_host_link_says_whose_it_is(homes: Homes, node: Node, mode: Mode) -> None:
-    one, two, other = homes.fresh(node, 3)
+def test_the_host_link_says_whose_it_is(labs: Labs, node: Node, mode: Mode) -> None:
+    one, two, other = labs.fresh(node, 3)
     named = "K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-0"
     first = attach(node, one, network(mode), args=named)
     second = attach(node, two, network(mode))
@@ -396,8 +396,8 @@ def dropped(space: Namespace) -> int:
 
 
 @both_modes
-def test_the_first_packet_is_answered_each_way(homes: Homes, mode: Mode) -> None:
-    left, right = homes.pair(mode)
+def test_the_first_packet_is_answered_each_way(labs: Labs, mode: Mode) -> None:
+    left, right = labs.pair(mode)
     conf = network(mode)
     lost: list[str] = []
 
@@ -407,11 +407,11 @@ def test_the_first_packet_is_answered_each_way(homes: Homes, mode: Mode) -> None
             lost.append(way)
 
     for number in range(ROUNDS):
-        a, b, c, d = (attach(left, pod, conf) for pod in homes.fresh(left, 4))
+        a, b, c, d = (attach(left, pod, conf) for pod in labs.fresh(left, 4))
         first("node to pod", left, a.pod, a.address)
         first("pod to node", b.pod, left, left.overlay_address)
         first("pod to pod", c.pod, d.pod, d.address)
-        ends = [attach(node, homes.fresh(node)[0], conf) for node in (left, right)]
+        ends = [attach(node, labs.fresh(node)[0], conf) for node in (left, right)]
         near, far = ends if number % 2 else reversed(ends)
         first("pod to pod elsewhere", near.pod, far.pod, far.address)
         for attached in (a, b, c, d, *ends):
@@ -423,9 +423,9 @@ def test_the_first_packet_is_answered_each_way(homes: Homes, mode: Mode) -> None
 
 
 @both_modes
-def test_a_pod_keeps_its_stable_address(homes: Homes, node: Node, mode: Mode) -> None:
+def test_a_pod_keeps_its_stable_address(labs: Labs, node: Node, mode: Mode) -> None:
     conf = network(mode, addressing="stable")
-    first, second, third = homes.fresh(node, 3)
+    first, second, third = labs.fresh(node, 3)
     web = "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-0"
     attached = attach(node, first, conf, args=web)
     other = attach(node, second, conf, args=web.replace("web-0", "web-1"))
@@ -513,10 +513,10 @@ def test_many_at_once_all_work_and_leave_nothing(command: list[str], mode: Mode)
 
 
 @both_modes
-def test_a_container_may_have_two_interfaces(homes: Homes, pod: Pod, mode: Mode) -> None:
+def test_a_container_may_have_two_interfaces(labs: Labs, pod: Pod, mode: Mode) -> None:
     """Both work without any routes in the configuration. DEL of the second leaves nothing in the
     pod, which keeps running, and the first keeps its routes for its own address."""
-    node, far = homes.pair(mode)
+    node, far = labs.pair(mode)
     one = attach(node, pod, network(mode), ifname="eth0")
     before = picture(pod)
     two = attach(node, pod, network(mode), ifname="net1")
@@ -551,10 +551,10 @@ def test_a_second_add_is_refused_and_the_first_stays(node: Node, pod: Pod, mode:
 @both_modes
 @pytest.mark.parametrize("netns", ["alive", "empty", "missing", "plain file", "the node's own"])
 def test_del_leaves_nothing_and_may_be_repeated(
-    homes: Homes, node: Node, mode: Mode, netns: str
+    labs: Labs, node: Node, mode: Mode, netns: str
 ) -> None:
-    attach(node, homes.fresh(node)[0], network(mode))  # the node is prepared
-    (pod,) = homes.fresh(node)
+    attach(node, labs.fresh(node)[0], network(mode))  # the node is prepared
+    (pod,) = labs.fresh(node)
     # A DEL that finds nothing removes what pods of earlier tests left that ended without one.
     silent(node.plugin("DEL", network(mode), pod))
     plain = node.lab.directory / "plain"
@@ -575,9 +575,9 @@ def test_del_leaves_nothing_and_may_be_repeated(
 
 @both_modes
 def test_del_finds_an_attachment_whose_namespace_is_unmounted_but_alive(
-    homes: Homes, node: Node, mode: Mode
+    labs: Labs, node: Node, mode: Mode
 ) -> None:
-    (pod,) = homes.fresh(node)
+    (pod,) = labs.fresh(node)
     attached = attach(node, pod, network(mode))
     keeper = pod.start(["sh", "-c", "echo inside; exec sleep 1000"])
     await_fact(keeper.output, "a process in the pod")
@@ -590,9 +590,9 @@ def test_del_finds_an_attachment_whose_namespace_is_unmounted_but_alive(
 
 @both_modes
 def test_a_pod_that_ends_without_del_takes_everything_with_it(
-    homes: Homes, node: Node, mode: Mode
+    labs: Labs, node: Node, mode: Mode
 ) -> None:
-    earlier, pod = homes.fresh(node, 2)
+    earlier, pod = labs.fresh(node, 2)
     attach(node, earlier, network(mode))  # the node is prepared
     before = picture(node)["left"]
     attached = attach(node, pod, network(mode))
@@ -604,7 +604,7 @@ def test_a_pod_that_ends_without_del_takes_everything_with_it(
     assert kept.keys() <= ({"nft", "neighbours"} if mode == "bridge" else set()), kept
     silent(attached.delete())
     assert difference(before, picture(node)["left"]) == []
-    (heir,) = homes.fresh(node)
+    (heir,) = labs.fresh(node)
     again = attach(node, heir, network(mode), args=f"IP={attached.address}")
     assert reaches(node, again.address)
     silent(again.delete())
@@ -661,7 +661,7 @@ def _answered(source: Namespace, address: str) -> bool:
 
 @pytest.mark.parametrize("mode", ["routed"])
 def test_a_pod_whose_mac_is_changed_later_stays_reachable(
-    homes: Homes, node: Node, pod: Pod, mode: Mode
+    labs: Labs, node: Node, pod: Pod, mode: Mode
 ) -> None:
     """As the reference plugin `tuning` does it. On a bridge the MAC is part of what a pod may send,
     and there the capability `mac` is the way to choose one."""
@@ -669,7 +669,7 @@ def test_a_pod_whose_mac_is_changed_later_stays_reachable(
     assert_talk(attached)
     pod.configure("link set eth0 address c2:00:00:00:00:09")
     assert_talk(attached)
-    far = homes.pair(mode)[1]
+    far = labs.pair(mode)[1]
     await_fact(lambda: reaches(far, attached.address), "an answer to the other node")
     attached.delete()
 
@@ -696,11 +696,11 @@ def test_a_node_that_lost_its_neighbours_finds_them_again(node: Node, pod: Pod, 
 
 @both_modes
 def test_a_pod_in_use_is_reachable_after_its_neighbour_entry_has_aged(
-    homes: Homes, node: Node, pod: Pod, mode: Mode
+    labs: Labs, node: Node, pod: Pod, mode: Mode
 ) -> None:
     """Pinged from the overlay, so that nothing on the node confirms the entry. The kernel lets it
     age for half a minute and then probes it; here both take milliseconds."""
-    far = homes.pair(mode)[1]
+    far = labs.pair(mode)[1]
     attached = attach(node, pod, network(mode))
     device = BRIDGE if mode == "bridge" else attached.host_link
     assert reaches(far, attached.address)
@@ -734,10 +734,10 @@ def test_a_pod_whose_link_was_down_for_a_moment_stays_reachable(
 # What keeps a routed link alive
 
 
-def test_a_gateway_is_found_again_where_new_links_do_not_forward(homes: Homes) -> None:
+def test_a_gateway_is_found_again_where_new_links_do_not_forward(labs: Labs) -> None:
     """The kernel answers by proxy only on links that forward."""
-    node, far = homes.pair("routed")
-    prepared, pod = homes.fresh(node, 2)
+    node, far = labs.pair("routed")
+    prepared, pod = labs.fresh(node, 2)
     attach(node, prepared, network("routed"))  # the first ADD switches forwarding on everywhere
     set_sysctl(node, "ipv6/conf/default/forwarding", "0")
     try:
@@ -752,10 +752,10 @@ def test_a_gateway_is_found_again_where_new_links_do_not_forward(homes: Homes) -
 
 
 @pytest.mark.skipif(KERNEL < (6, 17), reason="the kernel knows no validated neighbours")
-def test_a_firewall_that_drops_what_a_pod_answers_does_not_make_it_deaf(homes: Homes) -> None:
+def test_a_firewall_that_drops_what_a_pod_answers_does_not_make_it_deaf(labs: Labs) -> None:
     """Not even when its link has been down, after which the kernel would ask for it again."""
-    node, _ = homes.pair("routed")
-    (pod,) = homes.fresh(node)
+    node, _ = labs.pair("routed")
+    (pod,) = labs.fresh(node)
     attached = attach(node, pod, network("routed"))
     (gateway,) = pod.ip("-6", "neigh", "show", "fe80::1", "nud", "all")
     drop = "add rule ip6 strict in icmpv6 type nd-neighbor-advert drop"

@@ -15,7 +15,7 @@ from attaching import (
     BRIDGE,
     OVERLAY,
     Attached,
-    Homes,
+    Labs,
     Mode,
     attach,
     both_modes,
@@ -35,9 +35,9 @@ Break = Callable[[Attached], str]  # returns what the error must name
 
 
 @pytest.fixture
-def attached(homes: Homes, mode: Mode) -> Attached:
-    node = homes.pair(mode)[0]
-    (pod,) = homes.fresh(node)
+def attached(labs: Labs, mode: Mode) -> Attached:
+    node = labs.pair(mode)[0]
+    (pod,) = labs.fresh(node)
     return attach(node, pod, network(mode, **ROUTES))
 
 
@@ -59,9 +59,9 @@ def assert_noticed(attached: Attached, says: str, *codes: int) -> None:
 
 @both_modes
 @pytest.mark.parametrize("version", ["0.4.0", "1.0.0", "1.1.0"])
-def test_what_add_made_passes_again_and_again(homes: Homes, mode: Mode, version: str) -> None:
-    node = homes.pair(mode)[0]
-    (pod,) = homes.fresh(node)
+def test_what_add_made_passes_again_and_again(labs: Labs, mode: Mode, version: str) -> None:
+    node = labs.pair(mode)[0]
+    (pod,) = labs.fresh(node)
     attached = attach(node, pod, network(mode, version, **ROUTES))
     before = picture(node, pod)
     for _ in range(3):
@@ -329,7 +329,7 @@ def test_a_result_that_tells_something_else_is_noticed(
 
 
 @both_modes
-def test_another_container_has_no_attachment(homes: Homes, attached: Attached) -> None:
+def test_another_container_has_no_attachment(labs: Labs, attached: Attached) -> None:
     conf = {**attached.conf, "prevResult": attached.result}
     call = attached.node.plugin("CHECK", conf, attached.pod, container_id="somebody-else")
     refused(call, 103, says="somebody-else")

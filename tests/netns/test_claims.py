@@ -13,7 +13,7 @@ import pytest
 from attaching import (
     BRIDGE,
     Attached,
-    Homes,
+    Labs,
     Mode,
     at_once,
     attach,
@@ -41,8 +41,8 @@ QUIET = ("link set nic0 addrgenmode none", "link set nic1 addrgenmode none")
 
 
 @pytest.fixture
-def node(homes: Homes, mode: Mode) -> Node:
-    return homes.pair(mode)[0]
+def node(labs: Labs, mode: Mode) -> Node:
+    return labs.pair(mode)[0]
 
 
 # An address that is used again
@@ -56,17 +56,17 @@ def node(homes: Homes, mode: Mode) -> Node:
 @pytest.mark.parametrize("addressing", ["stable", "random"])
 @both_modes
 def test_a_pod_that_gets_an_address_again_is_found_at_once(
-    homes: Homes, mode: Mode, addressing: str, macs: tuple[str, str]
+    labs: Labs, mode: Mode, addressing: str, macs: tuple[str, str]
 ) -> None:
     """By its node, by its neighbour and on the overlay, where the last pod with that address, and
     maybe another MAC, is still remembered."""
-    node, afar = homes.pair(mode)
-    (neighbour,) = homes.fresh(node)
+    node, afar = labs.pair(mode)
+    (neighbour,) = labs.fresh(node)
     kept = attach(node, neighbour, network(mode))
     conf = network(mode, addressing=addressing)
     address = SHOP if addressing == "stable" else f"IP={subnet_of(node)[7 << 48 | 7]}"
     for mac in macs:
-        (pod,) = homes.fresh(node)
+        (pod,) = labs.fresh(node)
         attached = attach(node, pod, conf, args=f"{address};MAC={mac}" if mac else address)
         assert not mac or attached.pod_mac == mac
         for source in (node, neighbour, afar):
@@ -80,12 +80,12 @@ def test_a_pod_that_gets_an_address_again_is_found_at_once(
 
 
 @pytest.fixture
-def street(homes: Homes) -> Iterator[tuple[Node, Attached, dict[str, tuple[str, str]]]]:
+def neighbours(labs: Labs) -> Iterator[tuple[Node, Attached, dict[str, tuple[str, str]]]]:
     """A node with a pod on its bridge; and all the MACs in use, each with its link."""
-    node = homes.pair("bridge")[0]
-    pod, beyond = homes.fresh(node, 2)
+    node = labs.pair("bridge")[0]
+    pod, beyond = labs.fresh(node, 2)
     attached = attach(node, pod, network("bridge"), args=SHOP)
-    asked = attach(node, homes.fresh(node)[0], network("bridge"), args=f"MAC={MAC}")
+    asked = attach(node, labs.fresh(node)[0], network("bridge"), args=f"MAC={MAC}")
     node.configure(
         # Not MACs that the kernel draws: a few of those look as if the plugin had made them.
         "link add nic0 address 02:00:00:00:00:01 type veth peer name nic1",
@@ -114,7 +114,7 @@ def street(homes: Homes) -> Iterator[tuple[Node, Attached, dict[str, tuple[str, 
         {
             "bridge": (mac(BRIDGE), BRIDGE),
             "port": (mac("tap0"), "tap0"),
-            "host end": (mac(attached.host_link), ""),
+            "host link": (mac(attached.host_link), ""),
             "pod": (attached.pod_mac, ""),
             "pod that asked": (MAC, asked.host_link),
             "node": (mac("nic0"), "nic0"),
@@ -127,10 +127,10 @@ def street(homes: Homes) -> Iterator[tuple[Node, Attached, dict[str, tuple[str, 
 
 
 def test_a_mac_that_somebody_has_is_refused_and_nobody_notices(
-    homes: Homes, street: tuple[Node, Attached, dict[str, tuple[str, str]]]
+    labs: Labs, neighbours: tuple[Node, Attached, dict[str, tuple[str, str]]]
 ) -> None:
-    node, attached, macs = street
-    (pod,) = homes.fresh(node)
+    node, attached, macs = neighbours
+    (pod,) = labs.fresh(node)
     before = picture(node, pod)
     for mac, holder in macs.values():
         call = node.plugin("ADD", network("bridge"), pod, args=f"MAC={mac}")
@@ -142,9 +142,9 @@ def test_a_mac_that_somebody_has_is_refused_and_nobody_notices(
     assert reaches(node, attached.address)
 
 
-def test_a_pod_may_ask_for_the_mac_that_is_its_own(homes: Homes) -> None:
-    node = homes.pair("bridge")[0]
-    first, second = homes.fresh(node, 2)
+def test_a_pod_may_ask_for_the_mac_that_is_its_own(labs: Labs) -> None:
+    node = labs.pair("bridge")[0]
+    first, second = labs.fresh(node, 2)
     conf = network("bridge", addressing="stable")
     attached = attach(node, first, conf, args=SHOP)
     silent(attached.delete())
@@ -154,9 +154,9 @@ def test_a_pod_may_ask_for_the_mac_that_is_its_own(homes: Homes) -> None:
     silent(again.delete())
 
 
-def test_of_many_that_want_one_mac_exactly_one_gets_it(homes: Homes) -> None:
-    node = homes.pair("bridge")[0]
-    pods = homes.fresh(node, CROWD)
+def test_of_many_that_want_one_mac_exactly_one_gets_it(labs: Labs) -> None:
+    node = labs.pair("bridge")[0]
+    pods = labs.fresh(node, CROWD)
     conf = network("bridge")
     add = partial(node.plugin, "ADD", conf, args=f"MAC={OTHER_MAC}")
     outcomes = at_once([partial(add, pod) for pod in pods])
@@ -171,10 +171,10 @@ def test_of_many_that_want_one_mac_exactly_one_gets_it(homes: Homes) -> None:
         silent(node.plugin("DEL", conf, pod))
 
 
-def test_two_routed_pods_may_have_one_mac(homes: Homes) -> None:
+def test_two_routed_pods_may_have_one_mac(labs: Labs) -> None:
     """Each has a link of its own: its MAC affects nobody else."""
-    node = homes.pair("routed")[0]
-    pods = homes.fresh(node, 2)
+    node = labs.pair("routed")[0]
+    pods = labs.fresh(node, 2)
     made = [attach(node, pod, network("routed"), args=f"MAC={MAC}") for pod in pods]
     for attached in made:
         assert reaches(node, attached.address)
@@ -185,10 +185,8 @@ def test_two_routed_pods_may_have_one_mac(homes: Homes) -> None:
 
 
 @both_modes
-def test_an_address_of_any_link_of_the_node_is_refused(
-    homes: Homes, node: Node, mode: Mode
-) -> None:
-    (pod,) = homes.fresh(node)
+def test_an_address_of_any_link_of_the_node_is_refused(labs: Labs, node: Node, mode: Mode) -> None:
+    (pod,) = labs.fresh(node)
     address = subnet_of(node)[0x77]
     # Without a carrier the address is tentative, and has no route; it is the node's all the same.
     node.configure(
@@ -208,9 +206,9 @@ def test_an_address_of_any_link_of_the_node_is_refused(
 @both_modes
 @pytest.mark.parametrize("kind", ["", "prohibit ", "blackhole "])
 def test_an_address_that_the_node_routes_elsewhere_is_refused(
-    homes: Homes, node: Node, mode: Mode, kind: str
+    labs: Labs, node: Node, mode: Mode, kind: str
 ) -> None:
-    (pod,) = homes.fresh(node)
+    (pod,) = labs.fresh(node)
     prefix = ipaddress.IPv6Network((int(subnet_of(node)[5 << 48]), 80))
     node.configure(
         "link add nic0 type veth peer name nic1",
@@ -230,9 +228,9 @@ def test_an_address_that_the_node_routes_elsewhere_is_refused(
 @both_modes
 @pytest.mark.parametrize("kind", ["two ways", "a group"])
 def test_an_address_that_the_node_routes_several_ways_is_refused(
-    homes: Homes, node: Node, mode: Mode, kind: str
+    labs: Labs, node: Node, mode: Mode, kind: str
 ) -> None:
-    (pod,) = homes.fresh(node)
+    (pod,) = labs.fresh(node)
     prefix = ipaddress.IPv6Network((int(subnet_of(node)[5 << 48]), 80))
     node.configure(
         "link add nic0 type veth peer name nic1",
@@ -257,11 +255,11 @@ def test_an_address_that_the_node_routes_several_ways_is_refused(
 @pytest.mark.parametrize("mode", ["bridge", "routed"])
 @pytest.mark.parametrize("known", [True, False], ids=["known", "silent"])
 def test_an_address_of_a_guest_that_another_program_put_on_the_bridge_is_refused(
-    homes: Homes, mode: Mode, known: bool
+    labs: Labs, mode: Mode, known: bool
 ) -> None:
     """Such as a micro-VM, whether it has said anything yet or not. A free one is not refused."""
-    node = homes.pair("bridge")[0]
-    kept, pod, guest = homes.fresh(node, 3)
+    node = labs.pair("bridge")[0]
+    kept, pod, guest = labs.fresh(node, 3)
     attached = attach(node, kept, network("bridge"))  # the bridge has its address
     node.configure(
         f"link add tap0 address 02:00:00:00:00:02 master {BRIDGE}"
@@ -288,10 +286,10 @@ def test_an_address_of_a_guest_that_another_program_put_on_the_bridge_is_refused
 
 @both_modes
 def test_an_address_that_belongs_to_another_pods_name_is_refused(
-    homes: Homes, node: Node, mode: Mode
+    labs: Labs, node: Node, mode: Mode
 ) -> None:
     """Also while that pod is away, as between two lives of a StatefulSet's pod."""
-    owner, thief = homes.fresh(node, 2)
+    owner, thief = labs.fresh(node, 2)
     conf = network(mode, addressing="stable")
     attached = attach(node, owner, conf, args=SHOP)
     silent(attached.delete())

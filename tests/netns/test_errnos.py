@@ -2,7 +2,7 @@
 """Whichever request the kernel refuses, with any errno: a clear message, and nothing is left.
 
 Each verb is called once for every system call and every message to the kernel that it makes, and
-for every way in which that one can fail (saboteur.py).
+for every way in which that one can fail (failing_plugin.py).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ import mycelium_cni
 from mycelium_lab.lab import Lab, Node
 
 Verb = Literal["ADD", "DEL", "CHECK", "GC", "STATUS"]
-SABOTEUR = Path(__file__).with_name("saboteur.py")
+FAILING_PLUGIN = Path(__file__).with_name("failing_plugin.py")
 SOURCE = str(Path(mycelium_cni.__file__).parents[1])
 
 pytestmark = pytest.mark.timeout(300)
@@ -60,7 +60,9 @@ def play(
     }
     before = picture(node, pod)
     env = {"PYTHONPATH": SOURCE}
-    done = node.run([sys.executable, str(SABOTEUR)], env=env, input=json.dumps(job), timeout_s=240)
+    done = node.run(
+        [sys.executable, str(FAILING_PLUGIN)], env=env, input=json.dumps(job), timeout_s=240
+    )
     return [json.loads(line) for line in done.stdout.splitlines()], difference(
         before, picture(node, pod)
     )
@@ -81,7 +83,7 @@ def test_a_pod_of_two_interfaces_on_a_kernel_without_routes_for_one_source(
     }
     job = {"verb": "ADD", "conf": conf, "env": env, "without": "IPV6_SUBTREES"}
     source = {"PYTHONPATH": SOURCE}
-    done = node.run([sys.executable, str(SABOTEUR)], env=source, input=json.dumps(job))
+    done = node.run([sys.executable, str(FAILING_PLUGIN)], env=source, input=json.dumps(job))
     second = Attached(node, pod, conf, json.loads(done.stdout), "net1")
     (rule,) = [each for each in pod.ip("-6", "rule") if each.get("protocol") == PROTOCOL]
     assert rule["src"] == second.address

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from attaching import (
     Attached,
-    Homes,
+    Labs,
     Mode,
     at_once,
     attach,
@@ -32,8 +32,8 @@ CROWD = 100
 
 
 @pytest.fixture
-def node(homes: Homes, mode: Mode) -> Node:
-    return homes.pair(mode)[0]
+def node(labs: Labs, mode: Mode) -> Node:
+    return labs.pair(mode)[0]
 
 
 def entry(attached: Attached) -> dict[str, str]:
@@ -49,17 +49,17 @@ def _gone(node: Node, name: str) -> bool:
     return node.link(name) is None
 
 
-def prepare(homes: Homes, node: Node, mode: Mode) -> None:
+def prepare(labs: Labs, node: Node, mode: Mode) -> None:
     """A node that has had a pod of the network, and has one of another."""
     for name in ("another", "overlay"):
-        attach(node, homes.fresh(node)[0], network(mode, name=name))
+        attach(node, labs.fresh(node)[0], network(mode, name=name))
     silent(call_gc(node, mode, []))
 
 
 @both_modes
 @pytest.mark.parametrize("key", [VALID, OLDER])
-def test_what_is_listed_stays_and_talks_on(homes: Homes, node: Node, mode: Mode, key: str) -> None:
-    kept, stale = (attach(node, pod, network(mode)) for pod in homes.fresh(node, 2))
+def test_what_is_listed_stays_and_talks_on(labs: Labs, node: Node, mode: Mode, key: str) -> None:
+    kept, stale = (attach(node, pod, network(mode)) for pod in labs.fresh(node, 2))
     pinging = kept.pod.start(["ping", "-n", "-i", "0.01", "-c", "60", str(node.overlay_address)])
     before = picture(kept.pod)
     silent(call_gc(node, mode, [entry(kept)], key=key))
@@ -76,10 +76,10 @@ def test_what_is_listed_stays_and_talks_on(homes: Homes, node: Node, mode: Mode,
 @both_modes
 @pytest.mark.parametrize("nothing", [[], None], ids=["empty", "null"])
 def test_where_nothing_is_listed_everything_goes(
-    homes: Homes, node: Node, mode: Mode, nothing: list[Any] | None
+    labs: Labs, node: Node, mode: Mode, nothing: list[Any] | None
 ) -> None:
-    prepare(homes, node, mode)
-    pods = homes.fresh(node, 3)
+    prepare(labs, node, mode)
+    pods = labs.fresh(node, 3)
     before = picture(node, *pods)
     made = [attach(node, pod, network(mode)) for pod in pods]
     silent(call_gc(node, mode, nothing))
@@ -90,9 +90,9 @@ def test_where_nothing_is_listed_everything_goes(
 
 
 @both_modes
-def test_without_a_list_nothing_goes(homes: Homes, node: Node, mode: Mode) -> None:
+def test_without_a_list_nothing_goes(labs: Labs, node: Node, mode: Mode) -> None:
     """The runtime must say what it uses; deleting everything would be a guess."""
-    (pod,) = homes.fresh(node)
+    (pod,) = labs.fresh(node)
     attached = attach(node, pod, network(mode))
     before = picture(node, pod)
     refused(node.plugin("GC", network(mode)), 7, says=VALID)
@@ -101,14 +101,14 @@ def test_without_a_list_nothing_goes(homes: Homes, node: Node, mode: Mode) -> No
 
 
 @both_modes
-def test_other_networks_and_other_peoples_links_stay(homes: Homes, node: Node, mode: Mode) -> None:
+def test_other_networks_and_other_peoples_links_stay(labs: Labs, node: Node, mode: Mode) -> None:
     """Whatever their names, and though the list does not name them."""
     names = ("overlay2", "overla", "Overlay")
     theirs = [
         attach(node, pod, network(mode, name=name))
-        for name, pod in zip(names, homes.fresh(node, 3), strict=True)
+        for name, pod in zip(names, labs.fresh(node, 3), strict=True)
     ]
-    ours = attach(node, homes.fresh(node)[0], network(mode))
+    ours = attach(node, labs.fresh(node)[0], network(mode))
     node.configure(
         "link add myc000000000000 type veth peer name myc000000000001",
         "link add veth7 type veth peer name veth8",
@@ -128,8 +128,8 @@ def test_other_networks_and_other_peoples_links_stay(homes: Homes, node: Node, m
 
 
 @both_modes
-def test_container_and_interface_must_both_be_listed(homes: Homes, node: Node, mode: Mode) -> None:
-    first, second = homes.fresh(node, 2)
+def test_container_and_interface_must_both_be_listed(labs: Labs, node: Node, mode: Mode) -> None:
+    first, second = labs.fresh(node, 2)
     one = attach(node, first, network(mode), ifname="eth0")
     two = attach(node, first, network(mode), ifname="net1")
     other = attach(node, second, network(mode), ifname="net1")
@@ -171,13 +171,11 @@ def test_a_hundred_stale_ones_go_in_one_go(command: list[str], mode: Mode) -> No
 
 
 @both_modes
-def test_gc_of_a_node_that_pods_have_left_on_their_own(
-    homes: Homes, node: Node, mode: Mode
-) -> None:
+def test_gc_of_a_node_that_pods_have_left_on_their_own(labs: Labs, node: Node, mode: Mode) -> None:
     """A pod that ends without DEL takes its links with it; GC removes everything else."""
-    prepare(homes, node, mode)
+    prepare(labs, node, mode)
     before = picture(node)
-    pods = homes.fresh(node, 3)
+    pods = labs.fresh(node, 3)
     made = [attach(node, pod, network(mode)) for pod in pods]
     for pod in pods:
         pod.remove()
@@ -225,9 +223,9 @@ def of_one_group() -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("mode", ["routed"])
-def test_two_networks_with_one_hash_do_not_mix(homes: Homes, node: Node, mode: Mode) -> None:
+def test_two_networks_with_one_hash_do_not_mix(labs: Labs, node: Node, mode: Mode) -> None:
     one, other = of_one_group()
-    mine, theirs = homes.fresh(node, 2)
+    mine, theirs = labs.fresh(node, 2)
     attached = attach(node, mine, network(mode, name=one, ingress="closed"))
     before = picture(node, theirs)
     call = node.plugin("ADD", network(mode, name=other), theirs)

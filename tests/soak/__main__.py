@@ -22,8 +22,8 @@ import releases
 from mycelium_lab.errors import LabError
 from mycelium_lab.lab import Lab
 from mycelium_lab.own import own_executable
+from soak.churn import MODES, Churn
 from soak.runtime import Runtime
-from soak.storm import MODES, Storm
 
 
 def main() -> int:
@@ -53,7 +53,7 @@ def main() -> int:
     stopped = threading.Event()
     try:
         with tempfile.TemporaryDirectory() as folder, Lab(command, overlay="stand-in") as lab:
-            storm = Storm(
+            churn = Churn(
                 lab,
                 command,
                 releases.previous(Path(folder)),
@@ -66,7 +66,7 @@ def main() -> int:
             signal.signal(signal.SIGINT, lambda *_: stopped.set())
             with progress:
                 bar = progress.add_task("attachments", total=options.count)
-                tried = storm.run(
+                tried = churn.run(
                     lambda done: progress.update(bar, completed=done),
                     lambda: not stopped.is_set() and time.monotonic() < start + options.seconds,
                 )
@@ -74,9 +74,9 @@ def main() -> int:
         print(f"soak: {error}", file=sys.stderr)
         return 2
     print(f"{tried} attachments in {time.monotonic() - start:.0f} s, {options.mode}, seed {seed}")
-    print(_calls(storm.runtime))
-    print(f"{storm.faults} faults")
-    return 1 if storm.faults else 0
+    print(_calls(churn.runtime))
+    print(f"{churn.faults} faults")
+    return 1 if churn.faults else 0
 
 
 def _calls(runtime: Runtime) -> str:

@@ -254,10 +254,10 @@ class LiveTest:
             return
         if not self._closed:  # else nothing at all gets from pod to pod
             with other.inside():
-                eyes = intruder.Eyes()
-            stack.callback(eyes.close)
+                capture = intruder.Icmpv6Capture()
+            stack.callback(capture.close)
             free = format_address(node.subnet + b"\xff\x0f" + bytes(5) + b"\xfe")
-            sightings = intruder.spoof(pod.inside(), eyes, pod.address, free, other.address)
+            sightings = intruder.spoof(pod.inside(), capture, pod.address, free, other.address)
             self._judge(sightings, "pod a", "pod b")
         replica = TestPod("replica")
         stack.callback(replica.close)

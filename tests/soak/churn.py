@@ -71,7 +71,7 @@ class Life:
     made: list[Attachment] = field(default_factory=list)
 
 
-class Storm:
+class Churn:
     """One node, its pods, and all that is done to them."""
 
     def __init__(

@@ -63,7 +63,7 @@ class Done:
         return json.loads(self.stdout.read_text())
 
 
-class Arena:
+class Testbed:
     """The namespaces, a folder in memory for files, and the process that starts processes."""
 
     def __init__(self, spawner: Path) -> None:
