@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import json
 import subprocess
@@ -150,7 +151,19 @@ OTHER_FILES = {
     "web page": ("<!DOCTYPE html>\n<html><title>404</title></html>", 1, "fetch it again"),
     "gzip": (gzip.compress(GOOD_TEXT.encode()), 1, "gunzip"),
     "UTF-16": (GOOD_TEXT.encode("utf-16"), 1, "save it as UTF-8"),
+    "UTF-16 without a mark": (GOOD_TEXT.encode("utf-16-le"), 1, "save it as UTF-8"),
     "a program": (b"\x7fELF\2\1\1", 1, "is a program"),
+    "an archive": (b"conflist" + bytes(92) + b"\x80" * 40, 1, "is no text"),
+    "base64": (base64.b64encode(GOOD_TEXT.encode()), 1, "base64 -d"),
+    "a server's error": ("404: Not Found", 1, "fetch it again"),
+    "headers": (f"HTTP/1.1 200 OK\r\n\r\n{GOOD_TEXT}", 1, "without them"),
+    "Markdown": (f"```json\n{GOOD_TEXT}\n```\n", 1, "the lines with ```"),
+    "a script": (f"cat >x.conflist <<EOF\n{GOOD_TEXT}\nEOF\n", 1, "commands of a shell"),
+    "a diff": (f"+{GOOD_TEXT}\n", 1, "git apply"),
+    "a merge": (f"{GOOD_TEXT[:1]}\n<<<<<<< ours\n{GOOD_TEXT[1:]}\n=======\n", 2, "keep one"),
+    "TOML": ('[plugins."io.containerd.grpc"]\nbin_dir = "/opt/cni/bin"\n', 1, "is TOML"),
+    "YAML's word": (plugin('"defaultRoute": yes'), 6, "write true"),
+    "two documents with a line between": (f"{GOOD_TEXT}\n---\n{GOOD_TEXT}", 2, "a second document"),
     "two documents": (f"{GOOD_TEXT}\n{GOOD_TEXT}", 2, "a second document"),
     "here-document": (f"{GOOD_TEXT}\nEOF\n", 2, "here-document"),
     "all in quotes": (json.dumps(GOOD_TEXT), 1, "remove the quotes around it"),

@@ -26,7 +26,11 @@ _NUMBER: Final = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?(?![\w.
 _BARE_KEY: Final = re.compile(r"[\w.$/-]+")
 _BARE_VALUE: Final = re.compile(r'[^\s,;{}\[\]"\u201c\u201d]+')
 _WORDS: Final = {"true": True, "false": False, "null": None}
-_ELSEWHERE: Final = {"True": True, "False": False, "None": None}  # Python's
+_ELSEWHERE: Final = {  # in Python, YAML and others
+    **dict.fromkeys(("True", "TRUE", "yes", "Yes", "on", "On"), True),
+    **dict.fromkeys(("False", "FALSE", "no", "No", "off", "Off"), False),
+    **dict.fromkeys(("None", "Null", "NULL", "nil", "undefined"), None),
+}
 # Quotes as some keyboards and word processors write them, and the ones that close them.
 _QUOTES: Final = {
     "'": "'",
@@ -42,12 +46,43 @@ _TEMPLATE: Final = re.compile(
     r"\{\{.{0,200}?\}\}|\{%.{0,200}?%\}|<%.{0,200}?%>|\$\{\w[^}\n]{0,99}\}|\b__[A-Z][A-Z0-9_]*__\b"
 )
 _YAML: Final = re.compile(r"(?:[ \t\r]*(?:#[^\n]*)?\n)*[ \t]*(?:---\s|[\w.-]+:(?:\s|$)|- )")
+_AGAIN: Final = "fetch it again: a server sends such a page instead of a file that it does not have"
+# What never was JSON, by its beginning.
+_FORMS: Final = tuple(
+    (re.compile(pattern, re.IGNORECASE), what, remedy)
+    for pattern, what, remedy in (
+        (r"<(!doctype|html|\?xml|head|body)\b", "it is a web page (HTML)", _AGAIN),
+        (r"\d{3}:? [a-z]+( [a-z]+)?\s*\Z", "it is what a web server says of an error", _AGAIN),
+        (r"HTTP/\d", "it is a web server's answer with its headers", "fetch it without them"),
+        (r"-----BEGIN ", "it is a key or a certificate", "is this the right file?"),
+        (r"```", "it is a piece of Markdown", "remove the lines with ```"),
+        (
+            r"#!|(\$ |# )?(cat|tee|echo|curl|sudo|kubectl) ",
+            "it holds commands of a shell",
+            "run them, or leave only what they write into the file",
+        ),
+        (
+            r"diff --git |--- \S+.*\n\+\+\+ |\+ *[{\"]",
+            "it is a diff",
+            "apply it: patch, or git apply",
+        ),
+        (
+            r"\[[a-z][\w.\"/-]*\]\s*(\n|\Z)",
+            "it is TOML",
+            "write it as JSON, as `mycelium-cni config new` prints it",
+        ),
+        (r"[a-z0-9+/\s]{40,}+={0,2}\s*\Z", "it is encoded (base64)", "decode it: base64 -d"),
+    )
+)
+_CONFLICT: Final = re.compile(r"^<<<<<<< ", re.MULTILINE)
 _MAGIC: Final = (
     (b"\x1f\x8b", "it is compressed (gzip)", "unpack it: gunzip"),
     (b"PK\x03\x04", "it is a zip archive", "unpack it"),
     (b"\xfd7zXZ", "it is compressed (xz)", "unpack it: unxz"),
     (b"\x28\xb5\x2f\xfd", "it is compressed (zstd)", "unpack it: unzstd"),
     (b"\x7fELF", "it is a program", "executables belong into /opt/cni/bin"),
+    (b"BZh", "it is compressed (bzip2)", "unpack it: bunzip2"),
+    (b"\xff\xfe\0\0", "it is UTF-32", "save it as UTF-8"),
     (b"\xff\xfe", "it is UTF-16", "save it as UTF-8"),
     (b"\xfe\xff", "it is UTF-16", "save it as UTF-8"),
 )
@@ -87,6 +122,11 @@ def parse(octets: bytes) -> Parsed:
     for magic, what, remedy in _MAGIC:
         if octets.startswith(magic):
             return _unreadable(Fault(0, what, remedy))
+    nuls = [octets[start::2].count(0) for start in (0, 1)]
+    if min(nuls) == 0 and 4 * max(nuls) > len(octets):  # a NUL for every letter, and no mark
+        return _unreadable(Fault(0, "it is UTF-16", "save it as UTF-8"))
+    if 20 * sum(nuls) > len(octets) > 20:
+        return _unreadable(Fault(0, "it is no text", "is this the right file?"))
     try:
         text = octets.decode()
     except UnicodeDecodeError as error:
@@ -136,13 +176,13 @@ def _as_python_says(error: ValueError) -> Fault:
 def _something_else(text: str) -> list[Fault]:
     """What the text is, if it was never JSON."""
     start = text.lstrip("\ufeff \t\r\n")
-    if re.match(r"<(!doctype|html|\?xml|head|body)\b", start, re.IGNORECASE):
-        remedy = (
-            "fetch it again: a server sends such a page instead of a file that it does not have"
-        )
-        return [Fault(0, "it is a web page (HTML)", remedy)]
-    if start.startswith("-----BEGIN "):
-        return [Fault(0, "it is a key or a certificate", "is this the right file?")]
+    for form, what, remedy in _FORMS:
+        if form.match(start):
+            return [Fault(0, what, remedy)]
+    conflict = _CONFLICT.search(text)
+    if conflict:
+        line = text.count("\n", 0, conflict.start()) + 1
+        return [Fault(line, "a merge left both versions here", "keep one, and remove its markers")]
     if _YAML.match(start):
         if re.search(r"^apiVersion:", text, re.MULTILINE) and re.search(
             r"^kind:", text, re.MULTILINE
@@ -292,7 +332,7 @@ class _Reader:
             return word
         if word in _ELSEWHERE:
             meant = json.dumps(_ELSEWHERE[word])
-            self._fault(f"{word} is Python, not JSON", f"write {meant}", start)
+            self._fault(f"{word} is not JSON", f"write {meant}", start)
             return _ELSEWHERE[word]
         try:
             number = int(word, 0) if len(word) < 20 else None
@@ -507,7 +547,7 @@ class _Reader:
                 self._fault(f"there is a {here} too many", "remove it")
             elif here == ",":
                 self._fault("a comma stands behind the end", "remove it")
-            elif here in "{[":
+            elif here in "{[" or self._text.startswith("---", self._at):
                 remedy = "one file holds one network: put it into a file of its own"
                 self._fault("a second document begins", remedy)
                 return
