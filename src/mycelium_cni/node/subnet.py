@@ -235,7 +235,9 @@ def read_key(path: str) -> bytes | None:
     return private
 
 
-def _unreadable(path: str, error: OSError) -> CniError:
+def _unreadable(path: str, error: OSError) -> CniError | OSError:
     error = OSError(error.errno, error.strerror)
     refused = refusal(error, f"cannot read netseed {path}")
+    if refused.code == TRY_AGAIN_LATER:  # of the process, or the node: nothing is wrong with it
+        return OSError(error.errno, refused.problem)
     return CniError(NODE_MISCONFIGURED, refused.problem, refused.advice, about=path)
