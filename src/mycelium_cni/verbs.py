@@ -205,13 +205,14 @@ def _remove(host: nl.Socket, links: list[Link], path: str = "") -> None:
     a retry finds nothing; then the first refusal is raised."""
     refused: list[OSError] = []
     waiting: list[nl.Socket | None] = []
+    addresses = [address for link in links if (address := guard.address_of(link))]
     # Keeps the guard's socket open until then: closing it takes the kernel 15 ms, which the child
     # that deletes the links spends waiting anyway.
     steps: tuple[Callable[[], None], ...] = (
         lambda: sourcerule.forget(host, links, path),
         lambda: waiting.append(guard.forget(*links)),
         lambda: removal.forget_neighbours(host, links),
-        lambda: removal.delete_links(host, [link.index for link in links]),
+        lambda: removal.delete_links(host, [link.index for link in links], addresses),
     )
     for step in steps:
         try:

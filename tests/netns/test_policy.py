@@ -3,15 +3,18 @@
 
 from __future__ import annotations
 
+import ipaddress
+import json
 import os
 import socket
+from pathlib import Path
 from typing import Literal
 
 import crafting as c
 import pytest
 from sites import LAN_HOST, NODE, REMOTE, STRANGER, SUBNET, Site, answers, conf, connects
 
-from mycelium_lab.lab import Lab
+from mycelium_lab.lab import Lab, await_fact
 
 Ingress = Literal["open", "cluster", "closed"]
 both_modes = pytest.mark.parametrize("mode", ("routed", "bridge"))
@@ -162,6 +165,28 @@ def test_an_address_comes_without_the_connections_of_its_last_owner(
 
 
 @both_modes
+def test_what_a_pod_leaves_in_connection_tracking_ends_soon_after_it(site: Site, mode: str) -> None:
+    """Its entries would fill the node's table, those of TCP for five days. Others' stay."""
+    tracked = policy("closed", mode)
+    pods = [site.attach(tracked) for _ in range(3)]
+    for pod, _ in pods:
+        with pod.inside(), socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as owner:
+            owner.sendto(b"question", (STRANGER, 53))
+
+    def remembered() -> list[str]:
+        with site.node.inside():
+            table = Path("/proc/thread-self/net/nf_conntrack").read_text()
+        return [address for _, address in pods if ipaddress.ip_address(address).exploded in table]
+
+    assert remembered() == [address for _, address in pods]
+    site.node.plugin("DEL", tracked, pods[0][0]).succeeded()
+    await_fact(lambda: remembered() == [address for _, address in pods[1:]], "DEL ends them")
+    valid = [{"containerID": pods[2][0].container_id, "ifname": "eth0"}]
+    site.node.plugin("GC", {**tracked, "cni.dev/valid-attachments": valid}).succeeded()
+    await_fact(lambda: remembered() == [pods[2][1]], "GC ends them")
+
+
+@both_modes
 def test_a_tightened_policy_ends_what_it_would_not_have_allowed(site: Site, mode: str) -> None:
     site.attach(policy("closed", mode, "tracked"))
     pod, address = site.attach(policy("open", mode))
@@ -199,6 +224,28 @@ def test_a_tightened_policy_ends_what_it_would_not_have_allowed(site: Site, mode
         assert arrives(REMOTE, dport=30080, to=NODE, sport=98) == (ingress == "cluster")
         assert arrives(STRANGER, sport=53), f"{ingress}: the pod has asked"
     server.close()
+
+
+def test_what_could_not_be_ended_is_ended_by_the_next_add(site: Site) -> None:
+    """The first one fails after it has loaded the new policy."""
+    site.attach(policy("closed", "routed", "tracked"))
+    pod, address = site.attach(policy("open", "routed"))
+    packet = c.udp(STRANGER, address, os.urandom(16), sport=99)
+    assert site.delivers(pod, [packet])
+    with pod.inside(), socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as server:
+        server.bind(("::", c.PORT))
+        server.sendto(b"answer", (STRANGER, 99))
+    new = site.node.pod("new")
+    table = ["-P", "/proc/sys/net/netfilter/nf_conntrack_count"]
+    strace = ["strace", "-qq", "-o", "/dev/null", *table, "-e", "inject=open,openat:error=EACCES"]
+    env = {"CNI_COMMAND": "ADD", "CNI_CONTAINERID": new.container_id, "CNI_IFNAME": "eth0"}
+    tightened = json.dumps(policy("closed", "routed"))
+    argv = [*strace, *site.lab.command]
+    failed = site.node.run(argv, env={**env, "CNI_NETNS": new.path}, input=tightened, check=False)
+    assert failed.returncode == 1, failed
+    assert site.delivers(pod, [packet]), "it goes on"
+    site.attach(policy("closed", "routed"))
+    assert not site.delivers(pod, [packet])
 
 
 @both_modes

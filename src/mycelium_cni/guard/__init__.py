@@ -13,6 +13,7 @@ that a new policy forbids. docs/adr/0006-the-guard.md.
 
 from mycelium_cni.guard.load import (
     end_former,
+    end_left,
     ensure,
     fault,
     forget,
@@ -23,15 +24,26 @@ from mycelium_cni.guard.load import (
     remove,
     sweep,
 )
-from mycelium_cni.guard.wanted import RULES, TABLE_NAME, Port, Wanted, counterpart, ours, port_of
+from mycelium_cni.guard.wanted import (
+    RULES,
+    TABLE_NAME,
+    Port,
+    Wanted,
+    address_of,
+    counterpart,
+    ours,
+    port_of,
+)
 
 __all__ = [
     "RULES",
     "TABLE_NAME",
     "Port",
     "Wanted",
+    "address_of",
     "counterpart",
     "end_former",
+    "end_left",
     "ensure",
     "fault",
     "forget",

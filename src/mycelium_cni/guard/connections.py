@@ -12,11 +12,13 @@ from mycelium_cni.cni.errors import NODE_MISCONFIGURED, CniError
 from mycelium_cni.guard.wanted import address_of
 from mycelium_cni.kernel import conntrack
 from mycelium_cni.kernel import netlink as nl
+from mycelium_cni.kernel.address import format_address
+from mycelium_cni.kernel.link import find_link
 from mycelium_cni.kernel.snapshot import Snapshot
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection, Iterable
 
     from mycelium_cni.cni.config import Policy
     from mycelium_cni.guard.wanted import Wanted
@@ -30,6 +32,18 @@ def end_former(wanted: Wanted, address: bytes) -> None:
     Raises CniError (NODE_MISCONFIGURED) or OSError if they cannot be ended.
     """
     _end(wanted.policy, address, lambda each: address in (each.source, each.server))
+
+
+def end_left(addresses: Collection[bytes]) -> None:
+    """Part of DEL, once the pods' links are gone: end their connections, unless another pod has the
+    address by now. What was listed before it came is not its own. Raises OSError."""
+    if not conntrack.is_in_use():
+        return
+    with nl.Socket(nl.NETLINK_NETFILTER) as socket, nl.Socket() as host:
+        holding = min(addresses) if len(addresses) == 1 else b""
+        found = conntrack.connections(socket, holding)
+        free = {each for each in addresses if not find_link(host, format_address(each))}
+        conntrack.end(socket, [each for each in found if free & {each.source, each.server}])
 
 
 def end_forbidden(host: nl.Socket, wanted: Wanted, links: Iterable[Link]) -> None:

@@ -28,7 +28,7 @@ from mycelium_cni.node.marks import DELETE_GROUP, GROUP_MASK, network_word, word
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable
+    from collections.abc import Collection, Container, Iterable
 
     from mycelium_cni.guard.repair import Survey
     from mycelium_cni.kernel import nftables
@@ -142,21 +142,24 @@ def _ensure(
         messages, generation = survey.repair()
         if not messages:
             return _KEPT
-        socket.commit(*messages, generation=generation)
-    _end_forbidden(host, wanted)
+        # The link of an ADD in progress is not up, and has no connections.
+        live = [link for link in links if link.group == wanted.group and link.up]
+        if wanted.policy.ingress == "open" or not live:
+            socket.commit(*messages, generation=generation)
+        else:
+            # They may have begun before the policy. Until those that it forbids are ended, the
+            # table says another policy than the configuration: the next call tries again.
+            settled = wanted.record
+            socket.commit(*messages, *rules.renamed(settled.unsettled), generation=generation)
+            _end_forbidden(host, wanted, live)
+            socket.commit(*rules.renamed(settled))
     return _CHANGED if survey.there else _MADE
 
 
-def _end_forbidden(host: nl.Socket, wanted: Wanted) -> None:
-    """End connections that the policy forbids: they may have begun before it was loaded."""
-    if wanted.policy.ingress == "open":
-        return
-    # The link of an ADD in progress is not up, and has no connections.
-    links = [link for link in _host_links(host) if link.group == wanted.group and link.up]
-    if links:
-        from mycelium_cni.guard import connections  # noqa: PLC0415 - where a policy changes
+def _end_forbidden(host: nl.Socket, wanted: Wanted, links: list[Link]) -> None:
+    from mycelium_cni.guard import connections  # noqa: PLC0415 - where a policy changes
 
-        connections.end_forbidden(host, wanted, links)
+    connections.end_forbidden(host, wanted, links)
 
 
 def end_former(wanted: Wanted, address: bytes) -> None:
@@ -164,6 +167,13 @@ def end_former(wanted: Wanted, address: bytes) -> None:
     from mycelium_cni.guard import connections  # noqa: PLC0415 - few addresses had another owner
 
     connections.end_former(wanted, address)
+
+
+def end_left(addresses: Collection[bytes]) -> None:
+    """Part of DEL; see `guard.connections`."""
+    from mycelium_cni.guard import connections  # noqa: PLC0415 - DEL's child does it
+
+    connections.end_left(addresses)
 
 
 def _refuse_shared_group(links: list[Link], wanted: Wanted) -> None:

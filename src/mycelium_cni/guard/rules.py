@@ -596,6 +596,12 @@ def allowed_set(group: int) -> str:
     return f"allow-{group}"
 
 
+def renamed(record: Record) -> list[nl.Message]:
+    """Other words for a network that the table has."""
+    key, to = nf.host32(record.group), to_chain(record.group)
+    return _replace(INET, "to-network", key, to, record.words, known=True)
+
+
 def _network_chains(group: int) -> list[nl.Message]:
     return [INET.chain(to_chain(group)), INET.chain(from_chain(group))]
 

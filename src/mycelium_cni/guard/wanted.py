@@ -128,6 +128,12 @@ class Record:
         return Record(self.group, words, self.origin)
 
     @property
+    def unsettled(self) -> Record:
+        """The same, while connections from before it may go on that it forbids."""
+        policy, _, number = self.words.rpartition(", ")
+        return Record(self.group, f"{policy}, unsettled, {number}", self.origin)
+
+    @property
     def subnet(self) -> bytes:
         """Of the node, as this network's pods know it."""
         return parse_prefix(self.origin.removeprefix("subnet "))[0][:8]

@@ -6,7 +6,7 @@ from __future__ import annotations
 from errno import ENODEV, ENOENT
 from posix import WNOHANG, _exit, close, fork, getpid, sched_yield, setsid, waitpid
 
-from mycelium_cni.guard import port_of
+from mycelium_cni.guard import end_left, port_of
 from mycelium_cni.kernel import netlink as nl
 from mycelium_cni.kernel.address import format_address
 from mycelium_cni.kernel.link import Link, find_link
@@ -23,6 +23,7 @@ from mycelium_cni.pod.attachment import ALIAS_PREFIX, Attachment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from typing import NoReturn
 
 
@@ -90,8 +91,9 @@ def forget_neighbour(host: nl.Socket, bridge: int, address: bytes) -> None:
             raise
 
 
-def delete_links(host: nl.Socket, indexes: list[int]) -> None:
+def delete_links(host: nl.Socket, indexes: list[int], addresses: Collection[bytes] = ()) -> None:
     """Delete host links, and return when they, their pod ends, addresses and routes are gone.
+    Tracked connections of these addresses end soon after.
 
     The kernel does that within 2 ms, and then makes the caller wait another 30 until the last
     reader of the old structures is done. A child does the waiting (docs/adr/0003); the kernel
@@ -119,7 +121,7 @@ def delete_links(host: nl.Socket, indexes: list[int]) -> None:
         _unless_gone(host, request)
     else:
         if child == 0:
-            _delete_detached(host, unheard)
+            _delete_detached(host, unheard, addresses)
         _await_deletion(host, indexes, request, child)
     for place in sorted(refused):
         if refused[place].errno != ENODEV:
@@ -139,13 +141,16 @@ def _await_deletion(host: nl.Socket, indexes: list[int], request: nl.Message, ch
             sched_yield()
 
 
-def _delete_detached(host: nl.Socket, unheard: bytes) -> NoReturn:
-    """The child's part: leave the runtime's streams and session, which ends its signals too."""
+def _delete_detached(host: nl.Socket, unheard: bytes, addresses: Collection[bytes]) -> NoReturn:
+    """The child's part: leave the runtime's streams and session, which ends its signals too.
+    Listing a large table of connections takes longer than DEL."""
     try:
         for fd in range(3):
             close(fd)
         setsid()
         host.send(unheard)
+        if addresses:
+            end_left(addresses)
     finally:
         _exit(0)
 
