@@ -8,6 +8,8 @@ import select
 import socket
 import struct
 import time
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import Final, NamedTuple
 
 from mycelium_cni.kernel.address import format_address
@@ -17,8 +19,13 @@ OVERLAY_S: Final = 5.0  # the daemon may have to look for a route first
 ALL_HOPS: Final = 64
 HOPS_TO_PEER: Final = 3  # pod, node, our daemon: the next daemon has none left and says so
 IPV6_HEADER, ICMPV6_HEADER = 40, 8  # bytes
-ECHO_REQUEST, ECHO_REPLY = 128, 129
-ERRORS: Final = {1: "unreachable", 2: "packet too big", 3: "hop limit reached", 4: "bad packet"}
+ECHO_REQUEST, ECHO_REPLY, HOPS_ENDED = 128, 129, 3
+ERRORS: Final = {
+    1: "unreachable",
+    2: "packet too big",
+    HOPS_ENDED: "hop limit reached",
+    4: "bad packet",
+}
 IPV6_MTU_DISCOVER, IPV6_PMTUDISC_DO = 23, 2  # linux/in6.h: never fragment
 ROUND_S: Final = 0.2  # for the answers to one round of many
 # The kernel answers echo requests through one socket per CPU that all network namespaces share,
@@ -86,13 +93,12 @@ class Pinger:
 
 
 class Echoes:
-    """Echo requests from one namespace to many addresses at once."""
+    """Echo requests from the namespace that it was made in, as programs there would send them: from
+    the address, with the hop limit and to the link that the kernel chooses."""
 
-    def __init__(self, source: bytes = b"") -> None:
+    def __init__(self) -> None:
         self._socket = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
         self._socket.setblocking(False)
-        if source:
-            self._socket.bind((format_address(source), 0))
         self._token = os.urandom(8)
 
     def __enter__(self) -> Echoes:
@@ -101,33 +107,47 @@ class Echoes:
     def __exit__(self, *_: object) -> None:
         self._socket.close()
 
-    def ask(self, addresses: set[bytes], within_s: float = ROUND_S) -> set[bytes]:
-        """The addresses that answer, each asked up to ROUNDS times."""
-        silent = set(addresses)
-        for number in range(ROUNDS):
-            for address in silent:
-                # Type, code, checksum (the kernel's work), identifier, sequence number.
-                header = struct.pack("!BBHHH", ECHO_REQUEST, 0, 0, os.getpid() & 0xFFFF, number)
-                try:
-                    self._socket.sendto(header + self._token, (format_address(address), 0))
-                except OSError:
-                    continue  # no route, or refused: it stays silent
-            silent -= self._answers(silent, within_s)
-            if not silent:
-                break
-        return addresses - silent
+    def fileno(self) -> int:
+        return self._socket.fileno()
 
-    def _answers(self, awaited: set[bytes], within_s: float) -> set[bytes]:
-        heard: set[bytes] = set()
+    def send(self, addresses: Mapping[bytes, int], number: int) -> None:
+        """Ask each address once; the values are hop limits, 0 for the kernel's choice."""
+        for address, hops in addresses.items():
+            # Type, code, checksum (the kernel's work), identifier, sequence number.
+            header = struct.pack("!BBHHH", ECHO_REQUEST, 0, 0, os.getpid() & 0xFFFF, number)
+            limit = (socket.IPPROTO_IPV6, socket.IPV6_HOPLIMIT, struct.pack("=i", hops))
+            to = (format_address(address), 0)
+            with suppress(OSError):  # no route, or refused: it stays silent
+                self._socket.sendmsg([header, self._token], [limit] if hops else [], 0, to)
+
+    def read(self) -> tuple[bytes, bytes]:
+        """The next packet that answers one of ours: whom it answers for, and who sent it. Empty if
+        it is another one."""
+        try:
+            packet, peer = self._socket.recvfrom(2048)
+        except OSError:
+            return b"", b""
+        sender = socket.inet_pton(socket.AF_INET6, peer[0].partition("%")[0])
+        if packet[0] == ECHO_REPLY and packet[8:16] == self._token:
+            return sender, sender
+        if packet[0] == HOPS_ENDED and packet[56:64] == self._token:
+            return packet[32:48], sender  # the destination in the packet that it quotes
+        return b"", b""
+
+
+def ask_all(
+    asked: Mapping[Echoes, Mapping[bytes, int]], own: bytes, within_s: float = ROUND_S
+) -> dict[Echoes, set[bytes]]:
+    """The addresses that answer, each asked up to ROUNDS times. Where the hop limit is given, a
+    node says that it has ended; any counts whose subnet is not `own`."""
+    silent = {echoes: dict(addresses) for echoes, addresses in asked.items()}
+    for number in range(ROUNDS):
+        for echoes, addresses in silent.items():
+            echoes.send(addresses, number)
         deadline = time.monotonic() + within_s
-        while awaited - heard:
-            left = deadline - time.monotonic()
-            if left <= 0 or not select.select([self._socket], [], [], left)[0]:
-                break
-            try:
-                packet, peer = self._socket.recvfrom(2048)
-            except OSError:
-                continue
-            if packet[:1] == bytes((ECHO_REPLY,)) and packet[8:16] == self._token:
-                heard.add(socket.inet_pton(socket.AF_INET6, peer[0].partition("%")[0]))
-        return heard
+        while any(silent.values()) and (left := deadline - time.monotonic()) > 0:
+            for echoes in select.select(list(silent), [], [], left)[0]:
+                address, sender = echoes.read()
+                if address == sender or sender[:8] != own:
+                    silent[echoes].pop(address, None)
+    return {echoes: set(addresses) - set(silent[echoes]) for echoes, addresses in asked.items()}

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
             """Note a step that undoes one."""
 
 
+USER_METRIC = 1024  # include/uapi/linux/ipv6_route.h, IP6_RT_PRIO_USER: of a route without one
+
 # Words of a command that are no part of its object.
 _VERBS = ("-6", "-w", "add", "replace", "property")
 
@@ -76,6 +78,10 @@ class Fact:
     def restore(self, host: nl.Socket) -> None:
         """Make it again, in a namespace that has lost it. Raises OSError."""
         raise NotImplementedError
+
+    def obstacles(self, seen: Snapshot) -> list[Object]:
+        """What must be dropped before it can be made: the same object, but not as it should be."""
+        return []
 
 
 class Switch(Fact):
@@ -205,6 +211,12 @@ def master(index: int, link: str, bridge: int, name: str) -> Setting:
     return Setting(index, link, f"master {quoted(name)}", (nl.IFLA_MASTER, bridge), why)
 
 
+def alone(index: int, link: str) -> Setting:
+    """A link is a port of no bridge, bond or VRF."""
+    why = "its packets would go to the other link that it belongs to"
+    return Setting(index, link, "nomaster", (nl.IFLA_MASTER, 0), why)
+
+
 def group(index: int, link: str, number: int, why: str) -> Setting:
     """The group of a link."""
     return Setting(index, link, f"group {number}", (nl.IFLA_GROUP, number), why)
@@ -235,11 +247,29 @@ class Up(Part):
         return link is not None and link.up
 
 
+class Resolves(Part):
+    """The kernel asks for the MACs of a link's neighbours."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return f"ip link set dev {quoted(self.link)} arp on"
+
+    def message(self) -> nl.Message:
+        body = nl.IFINFOMSG.pack(nl.AF_UNSPEC, 0, self.index, 0, nl.IFF_NOARP)
+        return nl.Message(nl.RTM_NEWLINK, 0, body, self)
+
+    def holds(self, seen: Snapshot) -> bool:
+        link = seen.links.get(self.index)
+        return link is not None and link.resolves
+
+
 class NoLinkLocal(Part):
     """The kernel makes no link-local address of its own. Refused in the message that creates a link
     (EAFNOSUPPORT), too late in the one that sets IFF_UP."""
 
     __slots__ = ()
+    needed = False  # until the link is set down and up, and then for a second
 
     def __str__(self) -> str:
         return f"ip link set dev {quoted(self.link)} addrgenmode none"
@@ -377,7 +407,17 @@ class Address(_OfLink):
 
     def holds(self, seen: Snapshot) -> bool:
         found = seen.addresses.get((self.index, self.address))
-        return found is not None and not found.flags & (nl.IFA_F_DADFAILED | nl.IFA_F_TENTATIVE)
+        unusable = nl.IFA_F_DADFAILED | nl.IFA_F_TENTATIVE
+        return found is not None and (found.prefixlen, found.flags & unusable) == (
+            self.prefixlen,
+            0,
+        )
+
+    def obstacles(self, seen: Snapshot) -> list[Object]:
+        found = seen.addresses.get((self.index, self.address))
+        if found is None or self.holds(seen):
+            return []
+        return [Address(self.index, self.link, self.address, found.prefixlen, self.why)]
 
 
 class Neighbour(Part):
@@ -427,12 +467,14 @@ class Neighbour(Part):
     def holds(self, seen: Snapshot) -> bool:
         """The neighbour may have advertised another MAC meanwhile."""
         found = seen.neighbours.get((self.index, self.address))
-        return found is not None and (found.mac == self.mac or (not self.permanent and found.valid))
+        if found is None or found.mac == self.mac:
+            return found is not None
+        return found.valid and not found.fixed and not self.permanent
 
     def is_missed(self, seen: Snapshot) -> bool:
-        """The kernel never corrects a permanent entry whose MAC is wrong."""
+        """The kernel never corrects the MAC of an entry that it does not probe."""
         found = seen.neighbours.get((self.index, self.address))
-        return found is not None and found.permanent and found.mac != self.mac
+        return found is not None and found.fixed and found.mac != self.mac
 
 
 class Proxy(_OfLink):
@@ -586,6 +628,25 @@ class Route(Object):
             and (route.link == self.index if self.index else route.priority == self.priority)
             for route in seen.routes
         )
+
+    def obstacles(self, seen: Snapshot) -> list[Object]:
+        """Two routes to a prefix with one metric need to be asked for (NLM_F_APPEND)."""
+        key = self.destination, self.table, self.sender, self.index, self.priority or USER_METRIC
+        return [
+            Route(
+                *(self.destination, self.why),
+                protocol=route.protocol,
+                index=self.index,
+                link=self.link,
+                gateway=route.gateway,
+                priority=route.priority,
+                table=self.table,
+                sender=self.sender,
+            )
+            for route in seen.routes
+            if self.gateway not in (b"", route.gateway)
+            and (route.destination, route.table, route.sender, route.link, route.priority) == key
+        ]
 
     def _leads(self, seen: Snapshot) -> bool:
         """Whether any table routes the prefix via the gateway on this link: `sbr` moves a pod's

@@ -21,6 +21,11 @@ class Link:
         self.index: Final[int] = index
         self.up: Final = bool(flags & nl.IFF_UP)
 
+    @property
+    def resolves(self) -> bool:
+        """Whether the kernel asks for neighbours' MACs on it."""
+        return not nl.IFINFOMSG.unpack_from(self._payload)[3] & nl.IFF_NOARP
+
     def attribute(self, kind: int, default: bytes = b"") -> bytes:
         """One of its IFLA_* attributes. It has fifty, of which a caller wants one or two."""
         value = nl.attribute(self._payload, nl.IFINFOMSG.size, kind)

@@ -37,10 +37,13 @@ class Address:
 
 
 class Route:
-    """An IPv6 route; `link` is its output link (lo's if it refuses), `kind` an RTN_*."""
+    """An IPv6 route; `link` is its output link (lo's if it refuses, 0 if it has several), `kind` an
+    RTN_*, `wrapped` whether packets leave inside others (RTA_ENCAP), `source` whose they are if
+    nobody says."""
 
     __slots__ = (
-        *("destination", "gateway", "kind", "link", "priority", "protocol", "sender", "table"),
+        *("destination", "gateway", "kind", "link", "priority", "protocol", "sender", "source"),
+        *("table", "wrapped"),
     )
 
     def __init__(self, payload: bytes) -> None:
@@ -51,6 +54,8 @@ class Route:
         self.sender: Final = said.get(nl.RTA_SRC, b"")
         self.link: Final = nl.u32(said.get(nl.RTA_OIF, zero))
         self.gateway: Final = said.get(nl.RTA_GATEWAY, b"")
+        self.source: Final = said.get(nl.RTA_PREFSRC, b"")
+        self.wrapped: Final = nl.RTA_ENCAP_TYPE in said
         self.protocol: Final[int] = protocol
         self.kind: Final[int] = kind
         self.priority: Final = nl.u32(said.get(nl.RTA_PRIORITY, zero))
@@ -73,9 +78,9 @@ class Neighbour:
         self.protocol: Final = said.get(nl.NDA_PROTOCOL, b"\0")[0]
 
     @property
-    def permanent(self) -> bool:
+    def fixed(self) -> bool:
         """Whether the kernel never probes it."""
-        return bool(self.state & nl.NUD_PERMANENT)
+        return bool(self.state & (nl.NUD_PERMANENT | nl.NUD_NOARP))
 
     @property
     def valid(self) -> bool:

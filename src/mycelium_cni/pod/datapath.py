@@ -25,7 +25,14 @@ from mycelium_cni.guard import Port, counterpart
 from mycelium_cni.kernel import netlink as nl
 from mycelium_cni.kernel import sysctl
 from mycelium_cni.kernel.address import format_address, format_mac
-from mycelium_cni.kernel.facts import AlternativeName, Neighbour, Setting, alias, mac
+from mycelium_cni.kernel.facts import (
+    USER_METRIC,
+    AlternativeName,
+    Neighbour,
+    Setting,
+    alias,
+    mac,
+)
 from mycelium_cni.kernel.link import Link, find_link, read_link
 from mycelium_cni.kernel.netns import inside
 from mycelium_cni.kernel.patience import Patience
@@ -314,7 +321,7 @@ def configure_pod(pod: nl.Socket, shape: Shape, undo: Undo) -> bool:
             raise refused[place]
     shadowed = [place - len(link) for place in refused if place >= len(link)]
     if shadowed:
-        behind = facts.pod_routes(shape, priority=facts.POD_METRIC + shape.pod.index)
+        behind = facts.pod_routes(shape, priority=USER_METRIC + shape.pod.index)
         pod.ensure(*[behind[place].message() for place in shadowed])
     # On a bridge some of ours are more specific, and shadow other links' routes without an error.
     return not (shadowed or shape.bridge) or _lead_by_source(pod, shape, undo)

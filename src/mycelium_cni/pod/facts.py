@@ -12,6 +12,7 @@ from mycelium_cni.kernel import netlink as nl
 from mycelium_cni.kernel import sysctl
 from mycelium_cni.kernel.address import link_local
 from mycelium_cni.kernel.facts import (
+    USER_METRIC,
     Address,
     ForwardingEntry,
     Neighbour,
@@ -40,8 +41,6 @@ if TYPE_CHECKING:
     from mycelium_cni.kernel.facts import Fact
     from mycelium_cni.kernel.snapshot import Snapshot
     from mycelium_cni.node.subnet import Node
-
-POD_METRIC = 1024  # the kernel's own for routes without one
 
 
 class End:
@@ -249,7 +248,7 @@ def source_routes(shape: Shape) -> list[Route]:
 def has_rivals(seen: Snapshot, shape: Shape) -> bool:
     """Whether other links of the pod would take its packets, as its routes tell: one of ours has a
     worse metric than another's, or another link is on the overlay too."""
-    behind = POD_METRIC + shape.pod.index
+    behind = USER_METRIC + shape.pod.index
     return any(
         route.protocol == PROTOCOL
         and route.table == nl.RT_TABLE_MAIN

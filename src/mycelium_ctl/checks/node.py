@@ -191,12 +191,12 @@ def _absent(
     stale = [fact for fact in expected.stale if wanted(fact)]
     mark: Mark = "fail" if state.attachments else "warn"
     found = [
-        Finding(mark, f"absent: {fact.label} ({fact.why})", run=(str(fact),), fix=_setup(state))
-        for fact in absent
-    ]
-    found += [
         Finding("warn", f"stale: {fact.label} ({fact.why})", run=(fact.removal,), fix=_setup(state))
         for fact in stale
+    ]
+    found += [
+        Finding(mark, f"absent: {fact.label} ({fact.why})", run=(str(fact),), fix=_setup(state))
+        for fact in absent
     ]
     return found or ok(all_there)
 

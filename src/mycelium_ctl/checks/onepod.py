@@ -11,7 +11,7 @@ from mycelium_cni.kernel.address import format_address
 from mycelium_cni.kernel.facts import Fact
 from mycelium_cni.kernel.snapshot import Snapshot
 from mycelium_ctl.checks.finding import Finding, ok, skip
-from mycelium_ctl.checks.pods import Ought, inside
+from mycelium_ctl.checks.pods import Ought, astray_in_pod, commands, inside
 from mycelium_ctl.checks.routing import ELSEWHERE, Way
 from mycelium_ctl.checks.ruleset import read_dropping
 from mycelium_ctl.echo import (
@@ -65,7 +65,11 @@ def _told(facts: list[Fact], seen: Snapshot) -> list[Finding]:
     return [
         ok(f"{fact.label}: {fact.why}")
         if fact.holds(seen)
-        else Finding("fail", f"absent: {fact.label} ({fact.why})", run=(str(fact),))
+        else Finding(
+            "fail" if fact.is_missed(seen) else "warn",
+            f"absent: {fact.label} ({fact.why})",
+            run=commands(fact, seen),
+        )
         for fact in facts
     ]
 
@@ -98,7 +102,9 @@ def _ways(state: State, one: Attached) -> Iterator[Finding]:
         if entered:
             with nl.Socket() as socket:
                 way = Way(socket, ELSEWHERE[0], one.octets)
+                astray = astray_in_pod(state, one, Snapshot(socket))
             yield _hop("pod → overlay, in the pod", way, one.link.peer, one.pod_link, far)
+            yield from astray
     if interface is None:
         yield skip("pod → overlay, on the node: there is no interface")
         return
@@ -140,15 +146,14 @@ def _packets(state: State, one: Attached) -> Iterator[Finding]:
     else:
         what = f"pod → pod {other.who}"
         yield _probe(state, one, Question(what, SMALL, "", "", other.address, ALL_HOPS, ANSWER_S))
-    routes = state.daemon.routes
-    if not routes:
+    if not state.others:
         why = state.daemon.trouble or "the daemon knows no other node"
         yield Finding("warn", f"pod → overlay: not tried, {why}", "give the daemon a peer")
         return
-    prefix = nodestate.subnet_of(routes[0][0].partition("/")[0])
-    peer = format_address(prefix + bytes(7) + b"\x01")
-    what = f"pod → node of {nodestate.show_subnet(prefix)}"
-    yield _probe(state, one, Question(what, SMALL, "", "", peer, HOPS_TO_PEER, OVERLAY_S))
+    peer = state.others[0]
+    what = f"pod → node of {nodestate.show_subnet(peer[:8])}"
+    asked = Question(what, SMALL, "", "", format_address(peer), HOPS_TO_PEER, OVERLAY_S)
+    yield _probe(state, one, asked)
 
 
 def _probe(state: State, source: Attached | None, asked: Question) -> Finding:

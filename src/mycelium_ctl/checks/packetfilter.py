@@ -13,7 +13,6 @@ from fnmatch import fnmatchcase
 from typing import Final
 
 from mycelium_cni import guard
-from mycelium_cni.kernel import nftables as nf
 from mycelium_cni.kernel.address import parse_address
 from mycelium_cni.kernel.shell import quoted
 from mycelium_cni.pod.attachment import LINK_PREFIX
@@ -25,7 +24,6 @@ from mycelium_ctl.checks.ruleset import (
     Chain,
     Packet,
     Ruleset,
-    takes,
 )
 from mycelium_ctl.node.state import Attached, State
 from mycelium_ctl.units import patterns
@@ -56,23 +54,6 @@ def firewall(state: State) -> list[Finding] | Finding:
 
 
 _BRIDGE, _INET = (7,), (1, 10)
-
-
-def drops() -> str:
-    """The chains that may have dropped packets, for the end of a sentence."""
-    try:
-        ruleset = Ruleset()
-    except OSError:
-        return ""
-    chains = [
-        str(chain)
-        for chain in ruleset.chains.values()
-        if not chain.table.startswith(guard.TABLE_NAME)
-        and (
-            chain.policy == nf.NF_DROP or any(takes(each) for rule in chain.rules for each in rule)
-        )
-    ]
-    return f" (a chain that may drop them: {', '.join(chains[:3])})" if chains else ""
 
 
 def _packets(state: State) -> list[tuple[str, Packet]]:

@@ -3,25 +3,36 @@
 
 from __future__ import annotations
 
+import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Final, NamedTuple
 
 from mycelium_cni.kernel import facts as kinds
 from mycelium_cni.kernel import netlink as nl
-from mycelium_cni.kernel.address import format_prefix, parse_mac
+from mycelium_cni.kernel.address import format_address, format_prefix, parse_mac
 from mycelium_cni.kernel.facts import AlternativeName, Fact, Setting, Up
 from mycelium_cni.kernel.link import Link
 from mycelium_cni.kernel.shell import quoted
-from mycelium_cni.kernel.snapshot import Snapshot
+from mycelium_cni.kernel.snapshot import Route, Snapshot
+from mycelium_cni.node.facts import LOOPBACK
 from mycelium_cni.node.marks import group
 from mycelium_cni.node.subnet import Node
-from mycelium_cni.overlay import MYCELIUM, on_mycelium
 from mycelium_cni.pod import facts
 from mycelium_cni.pod.attachment import Attachment
 from mycelium_ctl.checks.finding import Finding, names, ok, own, skip
-from mycelium_ctl.checks.routing import ELSEWHERE, Way
+from mycelium_ctl.checks.routing import (
+    ELSEWHERE,
+    Way,
+    covers,
+    culprit,
+    foreign_rule,
+    lost_rule,
+    on_overlay,
+    words,
+)
+from mycelium_ctl.echo import HOPS_TO_PEER
 from mycelium_ctl.node.cache import read_cache
 from mycelium_ctl.node.stale import find_gone
 from mycelium_ctl.node.state import Attached, State
@@ -31,10 +42,10 @@ CARRIER_S: Final = 2.0  # how long a link may take to get a carrier once it is u
 
 
 class Absent(NamedTuple):
-    """A fact that does not hold, the command that makes it, and where."""
+    """A fact that does not hold, the commands that make it, and where."""
 
     fact: Fact
-    command: str
+    commands: tuple[str, ...]
     where: str = ""
 
 
@@ -78,6 +89,9 @@ class Ought:
         if self.bridge:
             name = self.state.config.bridge_name
             found.append(kinds.master(link.index, link.name, self.bridge, name))
+        elif not one.bridged:
+            found.append(kinds.alone(link.index, link.name))
+        found.append(kinds.Resolves(link.index, link.name, "neighbours are found"))
         return found + facts.host_switches(self.shape) + facts.host_link(self.shape)
 
     @property
@@ -91,11 +105,11 @@ class Ought:
     def in_pod(self, seen: Snapshot) -> list[Fact]:
         """The pod's side, which `seen` shows; routes last."""
         end = self.shape.pod
-        found: list[Fact] = [
-            *facts.pod_switches(end.name),
-        ]
-        if self.mtu:
+        found: list[Fact] = []
+        if self.mtu:  # first: below 1,280 bytes a link has no IPv6, nor its settings
             found.append(kinds.mtu(end.index, end.name, self.mtu))
+        found += facts.pod_switches(end.name)
+        found.append(kinds.Resolves(end.index, end.name, "neighbours are found"))
         if self.one.bridged:
             why = "on a bridge a pod may only use the MAC that it was given"
             found.append(kinds.mac(end.index, end.name, end.mac, why))
@@ -118,15 +132,17 @@ class Ought:
             return [f for f in wanted if f.is_missed(seen) or (preferred and not f.holds(seen))]
 
         seen = self.state.seen
-        found = [Absent(fact, str(fact)) for fact in lacking(self.on_node(), seen)]
+        found = [Absent(fact, commands(fact, seen)) for fact in lacking(self.on_node(), seen)]
         with self.state.inside(self.one) if in_pod else nullcontext(False) as entered:
             if entered:
-                with nl.Socket() as socket:
-                    inner = Snapshot(socket)
+                with nl.Socket() as pod:
+                    inner = Snapshot(pod)
                     for fact in lacking(self.in_pod(inner), inner):
-                        command = inside(self.state, self.one, fact)
-                        found.append(Absent(fact, command, "in the pod "))
-        return found + [Absent(fact, str(fact)) for fact in lacking(self.reach(), seen)]
+                        lines = [
+                            inside(self.state, self.one, line) for line in commands(fact, inner)
+                        ]
+                        found.append(Absent(fact, tuple(lines), "in the pod "))
+        return found + [Absent(f, commands(f, seen)) for f in lacking(self.reach(), seen)]
 
     def restore(self) -> None:
         """Make what is absent now, in the order of ADD. Raises OSError."""
@@ -141,28 +157,35 @@ class Ought:
         made = self._make(host, self.on_node(), seen)
         with self.state.inside(self.one) as entered:
             if entered:
-                with nl.Socket() as socket:
-                    there = Snapshot(socket)
-                    self._make(socket, self.in_pod(there), there)
+                with nl.Socket() as pod:
+                    there = Snapshot(pod)
+                    self._make(pod, self.in_pod(there), there)
         _await_carrier(host, self.one.link.index)
         # A link that was down or without IPv6 has lost its routes too.
         self._make(host, self.reach(), Snapshot(host) if made else seen)
 
-    def _make(self, socket: nl.Socket, wanted: Sequence[Fact], seen: Snapshot) -> bool:
+    def _make(self, there: nl.Socket, wanted: Sequence[Fact], seen: Snapshot) -> bool:
         """Make what is absent; return whether anything was."""
         absent = [fact for fact in wanted if not fact.holds(seen)]
         for fact in absent:
-            fact.restore(socket)
+            for other in fact.obstacles(seen):
+                there.request(other.drop())
+            fact.restore(there)
             if isinstance(fact, Up):
-                _await_carrier(socket, fact.index)
+                _await_carrier(there, fact.index)
         return bool(absent)
 
 
-def _await_carrier(socket: nl.Socket, index: int) -> None:
+def commands(fact: Fact, seen: Snapshot) -> tuple[str, ...]:
+    """What a person would type to make it, and to drop what is in its way."""
+    return *(other.removal for other in fact.obstacles(seen)), str(fact)
+
+
+def _await_carrier(there: nl.Socket, index: int) -> None:
     """Wait until a link carries packets, or its other end turns out to be down."""
     deadline = time.monotonic() + CARRIER_S
     while time.monotonic() < deadline:
-        link = Link(socket.request(nl.link(nl.RTM_GETLINK, "read link", index=index))[0])
+        link = Link(there.request(nl.link(nl.RTM_GETLINK, "read link", index=index))[0])
         if link.attribute(nl.IFLA_OPERSTATE)[0] == nl.IF_OPER_UP:
             return
         time.sleep(0.01)
@@ -197,6 +220,15 @@ def pods(state: State) -> list[Finding] | Finding:
                     "fail",
                     f"{one.link.name} of {one.who} has lost its address",
                     "delete the pod: its successor gets a new attachment",
+                )
+            )
+            continue
+        if not one.container:
+            found.append(
+                Finding(
+                    "warn",
+                    f"{one.link.name} has lost its alias: nobody can tell whose it is",
+                    f"delete the pod with address {one.address}: its successor gets a new one",
                 )
             )
             continue
@@ -242,7 +274,7 @@ def _lacks(one: Attached, missing: Sequence[Absent], restore: Callable[[], objec
     return Finding(
         "fail",
         f"{one.who}: absent: {', '.join(labels[:3])}{more} ({missing[0].fact.why})",
-        run=tuple(each.command for each in missing),
+        run=tuple(command for each in missing for command in each.commands),
         fix=restore,
     )
 
@@ -254,8 +286,8 @@ def inside(state: State, one: Attached, fact: object) -> str:
 
 
 def pod_routes(state: State) -> list[Finding] | Finding:
-    """What a pod sends to the overlay takes its link, whatever else is in the pod: a daemon of its
-    own, a VPN, a blackhole, a rule."""
+    """What a pod sends to the overlay takes its link and bears its address, and what it gets
+    arrives, whatever else is in the pod: a daemon of its own, a VPN, a blackhole, a rule."""
     found = []
     if state.attachments and not state.may_configure:
         return skip(f"{count(len(state.attachments), 'pod')} not looked at: {state.blindness}")
@@ -263,61 +295,114 @@ def pod_routes(state: State) -> list[Finding] | Finding:
     for one in state.attachments:
         if not one.octets or not one.answers:
             continue
-        ours = {
-            other.link.peer
-            for other in state.attachments
-            if other.link.nsid == one.link.nsid and other.answers
-        }
         with state.inside(one) as entered:
             if not entered:
                 continue
-            with nl.Socket() as socket:
+            with nl.Socket() as pod:
                 looked += 1
-                found += _astray_in_pod(state, one, socket, ours)
+                found += astray_in_pod(state, one, Snapshot(pod))
     return found or ok(f"{count(looked, 'pod')} looked into, each has one way to the overlay")
 
 
-def _astray_in_pod(state: State, one: Attached, pod: nl.Socket, ours: set[int]) -> list[Finding]:
-    seen = Snapshot(pod)
+def astray_in_pod(state: State, one: Attached, seen: Snapshot) -> list[Finding]:
+    """The first packets that go astray. A pod may have several links of ours."""
+    mine = {
+        other.link.peer: other.octets
+        for other in state.attachments
+        if other.link.nsid == one.link.nsid and other.answers
+    }
+    names = {index: link.name for index, link in seen.links.items()}
     for route in seen.routes:
-        base, length = route.destination
-        inside_overlay = on_mycelium(base) and MYCELIUM[1] <= length < 128
-        if not inside_overlay or route.table != nl.RT_TABLE_MAIN or route.link in ours:
+        if not on_overlay(route) or route.link in mine:
             continue
-        prefix = format_prefix(route.destination)
-        if route.kind == nl.RTN_UNICAST:
-            what = "does a Mycelium daemon or a VPN run in the pod?"
-            return [
-                Finding(
-                    "fail",
-                    f"{one.who} has a second route to {prefix}: {what}",
-                    "remove what made it: the node's daemon serves all pods",
-                )
-            ]
-        return [
-            Finding(
-                "fail",
-                f"{one.who} has a route that refuses {prefix}",
-                "remove it, unless the pod wants it",
-                run=(inside(state, one, f"ip -6 route del {prefix}"),),
-            )
-        ]
+        if route.kind == nl.RTN_LOCAL:
+            if route.destination[0][:8] not in {each[:8] for each in state.others}:
+                continue
+            what = f"has an address of another node, {format_address(route.destination[0])}"
+        elif route.kind != nl.RTN_UNICAST:
+            what = f"has a route that refuses {format_prefix(route.destination)}"
+        elif route.table == nl.RT_TABLE_MAIN and route.link != LOOPBACK:
+            daemon = "does a Mycelium daemon or a VPN run in the pod?"
+            what = f"has a second route to {format_prefix(route.destination)}: {daemon}"
+        else:
+            continue
+        return [_in_pod(state, one, f"{one.who} {what}", route, names)]
+    if not any(route.link == one.link.peer and route.gateway for route in seen.routes):
+        return []  # the check `pods` reports this
+    for destination in _needed(state, one):
+        bound, free = (Way(seen.socket, destination, own) for own in (one.octets, b""))
+        sent = f"what {one.who} sends to {format_address(destination)} is "
+        if not bound.leads(one.link.peer):
+            sent += bound.refusal or "sent over another link of the pod's"
+        elif not free.leads(free.link if free.link in mine else one.link.peer):
+            sent += free.refusal or "sent over another link of the pod's"
+        elif free.source not in mine.values():
+            sent += f"sent from {format_address(free.source)}, an address that is not the pod's"
+        elif (hops := _hops(destination)) < HOPS_TO_PEER:
+            sent += f"sent with a hop limit of {hops}, and ends on the way"
+        else:
+            continue
+        return [_because(state, one, sent, seen, destination)]
+    if state.address and not Way(seen.socket, one.octets, state.address, one.link.peer).arrives:
+        got = f"what {one.who} gets does not arrive at its address"
+        return [_because(state, one, got, seen, one.octets)]
+    return []
+
+
+def _hops(destination: bytes) -> int:
+    """The hop limit of what this thread's namespace sends there. Sends nothing. Raises OSError."""
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sending:
+        sending.connect((format_address(destination), 9))
+        return sending.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS)
+
+
+def _needed(state: State, one: Attached) -> list[bytes]:
+    """What a pod must reach, as far as its network has routes to it: the overlay, its node, another
+    pod."""
+    if state.address is None:
+        return []
+    wanted = [*ELSEWHERE, *state.others, state.address]
+    others = (each for each in state.attachments if each.octets and each.link.nsid != one.link.nsid)
+    wanted += [other.octets for other in others][:1]
+    return [each for each in wanted if has_route(state, one, each)]
+
+
+def has_route(state: State, one: Attached, destination: bytes) -> bool:
+    """Whether an attachment's network is configured to give its pods a way to that address."""
+    if one.bridged and destination[:8] == one.octets[:8]:
+        return True
     config = state.config_of(one.network)
-    routed = config is not None and any(
-        route.destination in (MYCELIUM, (bytes(16), 0)) and "table" not in route.metrics
+    return config is not None and any(
+        covers(route.destination, destination) and "table" not in route.metrics
         for route in config.routes
     )
-    way = Way(pod, ELSEWHERE[0], one.octets)
-    has_route = any(route.link == one.link.peer and route.gateway for route in seen.routes)
-    if not routed or not has_route or way.link == one.link.peer:
-        return []
-    where = way.refusal or "sent over another link of the pod's"
-    rules = [rule for rule in seen.rules if 0 < rule.priority < 32766]
-    by = f": {rules[0]} is in the pod" if rules else ""
-    return [
-        Finding(
+
+
+def _because(state: State, one: Attached, what: str, seen: Snapshot, destination: bytes) -> Finding:
+    """A finding that names the rule or the route in the pod which leads packets elsewhere."""
+    if lost := lost_rule(seen):
+        run = inside(state, one, lost)
+        return Finding(
             "fail",
-            f"what {one.who} sends to the overlay is {where}{by}",
-            "remove what made it from the pod",
+            f"{what}: the kernel's rule `{lost}` is gone",
+            "find what deleted it in the pod",
+            run=(run,),
         )
-    ]
+    if rule := foreign_rule(seen, destination):
+        return Finding("fail", f"{what}: {rule} is in the pod", "remove what made it from the pod")
+    route = culprit(seen, destination)
+    if route and (route.link != one.link.peer or route.source):
+        names = {index: link.name for index, link in seen.links.items()}
+        return _in_pod(state, one, f"{what}, by route {words(route, names)}", route, names)
+    return Finding("fail", what, "remove what made it from the pod: `ip address`, `ip -6 route`")
+
+
+def _in_pod(
+    state: State, one: Attached, what: str, route: Route, names: Mapping[int, str]
+) -> Finding:
+    """A finding about a route in the pod, which only the pod's owner should remove if packets
+    follow it."""
+    if route.kind == nl.RTN_UNICAST:
+        return Finding("fail", what, "remove what made it: the node's daemon serves all pods")
+    command = inside(state, one, f"ip -6 route del {words(route, names)}")
+    return Finding("fail", what, "remove it, unless the pod wants it", run=(command,))

@@ -1,79 +1,129 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether packets really pass: echo requests from the node to its pods, and from pod to pod.
+"""Whether packets really pass: echo requests from the node to its pods and to the overlay, and from
+pods to the node, to each other and to the overlay.
 
 Not everything that drops a packet can be found by reading state, so this sends some.
 """
 
 from __future__ import annotations
 
-from mycelium_ctl.checks import packetfilter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, suppress
+from typing import Final
+
+from mycelium_ctl.checks import suspects
 from mycelium_ctl.checks.finding import Finding, ok, own, skip
-from mycelium_ctl.echo import Echoes
-from mycelium_ctl.node.state import Attached, State
+from mycelium_ctl.checks.pods import has_route
+from mycelium_ctl.checks.routing import Way
+from mycelium_ctl.echo import HOPS_TO_PEER, Echoes, ask_all
+from mycelium_ctl.node.state import Attached, State, show_subnet
 from mycelium_ctl.view import count
+
+AT_ONCE: Final = 256  # pods that ask at the same time, with a socket each
+OTHERS_ASKED: Final = 3  # nodes of the overlay: one alone may be off
+OVERLAY_ROUND_S: Final = 0.5
 
 
 def reach(state: State) -> list[Finding] | Finding:
-    """Every live pod answers its node, and a neighbour where policies let it."""
+    """Every live pod answers its node, and gets answers from it, from a neighbour where policies
+    let it, and from the overlay."""
     live = [one for one in state.attachments if one.octets and _can_answer(state, one)]
     if state.attachments and not state.may_configure:
         return skip("no packets are sent: that needs root")
     if not live:
         return skip("no pod is attached")
     try:
-        with Echoes() as echoes:
-            answered = echoes.ask({one.octets for one in live})
+        with Echoes() as node:
+            asked = {node: {one.octets: 0 for one in live}}
+            answered = ask_all(asked, live[0].subnet)[node]
+            found, other = _overlay(state, node)
     except OSError as error:
         return skip(f"no packets can be sent from here: {error.strerror}")
-    silent = [one for one in live if one.octets not in answered]
-    found = [_silent(state, one) for one in silent]
-    found += _across(state, [one for one in live if one not in silent])
+    found += [_silent(state, one) for one in live if one.octets not in answered]
+    talking = [one for one in live if one.octets in answered]
+    for start in range(0, len(talking), AT_ONCE):
+        found += _outwards(state, talking, start, other)
     return found or ok(f"{count(len(live), 'pod answers', 'pods answer')} the node")
 
 
 def _can_answer(state: State, one: Attached) -> bool:
     """Whether a pod lives, and its configuration gives it a way back to the node."""
-    config = state.config_of(one.network)
-    if not one.answers or one.bridged or config is None or state.address is None:
-        return one.answers
-    node = int.from_bytes(state.address, "big")
-    for route in config.routes:
-        base, length = route.destination
-        covered = node >> 128 - length == int.from_bytes(base, "big") >> 128 - length
-        if covered and "table" not in route.metrics:
-            return True
-    return False
+    return one.answers and (
+        state.address is None
+        or state.config_of(one.network) is None
+        or has_route(state, one, state.address)
+    )
 
 
 def _silent(state: State, one: Attached) -> Finding:
     return Finding(
         "fail",
-        f"{one.who} does not answer the node's echo requests{packetfilter.drops()}",
+        f"{one.who} does not answer the node's echo requests{suspects.of_pod(state, one)}",
         f"see what is lost where: {own('doctor', one.who)}",
     )
 
 
-def _across(state: State, live: list[Attached]) -> list[Finding]:
-    """From each pod to the next one whose network is open to its neighbours."""
-    if state.config.policy.ingress == "closed" or len(live) < 2:
-        return []
-    found = []
-    for one, other in zip(live, [*live[1:], live[0]], strict=True):
-        with state.inside(one) as entered:
-            if not entered:
-                continue
-            try:
-                with Echoes(one.octets) as echoes:
-                    answered = echoes.ask({other.octets})
-            except OSError:
-                answered = set()
-        if not answered:
-            found.append(
-                Finding(
-                    "fail",
-                    f"{other.who} does not answer {one.who}, though both answer the node"
-                    f"{packetfilter.drops()}",
-                    f"see what is lost where: {own('doctor', one.who)}",
-                )
+def _overlay(state: State, node: Echoes) -> tuple[list[Finding], bytes]:
+    """Ask some nodes of the overlay; the one that answers, b"" if none does. Those that the kernel
+    does not send to the daemon are left to the check `overlay-routes`."""
+    interface = state.interface
+    if interface is None or not interface.up or state.address is None:
+        return [], b""
+    others = [
+        each for each in state.others[:OTHERS_ASKED] if Way(state.host, each).leads(interface.index)
+    ]
+    asked = dict.fromkeys(others, HOPS_TO_PEER - 1)
+    answered = ask_all({node: asked}, state.address[:8], OVERLAY_ROUND_S)[node]
+    first = next((each for each in others if each in answered), b"")
+    if first or not others:
+        return [], first
+    nodes = ", ".join(show_subnet(each[:8]) for each in others)
+    return [
+        Finding(
+            "fail",
+            f"no node of the overlay answers this one, of {nodes}{suspects.of_node(state)}",
+            "see that the daemon runs and reaches its peers: journalctl -u mycelium",
+        )
+    ], b""
+
+
+def _outwards(
+    state: State, live: Sequence[Attached], start: int, other: bytes
+) -> Iterator[Finding]:
+    """From each pod to the node, to the next pod whose network lets it in, and to another node."""
+    own_address = state.address or bytes(16)
+    with ExitStack() as stack:
+        asked: dict[Echoes, dict[bytes, int]] = {}
+        asking: dict[Echoes, tuple[Attached, dict[bytes, str]]] = {}
+        for place, one in enumerate(live[start : start + AT_ONCE], start):
+            targets = {own_address: "its node"}
+            if other:
+                targets[other] = f"node {show_subnet(other[:8])}"
+            neighbour = live[(place + 1) % len(live)]
+            if neighbour.link.nsid != one.link.nsid and _lets_in(state, neighbour):
+                targets[neighbour.octets] = neighbour.who
+            targets = {to: who for to, who in targets.items() if has_route(state, one, to)}
+            with state.inside(one) as entered:
+                if not entered:
+                    continue
+                echoes = None
+                with suppress(OSError):
+                    echoes = stack.enter_context(Echoes())
+            if echoes:
+                asked[echoes] = {to: HOPS_TO_PEER if to == other else 0 for to in targets}
+                asking[echoes] = one, targets
+        answered = ask_all(asked, own_address[:8])
+    for echoes, (one, targets) in asking.items():
+        lost = [who for to, who in targets.items() if to not in answered[echoes]]
+        if lost:
+            yield Finding(
+                "fail",
+                f"{one.who} gets no answer from {' and '.join(lost)}, though it answers the node"
+                f"{suspects.of_pod(state, one)}",
+                f"see what is lost where: {own('doctor', one.who)}",
             )
-    return found
+
+
+def _lets_in(state: State, one: Attached) -> bool:
+    config = state.config_of(one.network)
+    return config is None or config.policy.ingress != "closed"

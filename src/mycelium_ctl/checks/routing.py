@@ -6,23 +6,24 @@ Our routes alone do not tell: others' rules, more specific routes and IPsec poli
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from errno import EACCES, EHOSTUNREACH, EINVAL, ENETUNREACH
 from functools import partial
+from socket import IPPROTO_TCP
 from typing import Final
 
+from mycelium_cni.kernel import facts, snapshot
 from mycelium_cni.kernel import netlink as nl
-from mycelium_cni.kernel import snapshot
 from mycelium_cni.kernel.address import format_address, format_prefix, parse_address
 from mycelium_cni.kernel.shell import quoted
 from mycelium_cni.node.facts import LOOPBACK
 from mycelium_cni.node.marks import PROTOCOL
 from mycelium_cni.overlay import MYCELIUM, on_mycelium
 from mycelium_ctl.checks.finding import Finding, ok, skip
-from mycelium_ctl.node.state import Attached, State
+from mycelium_ctl.node.state import Attached, LinkFacts, State, show_subnet
 from mycelium_ctl.view import count
 
 OVERLAY: Final = format_prefix(MYCELIUM)
-FIRST_RULE: Final = 32766  # net/ipv6/fib6_rules.c: the priority of the rule for the main table
 # One address in each half of the overlay.
 ELSEWHERE: Final = (parse_address("4ff:ffff::1"), parse_address("5ff:ffff::1"))
 
@@ -37,12 +38,16 @@ _REFUSALS: Final = {
 
 
 class Way:
-    """Where the kernel sends a packet: the output link, or why there is none."""
+    """Where the kernel sends a packet of TCP, as programs do: the output link, or why there is
+    none; and from which address, if the sender leaves that to the kernel."""
 
     def __init__(
         self, host: nl.Socket, destination: bytes, source: bytes = b"", came_in: int = 0
     ) -> None:
-        attributes: list[nl.Attribute] = [(nl.RTA_DST, destination)]
+        attributes: list[nl.Attribute] = [
+            (nl.RTA_DST, destination),
+            (nl.RTA_IP_PROTO, bytes((IPPROTO_TCP,))),
+        ]
         if source:
             attributes.append((nl.RTA_SRC, source))
         if came_in:
@@ -51,6 +56,8 @@ class Way:
         header = nl.RTMSG.pack(nl.AF_INET6, *lengths, 0, 0, 0, 0, 0, 0)
         question = nl.Message(nl.RTM_GETROUTE, 0, header + nl.encode(attributes), "ask for a route")
         self.link = 0
+        self.source = source
+        self.arrives = False  # at a program of this namespace
         self.refusal = ""
         try:
             route = snapshot.Route(host.request(question)[0])
@@ -60,8 +67,27 @@ class Way:
             self.refusal = _REFUSALS[error.errno]
             return
         self.link = route.link
-        if route.kind != nl.RTN_UNICAST:
-            self.refusal = f"taken by a route of type {route.kind}"
+        self.source = source or route.source
+        self.arrives = route.kind == nl.RTN_LOCAL
+        if route.wrapped:
+            self.refusal = "wrapped into other packets (encap)"
+        elif route.kind != nl.RTN_UNICAST:
+            self.refusal = f"taken by a route of type {_KINDS.get(route.kind, route.kind)}"
+
+    def leads(self, link: int) -> bool:
+        """Whether the packet leaves by that link, as it is."""
+        return self.link == link and not self.refusal
+
+
+_KINDS: Final = {
+    nl.RTN_LOCAL: "local",
+    nl.RTN_ANYCAST: "anycast",
+    6: "blackhole",
+    nl.RTN_UNREACHABLE: "unreachable",
+    8: "prohibit",
+    9: "throw",
+}
+_TABLES: Final = {nl.RT_TABLE_LOCAL: "local", nl.RT_TABLE_MAIN: "main"}
 
 
 def overlay_routes(state: State) -> list[Finding] | Finding:
@@ -69,158 +95,283 @@ def overlay_routes(state: State) -> list[Finding] | Finding:
     interface, own = state.interface, state.address
     if interface is None or own is None:
         return skip("the interface has no address yet")
-    found = _foreign_routes(state)
-    for destination in ELSEWHERE:
-        found += _astray(state, Way(state.host, destination), "the node's packets", OVERLAY)
-        if found:
-            break
-    for one in state.attachments:
-        source = one.octets
-        if found or not source or source[:8] != own[:8] or not one.link.up:
-            continue
-        came_in = one.link.index
-        if one.link.master:
-            came_in = one.link.master
-        way = Way(state.host, ELSEWHERE[0], source, came_in)
-        found += _astray(state, way, f"packets of {one.who}", OVERLAY)
+    found = _foreign_routes(state) or _astray(state, interface, own)
     found += _policies()
     return found or ok(f"{interface.name} leads to {OVERLAY}, for the node and for its pods")
 
 
-def _astray(state: State, way: Way, whose: str, prefix: str) -> list[Finding]:
-    interface = state.interface
-    if way.link == (interface.index if interface else -1):
-        return []
+def _astray(state: State, interface: LinkFacts, own: bytes) -> list[Finding]:
+    """The first packets that do not go to the daemon: the node's, with its own address or the one
+    that the kernel chooses, and those of each pod."""
+    far = [*ELSEWHERE, *state.others]
+    asked = [("the node's packets", source, 0, far) for source in (b"", own)]
+    for one in state.attachments:
+        if one.octets and one.octets[:8] == own[:8] and one.link.up:
+            came_in = one.link.master or one.link.index
+            asked.append((f"packets of {one.who}", one.octets, came_in, far))
+            far = list(ELSEWHERE)  # of one pod all; few rules tell one pod from another
+    for whose, source, came_in, destinations in asked:
+        for destination in destinations:
+            way = Way(state.host, destination, source, came_in)
+            if way.leads(interface.index):
+                continue
+            if route := _lost_route(state, interface):
+                return [
+                    Finding(
+                        "fail",
+                        f"{interface.name} has lost its route to {OVERLAY}",
+                        run=(str(route),),
+                        fix=partial(route.restore, state.host),
+                    )
+                ]
+            what = f"{whose} for {_part(state, destination)} are {where(state, way)}"
+            return [because(state, f"{what}, not to the daemon", destination, OVERLAY)]
+    return []
+
+
+def _part(state: State, destination: bytes) -> str:
+    """The part of the overlay that an address stands for."""
+    return OVERLAY if destination in ELSEWHERE else show_subnet(destination[:8])
+
+
+def _lost_route(state: State, interface: LinkFacts) -> facts.Route | None:
+    """The daemon's route to the overlay if it is absent. The kernel makes it with the address."""
+    route = facts.Route(
+        MYCELIUM,
+        "it leads to the overlay",
+        index=interface.index,
+        link=interface.name,
+        priority=_DAEMON_METRIC,
+        protocol=nl.RTPROT_KERNEL,
+    )
+    return None if route.holds(state.seen) else route
+
+
+_DAEMON_METRIC: Final = 256  # include/net/ip6_route.h, IP6_RT_PRIO_ADDRCONF
+
+
+def where(state: State, way: Way) -> str:
+    """Where packets go instead, in words."""
     names = {link.index: link.name for link in state.links}
-    where = way.refusal or f"sent to {names.get(way.link, '?')}"
-    rule = _first_foreign_rule(state)
-    if rule is None:
-        if interface and not any(
-            (route.destination, route.link) == (MYCELIUM, interface.index)
-            for route in state.seen.routes
+    return way.refusal or f"sent to {names.get(way.link, '?')}"
+
+
+def because(state: State, what: str, destination: bytes, exempt: str) -> Finding:
+    """A finding that names what leads packets for that address elsewhere: a rule before the main
+    table, from which `exempt` can be exempted, or a route."""
+    if lost := lost_rule(state.seen):
+        return Finding(
+            "fail",
+            f"{what}: the kernel's rule `{lost}` is gone",
+            "find what deleted it, or it will do so again",
+            run=(lost,),
+        )
+    if rule := foreign_rule(state.seen, destination):
+        before = max(rule.priority - 1, 1)
+        return Finding(
+            "fail",
+            f"{what}: {rule} comes before the main table",
+            "configure what made that rule (a VPN, a kill switch) to exempt the overlay",
+            run=(f"ip -6 rule add pref {before} to {exempt} lookup main",) if rule.priority else (),
+        )
+    if route := culprit(state.seen, destination):
+        names = {link.index: link.name for link in state.links}
+        return Finding(
+            "fail",
+            f"{what}, by route {words(route, names)}",
+            "stop what made the route, or it will come back",
+            run=(f"ip -6 route del {words(route, names)}",),
+        )
+    return Finding(
+        "fail",
+        what,
+        f"look at `ip -6 rule` and `ip -6 route get {format_address(destination)}`",
+    )
+
+
+# net/ipv6/fib6_rules.c: the priorities of the kernel's own rules, and their tables.
+_RULES: Final = ((0, nl.RT_TABLE_LOCAL), (32766, nl.RT_TABLE_MAIN))
+
+
+def lost_rule(seen: snapshot.Snapshot) -> str:
+    """The command that brings back a rule of the kernel's that somebody has deleted; '' if both
+    tables are asked for any packet."""
+    whole = {rule.table for rule in seen.rules if set(rule.words.values()) <= {"all", ""}}
+    for priority, table in _RULES:
+        if table not in whole:
+            return f"ip -6 rule add pref {priority} lookup {_TABLES[table]}"
+    return ""
+
+
+def foreign_rule(seen: snapshot.Snapshot, destination: bytes) -> snapshot.Rule | None:
+    """The first rule before the main table that may lead packets for that address elsewhere, and is
+    neither the kernel's nor ours."""
+    for rule in sorted(seen.rules, key=lambda one: one.priority):
+        if (rule.priority, rule.table) == _RULES[0] or rule.protocol == PROTOCOL:
+            continue
+        if rule.priority >= _RULES[1][0]:
+            return None
+        # One that asks the main table exempts from the rules behind it, wholly or in part.
+        asks = rule.action == nl.FR_ACT_TO_TBL
+        if not covers(rule.destination, destination) or (asks and rule.table == nl.RT_TABLE_MAIN):
+            continue
+        if not asks or any(
+            route.table == rule.table and covers(route.destination, destination)
+            for route in seen.routes
         ):
-            route = (
-                f"ip -6 route add {OVERLAY} dev {quoted(interface.name)} proto kernel metric 256"
-            )
-            return [
-                Finding(
-                    "fail",
-                    f"{interface.name} has lost its route to {OVERLAY}: {whose} are {where}",
-                    run=(route,),
-                    fix=partial(_restore_overlay_route, state.host, interface.index),
-                )
-            ]
-        return [
-            Finding(
-                "fail",
-                f"{whose} for {prefix} are {where}, not to the daemon",
-                f"look at `ip -6 route get {format_address(ELSEWHERE[0])}`: another "
-                "program's route comes first",
-            )
-        ]
-    return [_of_rule(rule, f"{whose} for {prefix} are {where}, not to the daemon")]
-
-
-def _restore_overlay_route(host: nl.Socket, index: int) -> None:
-    output: nl.Attribute = (nl.RTA_OIF, index)
-    metric: nl.Attribute = (nl.RTA_PRIORITY, 256)
-    what = f"restore the route to {OVERLAY}"
-    host.ensure(nl.route(nl.RTM_NEWROUTE, what, MYCELIUM, output, metric, protocol=_RTPROT_KERNEL))
-
-
-_RTPROT_KERNEL = 2  # linux/rtnetlink.h
-
-
-def _first_foreign_rule(state: State) -> snapshot.Rule | None:
-    """The first rule that comes before the main table and is neither the kernel's nor ours."""
-    for rule in sorted(state.seen.rules, key=lambda one: one.priority):
-        if 0 < rule.priority < FIRST_RULE and rule.protocol != PROTOCOL and not _exempts(rule):
             return rule
     return None
 
 
-def _exempts(rule: snapshot.Rule) -> bool:
-    """Whether it sends packets for the overlay to the main table, past the rules behind it."""
-    return (rule.destination, rule.table) == (MYCELIUM, nl.RT_TABLE_MAIN)
+def culprit(seen: snapshot.Snapshot, destination: bytes) -> snapshot.Route | None:
+    """The route that takes an address if only the kernel's own rules apply, unless it is ours."""
+    for table in (nl.RT_TABLE_LOCAL, nl.RT_TABLE_MAIN):
+        covering = [
+            route
+            for route in seen.routes
+            if route.table == table and not route.sender and covers(route.destination, destination)
+        ]
+        if covering:
+            best = min(covering, key=lambda route: (-route.destination[1], route.priority))
+            return best if best.protocol != PROTOCOL else None
+    return None
 
 
-def _of_rule(rule: snapshot.Rule, found: str) -> Finding:
-    before = max(rule.priority - 1, 1)
-    return Finding(
-        "fail",
-        f"{found}: {rule} comes before the main table",
-        "configure what made that rule (a VPN, a kill switch) to exempt the overlay",
-        run=(f"ip -6 rule add pref {before} to {OVERLAY} lookup main",),
-    )
+def covers(prefix: tuple[bytes, int], address: bytes) -> bool:
+    base, length = prefix
+    differ = int.from_bytes(base, "big") ^ int.from_bytes(address, "big")
+    return not differ >> 128 - length
+
+
+def words(route: snapshot.Route, names: Mapping[int, str]) -> str:
+    """A route as `ip -6 route` takes it, to the last word that tells it from others."""
+    kind = "" if route.kind == nl.RTN_UNICAST else f"{_KINDS.get(route.kind, route.kind)} "
+    said = f"{kind}{format_prefix(route.destination)}"
+    if route.gateway:
+        said += f" via {format_address(route.gateway)}"
+    if route.link in names and route.kind in (nl.RTN_UNICAST, nl.RTN_LOCAL, nl.RTN_ANYCAST):
+        said += f" dev {quoted(names[route.link])}"
+    if route.table != nl.RT_TABLE_MAIN:
+        said += f" table {_TABLES.get(route.table, route.table)}"
+    return said + (f" metric {route.priority}" if route.priority else "")
 
 
 def _foreign_routes(state: State) -> list[Finding]:
-    """Routes of others for parts of the overlay: the more specific one wins."""
+    """Routes of others for parts of the overlay: the more specific one wins, and any of the table
+    `local`."""
     names = {link.index: link.name for link in state.links}
-    ours = {link.index for link in state.links if link.ours}
-    ours |= {LOOPBACK, *(link.index for link in (state.interface, state.bridge) if link)}
     found = []
     for route in state.seen.routes:
-        base, length = route.destination
-        inside = on_mycelium(base) and MYCELIUM[1] <= length
-        if not inside or route.table != nl.RT_TABLE_MAIN or route.protocol == PROTOCOL:
+        if not on_overlay(route) or _is_known(state, route):
             continue
-        if route.kind == nl.RTN_UNICAST and route.link in ours:
-            continue  # on lo: the kernel's own, to an address of the node
-        if route.kind == nl.RTN_UNREACHABLE and route.destination == MYCELIUM:
-            continue  # like ours, made by somebody else
         prefix = format_prefix(route.destination)
         kind = _KINDS.get(route.kind, "")
-        name = names.get(route.link, "?")
-        where = f"also goes to {name}" if not kind else f"is refused by a {kind} route"
-        words = f"{kind} {prefix}" if kind else f"{prefix} dev {quoted(name)}"
-        metric = f" metric {route.priority}" if route.priority else ""
+        goes = f"also goes to {names.get(route.link, 'several links')}"
+        if kind:
+            goes = f"is refused by a {kind} route" if route.kind != nl.RTN_LOCAL else "ends here"
+        if route.wrapped:
+            goes = "leaves wrapped into other packets (encap)"
         found.append(
             Finding(
                 "fail",
-                f"{prefix} {where}: does a second daemon run, or a VPN?",
+                f"{prefix} {goes}: does a second daemon run, or a VPN?",
                 "stop what made the route, or it will come back",
-                run=(f"ip -6 route del {words.strip()}{metric}",),
+                run=(_removal(state, route, names),),
             )
         )
     return found
 
 
-_KINDS: Final = {6: "blackhole", nl.RTN_UNREACHABLE: "unreachable", 8: "prohibit", 9: "throw"}
+def on_overlay(route: snapshot.Route) -> bool:
+    """Whether a route comes before the daemon's for a part of the overlay, or for all of it."""
+    base, length = route.destination
+    if route.sender or route.kind == nl.RTN_ANYCAST:
+        return False
+    if route.table == nl.RT_TABLE_MAIN:
+        return on_mycelium(base) and MYCELIUM[1] <= length
+    return route.table == nl.RT_TABLE_LOCAL and _overlaps(base, length)
+
+
+def _is_known(state: State, route: snapshot.Route) -> bool:
+    """Whether a route is the daemon's, ours, or the kernel's for what this node has."""
+    base, length = route.destination
+    own = state.address or bytes(16)
+    if route.protocol == PROTOCOL or (route.link == LOOPBACK and base == own):
+        return True
+    if route.kind == nl.RTN_LOCAL:
+        return length == 128 and base[:8] == own[:8]  # a pod's: the check `pod-ways` reports it
+    if route.kind == nl.RTN_UNREACHABLE:  # like ours, made by somebody else
+        return route.destination == MYCELIUM and route.priority > _DAEMON_METRIC
+    if route.kind != nl.RTN_UNICAST or route.wrapped or route.table != nl.RT_TABLE_MAIN:
+        return False
+    if state.interface and route.link == state.interface.index:
+        return True
+    ours = {LOOPBACK, *(link.index for link in state.links if link.ours)}
+    if state.bridge:
+        ours.add(state.bridge.index)
+    return route.link in ours and base[:8] == own[:8]
+
+
+def _removal(state: State, route: snapshot.Route, names: Mapping[int, str]) -> str:
+    """The command that removes a route, or the address that the kernel made it for."""
+    for held in state.addresses:
+        if route.kind == nl.RTN_LOCAL and held.address == route.destination[0]:
+            return _without(held, names)
+    return f"ip -6 route del {words(route, names)}"
+
+
+def _without(held: snapshot.Address, names: Mapping[int, str]) -> str:
+    fact = facts.Address(
+        held.link,
+        names.get(held.link, "?"),
+        held.address,
+        held.prefixlen,
+        "another node's or pod's",
+    )
+    return fact.removal
 
 
 def pod_ways(state: State) -> list[Finding] | Finding:
-    """The way in: what arrives for a pod goes to that pod's link."""
-    interface = state.interface
-    if interface is None:
+    """The way in: what arrives for a pod goes to that pod's link, and what a pod sends to its node
+    arrives."""
+    interface, own = state.interface, state.address
+    if interface is None or own is None:
         return skip("there is no interface yet")
     names = {link.index: link.name for link in state.links}
     found = []
     for one in state.attachments:
         if not one.octets or not one.answers or not one.link.up:
             continue  # the check `pods` reports these
-        way = Way(state.host, one.octets, ELSEWHERE[0], interface.index)
-        if way.link in (one.link.index, one.link.master or one.link.index):
-            continue
-        if _has_no_route(state, one):
-            continue
+        link = one.link.master or one.link.index
         holder = next((a for a in state.addresses if a.address == one.octets), None)
         if holder:
-            name = names.get(holder.link, "?")
-            command = f"ip address del {one.address}/{holder.prefixlen} dev {quoted(name)}"
-            what = f"{name} of the node has the address of {one.who}"
-            found.append(Finding("fail", what, run=(command,)))
-            continue
-        rule = _first_foreign_rule(state)
-        where = way.refusal or f"sent to {names.get(way.link, '?')}"
-        what = f"packets for {one.who} are {where}, not to {one.link.name}"
-        if rule:
-            found.append(_of_rule(rule, what))
-        else:
-            found.append(
-                Finding("fail", what, f"look at `ip -6 route get {one.address}` and undo that")
-            )
+            what = f"{names.get(holder.link, '?')} of the node has the address of {one.who}"
+            found.append(Finding("fail", what, run=(_without(holder, names),)))
+        elif not _has_no_route(state, one):
+            found += _misled(state, one, interface.index, link)
+        way = Way(state.host, own, one.octets, link)
+        if not way.arrives:
+            what = f"packets of {one.who} for its node are {where(state, way)}"
+            found.append(because(state, what, own, f"{format_address(own)}/128"))
     return found or ok(f"{count(len(state.attachments), 'pod')}, each behind its own link")
+
+
+def _misled(state: State, one: Attached, interface: int, link: int) -> list[Finding]:
+    """Packets to a pod that do not go to its link, or that it cannot answer."""
+    for whose, source, came_in in (
+        ("packets", ELSEWHERE[0], interface),
+        ("the node's packets", b"", 0),
+    ):
+        way = Way(state.host, one.octets, source, came_in)
+        what = f"{whose} for {one.who} are "
+        if not way.leads(link):
+            what += f"{where(state, way)}, not to {one.link.name}"
+        elif not came_in and not on_mycelium(way.source):
+            what += f"sent from {format_address(way.source)}, to which it has no route"
+        else:
+            continue
+        return [because(state, what, one.octets, OVERLAY)]
+    return []
 
 
 def _has_no_route(state: State, one: Attached) -> bool:

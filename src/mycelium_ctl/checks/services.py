@@ -12,7 +12,7 @@ import socket
 from contextlib import suppress
 from typing import Final, NamedTuple
 
-from mycelium_ctl.checks import packetfilter
+from mycelium_ctl.checks import suspects
 from mycelium_ctl.checks.finding import Finding, ok, own, skip
 from mycelium_ctl.node.state import Attached, State
 from mycelium_ctl.node.told import DNS_PORT, KINDS, Service, services
@@ -51,8 +51,10 @@ def reachable(state: State) -> list[Finding] | Finding:
                     reached.append(f"{service.what} {service.address}")
     if faults:
         # Only here, outside the pod: rules are read in the thread's namespace.
-        chains = packetfilter.drops()
-        return [Finding("fail", f"{one.who} {f.what}{chains}", f.advice) for one, f in faults]
+        return [
+            Finding("fail", f"{one.who} {f.what}{suspects.of_node(state, one)}", f.advice)
+            for one, f in faults
+        ]
     if not reached:
         return skip("no pod here was told of a cluster's Services")
     return ok(f"a pod reaches {', '.join(dict.fromkeys(reached))}")

@@ -73,10 +73,13 @@ class Expected:
         self.state: Final = state
         self.node: Final = read_node(state)
         self.guards: Final = read_guards(state, self.node)
-        self.stale: Final = list(stale(state, self.node))
         bridge = self.node.bridge
         self.facts: Final = self._facts(bridge.index if bridge else 0, unfinished=bridge is None)
         self.absent: Final = [fact for fact in self.facts if not fact.holds(state.seen)]
+        self.stale: Final = [
+            *stale(state, self.node),
+            *(other for fact in self.absent for other in fact.obstacles(state.seen)),
+        ]
 
     def _facts(self, bridge: int, *, unfinished: bool) -> list[Fact]:
         node, name = self.node, self.state.config.bridge_name

@@ -37,6 +37,7 @@ from mycelium_ctl.node.rights import blindness, may_configure
 from mycelium_ctl.node.runtimes import ConfDir, read_confs
 
 API: Final = "127.0.0.1:8989"
+MOST_OTHERS: Final = 32  # nodes that are looked at one by one
 
 # linux/if_link.h, net_namespace.h, rtnetlink.h, neighbour.h: what the plugin does not need.
 IFLA_BRPORT_STATE, IFLA_STATS64, IFLA_CARRIER, IFLA_LINK_NETNSID, IFLA_TARGET_NETNSID = (
@@ -211,8 +212,10 @@ class Attached(NamedTuple):
     @property
     def bridged(self) -> bool:
         """Whether the pod was attached in bridge mode."""
-        if self.mode or not self.pod_mac:
-            return self.mode == "bridge" or bool(self.link.master)
+        if self.mode:
+            return self.mode == "bridge"
+        if not self.container or not self.pod_mac:
+            return bool(self.link.master)
         # 0.1.0 did not say, and derived one MAC from the other in bridge mode only.
         return counterpart(parse_mac(self.link.mac)) == parse_mac(self.pod_mac)
 
@@ -433,6 +436,18 @@ class State:
     @cached_property
     def daemon(self) -> Daemon:
         return read_daemon(self.where.api)
+
+    @cached_property
+    def others(self) -> list[bytes]:
+        """An address in the subnet of each other node that the daemon knows, the nearest first. The
+        daemon there answers for it (mycelium_ctl.echo, HOPS_TO_PEER)."""
+        own = show_subnet(self.address[:8]) if self.address else ""
+        if self.daemon.subnet != own:
+            return []  # another daemon's API, or none
+        listed = [subnet for subnet, _ in self.daemon.routes or () if subnet != own]
+        return [
+            subnet_of(each.partition("/")[0]) + bytes(7) + b"\1" for each in listed[:MOST_OTHERS]
+        ]
 
     @cached_property
     def process(self) -> int | None:
