@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from errno import EADDRNOTAVAIL, ENODEV, ENOENT, ESRCH
 from posix import O_CLOEXEC, O_PATH, close, open  # type: ignore[attr-defined,unused-ignore]
 
 from mycelium_cni.cni.errors import describe
@@ -10,6 +11,10 @@ from mycelium_cni.cni.errors import describe
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+
+# It went with something else: a bridge that is set down loses its addresses.
+_GONE = (ENOENT, ENODEV, EADDRNOTAVAIL, ESRCH)
 
 
 class Undo:
@@ -43,4 +48,5 @@ class Undo:
             try:
                 step(*arguments)
             except OSError as failure:
-                error.add_note(f"not undone: {describe(failure)}")
+                if failure.errno not in _GONE:
+                    error.add_note(f"not undone: {describe(failure)}")

@@ -269,6 +269,7 @@ def test_whichever_message_the_kernel_refuses_everything_is_undone(
         while (call := add(doomed)).code != 0:
             refused(call)
             assert stage.changes() == [], f"message {doomed}: {call}"
+            assert "not undone" not in call.stdout
             doomed += 1
         # The first that succeeds is one in which no message was refused. It may have asked less
         # often than the one before whether the kernel is done.

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 
 from mycelium_cni.cni.errors import CniError
@@ -51,6 +53,16 @@ def test_an_undo_that_fails_is_noted_and_does_not_stop_the_older_ones() -> None:
     assert "the bridge is busy" in note
     explained = CniError(104, "cannot attach").with_notes_of(raised.value)
     assert explained.__notes__ == [note]
+
+
+def test_what_went_with_something_else_is_not_called_not_undone() -> None:
+    def drop() -> None:
+        raise OSError(errno.EADDRNOTAVAIL, "address not found")
+
+    with pytest.raises(CniError) as raised, Undo() as undo:
+        undo.push(drop)
+        raise CniError(101, "address taken")
+    assert not hasattr(raised.value, "__notes__")
 
 
 def test_steps_taken_before_the_failing_one_are_all_that_is_undone() -> None:

@@ -389,21 +389,23 @@ def await_carrier(host: nl.Socket, pod: nl.Socket, shape: Shape) -> None:
     drops what they send, and a bridge port does not forward. From Linux 6.8 on, reading the link
     makes it run (net/core/rtnetlink.c, linkwatch_sync_dev), so one round is enough."""
     patience = Patience()
-    # The host link first: if somebody has moved it away, the pod link merely lacks a carrier.
-    for socket, end in ((host, shape.host), (pod, shape.pod)):
-        while True:
-            link = read_link(socket, end.index, f"read link {end.name}")
-            if link.attribute(nl.IFLA_OPERSTATE)[0] == nl.IF_OPER_UP:
-                break
-            if patience.is_over:
-                raise CniError(
-                    TRY_AGAIN_LATER,
-                    f"{end.name} has no carrier after {Patience.LIMIT_S:.0f} s",
-                    "the node has too much to do, or another program changes the link",
-                )
-            patience.pause()
+    # Both each time, the host link first: if somebody moves it away, the pod link has no carrier.
+    ends = ((host, shape.host), (pod, shape.pod))
+    while waiting := [end.name for socket, end in ends if not _passes(socket, end)]:
+        if patience.is_over:
+            raise CniError(
+                TRY_AGAIN_LATER,
+                f"{waiting[0]} has no carrier after {Patience.LIMIT_S:.0f} s",
+                "the node has too much to do, or another program changes the link",
+            )
+        patience.pause()
     if shape.bridge:
         # A bridge loses its carrier with its last port, and its neighbours when the link watch sees
         # that, perhaps after the next pod has come. Reading the bridge makes it run now. Once only:
         # with spanning tree the carrier takes half a minute.
         read_link(host, shape.bridge.index, "read the bridge")
+
+
+def _passes(socket: nl.Socket, end: End) -> bool:
+    link = read_link(socket, end.index, f"read link {end.name}")
+    return link.attribute(nl.IFLA_OPERSTATE)[0] == nl.IF_OPER_UP
