@@ -14,6 +14,7 @@ from typing import Final
 
 from bench.score import STRACE, PodNames, Score, environment, names_of, read
 from bench.testbed import SUBNET, BenchError, Call, Testbed
+from mycelium_lab.lab import find_daemon
 
 ROOT: Final = Path(__file__).parent.parent
 BUILD: Final = ROOT / "build/bench"
@@ -33,6 +34,8 @@ class Executables:
     reference: Path  # the folder of the Go plugins
     floor: Path
     spawner: Path
+    daemon: Path | None  # where there is one
+    grid: Path | None  # the ThreeFold Grid's plugin, which needs the daemon
 
 
 def build() -> Executables:
@@ -42,6 +45,7 @@ def build() -> Executables:
     if not static.exists():
         raise BenchError(f"{static} is missing: run `make dist`")
     _reference_plugins()
+    daemon = Path(found).absolute() if (found := find_daemon()) else None
     installed = BUILD / "installed"
     installed.mkdir(exist_ok=True)
     for executable in (static, *(_REFERENCE / Path(name).name for name in _PLUGINS)):
@@ -52,7 +56,20 @@ def build() -> Executables:
         installed,
         _compile("floor"),
         _compile("spawn"),
+        daemon,
+        _grid(installed) if daemon else None,
     )
+
+
+def _grid(installed: Path) -> Path | None:
+    """The grid's plugin, which is in no module proxy: MYCELIUM_GRID_CNI names a build of it."""
+    given = os.environ.get("MYCELIUM_GRID_CNI")
+    if not given:
+        return None
+    if not os.access(given, os.X_OK):
+        raise BenchError(f"MYCELIUM_GRID_CNI={given}: no such executable; correct or unset it")
+    _install(Path(given), installed)
+    return installed / Path(given).name
 
 
 def _install(executable: Path, folder: Path) -> None:
@@ -123,6 +140,7 @@ class Candidate:
     configuration: dict[str, object]
     cni_path: str = ""
     address_wanted: bool = False  # ask for an address that the pod's number tells
+    path: str = ""  # where it looks for programs
     files: dict[str, Path] = field(default_factory=dict)
 
     def call(
@@ -135,6 +153,8 @@ class Candidate:
             return Call(node, self.argv, {"CNI_COMMAND": verb, "CNI_PATH": self.cni_path}, stdin)
         names = names_of(pod.number, network, pod.netns, SUBNET)
         variables = environment(names, verb) | {"CNI_PATH": self.cni_path}
+        if self.path:
+            variables["PATH"] = self.path
         if self.address_wanted:
             variables["CNI_ARGS"] = f"IP={names.address}"
         return Call(node, self.argv, variables, stdin)
@@ -167,7 +187,24 @@ def _network(node: str) -> str:
 
 
 def ours(name: str, executable: Path, **configuration: object) -> Candidate:
-    return Candidate(name, [str(executable)], {"type": "mycelium-cni", **configuration})
+    # The grid's plugin needs a key in the usual place; its owner is not this node.
+    plugin = {"type": "mycelium-cni", "netseed": "/nonexistent"}
+    return Candidate(name, [str(executable)], {**plugin, **configuration})
+
+
+def grid(name: str, testbed: Testbed, executable: Path, daemon: Path) -> Candidate:
+    """The ThreeFold Grid's plugin. It asks the daemon's program for the subnet of the node's key,
+    and takes everything else for granted."""
+    testbed.etc("netseed", os.urandom(32))
+    plugin: dict[str, object] = {"type": "mycelium-cni"}
+    return Candidate(name, [str(executable)], plugin, path=str(daemon.parent))
+
+
+def bridge_of_grid(testbed: Testbed, node: str) -> None:
+    """What the grid makes on a node before its plugin is called."""
+    with testbed.inside(node):
+        _run(["ip", "link", "add", "mycelium-br", "type", "bridge"])
+        _run(["ip", "link", "set", "mycelium-br", "up"])
 
 
 def reference(name: str, folder: Path, **configuration: object) -> Candidate:

@@ -14,8 +14,17 @@ from statistics import median, quantiles
 from typing import Any, Final
 
 from bench import traffic
-from bench.candidates import Candidate, Executables, Pod, floor, ours, reference
-from bench.testbed import NODE_ADDRESS, BenchError, Testbed
+from bench.candidates import (
+    Candidate,
+    Executables,
+    Pod,
+    bridge_of_grid,
+    floor,
+    grid,
+    ours,
+    reference,
+)
+from bench.testbed import NODE_ADDRESS, BenchError, Call, Testbed
 from mycelium_cni import guard
 from mycelium_cni.cni.config import Config, Network
 from mycelium_cni.kernel import netlink as nl
@@ -26,6 +35,7 @@ STATIC: Final = "mycelium-cni, static"
 PIP: Final = "mycelium-cni, pip"
 BRIDGE_MODE: Final = "mycelium-cni, static, bridge mode"
 FLOOR: Final = "C floor"
+GRID: Final = "the grid's Go plugin"
 BRIDGE: Final = "bridge + host-local"
 PTP: Final = "ptp + host-local"
 LOOPBACK: Final = "loopback"
@@ -33,8 +43,8 @@ KERNEL: Final = "the kernel alone"
 UNGUARDED: Final = "without the guard"
 GUARDED: Final = "with the guard"
 _ORDER: Final = (
-    *(STATIC, BRIDGE_MODE, PIP, FLOOR, KERNEL, LOOPBACK, BRIDGE, PTP),
-    *(UNGUARDED, GUARDED),
+    *(STATIC, BRIDGE_MODE, PIP, FLOOR, KERNEL, LOOPBACK, BRIDGE, GRID, PTP),
+    *(UNGUARDED, GUARDED, traffic.HOSTS, traffic.PODS),
 )
 
 _SETTLE_S: Final = 0.06  # the kernel goes on working for 30 ms after a DEL
@@ -53,6 +63,8 @@ class Size:
     burst_repeats: int = 2
     levels: tuple[int, ...] = (1, 10, 250, 1000)
     level_rounds: int = 20
+    tool_levels: tuple[int, ...] = (10, 1000)  # of `levels`
+    tool_rounds: int = 10
     stale: int = 100
     gc_rounds: int = 5
     # Many short rounds: the medians of five pairs differed by 2 to 5 % between nodes without rules.
@@ -61,6 +73,8 @@ class Size:
     traffic_packets: int = 200_000
     packets_every: int = 10
     traffic_s: float = 300.0
+    overlay_rounds: int = 20
+    overlay_megabytes: int = 100
     stage_s: float = 50.0  # a stage that has taken this long starts no further round
 
 
@@ -74,12 +88,16 @@ QUICK: Final = Size(
     burst_repeats=1,
     levels=(1, 4, 12),
     level_rounds=3,
+    tool_levels=(4, 12),
+    tool_rounds=2,
     stale=12,
     gc_rounds=2,
     traffic_rounds=1,
     traffic_megabytes=50,
     traffic_packets=10_000,
     traffic_s=8,
+    overlay_rounds=1,
+    overlay_megabytes=5,
     stage_s=8,
 )
 
@@ -140,11 +158,18 @@ class Bench:
         }
         for candidate in (self.static, self.pip, self.bridge, self.ptp, bridged):
             self._warm_up(candidate, self.nodes[candidate.name])
+        others = [self.bridge]
+        if programs.grid and programs.daemon:
+            theirs = grid(GRID, testbed, programs.grid, programs.daemon)
+            self.nodes[GRID] = testbed.node("grid")
+            bridge_of_grid(testbed, self.nodes[GRID])
+            self._warm_up(theirs, self.nodes[GRID])
+            others.append(theirs)
         pod = self._pods("score", 1)[0]
         node = self.nodes[STATIC]
         self.floor: Final = floor(testbed, programs.floor, self.static, node, pod)
         self.nodes[FLOOR] = node
-        self.attaching: Final = [self.static, self.pip, bridged, self.floor, self.bridge]
+        self.attaching: Final = [self.static, self.pip, bridged, self.floor, *others]
 
     @property
     def figures(self) -> Figures:
@@ -162,6 +187,7 @@ class Bench:
             self.stale,
             self.growth,
             self.traffic,
+            self.overlay,
         ):
             start = time.monotonic()
             stage()
@@ -275,6 +301,7 @@ class Bench:
                 # The bridge's pods live in the same namespaces: a second interface does no harm.
                 self._attach(candidate, node, pods, CNI_IFNAME=f"{kind[:4]}0")
         time.sleep(1)
+        self._ask_the_tool({n: nodes[STATIC, n] for n in self.size.tool_levels})
         for turn in self._turns(self.size.level_rounds):
             for level in self.size.levels:
                 for candidate in (self.static, self.bridge):
@@ -307,6 +334,16 @@ class Bench:
                         if turn % self.size.packets_every == 0:
                             packet = pair.packet_us(self.testbed, self.size.traffic_packets)
                             self._note(f"packet, {setup}", name, packet)
+
+    def overlay(self) -> None:
+        """TCP over the overlay of the real daemon, from pod to pod and from host to host."""
+        if self._programs.daemon is None:
+            return
+        with traffic.overlay_pairs(self.testbed, self._programs) as pairs:
+            for turn in self._turns(self.size.overlay_rounds):
+                for name, pair in list(pairs.items())[:: 1 if turn % 2 else -1]:
+                    gbits = pair.gbits(self.testbed, self.size.overlay_megabytes)
+                    self._note("TCP over the overlay", name, gbits)
 
     # Parts of the stages
 
@@ -350,6 +387,23 @@ class Bench:
         self.testbed.run(calls, parallel=8)
         time.sleep(3 * _SETTLE_S)
         self.testbed.remove([pod.netns for pod in pods])
+
+    def _ask_the_tool(self, nodes: dict[int, str]) -> None:
+        """The commands that read all of a node, with that many pods on it."""
+        pods = {level: self._pods(f"tool-{level}", 1) for level in nodes}
+        for level, node in nodes.items():
+            self._attach(self.static, node, pods[level])
+        empty = self.testbed.file("empty", b"")
+        for _ in self._turns(self.size.tool_rounds):
+            for level, node in nodes.items():
+                for command in ("list", "status", "doctor"):
+                    argv = [*self.static.argv, command]
+                    call = Call(node, argv, {"PATH": os.environ["PATH"]}, empty)
+                    # Without a daemon and a configuration none of them says that all is well.
+                    done = self.testbed.run([call], check=False)[0]
+                    self._note(f"{command} with {level} pods", self.static, done.ms)
+        for level, node in nodes.items():
+            self._detach(self.static, node, pods[level])
 
     def _asked_of_guard(self, candidate: Candidate) -> list[float]:
         node = self.nodes[candidate.name]

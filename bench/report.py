@@ -90,7 +90,7 @@ class Report:
         lost = max(
             1 - median(map(truediv, both[GUARDED].values, both[UNGUARDED].values))
             for measure, both in self.figures.items()
-            if measure.startswith("TCP")
+            if GUARDED in both and measure.startswith("TCP")
         )
         return [
             Target("ADD at most 0.45 x bridge + host-local", add / at("ADD", BRIDGE), 0.45),
@@ -239,6 +239,11 @@ _METHOD: Final = (
     " deleted, on nodes that differ in nothing else. A packet is a UDP datagram of 64 bytes, its"
     " time what it takes the sender, who carries it to the other pod. The loss is the median of the"
     " pairs, of the worst setup.",
+    "- `list`, `status` and `doctor` run on a node with as many live pods and without a daemon; in"
+    " a pipe, so without colours.",
+    "- The ThreeFold Grid's plugin is measured where MYCELIUM_GRID_CNI names a build of it and"
+    " there is a daemon (MYCELIUM_BIN, PATH), whose program it starts for every ADD. Its DEL does"
+    " nothing. TCP over the overlay is between two nodes that the daemon connects.",
     "- GC deletes attachments of live namespaces; `the kernel alone` is one request that deletes"
     " as many bare pairs of links.",
 )
@@ -271,6 +276,9 @@ def describe(
         "CPython in the static executable": str(embedded.get("python", "unknown")),
         "CPython beneath pip": _said([str(venv_python), "-V"]).removeprefix("Python "),
         "reference plugins": _release(programs.reference / "bridge"),
+        "Mycelium daemon": _said([str(programs.daemon), "--version"])
+        if programs.daemon
+        else "none",
         "C compiler": _said(["gcc", "--version"]).splitlines()[0],
     }
     date = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")

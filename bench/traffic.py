@@ -14,7 +14,10 @@ from typing import Any, Final
 from bench.candidates import Candidate, Executables, Pod, ours
 from bench.testbed import BenchError, Testbed
 from mycelium_cni import guard
+from mycelium_lab.lab import Lab, Namespace
 
+PODS: Final = "pod to pod"
+HOSTS: Final = "host to host"
 _TRACKED: Final = {"ingress": "cluster", "ipMasq": True}
 SETUPS: Final[dict[str, dict[str, object]]] = {
     "routed": {},
@@ -26,8 +29,8 @@ _DATAGRAM: Final = 64  # bytes: small, so that the packet costs and not its cont
 
 
 @dataclass(frozen=True)
-class PodPair:
-    """From one pod to another of the same node."""
+class Pair:
+    """From one network namespace to another."""
 
     source: str
     address: str
@@ -58,7 +61,7 @@ class PodPair:
 @contextmanager
 def pairs(
     testbed: Testbed, programs: Executables, pods: Sequence[Pod]
-) -> Iterator[dict[str, tuple[PodPair, PodPair]]]:
+) -> Iterator[dict[str, tuple[Pair, Pair]]]:
     """For each setup a pair with the guard and one without, on nodes otherwise alike.
     Takes four pods a setup."""
     remaining = iter(pods)
@@ -81,7 +84,7 @@ def pairs(
 @contextmanager
 def _pair(
     testbed: Testbed, plugin: Candidate, name: str, pods: Iterator[Pod], *, guarded: bool
-) -> Iterator[PodPair]:
+) -> Iterator[Pair]:
     node = testbed.node(name)
     source, target = next(pods), next(pods)
     results = [
@@ -91,7 +94,36 @@ def _pair(
     if not guarded:
         with testbed.inside(node):
             guard.remove()
-    with testbed.inside(target.netns):
+    with _server(testbed, target.netns):
+        yield Pair(source.netns, results[1]["ips"][0]["address"].partition("/")[0])
+
+
+@contextmanager
+def overlay_pairs(testbed: Testbed, programs: Executables) -> Iterator[dict[str, Pair]]:
+    """Between two nodes that the real daemon connects: from host to host, and from pod to pod."""
+    with Lab([str(programs.static)], overlay="daemon") as lab, ExitStack() as stack:
+        nodes = [lab.node("left"), lab.node("right")]
+        lab.connect(*nodes)
+        conf = {"cniVersion": "1.1.0", "name": "net", "type": "mycelium-cni"}
+        pods = [node.pod("pod") for node in nodes]
+        results = [
+            node.plugin("ADD", conf, pod).succeeded() for node, pod in zip(nodes, pods, strict=True)
+        ]
+        addresses = str(nodes[1].overlay_address), results[1]["ips"][0]["address"].partition("/")[0]
+        found = {}
+        sides: list[tuple[str, Sequence[Namespace], str]] = [
+            (HOSTS, nodes, addresses[0]),
+            (PODS, pods, addresses[1]),
+        ]
+        for name, (source, target), address in sides:
+            stack.enter_context(_server(testbed, target.path))
+            found[name] = Pair(source.path, address)
+        yield found
+
+
+@contextmanager
+def _server(testbed: Testbed, netns: str) -> Iterator[None]:
+    with testbed.inside(netns):
         server = subprocess.Popen(
             ["iperf3", "-s", "--forceflush"], stdout=subprocess.PIPE, text=True
         )
@@ -102,7 +134,7 @@ def _pair(
                 raise BenchError("iperf3 does not listen")
         # It prints a report of every round, and would block if nobody read it.
         Thread(target=server.stdout.read).start()
-        yield PodPair(source.netns, results[1]["ips"][0]["address"].partition("/")[0])
+        yield
     finally:
         server.kill()
         server.wait()

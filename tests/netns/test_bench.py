@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from mycelium_lab.lab import await_fact
+from mycelium_lab.lab import await_fact, find_daemon
 
 ROOT = Path(__file__).parent.parent.parent
 STATIC = ROOT / "dist/mycelium-cni-linux-amd64"
@@ -23,7 +23,8 @@ BENCH = [sys.executable, "-m", "bench", "--quick"]
 OURS, PIP = "mycelium-cni, static", "mycelium-cni, pip"
 BRIDGE_MODE = "mycelium-cni, static, bridge mode"
 FLOOR, BRIDGE, PTP = "C floor", "bridge + host-local", "ptp + host-local"
-ALL = {OURS, PIP, BRIDGE_MODE, FLOOR, BRIDGE, PTP}
+GRID = {"the grid's Go plugin"} if find_daemon() and "MYCELIUM_GRID_CNI" in os.environ else set()
+ALL = {OURS, PIP, BRIDGE_MODE, FLOOR, BRIDGE, PTP} | GRID
 BURST = {OURS, PIP, FLOOR, BRIDGE}
 
 FIGURES = {
@@ -51,6 +52,12 @@ FIGURES = {
             *("bridge", "bridge, cluster + ipMasq"),
         )
     },
+    **{
+        f"{command} with {pods} pods": {OURS}
+        for command in ("list", "status", "doctor")
+        for pods in (4, 12)
+    },
+    **({"TCP over the overlay": {"pod to pod", "host to host"}} if find_daemon() else {}),
     "the node's first ADD": ALL - {FLOOR},
     "the guard's part of an ADD": {OURS, BRIDGE_MODE},
 }
