@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the tests of the operator's commands share.
 
-labs      two connected nodes for each mode, shared by the tests of a module
-root      a directory tree with the files that a command looks for on a good node
-bare      a node with an interface as the daemon makes it, and no daemon
-tool      the operator's command on that node, with that tree
+labs           two connected nodes for each mode, shared by the tests of a module
+checked_nodes  a node with two pods for each mode, which doctor or the agent looks at
+root           a directory tree with the files that a command looks for on a good node
+bare           a node with an interface as the daemon makes it, and no daemon
+tool           the operator's command on that node, with that tree
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from attaching import Labs
+from checked_node import CheckedNodes
 from tool import NODE, Tool
 
 from mycelium_lab.lab import Lab, Node
@@ -26,6 +28,13 @@ def labs(command: list[str]) -> Iterator[Labs]:
     labs = Labs(command)
     yield labs
     labs.close()
+
+
+@pytest.fixture(scope="module")
+def checked_nodes(command: list[str]) -> Iterator[CheckedNodes]:
+    nodes = CheckedNodes(command)
+    yield nodes
+    nodes.close()
 
 
 @pytest.fixture

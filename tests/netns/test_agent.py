@@ -18,8 +18,9 @@ from typing import Any
 
 import pytest
 from attaching import BRIDGE, MODES, Mode, at_once, reaches
+from checked_node import CheckedNode, CheckedNodes
 from observe import difference, picture, set_sysctl
-from test_faults import FAULTS, Fault, Home
+from test_faults import FAULTS, Fault
 from tool import Tool
 
 from mycelium_lab.lab import Lab, Node
@@ -71,19 +72,21 @@ CASES = [
 class Watched:
     """A node with two pods, and its agent."""
 
-    def __init__(self, home: Home, *argv: str) -> None:
-        self.home = home
-        self.agent = home.node.start([*home.lab.command, "agent", "--root", str(home.root), *argv])
+    def __init__(self, checked: CheckedNode, *argv: str) -> None:
+        self.checked = checked
+        self.agent = checked.node.start(
+            [*checked.lab.command, "agent", "--root", str(checked.root), *argv]
+        )
         self.await_word("watches")
         self.before = self.picture()
 
     def picture(self) -> dict[str, Any]:
         """The state of the node and of one pod, sorted: what is restored comes in another order."""
-        seen = picture(self.home.node, self.home.web)
+        seen = picture(self.checked.node, self.checked.web)
         for space in seen.values():
             space["nft"].sort()
-        links = json.loads(self.home.node.run(["bridge", "-d", "-j", "link", "show"]).stdout)
-        entries = json.loads(self.home.node.run(["bridge", "-j", "fdb", "show"]).stdout)
+        links = json.loads(self.checked.node.run(["bridge", "-d", "-j", "link", "show"]).stdout)
+        entries = json.loads(self.checked.node.run(["bridge", "-j", "fdb", "show"]).stdout)
         seen["ports"] = {each["ifname"]: each["learning"] for each in links}
         seen["entries"] = sorted((e["ifname"], e["mac"]) for e in entries if e["state"] == "static")
         return seen
@@ -129,39 +132,24 @@ def _after(seconds: float) -> Callable[[], bool]:
     return lambda: time.monotonic() >= end
 
 
-@pytest.fixture(scope="module")
-def houses(command: list[str]) -> Iterator[dict[Mode, Home]]:
-    made: dict[Mode, Home] = {}
-    yield made
-    for home in made.values():
-        home.close()
-
-
 @pytest.fixture
-def watched(
-    houses: dict[Mode, Home], command: list[str], mode: Mode, request: pytest.FixtureRequest
-) -> Iterator[Watched]:
-    home = houses.get(mode) or houses.setdefault(mode, Home(command, mode))
-    watched = Watched(home)
-    try:
-        yield watched
-        assert watched.agent.running, watched.agent.output()
-    except BaseException:
-        houses.pop(mode)
-        raise
-    finally:
-        watched.agent.stop()
-        if mode not in houses:
-            home.close()
+def watched(checked_nodes: CheckedNodes, mode: Mode) -> Iterator[Watched]:
+    with checked_nodes.of(mode) as checked:
+        watched = Watched(checked)
+        try:
+            yield watched
+            assert watched.agent.running, watched.agent.output()
+        finally:
+            watched.agent.stop()
 
 
 @pytest.mark.parametrize(("fault", "mode"), CASES)
 def test_what_is_taken_away_comes_back(watched: Watched, fault: Fault) -> None:
-    injected = watched.home.shell(fault.inject)
+    injected = watched.checked.shell(fault.inject)
     assert injected.stderr == "", injected
     watched.await_word(": fixed: " if fault.name in CHECKED else ": restored ")
     watched.await_whole()
-    assert watched.home.lost() == []
+    assert watched.checked.lost() == []
 
 
 def in_mode(*modes: Mode) -> pytest.MarkDecorator:
@@ -176,8 +164,8 @@ def in_mode(*modes: Mode) -> pytest.MarkDecorator:
 def test_what_the_kernel_does_not_tell_of_comes_back_when_it_is_asked_to_look(
     watched: Watched,
 ) -> None:
-    link = watched.home.words["LINK"]
-    set_sysctl(watched.home.node, f"ipv6/conf/{link}/accept_ra", "1")
+    link = watched.checked.words["LINK"]
+    set_sysctl(watched.checked.node, f"ipv6/conf/{link}/accept_ra", "1")
     watched.signal(signal.SIGHUP)
     watched.await_whole()
 
@@ -193,7 +181,7 @@ def test_at_rest_it_only_sleeps_and_is_small(watched: Watched) -> None:
 @pytest.mark.timing("six repairs before the first pause")
 @in_mode("routed")
 def test_what_somebody_keeps_taking_away_is_made_less_and_less_often(watched: Watched) -> None:
-    node, address = watched.home.node, watched.home.address
+    node, address = watched.checked.node, watched.checked.address
     taken = 0
 
     def given_up() -> bool:
@@ -212,32 +200,32 @@ def test_what_somebody_keeps_taking_away_is_made_less_and_less_often(watched: Wa
 @in_mode()
 def test_many_messages_that_it_could_not_hear_are_no_loss(watched: Watched) -> None:
     """The kernel drops messages for which a listener's buffer has no room, and reports that."""
-    home = watched.home
+    checked = watched.checked
     watched.signal(signal.SIGSTOP)
     numbers = range(2000)
-    home.node.configure(
+    checked.node.configure(
         *[f"route add 2001:db8:1::{i:x} dev under0" for i in numbers],
         *[f"route del 2001:db8:1::{i:x} dev under0" for i in numbers],
     )
-    home.shell("ip -6 route flush proto 77")
+    checked.shell("ip -6 route flush proto 77")
     watched.signal(signal.SIGCONT)
     watched.await_whole()
 
 
 @in_mode()
 def test_add_and_del_go_on_beside_it_and_leave_nothing(watched: Watched) -> None:
-    home = watched.home
-    pods = [home.node.pod(f"new{i}") for i in range(4)]
-    plugin = {"type": "mycelium-cni", "mode": home.mode, "netseed": "/nonexistent"}
+    checked = watched.checked
+    pods = [checked.node.pod(f"new{i}") for i in range(4)]
+    plugin = {"type": "mycelium-cni", "mode": checked.mode, "netseed": "/nonexistent"}
     conf = {"cniVersion": "1.1.0", "name": "mycelium", **plugin}
     for _ in range(2):
-        added = at_once([partial(home.node.plugin, "ADD", conf, pod) for pod in pods])
+        added = at_once([partial(checked.node.plugin, "ADD", conf, pod) for pod in pods])
         for pod, call in zip(pods, added, strict=True):
             address = call.succeeded()["ips"][0]["address"].partition("/")[0]
-            assert reaches(home.node, address)
+            assert reaches(checked.node, address)
             prev = {**conf, "prevResult": call.result}
-            assert home.node.plugin("CHECK", prev, pod).code == 0
-        for call in at_once([partial(home.node.plugin, "DEL", conf, pod) for pod in pods]):
+            assert checked.node.plugin("CHECK", prev, pod).code == 0
+        for call in at_once([partial(checked.node.plugin, "DEL", conf, pod) for pod in pods]):
             assert call.code == 0, call
     for pod in pods:
         pod.remove()
@@ -250,18 +238,18 @@ def test_add_and_del_go_on_beside_it_and_leave_nothing(watched: Watched) -> None
 @in_mode("routed")
 def test_an_attachment_in_the_making_is_left_alone(watched: Watched) -> None:
     """Its host link as ADD leaves it before it is set up: named, and down."""
-    node = watched.home.node
-    (web,) = node.ip("-d", "link", "show", watched.home.words["LINK"])
-    pod, address = node.pod("half"), f"{watched.home.words['SUB']}:ff0f::2"
-    alias = web["ifalias"].replace(watched.home.address, address).replace("web", "half")
+    node = watched.checked.node
+    (web,) = node.ip("-d", "link", "show", watched.checked.words["LINK"])
+    pod, address = node.pod("half"), f"{watched.checked.words['SUB']}:ff0f::2"
+    alias = web["ifalias"].replace(watched.checked.address, address).replace("web", "half")
     node.configure(
         f"link add mycffffffffffff group {web['group']} type veth peer eth0 netns {pod.netns}",
         f"link set mycffffffffffff alias '{alias}'",
         f"link property add dev mycffffffffffff altname {address}",
     )
-    watched.home.shell("ip -6 route flush proto 77")
+    watched.checked.shell("ip -6 route flush proto 77")
     watched.await_word("unreachable 400::/7")
-    watched.await_word(watched.home.address)
+    watched.await_word(watched.checked.address)
     made = node.link("mycffffffffffff")
     assert made
     assert "UP" not in made["flags"]
@@ -272,13 +260,13 @@ def test_an_attachment_in_the_making_is_left_alone(watched: Watched) -> None:
 
 @in_mode("bridge")
 def test_what_a_pod_left_that_ended_without_del_is_swept(watched: Watched) -> None:
-    tool = watched.home.tool
+    tool = watched.checked.tool
     pod = tool.attach("brief", mode="bridge", netseed="/nonexistent")
     (address,) = [each["address"] for each in tool.json("list") if each["pod"] == "brief"]
 
     def known() -> bool:
-        listed = watched.home.node.run(["nft", "list", "ruleset"]).stdout
-        return address in listed or bool(watched.home.node.ip("-6", "neigh", "show", address))
+        listed = watched.checked.node.run(["nft", "list", "ruleset"]).stdout
+        return address in listed or bool(watched.checked.node.ip("-6", "neigh", "show", address))
 
     assert known()
     pod.remove()
@@ -289,7 +277,7 @@ def test_what_a_pod_left_that_ended_without_del_is_swept(watched: Watched) -> No
 @in_mode("routed")
 def test_a_link_whose_pod_is_gone_is_removed_after_a_while(watched: Watched) -> None:
     """Only an open file holds its namespace, as with a process that hangs."""
-    tool = watched.home.tool
+    tool = watched.checked.tool
     pod = tool.attach("leaked")
     link = tool.host_link("leaked")
     await_fact(watched.sleeps, "the agent has seen the pod")
@@ -297,7 +285,7 @@ def test_a_link_whose_pod_is_gone_is_removed_after_a_while(watched: Watched) -> 
     try:
         pod.remove()
         watched.signal(signal.SIGHUP)
-        await_fact(lambda: watched.home.node.link(link) is None, "the link is gone")
+        await_fact(lambda: watched.checked.node.link(link) is None, "the link is gone")
     finally:
         os.close(held)
     watched.await_whole()
@@ -306,12 +294,12 @@ def test_a_link_whose_pod_is_gone_is_removed_after_a_while(watched: Watched) -> 
 
 @in_mode()
 def test_a_daemon_that_restarts_finds_all_as_it_was(watched: Watched) -> None:
-    node = watched.home.node
+    node = watched.checked.node
     node.stop_overlay()
     watched.await_word("failed to find interface mycelium")
     node.start_overlay()
     watched.await_word("node: well again")
-    await_fact(lambda: watched.home.lost() == [], "the pods are back on the overlay")
+    await_fact(lambda: watched.checked.lost() == [], "the pods are back on the overlay")
 
 
 def test_a_changed_key_is_followed(lab: Lab, bare: Node, root: Path) -> None:
@@ -338,7 +326,7 @@ def test_a_changed_key_is_followed(lab: Lab, bare: Node, root: Path) -> None:
 def numbers(watched: Watched) -> dict[str, float]:
     """What /metrics says; each name with its labels must appear once."""
     found: dict[str, float] = {}
-    for line in watched.home.node.get("127.0.0.1", PORT, "/metrics").decode().splitlines():
+    for line in watched.checked.node.get("127.0.0.1", PORT, "/metrics").decode().splitlines():
         if not line.startswith("#"):
             name, value = line.rsplit(" ", 1)
             label = r'[a-z]+="[^"\n]*"'
@@ -357,12 +345,12 @@ def dropped(watched: Watched) -> float:
 def test_numbers_tell_of_pods_repairs_drops_and_the_daemon(watched: Watched) -> None:
     seen = numbers(watched)
     assert seen["mycelium_cni_ready"] == 1
-    assert seen[f'mycelium_cni_attachments{{mode="{watched.home.mode}"}}'] == 2
+    assert seen[f'mycelium_cni_attachments{{mode="{watched.checked.mode}"}}'] == 2
     assert seen["mycelium_daemon_up"] == 1
     assert seen['mycelium_daemon_peers{state="connected"}'] == 1
     assert seen["mycelium_daemon_routes"] >= 1
     assert not [name for name in seen if "repairs" in name]
-    watched.home.shell("nft flush ruleset")
+    watched.checked.shell("nft flush ruleset")
     await_fact(
         lambda: numbers(watched).get('mycelium_cni_repairs_total{kind="guard"}') == 1,
         "the repair is counted",
@@ -370,18 +358,18 @@ def test_numbers_tell_of_pods_repairs_drops_and_the_daemon(watched: Watched) -> 
     watched.await_whole()
     before = dropped(watched)
     stranger = "2001:db8:77::1"
-    watched.home.web.configure(f"address add {stranger}/128 dev eth0 nodad")
+    watched.checked.web.configure(f"address add {stranger}/128 dev eth0 nodad")
     try:
-        own = str(watched.home.node.overlay_address)
-        assert watched.home.web.ping(own, source=stranger, wait_s=0.2) is None
+        own = str(watched.checked.node.overlay_address)
+        assert watched.checked.web.ping(own, source=stranger, wait_s=0.2) is None
     finally:
-        watched.home.web.configure(f"address del {stranger}/128 dev eth0")
+        watched.checked.web.configure(f"address del {stranger}/128 dev eth0")
     assert dropped(watched) > before
 
 
 @in_mode("routed")
 def test_numbers_tell_what_calls_came_to(watched: Watched) -> None:
-    node, pod = watched.home.node, watched.home.node.pod("counted")
+    node, pod = watched.checked.node, watched.checked.node.pod("counted")
     conf = {"cniVersion": "1.1.0", "name": "mycelium", "type": "mycelium-cni", "mode": "routed"}
     assert node.plugin("ADD", conf, pod).code == 0
     assert node.plugin("ADD", conf, pod).code == 1
@@ -412,7 +400,7 @@ def test_numbers_tell_what_calls_came_to(watched: Watched) -> None:
 
 @in_mode("routed")
 def test_probes_tell_what_status_would_say(watched: Watched) -> None:
-    node = watched.home.node
+    node = watched.checked.node
 
     def answer(page: str) -> tuple[int, str]:
         connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=10)
@@ -439,11 +427,11 @@ def test_probes_tell_what_status_would_say(watched: Watched) -> None:
 
 @in_mode("routed")
 def test_nobody_who_asks_slowly_keeps_it_from_its_work(watched: Watched) -> None:
-    node = watched.home.node
+    node = watched.checked.node
     with node.inside():
         idle = [socket.create_connection(("127.0.0.1", PORT)) for _ in range(40)]
     try:
-        watched.home.shell("nft flush ruleset")
+        watched.checked.shell("nft flush ruleset")
         watched.await_whole()
     finally:
         for each in idle:
@@ -463,10 +451,10 @@ def test_an_address_that_is_taken_is_said(lab: Lab, bare: Node, root: Path) -> N
 
 @in_mode("routed")
 def test_it_ends_when_it_is_told_to_and_pods_run_on(watched: Watched) -> None:
-    second = Watched(watched.home, "--log-format", "json", "--listen", "[::1]:9655")
+    second = Watched(watched.checked, "--log-format", "json", "--listen", "[::1]:9655")
     second.agent.stop(signal.SIGTERM)
     assert second.agent.code == 0
     for line in second.agent.output().splitlines():
         assert {"time", "level", "event"} <= json.loads(line).keys()
     assert watched.picture() == watched.before
-    assert watched.home.lost() == []
+    assert watched.checked.lost() == []

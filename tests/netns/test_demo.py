@@ -67,20 +67,22 @@ def test_everybody_answers_in_both_modes_within_seconds(
     assert document["seconds"] < 20
     left, right = document["nodes"]
     assert (left["mode"], right["mode"]) == ("routed", "bridge")
-    labs = {pod["name"]: node["name"] for node in document["nodes"] for pod in node["pods"]}
-    labs |= {"left": "left", "right": "right"}
+    node_of = {pod["name"]: node["name"] for node in document["nodes"] for pod in node["pods"]}
+    node_of |= {"left": "left", "right": "right"}
     asked = {(answer["what"], answer["source"], answer["target"]) for answer in document["answers"]}
     assert all(answer["ok"] and answer["milliseconds"] > 0 for answer in document["answers"])
     pings = {(source, target) for what, source, target in asked if what == "ping"}
-    pods = labs.keys() - {"left", "right"}
+    pods = node_of.keys() - {"left", "right"}
     for mode_home in ("left", "right"):
         assert any(
-            {source, target} <= pods and labs[source] == labs[target] == mode_home
+            {source, target} <= pods and node_of[source] == node_of[target] == mode_home
             for source, target in pings
         ), f"pod to pod on {mode_home}"
         assert any((mode_home, pod) in pings for pod in pods), f"node {mode_home} to a pod"
     for what in ("ping", "http"):
-        ways = {(labs[source], labs[target]) for kind, source, target in asked if kind == what}
+        ways = {
+            (node_of[source], node_of[target]) for kind, source, target in asked if kind == what
+        }
         assert {("left", "right"), ("right", "left")} <= ways, f"{what} both ways across"
 
 

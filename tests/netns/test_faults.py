@@ -7,21 +7,13 @@ doctor says it can fix, --fix fixes; what it says to run repairs the fault.
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import subprocess
-import tempfile
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import pytest
 from attaching import MODES, Mode
-from tool import Tool
+from checked_node import CheckedNode, CheckedNodes
 
-from mycelium_lab.lab import Lab, Namespace, Pod, await_fact
+from mycelium_lab.lab import await_fact
 
 Heals = Literal["fix", "run", "neither"]
 PING_S = 0.25
@@ -404,93 +396,6 @@ FAULTS = [
 ]
 
 
-class Home:
-    """Two connected nodes, two pods on the first, and the files that doctor looks at."""
-
-    def __init__(self, command: list[str], mode: Mode) -> None:
-        self.mode: Mode = mode
-        self.lab = Lab(command)
-        self.node, self.other = self.lab.node("left"), self.lab.node("right")
-        self.lab.connect(self.node, self.other)
-        self.root = Path(tempfile.mkdtemp())
-        for folder in ("etc/cni/net.d", "opt/cni/bin"):
-            (self.root / folder).mkdir(parents=True)
-        for name in ("mycelium-cni", "loopback"):
-            path = self.root / "opt/cni/bin" / name
-            path.write_text(f'#!/bin/sh\nexec {" ".join(command)} "$@"\n')
-            path.chmod(0o755)
-        plugin = {"type": "mycelium-cni", "mode": mode, "netseed": "/nonexistent"}
-        conflist = {"cniVersion": "1.0.0", "name": "mycelium", "plugins": [plugin]}
-        (self.root / "etc/cni/net.d/10-mycelium.conflist").write_text(json.dumps(conflist))
-        self.tool = Tool(self.node, self.root)
-        self.tool("setup")
-        self.web = self._attach("web")
-        self.db = self._attach("db")
-        listed = {each["pod"]: each for each in self.tool.json("list")}
-        self.address: str = listed["web"]["address"]
-        self.neighbour: str = listed["db"]["address"]
-        link: str = listed["web"]["hostLink"]
-        own = str(self.node.overlay_address)
-        self.words = {
-            "LINK": link,
-            "WAY": "mycelium-br" if mode == "bridge" else link,
-            "ADDR": self.address,
-            "NODE": own,
-            "SUB": ":".join(own.split(":")[:4]),
-            "FAR": f"{':'.join(str(self.other.overlay_address).split(':')[:4])}::/64",
-            "IN": f"nsenter --net={self.web.path}",
-            "PATH": os.environ["PATH"],
-        }
-
-    def _attach(self, name: str) -> Pod:
-        return self.tool.attach(name, mode=self.mode, netseed="/nonexistent")
-
-    def shell(self, lines: str) -> subprocess.CompletedProcess[str]:
-        """Run lines in a shell of the node."""
-        (link,) = self.web.ip("link", "show", "eth0")
-        words = {**self.words, "MAC": link["address"]}
-        return self.node.run(["sh", "-c", lines], env=words, check=False)
-
-    def lost(self, *, wait_s: float = PING_S) -> list[str]:
-        """The paths on which no echo request is answered."""
-        ways: dict[str, tuple[Namespace, str]] = {
-            "node to pod": (self.node, self.address),
-            "pod to node": (self.web, str(self.node.overlay_address)),
-            "pod to pod": (self.web, self.neighbour),
-            "pod to overlay": (self.web, str(self.other.overlay_address)),
-            "overlay to pod": (self.other, self.address),
-        }
-
-        def answers(way: tuple[Namespace, str]) -> bool:
-            return any(way[0].ping(way[1], wait_s=wait_s) is not None for _ in range(2))
-
-        with ThreadPoolExecutor(len(ways)) as pool:
-            answered = list(pool.map(answers, ways.values()))
-        return [name for name, good in zip(ways, answered, strict=True) if not good]
-
-    def doctor(self, *argv: str) -> list[dict[str, Any]]:
-        """The findings that are failures or warnings."""
-        done = self.tool("doctor", "--json", *argv)
-        assert done.stderr == ""
-        findings: list[dict[str, Any]] = json.loads(done.stdout)
-        amiss = [each for each in findings if each["state"] in ("fail", "warn")]
-        failed = any(each["state"] == "fail" for each in amiss)
-        assert done.returncode == (1 if failed else 0)
-        return amiss
-
-    def close(self) -> None:
-        self.lab.close()
-        shutil.rmtree(self.root)
-
-
-@pytest.fixture(scope="module")
-def houses(command: list[str]) -> Iterator[dict[Mode, Home]]:
-    made: dict[Mode, Home] = {}
-    yield made
-    for home in made.values():
-        home.close()
-
-
 CASES = [
     pytest.param(
         fault, mode, id=f"{fault.name}-{mode}", marks=pytest.mark.xdist_group(f"faults-{mode}")
@@ -502,47 +407,41 @@ CASES = [
 
 
 @pytest.mark.parametrize(("fault", "mode"), CASES)
-def test_a_fault_is_named_and_mended(
-    houses: dict[Mode, Home], command: list[str], fault: Fault, mode: Mode
-) -> None:
-    home = houses.get(mode) or houses.setdefault(mode, Home(command, mode))
-    try:
-        _judge(home, fault)
-    except BaseException:
-        houses.pop(mode).close()  # the next fault gets a node without this one
-        raise
+def test_a_fault_is_named_and_mended(checked_nodes: CheckedNodes, fault: Fault, mode: Mode) -> None:
+    with checked_nodes.of(mode) as checked:
+        _judge(checked, fault)
 
 
-def _judge(home: Home, fault: Fault) -> None:
-    injected = home.shell(fault.inject)
+def _judge(checked: CheckedNode, fault: Fault) -> None:
+    injected = checked.shell(fault.inject)
     assert injected.stderr == "", injected
-    lost = home.lost()
-    amiss = home.doctor()
+    lost = checked.lost()
+    amiss = checked.doctor()
     names = [each["name"] for each in amiss]
     assert fault.check in names, f"{lost} lost, and doctor says {amiss}"
     if lost and not any(each["state"] == "fail" for each in amiss):
-        lost = home.lost(wait_s=LONG_PING_S)
+        lost = checked.lost(wait_s=LONG_PING_S)
         assert not lost, f"{lost} lost: {amiss}"
     if lost:
-        assert "ready: a pod would" not in home.tool("status").stdout
+        assert "ready: a pod would" not in checked.tool("status").stdout
     for each in amiss:
         assert each["run"] or each["advice"], each
     if fault.heals == "fix":
-        left = home.doctor("--fix")
+        left = checked.doctor("--fix")
         assert left == [], f"--fix left {left} of {amiss}"
     if fault.heals == "run":
         for each in amiss:
             if each["name"] == fault.check:
                 for line in each["run"]:
-                    done = home.shell(line)
+                    done = checked.shell(line)
                     assert done.returncode == 0, done
     if fault.heals != "neither":
-        await_fact(lambda: home.lost() == [], f"all ways after {fault.name} was fixed")
+        await_fact(lambda: checked.lost() == [], f"all ways after {fault.name} was fixed")
         if fault.heals == "run":
-            assert fault.check not in [each["name"] for each in home.doctor(fault.check)]
+            assert fault.check not in [each["name"] for each in checked.doctor(fault.check)]
     if fault.undo:
-        home.shell(fault.undo)
-        await_fact(lambda: home.lost() == [], f"all ways after {fault.name} was undone")
+        checked.shell(fault.undo)
+        await_fact(lambda: checked.lost() == [], f"all ways after {fault.name} was undone")
 
 
 KINDS = {
@@ -581,38 +480,36 @@ OF_MODE: dict[str, tuple[Mode, ...]] = {
     ],
 )
 def test_each_kind_of_fact_is_named_by_check_and_brought_back_by_its_line(
-    houses: dict[Mode, Home], command: list[str], kind: str, mode: Mode
+    checked_nodes: CheckedNodes, kind: str, mode: Mode
 ) -> None:
-    home = houses.get(mode) or houses.setdefault(mode, Home(command, mode))
     bits = "64" if mode == "bridge" else "128"
-    try:
-        injected = home.shell(KINDS[kind].replace("$BITS", bits))
+    with checked_nodes.of(mode) as checked:
+        injected = checked.shell(KINDS[kind].replace("$BITS", bits))
         assert injected.stderr == "", injected
-        assert _check(home) == 103
-        found = [each for each in home.doctor() if each["name"] in ("pods", "bridge", "standing")]
+        assert _check(checked) == 103
+        found = [
+            each for each in checked.doctor() if each["name"] in ("pods", "bridge", "standing")
+        ]
         assert found
         for each in found:
             for line in each["run"]:
-                done = home.shell(line)
+                done = checked.shell(line)
                 assert done.returncode == 0, done
-        assert _check(home) == 0
-        assert home.doctor() == []
-    except BaseException:
-        houses.pop(mode).close()
-        raise
+        assert _check(checked) == 0
+        assert checked.doctor() == []
 
 
-def _check(home: Home) -> int:
+def _check(checked: CheckedNode) -> int:
     """The error code of CHECK for the pod, 0 if it succeeds."""
     conf = {"cniVersion": "1.1.0", "name": "mycelium", "type": "mycelium-cni"}
-    conf |= {"mode": home.mode, "netseed": "/nonexistent"}
-    (link,) = home.web.ip("link", "show", "eth0")
-    bits = "64" if home.mode == "bridge" else "128"
+    conf |= {"mode": checked.mode, "netseed": "/nonexistent"}
+    (link,) = checked.web.ip("link", "show", "eth0")
+    bits = "64" if checked.mode == "bridge" else "128"
     result = {
         "cniVersion": "1.1.0",
-        "interfaces": [{"name": "eth0", "mac": link["address"], "sandbox": home.web.path}],
-        "ips": [{"interface": 0, "address": f"{home.address}/{bits}"}],
+        "interfaces": [{"name": "eth0", "mac": link["address"], "sandbox": checked.web.path}],
+        "ips": [{"interface": 0, "address": f"{checked.address}/{bits}"}],
         "routes": [{"dst": "400::/7"}],
     }
-    call = home.node.plugin("CHECK", {**conf, "prevResult": result}, home.web)
+    call = checked.node.plugin("CHECK", {**conf, "prevResult": result}, checked.web)
     return int(call.result["code"]) if call.code else 0
