@@ -47,7 +47,7 @@ class Cluster:
         self._refused: dict[str, str] = {}  # nodes, and what they claim instead
         self._text: str | None = None  # of the file; None until the API has answered
         self._ours: dict[str, str] = {}  # our annotations as they should be
-        self._shown: dict[str, str] = {}  # as they are
+        self._shown: dict[str, str] | None = None  # as they are; None without such a Node
         self._unpublished: Final = threading.Event()
         self._said: dict[str, str] = {}  # troubles, by subject: each is said once
 
@@ -90,7 +90,7 @@ class Cluster:
         self._compare()
 
     def _compare(self) -> None:
-        if self._ours and self._ours != self._shown:
+        if self._ours and self._shown is not None and self._ours != self._shown:
             self._unpublished.set()
 
     # In a thread: publish
@@ -158,8 +158,9 @@ class Cluster:
         name = str(item.get("name"))
         said = item.get("annotations")
         annotations: dict[str, Any] = said if isinstance(said, dict) and not gone else {}
-        if name == self._node and not gone:
-            self._shown = {key: str(annotations.get(key)) for key in (SUBNET, ADDRESS)}
+        if name == self._node:
+            shown = {key: str(annotations.get(key)) for key in (SUBNET, ADDRESS)}
+            self._shown = None if gone else shown
             self._compare()
         self._known.pop(name, None)
         if SUBNET not in annotations:

@@ -10,7 +10,8 @@ seconds, in the end once a minute. It removes attachments whose pod is gone, as 
 
 As a pod of Kubernetes that has its node's name in NODE_NAME, it publishes the node's subnet as
 annotations of the Node, and keeps the subnets of all nodes for `"ingress": "cluster"`. What it knew
-last stays while the API does not answer.
+last stays while the API does not answer. What `doctor` finds, every five minutes,
+becomes Events of the Node.
 
 Over HTTP it answers /healthz (it works), /readyz (what STATUS would say) and /metrics (Prometheus).
 
@@ -30,6 +31,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from mycelium_agent import serve
@@ -41,6 +43,7 @@ from mycelium_cni.cni.errors import __version__
 from mycelium_ctl.errors import ToolError, refused
 from mycelium_ctl.node import state as nodestate
 from mycelium_ctl.node.rights import blindness, require_rights
+from mycelium_ctl.node.state import Options
 from mycelium_ctl.view import count
 
 if TYPE_CHECKING:
@@ -77,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ToolError(f"cannot listen to the kernel: {refused(error)}") from error
     with _signals() as (told, teller):
         watch.also(told.fileno())
-        reconciler = Reconciler(where, log, _cluster(log, teller))
+        reconciler = Reconciler(where, log, _cluster(where, log, teller))
         calls = Calls()
         try:
             calls.start()
@@ -97,19 +100,23 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _cluster(log: Log, teller: socket.socket) -> Cluster | None:
+def _cluster(where: Options, log: Log, teller: socket.socket) -> Cluster | None:
     """The Kubernetes cluster, if this process is one of its pods and knows its node's name."""
     name = os.environ.get("NODE_NAME")
     if not name:
         return None
     from mycelium_agent import kubernetes  # with OpenSSL
     from mycelium_agent.cluster import Cluster
+    from mycelium_agent.events import Events, run_doctor
+    from mycelium_lab.own import own_executable
 
     api = kubernetes.own()
     if api is None:
         raise ToolError("NODE_NAME is set, and KUBERNETES_SERVICE_HOST is not")
     cluster = Cluster(api, name, log, lambda: teller.send(bytes([LOOK])))
     cluster.start()
+    doctor = (own_executable(), "doctor", "--json", *nodestate.as_arguments(where))
+    Events(api, name, log, partial(run_doctor, doctor)).start()
     return cluster
 
 

@@ -11,6 +11,7 @@ import json
 import signal
 from collections.abc import Iterator
 from contextlib import suppress
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
@@ -273,6 +274,115 @@ def test_an_upgrade_disturbs_no_pod_that_comes_or_goes(
         assert int(size) == len(executable) + 1
     failed = "--field-selector=reason=FailedCreatePodSandBox"
     assert cluster.kubectl("get", "events", failed, "-o", "name") == ""
+
+
+SUBNET = "mycelium-cni/subnet"
+CLUSTER_FILE = "/var/lib/mycelium-cni/cluster"
+AGENT = "system:serviceaccount:kube-system:mycelium-cni"
+
+
+def subnet(address: str) -> str:
+    return str(ip_network(f"{address}/64", strict=False))
+
+
+def await_subnets(cluster: Cluster, node: KubeNode, *addresses: str) -> None:
+    """Wait until a node's agent knows the subnets of the cluster's nodes and of these."""
+    wanted = sorted(subnet(each) for each in (*(n.overlay for n in cluster.nodes), *addresses))
+    await_fact(
+        lambda: sorted(node.run("cat", CLUSTER_FILE, check=False).stdout.split()) == wanted,
+        f"{node.name} knows {wanted}",
+        within_s=60,
+    )
+
+
+@pytest.fixture
+def guarded(cluster: Cluster, web: list[KubePod]) -> Iterator[KubeNode]:
+    """A node whose pods only the cluster may reach, while the test runs."""
+    node = cluster.nodes[1]
+    path = node.machine.net_d / "10-mycelium.conflist"
+    before = path.read_text()
+    conflist = json.loads(before)
+    conflist["plugins"][0]["ingress"] = "cluster"
+    node.configure(path.name, conflist)
+    node.run("mycelium-cni", "setup")
+    yield node
+    node.configure(path.name, json.loads(before))
+    path.write_text(before)
+    node.run("mycelium-cni", "setup")
+
+
+@pytest.mark.only("manifest")
+def test_only_the_clusters_nodes_reach_a_guarded_pod_as_they_come_and_go(
+    cluster: Cluster, guarded: KubeNode, web: list[KubePod]
+) -> None:
+    world = str(cluster.world.overlay_address)
+    url = f"http://[{web[1].address}]:8080/"
+    await_subnets(cluster, guarded)
+    assert cluster.all_reach_all()
+    assert all(node.get(url) for node in cluster.nodes)
+    assert not cluster.world_gets(url)
+    meta = {"name": "world", "annotations": {SUBNET: subnet(world)}}
+    stranger = json.dumps({"apiVersion": "v1", "kind": "Node", "metadata": meta})
+    cluster.kubectl("apply", "-f", "-", stdin=stranger)
+    await_subnets(cluster, guarded, world)
+    await_fact(lambda: cluster.world_gets(url), "a node of the cluster reaches the pod")
+    cluster.kubectl("annotate", "--overwrite", "node/world", f"{SUBNET}=400::/7")
+    await_fact(lambda: not cluster.world_gets(url), "a forged subnet opens nothing", within_s=30)
+    await_subnets(cluster, guarded)
+    assert cluster.all_reach_all()
+    cluster.kubectl("delete", "node/world")
+
+
+@pytest.mark.only("manifest")
+def test_the_last_known_nodes_count_while_the_api_is_away(
+    cluster: Cluster, guarded: KubeNode, web: list[KubePod]
+) -> None:
+    url = f"http://[{web[1].address}]:8080/"
+    await_subnets(cluster, guarded)
+    control = cluster.nodes[0]
+    control.stop("kube-apiserver")
+    try:
+        guarded.run("nft", "flush", "ruleset")
+        await_fact(lambda: not cluster.world_gets(url), "the guard is back", within_s=30)
+        assert all(node.get(url) for node in cluster.nodes)
+        await_subnets(cluster, guarded)
+    finally:
+        control.restart("kube-apiserver")
+        await_fact(
+            lambda: cluster.try_kubectl("get", "--raw", "/readyz") == "ok",
+            "the API server",
+            within_s=120,
+        )
+    cluster.await_ready()
+
+
+@pytest.mark.only("manifest")
+def test_an_agents_token_changes_no_other_node(cluster: Cluster) -> None:
+    for node in cluster.nodes:
+        said = cluster.kubectl("get", "node", node.name, "-o", "json")
+        assert json.loads(said)["metadata"]["annotations"][SUBNET] == subnet(node.overlay)
+    with pytest.raises(LabError, match="an agent may change its own node only"):
+        cluster.kubectl(f"--as={AGENT}", "annotate", "node/node2", "mycelium-cni/address=::")
+    with pytest.raises(LabError, match="orbidden"):
+        cluster.kubectl(f"--as={AGENT}", "get", "secrets", "-A")
+
+
+@pytest.mark.only("manifest")
+def test_what_doctor_finds_is_an_event_of_the_node(cluster: Cluster) -> None:
+    node = cluster.nodes[2]
+    events = (
+        *("get", "events.events.k8s.io", "-o", "jsonpath={.items[*].note}"),
+        f"--field-selector=regarding.name={node.name},reportingController=mycelium-cni/agent",
+    )
+    (node.machine.net_d / "99-broken.conflist").write_text("{")
+    selector = ("-l", "app.kubernetes.io/name=mycelium-cni")
+    cluster.kubectl(
+        *("-n", "kube-system", "delete", "pod", *selector),
+        f"--field-selector=spec.nodeName={node.name}",
+    )
+    await_fact(lambda: "99-broken.conflist" in cluster.kubectl(*events), "the Event", within_s=120)
+    (node.machine.net_d / "99-broken.conflist").unlink()
+    cluster.rollout("daemonset/mycelium-cni", "kube-system")
 
 
 # Many

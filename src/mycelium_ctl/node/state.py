@@ -103,6 +103,16 @@ def options(arguments: argparse.Namespace) -> Options:
     )
 
 
+def as_arguments(where: Options) -> list[str]:
+    """The command line that `options` reads the same from."""
+    flags = {"mode": "--mode", "myceliumInterface": "--interface", "bridge": "--bridge"}
+    said = [(flags.get(key, "--netseed"), value) for key, value in where.said.items()]
+    folders = [("--conf-dir", each) for each in where.conf_dirs]
+    folders += [("--bin-dir", each) for each in where.bin_dirs]
+    pairs = [("--root", where.root), ("--api", where.api), *folders, *said]
+    return [str(word) for pair in pairs for word in pair]
+
+
 # Links
 
 

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What doctor finds becomes a few Events of the Node."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from apiserver import ApiServer
+from mycelium_agent import events
+from mycelium_agent.events import Events
+from mycelium_agent.kubernetes import Api
+from mycelium_agent.log import Log
+
+RED: dict[str, Any] = {"state": "fail", "run": [], "advice": None, "why": "no pod gets an address"}
+
+
+class Told:
+    def __init__(self, server: ApiServer) -> None:
+        self.server = server
+        self.found: list[dict[str, Any]] = []
+        api = Api(server.address, server.port, str(server.secrets))
+        self.events = Events(api, "ours", Log(as_json=False), lambda: self.found)
+
+    def tell(self, *found: dict[str, Any]) -> list[dict[str, Any]]:
+        """Let doctor find this; all Events then."""
+        self.found = [{"name": "guard", **RED, **each} for each in found]
+        self.events.tell()
+        return list(self.server.events.values())
+
+
+@pytest.fixture
+def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Told]:
+    monkeypatch.setattr(events, "REPEATED_S", 0.0)
+    with ApiServer(tmp_path / "secrets").running() as server:
+        yield Told(server)
+
+
+def test_a_finding_is_an_event_of_the_node_with_its_remedy(told: Told) -> None:
+    (event,) = told.tell(
+        {"found": "it is down", "run": ["mycelium-cni setup"], "advice": "or wait"}
+    )
+    assert event["note"] == ("it is down. no pod gets an address. or wait. Run: mycelium-cni setup")
+    assert (event["type"], event["reason"]) == ("Warning", "MyceliumGuard")
+    assert event["regarding"]["kind"] == "Node"
+    assert event["regarding"]["name"] == "ours"
+    assert event["metadata"]["namespace"] == "default"
+
+
+def test_what_lasts_is_one_series_whatever_the_numbers_in_it(told: Told) -> None:
+    for number in range(1, 4):
+        (event,) = told.tell({"found": f"{number} pods are cut off"})
+    assert event["series"]["count"] == 3
+
+
+def test_what_is_well_or_was_not_looked_at_is_no_event(told: Told) -> None:
+    assert told.tell({"found": "all is well", "state": "ok"}, {"found": "", "state": "skip"}) == []
+
+
+def test_the_end_of_a_finding_is_told_once(told: Told) -> None:
+    told.tell({"found": "it is down"}, {"found": "so is this", "name": "routes"})
+    told.tell({"found": "so is this", "name": "routes"})
+    all_events = told.tell({"found": "so is this", "name": "routes"})
+    assert [each["note"] for each in all_events if each["type"] == "Normal"] == [
+        "guard: well again"
+    ]
+    assert len(all_events) == 3
+
+
+def test_an_event_that_the_server_has_forgotten_is_made_anew(told: Told) -> None:
+    told.tell({"found": "it is down"})
+    told.server.events.clear()
+    (event,) = told.tell({"found": "it is down"})
+    assert event["note"].startswith("it is down")
+
+
+def test_a_long_or_strange_text_is_cut_and_harmless(told: Told) -> None:
+    (event,) = told.tell({"found": "pod é\x1b[2J\n" * 500})
+    assert len(event["note"].encode()) <= 1024
+    assert event["note"].isprintable()
