@@ -16,7 +16,7 @@ becomes Events of the Node.
 Over HTTP it answers /healthz (it works), /readyz (what STATUS would say) and /metrics (Prometheus).
 
 Pods do not depend on it: ADD and DEL work without it, and when it ends (SIGTERM, exit code 0) pods
-run on. Stop it before `teardown` and `uninstall`.
+run on. `teardown` and `uninstall` refuse while it runs.
 
     mycelium-cni agent
     mycelium-cni agent --log-format json

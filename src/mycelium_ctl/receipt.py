@@ -26,7 +26,7 @@ class Receipt:
     """
 
     def __init__(self, root: Path) -> None:
-        self._root: Final = root
+        self.root: Final = root
         self.path: Final = root / PLACE
         try:
             said = json.loads(files.read(self.path))
@@ -41,14 +41,14 @@ class Receipt:
     @property
     def paths(self) -> list[Path]:
         """Where our files are."""
-        return [self._root / place.lstrip("/") for place in self._files]
+        return [self.root / place.lstrip("/") for place in self._files]
 
     def place(self, path: Path) -> str:
         """A path as the node has it. Raises ToolError if it is not below the root."""
         try:
-            return f"/{path.absolute().relative_to(self._root.absolute())}"
+            return f"/{path.absolute().relative_to(self.root.absolute())}"
         except ValueError as error:
-            raise ToolError(f"{path} is not below {self._root}") from error
+            raise ToolError(f"{path} is not below {self.root}") from error
 
     def write(
         self,
@@ -137,7 +137,7 @@ class Receipt:
         # The last is ours, whoever has made it: a kubelet does, before it starts the agent.
         for place in sorted({*self._folders, self.place(self.path.parent)}, key=len, reverse=True):
             with suppress(OSError):  # others have files there
-                (self._root / place.lstrip("/")).rmdir()
+                (self.root / place.lstrip("/")).rmdir()
 
     def edited(self, path: Path) -> bool:
         """Whether somebody has changed a file of ours."""

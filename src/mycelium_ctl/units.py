@@ -4,13 +4,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import shlex
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from mycelium_ctl import files
-from mycelium_ctl.errors import ToolError, refused
+from mycelium_ctl import files, programs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from mycelium_ctl.receipt import Receipt
+
+
+class Step(NamedTuple):
+    """One thing to do, in words that a person could follow."""
+
+    words: str
+    do: Callable[[], object]
 
 
 class Unit(NamedTuple):
@@ -90,32 +102,33 @@ def covers(root: Path, unit: str, links: Sequence[str]) -> bool:
     )
 
 
-def absent(root: Path, executable: str, links: Sequence[str]) -> dict[Unit, str]:
-    """The files that this node needs and does not have."""
-    return {
-        unit: text
-        for unit, text in texts(executable, links).items()
-        if (root / unit.reader).is_dir() and not holds(root / unit.place, text)
-    }
-
-
 def holds(path: Path, text: str) -> bool:
     """Whether a file exists with exactly this text."""
     return path.is_file() and path.read_text() == text
 
 
-def install(root: Path, executable: str, links: Sequence[str]) -> list[Path]:
-    """Write what is `absent`; returns what was written. Raises ToolError."""
-    written = []
-    for unit, text in absent(root, executable, links).items():
+def steps(receipt: Receipt, executable: str, links: Sequence[str]) -> tuple[list[Step], list[str]]:
+    """What this node lacks of them, and how to make it, noted in the receipt for `uninstall`; and
+    notes on what cannot be made. `executable`: as the node has it."""
+    found, notes, root = [], [], receipt.root
+    for unit, text in texts(executable, links).items():
         path = root / unit.place
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ToolError(f"cannot make {path.parent}: {refused(error)}") from error
-        files.write(path, text, unit.mode)
-        written.append(path)
-    return written
+        if not (root / unit.reader).is_dir():
+            continue
+        if not files.writable(path):
+            notes.append(f"{path} cannot be written, its disk is read-only")
+            continue
+        if not holds(path, text):
+            write = partial(receipt.write, path, text.encode(), unit.mode)
+            found.append(Step(f"write {path}", write))
+        for link in (root / place for place in unit.boot):
+            if not link.is_symlink():
+                target = receipt.place(path)
+                make = partial(receipt.link, link, target)
+                found.append(Step(f"link {link} to {target}", make))
+    if found and systemd_runs(root):
+        found.append(Step(shlex.join(RELOAD), partial(programs.change, RELOAD)))
+    return found, notes
 
 
 def systemd_runs(root: Path) -> bool:

@@ -449,6 +449,17 @@ def test_an_address_that_is_taken_is_said(lab: Lab, bare: Node, root: Path) -> N
     assert Tool(bare, root)("agent", "--listen", "127.0.0.1").returncode == 2
 
 
+def test_nothing_is_removed_that_it_would_restore(lab: Lab, bare: Node, root: Path) -> None:
+    tool = Tool(bare, root)
+    agent = bare.start([*lab.command, "agent", "--root", str(root)])
+    await_fact(lambda: "watches" in agent.output(), "the agent watches")
+    refused = tool("teardown")
+    assert refused.returncode == 1
+    assert "`mycelium-cni agent` runs, and would restore" in refused.stderr
+    agent.stop()
+    assert tool("teardown").returncode == 0
+
+
 @in_mode("routed")
 def test_it_ends_when_it_is_told_to_and_pods_run_on(watched: Watched) -> None:
     second = Watched(watched.checked, "--log-format", "json", "--listen", "[::1]:9655")

@@ -389,7 +389,7 @@ def test_managers_keep_off_links_of_other_names(tool: Tool) -> None:
     plugin = {"type": "mycelium-cni", **names}
     tool.conf({"cniVersion": "1.0.0", "name": "mycelium", "plugins": [plugin]})
     fails(tool, "managers", "systemd-networkd and NetworkManager", mark="warn")
-    assert len(tool.json("setup", "--install-units")["written"]) == 2
+    assert len(tool.json("setup", "--install-units")["steps"]) == 2
     passes(tool, "managers")
     networkd = tool.root / "etc/systemd/network/05-mycelium-cni.network"
     assert "Name=myc* my0 br-overlay" in networkd.read_text()

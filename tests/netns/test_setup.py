@@ -234,14 +234,19 @@ def test_units_are_printed_and_installed_where_they_are_of_use(tool: Tool) -> No
         assert words in printed
     for directory in ("etc/systemd", "etc/NetworkManager"):
         (tool.root / directory).mkdir()
-    written = tool.json("setup", "--install-units")["written"]
-    assert len(written) == 4
+    planned = tool.json("setup", "--install-units", "--dry-run")["steps"]
+    assert not list(tool.root.rglob("*.service"))
+    assert tool.json("setup", "--install-units")["steps"] == planned
+    assert len([step for step in planned if step.startswith("write ")]) == 4
+    assert len([step for step in planned if step.startswith("link ")]) == 2
     assert not (tool.root / "etc/zinit").exists()
-    assert tool.json("setup", "--install-units")["written"] == []
+    assert tool.json("setup", "--install-units")["steps"] == []
     unit = tool.root / "etc/systemd/system/mycelium-cni-setup.service"
     start = re.search(r"ExecStart=(\S+) setup", unit.read_text())
     assert start is not None
     assert Path(start[1]).is_file()
+    assert tool("uninstall").returncode == 0
+    assert not list(tool.root.rglob("*mycelium-cni-setup*"))
 
 
 def test_the_rules_of_every_network_of_the_node_come_back(tool: Tool) -> None:

@@ -131,10 +131,11 @@ def test_capabilities_that_ask_nothing_of_us_are_accepted(
         None,
         {},
         {"portMappings": [], "bandwidth": None, "ipRanges": [], "deviceID": "", "aliases": None},
+        {"ipRanges": [[], [{}]], "aliases": {"net": [""]}, "portMappings": [{}]},
         {"bandwidth": {"IngressRate": 0, "IngressBurst": 0, "EgressRate": 0, "EgressBurst": 0}},
         {"io.kubernetes.cri.pod-annotations": {"a": "b"}, "cgroupPath": "/x", "unheard-of": [1]},
     ],
-    ids=["null", "nothing", "empty", "zeros", "information"],
+    ids=["null", "nothing", "empty", "empty-inside", "zeros", "information"],
 )
 def test_a_capability_of_another_plugin_is_no_error_while_nothing_is_asked_of_it(
     plugin: Plugin, pod: Pod, asked: Any

@@ -431,7 +431,9 @@ def _integer(doc: Document, key: str, limits: tuple[int, int], shown: str = "") 
 
 def _asks(value: Json) -> bool:
     """Whether a capability is used: containerd also sends a bandwidth of zeros, and empty lists."""
-    return any(value.values()) if isinstance(value, dict) else bool(value)
+    if isinstance(value, dict):
+        value = [*value.values()]
+    return any(map(_asks, value)) if isinstance(value, list) else bool(value)
 
 
 def _prefixes(doc: Document, key: str) -> list[tuple[bytes, int]]:

@@ -22,8 +22,6 @@ import json
 import shlex
 import shutil
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -36,20 +34,13 @@ from mycelium_ctl.node.conflist import TYPE
 from mycelium_ctl.node.runtimes import LAST, CniDirs, choose_dirs, find_executable, read_confs
 from mycelium_ctl.node.state import Options, State
 from mycelium_ctl.receipt import Receipt
+from mycelium_ctl.units import Step
 from mycelium_ctl.view import visible
 
 FILE: Final = "10-mycelium.conflist"
 FIRST: Final = "00-mycelium.conflist"  # before other networks, with --primary
 TOOLS: Final = ("usr/local/bin/mycelium-cni", "opt/bin/mycelium-cni")
 TAKEN_UP_S: Final = 15.0  # containerd watches the directory, and asks for STATUS every 5 s
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One thing to do, in words that a person could follow."""
-
-    words: str
-    do: Callable[[], object]
 
 
 class Installation:
@@ -104,26 +95,9 @@ class Installation:
         ]
 
     def _units(self) -> list[Step]:
-        root = self._where.root
-        names = State(self._where).own_links
-        steps = []
-        for unit, text in units.texts(self._place, names).items():
-            path = root / unit.place
-            if not (root / unit.reader).is_dir():
-                continue
-            if not files.writable(path):
-                self.notes.append(f"{path} cannot be written, its disk is read-only")
-                continue
-            if not units.holds(path, text):
-                write = partial(self._receipt.write, path, text.encode(), unit.mode)
-                steps.append(Step(f"write {path}", write))
-            for link in (root / place for place in unit.boot):
-                if not link.is_symlink():
-                    target = self._receipt.place(path)
-                    make = partial(self._receipt.link, link, target)
-                    steps.append(Step(f"link {link} to {target}", make))
-        if steps and units.systemd_runs(root):
-            steps.append(Step(shlex.join(units.RELOAD), partial(programs.change, units.RELOAD)))
+        links = State(self._where).own_links
+        steps, notes = units.steps(self._receipt, self._place, links)
+        self.notes.extend(notes)
         return steps
 
     def _shell_files(self) -> list[Step]:

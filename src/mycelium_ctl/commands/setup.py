@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -36,7 +35,7 @@ from mycelium_ctl.errors import ToolError
 from mycelium_ctl.node import state as nodestate
 from mycelium_ctl.node.expected import Expected
 from mycelium_ctl.node.state import State
-from mycelium_ctl.view import Page, count, visible
+from mycelium_ctl.view import count, visible
 
 POLL_S: Final = 0.02
 
@@ -69,7 +68,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     units = parser.add_mutually_exclusive_group()
     units.add_argument("--print-units", action="store_true", help="print all shipped files")
-    units.add_argument("--install-units", action="store_true", help="write those this node needs")
+    units.add_argument(
+        "--install-units", action="store_true", help="write those this node needs, as install does"
+    )
     nodestate.add_options(parser)
 
 
@@ -83,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"# /{unit.place}\n{text}")
         return 0
     if arguments.install_units:
-        return _install(State(where), as_json=arguments.json)
+        return _install(State(where), dry_run=arguments.dry_run, as_json=arguments.json)
 
     state = await_interface(lambda: State(where), arguments.wait)
     try:
@@ -135,24 +136,25 @@ def _report(expected: Expected, *, dry_run: bool, as_json: bool) -> None:
         )
 
 
-def _install(state: State, *, as_json: bool) -> int:
+def _install(state: State, *, dry_run: bool, as_json: bool) -> int:
+    from mycelium_ctl.receipt import Receipt
     from mycelium_lab.own import own_executable
 
-    root = state.where.root
-    if doubt := programs.doubt(Path(own_executable())):
+    executable = Path(own_executable()).resolve()
+    if doubt := programs.doubt(executable):
         raise ToolError(
-            f"the unit would start {own_executable()} as root at boot, and {doubt}: install it "
-            "first, for instance in /opt/cni/bin, and run that one"
+            f"the unit would start {executable} as root at boot, and {doubt}: "
+            "`mycelium-cni install` puts it where nobody else can replace it"
         )
-    written = units.install(root, own_executable(), state.own_links)
+    steps, notes = units.steps(Receipt(state.where.root), str(executable), state.own_links)
+    for step in steps if not dry_run else ():
+        step.do()
     if as_json:
-        print(json.dumps({"written": [str(path) for path in written]}, indent=2))
+        told = {"steps": [step.words for step in steps], "notes": notes}
+        print(json.dumps({"changed": bool(steps) and not dry_run, **told}, indent=2))
         return 0
-    page = Page()
-    for path in written:
-        page.say(f"written: {path}")
-    if not written:
-        page.say("nothing to do: every file is in place")
-    elif root == Path("/") and os.path.isdir("/run/systemd/system"):  # noqa: PTH112
-        page.say("now run: systemctl daemon-reload; systemctl enable --now mycelium-cni-setup")
+    for line in [step.words for step in steps] + [f"# {note}" for note in notes]:
+        print(visible(line))
+    if not steps:
+        print("# nothing to do")
     return 0

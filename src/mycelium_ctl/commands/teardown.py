@@ -6,7 +6,8 @@ group says so, and the guard's tables, which have our name. Forwarding and accep
 are: switches carry no mark, and others may rely on them by now. Addresses carry their mark from
 Linux 5.18 on; on older kernels they stay.
 
-It refuses while pods are attached, because they would be cut off; --force does it anyway.
+It refuses while pods are attached, because they would be cut off, and while the agent runs, which
+would restore what is removed; --force does it anyway.
 
     mycelium-cni teardown --dry-run
     mycelium-cni teardown
@@ -25,6 +26,7 @@ from mycelium_cni.node.facts import Bridge
 from mycelium_cni.node.marks import BRIDGE_GROUP, GROUP, GROUP_MASK
 from mycelium_ctl.errors import ToolError, refused
 from mycelium_ctl.node import state as nodestate
+from mycelium_ctl.node.agent import refuse_beside_agent
 from mycelium_ctl.node.expected import Change, stale
 from mycelium_ctl.node.rights import require_rights
 from mycelium_ctl.node.state import State
@@ -64,7 +66,9 @@ def guard_tables() -> list[Change]:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("--dry-run", action="store_true", help="print the changes, make none")
-    parser.add_argument("--force", action="store_true", help="also while pods are attached")
+    parser.add_argument(
+        "--force", action="store_true", help="also while pods are attached or the agent runs"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     nodestate.add_options(parser)
 
@@ -78,6 +82,8 @@ def run(arguments: argparse.Namespace) -> int:
             f"{count(len(live), 'pod is', 'pods are')} attached, such as {visible(live[0].who)}, "
             "and would be cut off: remove them first, or use --force"
         )
+    if not (arguments.force or arguments.dry_run):
+        refuse_beside_agent()
     steps, tables = plan(state), guard_tables()
     if not arguments.dry_run:
         require_rights()

@@ -2,8 +2,9 @@
 """Remove what `install` put on this node, and nothing else; what it had displaced is put back.
 
 It refuses while pods are attached: they would be cut off, and without the plugin no runtime could
-delete them. --force does it anyway. The network configuration goes first, so that no pod starts
-meanwhile. A file that was edited is kept beside its place, with the suffix .saved.
+delete them. And while the agent runs, which would restore what is removed. --force does it anyway.
+The network configuration goes first, so that no pod starts meanwhile. A file that was edited is
+kept beside its place, with the suffix .saved.
 
     mycelium-cni uninstall --dry-run
     mycelium-cni uninstall
@@ -18,6 +19,7 @@ from pathlib import Path
 from mycelium_ctl import programs, units
 from mycelium_ctl.errors import ToolError
 from mycelium_ctl.node import state as nodestate
+from mycelium_ctl.node.agent import refuse_beside_agent
 from mycelium_ctl.node.conflist import SUFFIXES, TYPE
 from mycelium_ctl.node.state import State
 from mycelium_ctl.receipt import Receipt, displaced
@@ -27,7 +29,9 @@ from mycelium_ctl.view import count, visible
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("--dry-run", action="store_true", help="print the steps, take none")
-    parser.add_argument("--force", action="store_true", help="also while pods are attached")
+    parser.add_argument(
+        "--force", action="store_true", help="also while pods are attached or the agent runs"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     nodestate.add_options(parser)
 
@@ -43,6 +47,8 @@ def run(arguments: argparse.Namespace) -> int:
             f"{count(len(live), 'pod is', 'pods are')} attached, such as {visible(live[0].who)}, "
             "and could not be deleted without the plugin: remove them first, or use --force"
         )
+    if here and not (arguments.force or arguments.dry_run):
+        refuse_beside_agent()
     # Networks first, the executable last.
     paths = sorted(receipt.paths, key=lambda path: _rank(path.suffix, path.name))
     words = []
