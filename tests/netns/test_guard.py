@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -79,6 +80,32 @@ def test_it_is_up_with_the_first_pod_and_gone_with_none(site: Site, mode: str) -
     site.attach(conf(mode=mode))
     assert guarded(site)
     assert site.status(conf(mode=mode)).code == 0
+
+
+@both_modes
+@pytest.mark.parametrize(
+    "policy", [{}, {"ingress": "closed"}, {"ingress": "cluster", "ipMasq": True}]
+)
+def test_the_first_pod_makes_each_chain_once(site: Site, mode: str, policy: dict[str, Any]) -> None:
+    """A second message about a chain would be an update, whose end ADD has to wait for."""
+    monitor = site.node.start(["nft", "monitor", "new", "chains"])
+
+    def made() -> list[str]:
+        return [line for line in monitor.output().splitlines() if line.startswith("add chain")]
+
+    def monitored(number: int) -> bool:
+        site.node.run(["nft", "add", "table", "inet", f"t{number}"])
+        site.node.run(["nft", "add", "chain", "inet", f"t{number}", "c"])
+        return bool(made())
+
+    numbers = itertools.count()
+    await_fact(lambda: monitored(next(numbers)), "nft monitor reports a chain")
+    site.attach(conf(mode=mode, **policy))
+    site.node.run(["nft", "add", "chain", "inet", "t0", "last"])
+    await_fact(lambda: any("t0 last" in line for line in made()), "the last chain is reported")
+    ours = [line.partition("{")[0] for line in made() if "mycelium-cni" in line]
+    assert len(ours) > 10
+    assert len(ours) == len(set(ours))
 
 
 @both_modes
@@ -704,7 +731,7 @@ def test_the_rules_have_a_number(site: Site) -> None:
     digest = hashlib.blake2b(digest_size=8)
     for message in messages:
         digest.update(bytes((message.kind & 0xFF,)) + message.body)
-    assert (guard.RULES, digest.hexdigest()) == (8, "64f5cbd74447bdee")
+    assert (guard.RULES, digest.hexdigest()) == (8, "387ad8ef31e8d8c7")
 
 
 def written() -> dict[str, list[str]]:

@@ -90,23 +90,21 @@ class Survey:
         return messages, self._generation if any(each.recorded for each in lacks) else bytes(4)
 
     def _afresh(self) -> list[nl.Message]:
-        """All of it, if there is no table yet."""
+        """All of it, if there is no table yet. No chain comes twice: the second would be an update,
+        of which closing the socket awaits the end, a grace period (nft_rcv_nl_event)."""
         wanted = self._wanted
-        policy = wanted.policy
-        confined = "transit" not in policy.asks
-        messages = [*rules.base(peers="peering" in policy.asks, confined=confined)]
-        if policy.ingress != "open":
-            messages += rules.forward()
-        if policy.masquerade:
-            messages += rules.postrouting()
-        messages += rules.overlay(wanted, known=False, confined=confined)
-        messages += rules.network(wanted, known=())
+        asks = wanted.policy.asks
+        confined = "transit" not in asks
+        messages = [
+            *rules.base(peers="peering" in asks, confined=confined),
+            *rules.overlay(wanted, known=False, confined=confined),
+            *rules.network(wanted, known=()),
+        ]
         if wanted.bridged or self._ports:
             messages += rules.bridge_base()
-            if wanted.bridged and policy.ingress == "closed":
-                messages += rules.bridge_closed()
+            if wanted.bridged and wanted.policy.ingress == "closed":
                 messages += rules.bridge_network(wanted.group, closed=True)
-            messages += rules.network_chains({port.group for port in self._ports})
+            messages += rules.network_chains({port.group for port in self._ports} - {wanted.group})
             messages += rules.add_ports(self._ports)
         return messages
 

@@ -93,8 +93,14 @@ _QUOTED_SOURCE, _QUOTED_DESTINATION = 16, 32
 _TUNNEL_PROTOCOLS = (4, 41, 47, 97, 115, 137)
 _TUNNEL_PORTS = (4789, 8472, 4790, 6081, 6080, 6635, 2152)
 
-# Where the daemon takes peers, and where it looks for them, by multicast.
-_PEERS = (b"\x25\xb2", b"\x25\xb3")  # 9650, 9651
+# Where the daemon takes peers, and where it looks for them, by multicast: 9650 and 9651. Both ports
+# of the packet under one mask, because the kernel evaluates four bytes inline (nft_bitwise_fast): a
+# range of the one port took 70 to 110 ns of every packet.
+_PORTS_OF_PEER = (
+    nf.payload(nf.NFT_PAYLOAD_TRANSPORT_HEADER, 0, 4),
+    nf.mask(b"\0\0\xff\xfe"),
+    nf.compare(_EQ, b"\0\0\x25\xb2"),
+)
 
 _ERRORS, _TUNNELS, _PEERING = f"errors-{RULES}", f"tunnels-{RULES}", f"peering-{RULES}"
 _OTHERS = f"others-{RULES}"
@@ -184,12 +190,12 @@ def base(*, peers: bool, confined: bool) -> list[nl.Message]:
         # To look up a route for a rule, the kernel allocates one and frees it after a grace period,
         # which takes a third of TCP's throughput. So the answer is remembered for a minute. Only an
         # address that is the pod's gets in; and a link's index is not used again.
-        table.set("own-address", nf.SENDER, size=65535, timeout_ms=60_000),
+        table.set("own-address", nf.SENDER, timeout_ms=60_000),
         # Who has just sent an error, and is thus who the packet that it quotes must have been for:
         # two fields of a packet cannot be compared, but both can be looked up.
-        table.set("quoting", nf.QUOTED, size=65535, timeout_ms=60_000),
-        table.set("asking", nf.INTERFACE, size=65535, timeout_ms=60_000),
-        table.set("reporting", nf.INTERFACE, size=65535, timeout_ms=60_000),
+        table.set("quoting", nf.QUOTED, timeout_ms=60_000),
+        table.set("asking", nf.INTERFACE, timeout_ms=60_000),
+        table.set("reporting", nf.INTERFACE, timeout_ms=60_000),
         # Where address translation has led a packet is known here. A chain of this type sees only
         # the first packet of a connection, if connections are tracked, and costs others nothing;
         # and it comes before those that translate the source, for the first that does is the last.
@@ -225,7 +231,7 @@ def base(*, peers: bool, confined: bool) -> list[nl.Message]:
         # nft: chain inet bridged
         table.chain("bridged"),
         table.flush_chain("bridged"),
-        # nft: th dport 9650-9651 jump peering-$RULES
+        # nft: @th,0,32 & 0xfffe == 0x25b2 jump peering-$RULES
         *(() if peers else [_to_daemon("bridged")]),
         # nft: meta l4proto != tcp jump tunnels-$RULES
         *([table.rule("bridged", "", *into_tunnels)] if confined else ()),
@@ -234,7 +240,7 @@ def base(*, peers: bool, confined: bool) -> list[nl.Message]:
         # nft: chain inet pods-$RULES
         table.chain(PODS_CHAIN),
         table.flush_chain(PODS_CHAIN),
-        # nft: th dport 9650-9651 jump peering-$RULES
+        # nft: @th,0,32 & 0xfffe == 0x25b2 jump peering-$RULES
         *(() if peers else [_to_daemon(PODS_CHAIN)]),
         # nft: meta l4proto tcp iif . ip6 saddr @own-address accept
         table.rule(PODS_CHAIN, "", *_IPV6, *_TCP, *sender, nf.lookup("own-address"), _ACCEPT),
@@ -341,11 +347,7 @@ def _no_peers() -> list[nl.Message]:
 
 def _to_daemon(chain: str) -> nl.Message:
     """Look at packets that may be for the daemon; all others cost this one comparison."""
-    low, high = (
-        nf.compare(op, port)
-        for op, port in zip((nf.NFT_CMP_GTE, nf.NFT_CMP_LTE), _PEERS, strict=True)
-    )
-    return INET.rule(chain, "", _DESTINATION_PORT, low, high, nf.verdict(nf.NFT_JUMP, _PEERING))
+    return INET.rule(chain, "", *_PORTS_OF_PEER, nf.verdict(nf.NFT_JUMP, _PEERING))
 
 
 def _tunnels() -> list[nl.Message]:

@@ -41,8 +41,7 @@ NFTA_HOOK_HOOKNUM, NFTA_HOOK_PRIORITY = 1, 2
 NFTA_RULE_TABLE, NFTA_RULE_CHAIN, NFTA_RULE_EXPRESSIONS, NFTA_RULE_USERDATA = 1, 2, 4, 7
 NFTA_SET_TABLE, NFTA_SET_NAME, NFTA_SET_FLAGS = 1, 2, 3
 NFTA_SET_KEY_TYPE, NFTA_SET_KEY_LEN, NFTA_SET_DATA_TYPE, NFTA_SET_DATA_LEN = 4, 5, 6, 7
-NFTA_SET_DESC, NFTA_SET_ID, NFTA_SET_TIMEOUT, NFTA_SET_USERDATA = 9, 10, 11, 13
-NFTA_SET_DESC_SIZE = 1
+NFTA_SET_ID, NFTA_SET_TIMEOUT, NFTA_SET_USERDATA = 10, 11, 13
 NFTA_SET_ELEM_LIST_TABLE, NFTA_SET_ELEM_LIST_SET, NFTA_SET_ELEM_LIST_ELEMENTS = 1, 2, 3
 NFTA_SET_ELEM_KEY, NFTA_SET_ELEM_DATA, NFTA_SET_ELEM_FLAGS, NFTA_SET_ELEM_USERDATA = 1, 2, 3, 6
 NFTA_DATA_VALUE, NFTA_DATA_VERDICT = 1, 2
@@ -183,11 +182,10 @@ class Table:
         what = f"add rule ({words or chain}) to chain {chain}"
         return message(NFT_MSG_NEWRULE, self.family, what, *attributes, flags=flags)
 
-    def set(
-        self, name: str, key: Key, flags: int = 0, *, size: int = 0, timeout_ms: int = 0
-    ) -> nl.Message:
-        """NFT_MSG_NEWSET; with NFT_SET_MAP a map to verdicts. With a timeout, rules fill it with up
-        to `size` elements, each of which expires."""
+    def set(self, name: str, key: Key, flags: int = 0, *, timeout_ms: int = 0) -> nl.Message:
+        """NFT_MSG_NEWSET; with NFT_SET_MAP a map to verdicts. With a timeout, rules fill it with
+        elements, each of which expires: 65,535 at most, for which the kernel would reserve a
+        megabyte if we said so, and take up to 5 ms (nft_dynset_init, nft_rhash_init)."""
         if timeout_ms:
             flags |= NFT_SET_EVAL | NFT_SET_TIMEOUT
         attributes: list[nl.Attribute] = [
@@ -203,10 +201,7 @@ class Table:
                 (NFTA_SET_DATA_LEN, be32(0)),
             ]
         if timeout_ms:
-            attributes += [
-                (NFTA_SET_DESC, [(NFTA_SET_DESC_SIZE, be32(size))]),
-                (NFTA_SET_TIMEOUT, timeout_ms.to_bytes(8, "big")),
-            ]
+            attributes.append((NFTA_SET_TIMEOUT, timeout_ms.to_bytes(8, "big")))
         attributes += [
             (NFTA_SET_ID, be32(1)),
             (NFTA_SET_USERDATA, bytes((_TLV_KEYBYTEORDER, 4, key.order, 0, 0, 0)) + key.typeof),
