@@ -248,6 +248,14 @@ def test_the_mtu_of_both_ends_is_the_interfaces(command: list[str], mode: Mode) 
 
 
 @both_modes
+def test_both_ends_have_one_queue(node: Node, pod: Pod, mode: Mode) -> None:
+    """Else the kernel makes one per CPU, and waits until it has switched the others off."""
+    attached = attach(node, pod, network(mode))
+    for end in (link(pod, "eth0"), link(node, attached.host_link)):
+        assert (end["num_tx_queues"], end["num_rx_queues"]) == (1, 1)
+
+
+@both_modes
 def test_the_mtu_of_both_ends_can_be_set(node: Node, pod: Pod, mode: Mode) -> None:
     attached = attach(node, pod, network(mode, mtu=1280))
     assert link(pod, "eth0")["mtu"] == link(node, attached.host_link)["mtu"] == 1280

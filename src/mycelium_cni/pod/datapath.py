@@ -53,6 +53,13 @@ if TYPE_CHECKING:
 
 # No route, or one that refuses (net/ipv6/route.c, fib6_prop).
 _NO_ROUTE = (ENETUNREACH, EHOSTUNREACH, EACCES, EINVAL)
+# As a veth has anyhow. If not told, the kernel makes one per CPU and switches all but one off, with
+# a grace period for either end in which nobody else can configure links (net/core/dev.c,
+# netif_set_real_num_tx_queues).
+_ONE_QUEUE: Final[tuple[nl.Attribute, ...]] = (
+    (nl.IFLA_NUM_TX_QUEUES, 1),
+    (nl.IFLA_NUM_RX_QUEUES, 1),
+)
 
 
 class Plan:
@@ -121,6 +128,7 @@ def create_pair(host: nl.Socket, pod_netns: int, home: int, plan: Plan, undo: Un
             (nl.IFLA_IFNAME, pod_link),
             (nl.IFLA_ADDRESS, plan.pod_mac),
             (nl.IFLA_MTU, plan.mtu),
+            *_ONE_QUEUE,
             (nl.IFLA_NET_NS_FD, pod_netns),
         )
     )
@@ -128,6 +136,7 @@ def create_pair(host: nl.Socket, pod_netns: int, home: int, plan: Plan, undo: Un
         (nl.IFLA_IFNAME, host_link),
         (nl.IFLA_ADDRESS, plan.host_mac),
         (nl.IFLA_MTU, plan.mtu),
+        *_ONE_QUEUE,
         (nl.IFLA_GROUP, group(attachment.network)),
         (
             nl.IFLA_LINKINFO,
