@@ -204,7 +204,7 @@ class _Reader:
                 yield Step("N", fd, _number(call.arguments[1]))
             elif call.name in ("fstat", "newfstatat"):
                 yield Step("F", fd)
-            elif call.name == "read":
+            elif call.name in ("read", "pread64"):
                 yield Step("R", fd)
             elif call.name == "write":
                 yield Step("W", fd, data=call.data)

@@ -20,6 +20,7 @@ from posix import (  # type: ignore[attr-defined,unused-ignore]
     environ,
     fstat,
     open,  # noqa: A004 - the one that the plugin imports
+    pread,
     read,
     setns,
     stat,
@@ -195,6 +196,7 @@ _INSTEAD: dict[object, Callable[..., object]] = {
     socket: _Kernel,
     open: _open,
     read: _read,
+    pread: lambda fd, size, _offset: _read(fd, size),
     write: lambda _fd, octets: len(octets),
     close: lambda _fd: None,
     stat: lambda _path: _Status(0),

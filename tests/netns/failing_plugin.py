@@ -30,6 +30,7 @@ from mycelium_cni.kernel.patience import Patience
 CALLS = {
     "open": ["EACCES", "EMFILE", "ENFILE", "ENOMEM", "ENOENT"],
     "read": ["EIO", "ENOMEM"],
+    "pread": ["EIO", "ENOMEM"],
     "write": ["EIO", "EPERM", "EINVAL", "ENOSPC"],
     "stat": ["EACCES", "ENOENT"],
     "readlink": ["EACCES", "ENOENT"],

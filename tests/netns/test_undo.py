@@ -39,6 +39,7 @@ FAULTS = {
     "sendto": "ENOBUFS",
     "openat": "EACCES",
     "read": "EIO",
+    "pread64": "EIO",
     "write": "EIO",
     "setns": "EPERM",
     "socket": "EMFILE",

@@ -7,7 +7,18 @@
 from __future__ import annotations
 
 from errno import ENODEV, ENOENT
-from posix import O_CLOEXEC, O_RDONLY, O_WRONLY, close, open, read, stat, strerror, write
+from posix import (
+    O_CLOEXEC,
+    O_RDONLY,
+    O_RDWR,
+    close,
+    open,
+    pread,
+    read,
+    stat,
+    strerror,
+    write,
+)
 
 from mycelium_cni.kernel.shell import quoted
 
@@ -44,11 +55,18 @@ def get(name: str) -> str:
 
 
 def put(name: str, value: str) -> None:
-    """Write the value; raises OSError that names the file."""
+    """Write the value where there is another; raises OSError that names the file.
+
+    To write disable_ipv6 takes the kernel's lock of all network configuration, whatever the value,
+    and while somebody else has it, the call is started again and again (net/ipv6/addrconf.c,
+    addrconf_disable_ipv6).
+    """
     path = _ROOT + name
-    fd = _open(path, O_WRONLY)
+    fd = _open(path, O_RDWR)
     try:
-        write(fd, value.encode())
+        # From the start, without moving on: the kernel ignores what is written behind it.
+        if pread(fd, 64, 0).strip() != value.encode():
+            write(fd, value.encode())
     except OSError as error:
         raise OSError(error.errno, error.strerror, path) from None
     finally:
