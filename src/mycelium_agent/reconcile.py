@@ -38,7 +38,7 @@ from mycelium_cni.node.facts import LOOPBACK
 from mycelium_cni.pod import removal
 from mycelium_ctl.checks import examine
 from mycelium_ctl.checks.finding import names
-from mycelium_ctl.checks.pods import Ought
+from mycelium_ctl.checks.pods import ExpectedPod
 from mycelium_ctl.errors import ToolError, refused
 from mycelium_ctl.node.expected import Expected
 from mycelium_ctl.node.stale import find_gone, find_left_over
@@ -162,9 +162,9 @@ class Reconciler:
         def ended() -> bool:
             return not removal.exists(state.host, index)
 
-        ought = Ought(state, one)
+        expected = ExpectedPod(state, one)
         try:
-            absent = ought.absent(preferred=True, in_pod=in_pod)
+            absent = expected.absent(preferred=True, in_pod=in_pod)
         except OSError as error:
             if not ended():
                 self._failed(one.who, error)
@@ -175,7 +175,7 @@ class Reconciler:
             self.due = min(self.due, self._attached[index] + ADD_S)
         elif absent and not ended():
             todo = [_restoring(each.fact, each.where) for each in absent]
-            self._repair(one.who, todo, ought.make, ended)
+            self._repair(one.who, todo, expected.make, ended)
 
     def _is_settled(self, index: int, now: float) -> bool:
         """Whether no ADD is at work on a link."""

@@ -13,7 +13,7 @@ from html import escape
 from typing import Final, NamedTuple
 
 from mycelium_cni.kernel.address import format_address
-from mycelium_ctl.checks.pods import Ought
+from mycelium_ctl.checks.pods import ExpectedPod
 from mycelium_ctl.node.stale import verdicts
 from mycelium_ctl.node.state import Attached, State
 from mycelium_ctl.view import Mark, visible
@@ -87,7 +87,7 @@ def read_node(state: State) -> NodeShape:
     def mark(one: Attached) -> Mark:
         """The mark of a pod: that of `list`, and of its facts."""
         found = seen[one.link.index][0]
-        return "fail" if found == "ok" and Ought(state, one).absent() else found
+        return "fail" if found == "ok" and ExpectedPod(state, one).absent() else found
 
     address = state.address
     gateway = f"{format_address(address[:8] + bytes(7) + bytes((1,)))}/64" if address else ""

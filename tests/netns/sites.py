@@ -8,8 +8,8 @@ import socket
 from contextlib import suppress
 from typing import Any
 
-import crafting as c
-from crafting import Eyes, Tun, Wire
+import rawpackets as raw
+from rawpackets import Capture, Tun, Wire
 
 from mycelium_lab.lab import UNDERLAY, Lab, Namespace, PluginCall, Pod
 
@@ -60,15 +60,15 @@ class Site:
 
     def reaches(self, pod: Pod, address: str, source: str) -> bool:
         """Whether a UDP packet that the daemon delivers arrives in the pod."""
-        return self.delivers(pod, [c.udp(source, address, os.urandom(16))])
+        return self.delivers(pod, [raw.udp(source, address, os.urandom(16))])
 
     def delivers(self, pod: Namespace, packets: list[bytes], link: str = "eth0") -> bool:
         token = packets[0][-16:]
-        eyes = Eyes()
-        eyes.watch_wire("there", Wire(pod, link))
+        capture = Capture()
+        capture.watch_wire("there", Wire(pod, link))
         self.tun.write(packets)
-        found = eyes.find(token)
-        eyes.close()
+        found = capture.find(token)
+        capture.close()
         return found
 
     def remake_tun(self, address: str) -> None:

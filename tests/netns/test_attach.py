@@ -27,8 +27,8 @@ from attaching import (
     refused,
     silent,
 )
-from crafting import Wire
 from observe import difference, picture, set_sysctl, sysctl
+from rawpackets import Wire
 
 from mycelium_lab.lab import Lab, Namespace, Node, Pod, await_fact
 

@@ -23,9 +23,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-import crafting as c
 import pytest
-from crafting import FRAGMENT, ICMPV6, Eyes, Tun, Wire
+import rawpackets as raw
+from rawpackets import FRAGMENT, ICMPV6, Capture, Tun, Wire
 
 from mycelium_lab.lab import UNDERLAY, Lab, Pod
 
@@ -52,10 +52,10 @@ DNAT = f"""
 table ip6 services {{
     chain prerouting {{
         type nat hook prerouting priority -100;
-        ip6 daddr {CLUSTER_IP} udp dport {c.PORT} dnat to {POD_B}
-        ip6 daddr {{ {NODE}, {LAN_NODE} }} udp dport {NODE_PORT} dnat to [{POD_B}]:{c.PORT}
-        ip6 daddr {NODE} udp dport {LAN_PORT} dnat to [{LAN_HOST}]:{c.PORT}
-        ip6 daddr {NODE} udp dport {OVERLAY_PORT} dnat to [{OTHER}]:{c.PORT}
+        ip6 daddr {CLUSTER_IP} udp dport {raw.PORT} dnat to {POD_B}
+        ip6 daddr {{ {NODE}, {LAN_NODE} }} udp dport {NODE_PORT} dnat to [{POD_B}]:{raw.PORT}
+        ip6 daddr {NODE} udp dport {LAN_PORT} dnat to [{LAN_HOST}]:{raw.PORT}
+        ip6 daddr {NODE} udp dport {OVERLAY_PORT} dnat to [{OTHER}]:{raw.PORT}
     }}
 }}
 """
@@ -95,7 +95,7 @@ class Stage:
             shown = self.node.ip("link", "show", POD_A)[0]
         else:
             shown = self.node.link("mycelium-br")
-        self.gateway_mac = c.mac(shown["address"])
+        self.gateway_mac = raw.mac(shown["address"])
         # A bridge that hands packets to ip6tables stops some attacks by accident.
         called = int(kind == "services" and guarded)
         self.node.run(["sysctl", "-qw", f"net.bridge.bridge-nf-call-ip6tables={called}"])
@@ -109,13 +109,13 @@ class Stage:
             for family in ("inet", "bridge")[: 1 if mode == "routed" else 2]:
                 self.node.run(["nft", "delete", "table", family, "mycelium-cni"])
         self.lan_wire = Wire(self.lan, UNDERLAY)
-        self.node_lan_mac = c.mac(lan_macs["a"])
-        self.eyes = Eyes()
-        self.eyes.watch_wire("pod-a", self.a)
-        self.eyes.watch_wire("pod-b", self.b)
-        self.eyes.watch_wire("lan", self.lan_wire)
-        self.eyes.watch_sockets("node", self.node)
-        self.eyes.watch_tun("tun", self.tun)
+        self.node_lan_mac = raw.mac(lan_macs["a"])
+        self.capture = Capture()
+        self.capture.watch_wire("pod-a", self.a)
+        self.capture.watch_wire("pod-b", self.b)
+        self.capture.watch_wire("lan", self.lan_wire)
+        self.capture.watch_sockets("node", self.node)
+        self.capture.watch_tun("tun", self.tun)
 
     def _attach(self, name: str, address: str) -> Pod:
         pod = self.node.pod(name)
@@ -136,19 +136,19 @@ class Stage:
         """As the daemon would, having decrypted it."""
         self.tun.write(packets)
 
-    def pod(self, *packets: bytes, kind: int = c.ETH_P_IPV6) -> None:
+    def pod(self, *packets: bytes, kind: int = raw.ETH_P_IPV6) -> None:
         """From the hostile pod to its gateway."""
         self.a.send(packets, self.gateway_mac, kind=kind)
 
     def neighbour(
-        self, *packets: bytes, to: bytes = b"", source: bytes = b"", kind: int = c.ETH_P_IPV6
+        self, *packets: bytes, to: bytes = b"", source: bytes = b"", kind: int = raw.ETH_P_IPV6
     ) -> None:
         """From the hostile pod to the other one, over the bridge."""
         self.a.send(packets, to or self.b.mac, source=source or None, kind=kind)
 
     def everyone(self, *packets: bytes, address: str = ALL_NODES) -> None:
         """From the hostile pod to a multicast group."""
-        self.a.send(packets, c.multicast_mac(address))
+        self.a.send(packets, raw.multicast_mac(address))
 
     def in_turn(self, *steps: Callable[[], None]) -> None:
         for step in steps:
@@ -163,26 +163,26 @@ class Stage:
             for _ in range(5 if case.place == "fdb" else 1):
                 case.send(self, token(name))
                 if case.place == "fdb" and self._fdb_says_a_is_b(within_s=0.02):
-                    self.eyes.seen.setdefault("fdb", []).append(token(name))
+                    self.capture.seen.setdefault("fdb", []).append(token(name))
                     break
             if self.mode == "bridge":
                 # A frame with b's MAC may have moved it; b says where it really is.
-                self.b.send([c.udp(POD_B, NODE, b"here I am", dport=9)], self.gateway_mac)
-            self.eyes.look(0.004)
-        self.eyes.look(0.3)
+                self.b.send([raw.udp(POD_B, NODE, b"here I am", dport=9)], self.gateway_mac)
+            self.capture.look(0.004)
+        self.capture.look(0.3)
 
     def arrived(self, name: str) -> set[str]:
         """Where the packets of a case were seen."""
-        return self.eyes.places(token(name))
+        return self.capture.places(token(name))
 
     def _fdb_says_a_is_b(self, within_s: float) -> bool:
-        self.eyes.look(within_s)
+        self.capture.look(within_s)
         shown = json.loads(self.node.run(["bridge", "-j", "fdb", "show"]).stdout)
         port = self.node.ip("link", "show", POD_A)[0]["ifname"]
         return any(e["mac"] == self.b.mac.hex(":") and e["ifname"] == port for e in shown)
 
     def close(self) -> None:
-        self.eyes.close()
+        self.capture.close()
         self.tun.close()
 
 
@@ -216,12 +216,12 @@ BRIDGE: tuple[Mode, ...] = ("bridge",)
 ROUTED: tuple[Mode, ...] = ("routed",)
 
 
-def overlay_udp(src: str, dst: str, dport: int = c.PORT) -> Sender:
-    return lambda s, t: s.overlay(c.udp(src, dst, t, dport=dport))
+def overlay_udp(src: str, dst: str, dport: int = raw.PORT) -> Sender:
+    return lambda s, t: s.overlay(raw.udp(src, dst, t, dport=dport))
 
 
-def pod_udp(src: str, dst: str, dport: int = c.PORT) -> Sender:
-    return lambda s, t: s.pod(c.udp(src, dst, t, dport=dport))
+def pod_udp(src: str, dst: str, dport: int = raw.PORT) -> Sender:
+    return lambda s, t: s.pod(raw.udp(src, dst, t, dport=dport))
 
 
 # From the overlay: destinations that are not the node's pods.
@@ -241,7 +241,7 @@ ATTACKS |= {
     "overlay-to-link-local": Case(
         "node",
         lambda s, t: s.overlay(
-            c.udp(
+            raw.udp(
                 REMOTE,
                 next(
                     a["local"]
@@ -255,21 +255,25 @@ ATTACKS |= {
     "overlay-relayed-to-overlay": Case("tun", overlay_udp(REMOTE, OTHER)),
     "overlay-to-v4-mapped": Case("node", overlay_udp(REMOTE, f"::ffff:{V4_NODE}"), kernel=True),
     "overlay-ipv4-to-node": Case(
-        "node", lambda s, t: s.overlay(c.ipv4_udp("192.0.2.99", V4_NODE, t))
+        "node", lambda s, t: s.overlay(raw.ipv4_udp("192.0.2.99", V4_NODE, t))
     ),
-    "overlay-ipv4-to-lan": Case("lan", lambda s, t: s.overlay(c.ipv4_udp("10.9.9.9", V4_HOST, t))),
-    "overlay-echo-to-lan": Case("lan", lambda s, t: s.overlay(c.icmpv6(REMOTE, LAN_HOST, 128, t))),
-    "overlay-tcp-to-lan": Case("lan", lambda s, t: s.overlay(c.tcp(REMOTE, LAN_HOST, t))),
+    "overlay-ipv4-to-lan": Case(
+        "lan", lambda s, t: s.overlay(raw.ipv4_udp("10.9.9.9", V4_HOST, t))
+    ),
+    "overlay-echo-to-lan": Case(
+        "lan", lambda s, t: s.overlay(raw.icmpv6(REMOTE, LAN_HOST, 128, t))
+    ),
+    "overlay-tcp-to-lan": Case("lan", lambda s, t: s.overlay(raw.tcp(REMOTE, LAN_HOST, t))),
     "overlay-tcp-ack-to-lan": Case(
-        "lan", lambda s, t: s.overlay(c.tcp(REMOTE, LAN_HOST, t, flags=0x10))
+        "lan", lambda s, t: s.overlay(raw.tcp(REMOTE, LAN_HOST, t, flags=0x10))
     ),
     "overlay-unknown-protocol-to-lan": Case(
-        "lan", lambda s, t: s.overlay(c.ipv6(REMOTE, LAN_HOST, 253, t))
+        "lan", lambda s, t: s.overlay(raw.ipv6(REMOTE, LAN_HOST, 253, t))
     ),
-    "overlay-sctp-to-lan": Case("lan", lambda s, t: s.overlay(c.ipv6(REMOTE, LAN_HOST, 132, t))),
+    "overlay-sctp-to-lan": Case("lan", lambda s, t: s.overlay(raw.ipv6(REMOTE, LAN_HOST, 132, t))),
     "overlay-tunnelled-to-lan": Case(
         "lan",
-        lambda s, t: s.overlay(c.ipv6(REMOTE, LAN_HOST, 41, c.udp(LAN_NODE, LAN_HOST, t))),
+        lambda s, t: s.overlay(raw.ipv6(REMOTE, LAN_HOST, 41, raw.udp(LAN_NODE, LAN_HOST, t))),
     ),
 }
 
@@ -306,10 +310,10 @@ for _name, (_source, _kernel_pod, _kernel_node) in _FALSE_SOURCES.items():
 # From the overlay: in pieces, behind extension headers, through others.
 
 
-def overlay_fragments(src: str, dst: str, cut: int, dport: int = c.PORT) -> Sender:
+def overlay_fragments(src: str, dst: str, cut: int, dport: int = raw.PORT) -> Sender:
     def send(s: Stage, t: bytes) -> None:
-        segment = c.udp_segment(src, dst, bytes(16) + t + bytes(32), dport=dport)
-        s.overlay(*c.fragments(src, dst, c.UDP, segment, cut))
+        segment = raw.udp_segment(src, dst, bytes(16) + t + bytes(32), dport=dport)
+        s.overlay(*raw.fragments(src, dst, raw.UDP, segment, cut))
 
     return send
 
@@ -318,18 +322,18 @@ def overlay_behind(src: str, dst: str, *headers: int) -> Sender:
     """UDP behind options headers (HOP, DSTOPTS) in that order."""
 
     def send(s: Stage, t: bytes) -> None:
-        payload, following = c.udp_segment(src, dst, t), c.UDP
+        payload, following = raw.udp_segment(src, dst, t), raw.UDP
         for header in reversed(headers):
-            payload, following = c.option(following) + payload, header
-        s.overlay(c.ipv6(src, dst, following, payload))
+            payload, following = raw.option(following) + payload, header
+        s.overlay(raw.ipv6(src, dst, following, payload))
 
     return send
 
 
 def overlay_routed(dst: str, kind: int, left: int, hop: str) -> Sender:
     def send(s: Stage, t: bytes) -> None:
-        payload = c.routing(c.UDP, kind, left, hop) + c.udp_segment(REMOTE, dst, t)
-        s.overlay(c.ipv6(REMOTE, dst, c.ROUTING, payload))
+        payload = raw.routing(raw.UDP, kind, left, hop) + raw.udp_segment(REMOTE, dst, t)
+        s.overlay(raw.ipv6(REMOTE, dst, raw.ROUTING, payload))
 
     return send
 
@@ -340,13 +344,15 @@ ATTACKS |= {
     "overlay-atomic-fragment-to-lan": Case("lan", overlay_fragments(REMOTE, LAN_HOST, 0)),
     "overlay-fragments-from-other-pod": Case("pod-b", overlay_fragments(POD_A, POD_B, 16)),
     "overlay-fragments-from-lan": Case("pod-b", overlay_fragments(LAN_HOST, POD_B, 16)),
-    "overlay-hop-by-hop-to-lan": Case("lan", overlay_behind(REMOTE, LAN_HOST, c.HOP)),
-    "overlay-options-to-lan": Case("lan", overlay_behind(REMOTE, LAN_HOST, c.DSTOPTS)),
+    "overlay-hop-by-hop-to-lan": Case("lan", overlay_behind(REMOTE, LAN_HOST, raw.HOP)),
+    "overlay-options-to-lan": Case("lan", overlay_behind(REMOTE, LAN_HOST, raw.DSTOPTS)),
     "overlay-many-headers-to-lan": Case(
-        "lan", overlay_behind(REMOTE, LAN_HOST, c.HOP, c.DSTOPTS, c.DSTOPTS)
+        "lan", overlay_behind(REMOTE, LAN_HOST, raw.HOP, raw.DSTOPTS, raw.DSTOPTS)
     ),
-    "overlay-options-from-other-pod": Case("pod-b", overlay_behind(POD_A, POD_B, c.DSTOPTS)),
-    "overlay-many-headers-from-node": Case("pod-b", overlay_behind(NODE, POD_B, c.HOP, c.DSTOPTS)),
+    "overlay-options-from-other-pod": Case("pod-b", overlay_behind(POD_A, POD_B, raw.DSTOPTS)),
+    "overlay-many-headers-from-node": Case(
+        "pod-b", overlay_behind(NODE, POD_B, raw.HOP, raw.DSTOPTS)
+    ),
     "overlay-source-routed-type-0": Case("pod-b", overlay_routed(POD_B, 0, 1, LAN_HOST)),
     "overlay-source-routed-type-2": Case("pod-b", overlay_routed(POD_B, 2, 1, LAN_HOST)),
     "overlay-segment-routed": Case("pod-b", overlay_routed(POD_B, 4, 1, LAN_HOST)),
@@ -362,17 +368,17 @@ ATTACKS |= {
 def begun(src: str, dst: str, following: int, t: bytes) -> bytes:
     """The first fragment of a packet whose upper header is in the second: an options header with
     the token, whose next header is missing from the fragment."""
-    head = struct.pack("!BxHI", c.DSTOPTS, 1, zlib.crc32(t))
-    return c.ipv6(src, dst, FRAGMENT, head + c.marked_option(following, t), hops=255)
+    head = struct.pack("!BxHI", raw.DSTOPTS, 1, zlib.crc32(t))
+    return raw.ipv6(src, dst, FRAGMENT, head + raw.marked_option(following, t), hops=255)
 
 
 def split(src: str, dst: str, message: bytes, following: int, t: bytes) -> list[bytes]:
     """An ICMPv6 message whose first fragment has no byte of it. `following` is what that fragment
     announces: more options (then nobody knows the protocol), or ICMPv6 (then nobody its type)."""
-    rest = c.option(ICMPV6) + message if following == c.DSTOPTS else message
+    rest = raw.option(ICMPV6) + message if following == raw.DSTOPTS else message
     first = begun(src, dst, following, t)
-    head = struct.pack("!BxHI", c.DSTOPTS, len(first) - 48, zlib.crc32(t))
-    return [first, c.ipv6(src, dst, FRAGMENT, head + rest, hops=255)]
+    head = struct.pack("!BxHI", raw.DSTOPTS, len(first) - 48, zlib.crc32(t))
+    return [first, raw.ipv6(src, dst, FRAGMENT, head + rest, hops=255)]
 
 
 def hidden_error(way: Callable[..., None], src: str, dst: str, following: int) -> Sender:
@@ -385,26 +391,26 @@ def hidden_error(way: Callable[..., None], src: str, dst: str, following: int) -
     return send
 
 
-HIDDEN = {"in-second-fragment": c.DSTOPTS, "with-type-in-second-fragment": ICMPV6}
+HIDDEN = {"in-second-fragment": raw.DSTOPTS, "with-type-in-second-fragment": ICMPV6}
 
 
 def lying_error(src: str, dst: str, node: str, t: bytes) -> bytes:
     """Packet-too-big about a packet to the LAN."""
-    return c.icmpv6_message(src, dst, 2, 0, struct.pack("!I", 1280) + c.udp(node, LAN_HOST, t))
+    return raw.icmpv6_message(src, dst, 2, 0, struct.pack("!I", 1280) + raw.udp(node, LAN_HOST, t))
 
 
 def overlay_error(src: str, dst: str, kind: int, quoted_from: str, quoted_to: str) -> Sender:
     def send(s: Stage, t: bytes) -> None:
         word = 1280 if kind == 2 else 0
-        s.overlay(c.error(src, dst, kind, c.udp(quoted_from, quoted_to, t), word=word))
+        s.overlay(raw.error(src, dst, kind, raw.udp(quoted_from, quoted_to, t), word=word))
 
     return send
 
 
 def tiny_error(s: Stage, t: bytes) -> None:
     """An error in fragments of which the first ends before the quoted packet's source."""
-    message = c.icmpv6_message(POD_A, POD_B, 1, 0, bytes(4) + c.udp(LAN_HOST, REMOTE, t))
-    s.overlay(*c.fragments(POD_A, POD_B, ICMPV6, message, 8))
+    message = raw.icmpv6_message(POD_A, POD_B, 1, 0, bytes(4) + raw.udp(LAN_HOST, REMOTE, t))
+    s.overlay(*raw.fragments(POD_A, POD_B, ICMPV6, message, 8))
 
 
 ATTACKS |= {
@@ -430,18 +436,18 @@ ATTACKS |= {
         "node", overlay_error(REMOTE, LAN_NODE, 1, LAN_NODE, REMOTE)
     ),
     "overlay-error-in-tiny-fragments-as-pod": Case("pod-b", tiny_error),
-    "overlay-echo-as-node": Case("pod-b", lambda s, t: s.overlay(c.icmpv6(NODE, POD_B, 128, t))),
+    "overlay-echo-as-node": Case("pod-b", lambda s, t: s.overlay(raw.icmpv6(NODE, POD_B, 128, t))),
     "overlay-echo-reply-as-pod": Case(
-        "pod-b", lambda s, t: s.overlay(c.icmpv6(POD_A, POD_B, 129, t))
+        "pod-b", lambda s, t: s.overlay(raw.icmpv6(POD_A, POD_B, 129, t))
     ),
     "overlay-private-error-as-pod": Case(
-        "pod-b", lambda s, t: s.overlay(c.icmpv6(POD_A, POD_B, 100, t))
+        "pod-b", lambda s, t: s.overlay(raw.icmpv6(POD_A, POD_B, 100, t))
     ),
     "overlay-reply-of-lan-host": Case(
         "pod-a",
         lambda s, t: s.in_turn(
-            lambda: s.pod(c.udp(POD_A, LAN_HOST, b"a question", sport=777, dport=778)),
-            lambda: s.overlay(c.udp(LAN_HOST, POD_A, t, sport=778, dport=777)),
+            lambda: s.pod(raw.udp(POD_A, LAN_HOST, b"a question", sport=777, dport=778)),
+            lambda: s.overlay(raw.udp(LAN_HOST, POD_A, t, sport=778, dport=777)),
         ),
     ),
 }
@@ -450,13 +456,13 @@ ATTACKS |= {
 
 
 def overlay_tunnelled(protocol: int, dst: str) -> Sender:
-    return lambda s, t: s.overlay(c.ipv6(REMOTE, dst, protocol, c.udp(LAN_NODE, LAN_HOST, t)))
+    return lambda s, t: s.overlay(raw.ipv6(REMOTE, dst, protocol, raw.udp(LAN_NODE, LAN_HOST, t)))
 
 
 def behind_a_redirect(src: str, dst: str, dport: int) -> Sender:
     """The node sends a redirect, which quotes all that fits into 1,280 bytes: the token comes after
     that."""
-    return lambda s, t: s.overlay(c.udp(src, dst, bytes(1280) + t, dport=dport))
+    return lambda s, t: s.overlay(raw.udp(src, dst, bytes(1280) + t, dport=dport))
 
 
 ATTACKS |= {
@@ -471,7 +477,7 @@ ATTACKS |= {
     ),
     **{
         f"overlay-{name}-to-node": Case("node", overlay_tunnelled(protocol, NODE))
-        for name, protocol in c.TUNNELS.items()
+        for name, protocol in raw.TUNNELS.items()
     },
     **{
         f"overlay-{name}-to-node": Case("node", overlay_udp(REMOTE, NODE, port))
@@ -481,13 +487,19 @@ ATTACKS |= {
     "overlay-vxlan-in-fragments": Case("node", overlay_fragments(REMOTE, NODE, 16, 4789)),
     "overlay-gre-behind-options": Case(
         "node",
-        lambda s, t: s.overlay(c.ipv6(REMOTE, NODE, c.DSTOPTS, c.option(c.TUNNELS["gre"]) + t)),
+        lambda s, t: s.overlay(
+            raw.ipv6(REMOTE, NODE, raw.DSTOPTS, raw.option(raw.TUNNELS["gre"]) + t)
+        ),
     ),
     "overlay-vxlan-with-port-in-second-fragment": Case(
         "node",
         lambda s, t: s.overlay(
             *split(
-                REMOTE, NODE, c.udp_segment(REMOTE, NODE, t, dport=4789), c.UDP, bytes(15) + b"\1"
+                REMOTE,
+                NODE,
+                raw.udp_segment(REMOTE, NODE, t, dport=4789),
+                raw.UDP,
+                bytes(15) + b"\1",
             )
         ),
         kernel=True,
@@ -523,7 +535,7 @@ ATTACKS |= {
         f"overlay-error-to-node-{how}": Case(
             "node",
             hidden_error(Stage.overlay, REMOTE, NODE, following),
-            kernel=following != c.DSTOPTS,
+            kernel=following != raw.DSTOPTS,
         )
         for how, following in HIDDEN.items()
     },
@@ -542,28 +554,28 @@ def struct_option(kind: int, data: bytes) -> bytes:
 def solicitation(target: str, t: bytes, mac: bytes = b"") -> bytes:
     """With the sender's MAC; without it where the sender asks for its own address (DAD)."""
     named = struct_option(1, mac) if mac else b""
-    return bytes(4) + c.packed(target) + named + struct_option(200, t + bytes(6))
+    return bytes(4) + raw.packed(target) + named + struct_option(200, t + bytes(6))
 
 
 def advertisement(target: str, t: bytes, link: bytes = b"\x02\0\0\0\0\x99") -> bytes:
     """With the override flag: the receiver must take the new MAC."""
     options = struct_option(2, link) + struct_option(200, t + bytes(6))
-    return b"\x20\0\0\0" + c.packed(target) + options
+    return b"\x20\0\0\0" + raw.packed(target) + options
 
 
 def router_advertisement(t: bytes) -> bytes:
-    prefix = bytes((64, 0xC0)) + b"\0\0\xff\xff" * 2 + bytes(4) + c.packed("2001:db8:bad::")
+    prefix = bytes((64, 0xC0)) + b"\0\0\xff\xff" * 2 + bytes(4) + raw.packed("2001:db8:bad::")
     body = b"\x40\0\x0e\x10" + bytes(8) + struct_option(3, prefix)
     return body + struct_option(200, t + bytes(6))
 
 
 def redirect(target: str, destination: str, t: bytes) -> bytes:
-    addresses = c.packed(target) + c.packed(destination)
+    addresses = raw.packed(target) + raw.packed(destination)
     return bytes(4) + addresses + struct_option(200, t + bytes(6))
 
 
 def nd(src: str, dst: str, kind: int, body: bytes) -> bytes:
-    return c.icmpv6(src, dst, kind, body, hops=255)
+    return raw.icmpv6(src, dst, kind, body, hops=255)
 
 
 ATTACKS |= {
@@ -587,7 +599,7 @@ ATTACKS |= {
         "node", lambda s, t: s.overlay(nd("fe80::5", NODE, 137, redirect("fe80::5", OTHER, t)))
     ),
     "overlay-listener-query": Case(
-        "node", lambda s, t: s.overlay(c.icmpv6("fe80::5", ALL_NODES, 130, bytes(20) + t, hops=1))
+        "node", lambda s, t: s.overlay(raw.icmpv6("fe80::5", ALL_NODES, 130, bytes(20) + t, hops=1))
     ),
 }
 
@@ -614,17 +626,17 @@ for _name, (_source, _kernel) in _NOT_THE_PODS.items():
         ATTACKS[f"pod-as-{_name}-to-overlay"] = Case("tun", pod_udp(_source, REMOTE))
 
 
-def pod_fragments(src: str, dst: str, cut: int, dport: int = c.PORT) -> Sender:
+def pod_fragments(src: str, dst: str, cut: int, dport: int = raw.PORT) -> Sender:
     def send(s: Stage, t: bytes) -> None:
-        segment = c.udp_segment(src, dst, bytes(16) + t + bytes(32), dport=dport)
-        s.pod(*c.fragments(src, dst, c.UDP, segment, cut))
+        segment = raw.udp_segment(src, dst, bytes(16) + t + bytes(32), dport=dport)
+        s.pod(*raw.fragments(src, dst, raw.UDP, segment, cut))
 
     return send
 
 
 def pod_behind(src: str, dst: str, header: int) -> Sender:
     def send(s: Stage, t: bytes) -> None:
-        s.pod(c.ipv6(src, dst, header, c.option(c.UDP) + c.udp_segment(src, dst, t)))
+        s.pod(raw.ipv6(src, dst, header, raw.option(raw.UDP) + raw.udp_segment(src, dst, t)))
 
     return send
 
@@ -635,21 +647,21 @@ ATTACKS |= {
     "pod-as-lan-to-pod": Case("pod-b", pod_udp(LAN_HOST, POD_B)),
     "pod-as-overlay-to-pod": Case("pod-b", pod_udp(REMOTE, POD_B)),
     "pod-as-other-pod-to-cluster-ip": Case("pod-b", pod_udp(FREE, CLUSTER_IP), services=True),
-    "pod-as-other-pod-by-tcp": Case("tun", lambda s, t: s.pod(c.tcp(POD_B, REMOTE, t))),
-    "pod-as-other-pod-by-echo": Case("tun", lambda s, t: s.pod(c.icmpv6(POD_B, REMOTE, 128, t))),
+    "pod-as-other-pod-by-tcp": Case("tun", lambda s, t: s.pod(raw.tcp(POD_B, REMOTE, t))),
+    "pod-as-other-pod-by-echo": Case("tun", lambda s, t: s.pod(raw.icmpv6(POD_B, REMOTE, 128, t))),
     "pod-as-other-pod-in-fragments": Case("tun", pod_fragments(POD_B, REMOTE, 16)),
     "pod-as-other-pod-in-tiny-fragments": Case("tun", pod_fragments(POD_B, REMOTE, 8)),
-    "pod-as-other-pod-behind-options": Case("tun", pod_behind(POD_B, REMOTE, c.DSTOPTS)),
-    "pod-as-other-pod-behind-hop-by-hop": Case("tun", pod_behind(POD_B, REMOTE, c.HOP)),
+    "pod-as-other-pod-behind-options": Case("tun", pod_behind(POD_B, REMOTE, raw.DSTOPTS)),
+    "pod-as-other-pod-behind-hop-by-hop": Case("tun", pod_behind(POD_B, REMOTE, raw.HOP)),
     "pod-error-as-other-pod": Case(
-        "tun", lambda s, t: s.pod(c.error(POD_B, REMOTE, 1, c.udp(REMOTE, POD_B, t)))
+        "tun", lambda s, t: s.pod(raw.error(POD_B, REMOTE, 1, raw.udp(REMOTE, POD_B, t)))
     ),
     "pod-ipv4-to-node": Case(
         "node",
-        lambda s, t: s.pod(c.ipv4_udp("192.0.2.99", V4_NODE, t), kind=c.ETH_P_IP),
+        lambda s, t: s.pod(raw.ipv4_udp("192.0.2.99", V4_NODE, t), kind=raw.ETH_P_IP),
     ),
     "pod-ipv4-to-lan": Case(
-        "lan", lambda s, t: s.pod(c.ipv4_udp("10.9.9.9", V4_HOST, t), kind=c.ETH_P_IP)
+        "lan", lambda s, t: s.pod(raw.ipv4_udp("10.9.9.9", V4_HOST, t), kind=raw.ETH_P_IP)
     ),
     "pod-router-advertisement": Case(
         "node",
@@ -661,12 +673,12 @@ ATTACKS |= {
     "pod-router-advertisement-behind-options": Case(
         "node",
         lambda s, t: s.everyone(
-            c.ipv6(
+            raw.ipv6(
                 POD_A,
                 ALL_NODES,
-                c.DSTOPTS,
-                c.option(ICMPV6)
-                + c.icmpv6_message(POD_A, ALL_NODES, 134, 0, router_advertisement(t)),
+                raw.DSTOPTS,
+                raw.option(ICMPV6)
+                + raw.icmpv6_message(POD_A, ALL_NODES, 134, 0, router_advertisement(t)),
                 hops=255,
             )
         ),
@@ -674,11 +686,11 @@ ATTACKS |= {
     "pod-router-advertisement-in-fragments": Case(
         "node",
         lambda s, t: s.pod(
-            *c.fragments(
+            *raw.fragments(
                 POD_A,
                 ALL_NODES,
                 ICMPV6,
-                c.icmpv6_message(POD_A, ALL_NODES, 134, 0, router_advertisement(t)),
+                raw.icmpv6_message(POD_A, ALL_NODES, 134, 0, router_advertisement(t)),
                 16,
             )
         ),
@@ -705,7 +717,9 @@ ATTACKS |= {
 
 def pod_error(dst: str, kind: int, quoted_from: str, quoted_to: str) -> Sender:
     return lambda s, t: s.pod(
-        c.error(POD_A, dst, kind, c.udp(quoted_from, quoted_to, t), word=1280 if kind == 2 else 0)
+        raw.error(
+            POD_A, dst, kind, raw.udp(quoted_from, quoted_to, t), word=1280 if kind == 2 else 0
+        )
     )
 
 
@@ -724,7 +738,7 @@ ATTACKS |= {
         f"pod-error-{how}": Case(
             "node",
             hidden_error(Stage.pod, POD_A, NODE, following),
-            kernel=following != c.DSTOPTS,
+            kernel=following != raw.DSTOPTS,
         )
         for how, following in HIDDEN.items()
     },
@@ -741,14 +755,14 @@ ATTACKS |= {
             *split(
                 POD_A,
                 REMOTE,
-                c.icmpv6_message(POD_A, REMOTE, 137, 0, redirect(POD_A, OTHER, b"")),
-                c.DSTOPTS,
+                raw.icmpv6_message(POD_A, REMOTE, 137, 0, redirect(POD_A, OTHER, b"")),
+                raw.DSTOPTS,
                 t,
             )
         ),
     ),
     "pod-error-quoting-nothing": Case(
-        "node", lambda s, t: s.pod(c.icmpv6(POD_A, NODE, 1, bytes(4) + t))
+        "node", lambda s, t: s.pod(raw.icmpv6(POD_A, NODE, 1, bytes(4) + t))
     ),
 }
 
@@ -756,7 +770,7 @@ ATTACKS |= {
 
 
 def lan_udp(src: str, dst: str) -> Sender:
-    return lambda s, t: s.lan_wire.send([c.udp(src, dst, t)], s.node_lan_mac)
+    return lambda s, t: s.lan_wire.send([raw.udp(src, dst, t)], s.node_lan_mac)
 
 
 ATTACKS |= {
@@ -784,17 +798,17 @@ def bridge_link_local(s: Stage) -> str:
 
 
 ATTACKS |= {
-    "pod-to-daemon": Case("node", lambda s, t: s.pod(c.tcp(POD_A, NODE, t, dport=9651))),
+    "pod-to-daemon": Case("node", lambda s, t: s.pod(raw.tcp(POD_A, NODE, t, dport=9651))),
     "pod-to-daemon-by-quic": Case("node", pod_udp(POD_A, NODE, 9651)),
     "pod-to-daemon-on-lan-address": Case(
-        "node", lambda s, t: s.pod(c.tcp(POD_A, LAN_NODE, t, dport=9651))
+        "node", lambda s, t: s.pod(raw.tcp(POD_A, LAN_NODE, t, dport=9651))
     ),
     "pod-to-daemon-behind-options": Case(
         "node",
         lambda s, t: s.pod(
-            c.ipv6(
-                *(POD_A, NODE, c.DSTOPTS),
-                c.option(c.UDP) + c.udp_segment(POD_A, NODE, t, dport=9651),
+            raw.ipv6(
+                *(POD_A, NODE, raw.DSTOPTS),
+                raw.option(raw.UDP) + raw.udp_segment(POD_A, NODE, t, dport=9651),
             )
         ),
     ),
@@ -802,18 +816,20 @@ ATTACKS |= {
     "pod-to-daemon-with-port-in-second-fragment": Case(
         "node",
         lambda s, t: s.pod(
-            *split(POD_A, NODE, c.udp_segment(POD_A, NODE, t, dport=9651), c.UDP, bytes(15) + b"\2")
+            *split(
+                POD_A, NODE, raw.udp_segment(POD_A, NODE, t, dport=9651), raw.UDP, bytes(15) + b"\2"
+            )
         ),
         kernel=True,
     ),
     "pod-is-found-as-a-peer": Case(
         "node",
-        lambda s, t: s.everyone(c.udp(POD_A, ALL_NODES, t, dport=9650)),
+        lambda s, t: s.everyone(raw.udp(POD_A, ALL_NODES, t, dport=9650)),
         ROUTED,
     ),
     "pod-to-daemon-at-link-local": Case(
         "node",
-        lambda s, t: s.pod(c.tcp(POD_A, bridge_link_local(s), t, dport=9651)),
+        lambda s, t: s.pod(raw.tcp(POD_A, bridge_link_local(s), t, dport=9651)),
         BRIDGE,
     ),
 }
@@ -822,13 +838,13 @@ ATTACKS |= {
 
 
 def pod_tunnelled(protocol: int, dst: str) -> Sender:
-    return lambda s, t: s.pod(c.ipv6(POD_A, dst, protocol, c.udp(LAN_NODE, LAN_HOST, t)))
+    return lambda s, t: s.pod(raw.ipv6(POD_A, dst, protocol, raw.udp(LAN_NODE, LAN_HOST, t)))
 
 
 ATTACKS |= {
     **{
         f"pod-{name}-to-node": Case("node", pod_tunnelled(protocol, NODE))
-        for name, protocol in c.TUNNELS.items()
+        for name, protocol in raw.TUNNELS.items()
     },
     **{
         f"pod-{name}-to-node": Case("node", pod_udp(POD_A, NODE, port))
@@ -836,20 +852,20 @@ ATTACKS |= {
     },
     "pod-vxlan-to-lan-address-of-node": Case("node", pod_udp(POD_A, LAN_NODE, 4789)),
     "pod-vxlan-to-all-nodes": Case(
-        "node", lambda s, t: s.everyone(c.udp(POD_A, ALL_NODES, t, dport=4789)), ROUTED
+        "node", lambda s, t: s.everyone(raw.udp(POD_A, ALL_NODES, t, dport=4789)), ROUTED
     ),
     "pod-vxlan-in-fragments": Case("node", pod_fragments(POD_A, NODE, 16, 4789)),
     "pod-gre-behind-options": Case(
         "node",
-        lambda s, t: s.pod(c.ipv6(POD_A, NODE, c.DSTOPTS, c.option(c.TUNNELS["gre"]) + t)),
+        lambda s, t: s.pod(raw.ipv6(POD_A, NODE, raw.DSTOPTS, raw.option(raw.TUNNELS["gre"]) + t)),
     ),
 }
 FLOWS |= {
     "pod-vxlan-to-pod": Case("pod-b", pod_udp(POD_A, POD_B, 4789)),
     "pod-vxlan-to-overlay": Case("tun", pod_udp(POD_A, REMOTE, 4789)),
-    "pod-gre-to-overlay": Case("tun", lambda s, t: s.pod(c.ipv6(POD_A, REMOTE, 47, t))),
+    "pod-gre-to-overlay": Case("tun", lambda s, t: s.pod(raw.ipv6(POD_A, REMOTE, 47, t))),
     "bridge-vxlan-to-neighbour": Case(
-        "pod-b", lambda s, t: s.neighbour(c.udp(POD_A, POD_B, t, dport=4789)), BRIDGE
+        "pod-b", lambda s, t: s.neighbour(raw.udp(POD_A, POD_B, t, dport=4789)), BRIDGE
     ),
 }
 
@@ -861,14 +877,14 @@ def to_group(group: str, source: str, kind: int, body: Callable[[bytes], bytes])
 
 
 def from_mac(which: Callable[[Stage], bytes], src: str = POD_A, dst: str = POD_B) -> Sender:
-    return lambda s, t: s.neighbour(c.udp(src, dst, t), source=which(s))
+    return lambda s, t: s.neighbour(raw.udp(src, dst, t), source=which(s))
 
 
 def first_fragment(src: str, dst: str, kind: int, body: bytes, *, cut: int, t: bytes) -> bytes:
     """The first fragment of a message: the one that must not arrive."""
-    message = c.icmpv6_message(src, dst, kind, 0, body)
+    message = raw.icmpv6_message(src, dst, kind, 0, body)
     head = bytes((ICMPV6, 0, 0, 1)) + t[:4] + message[:cut]
-    return c.ipv6(src, dst, c.DSTOPTS, c.marked_option(FRAGMENT, t) + head, hops=255)
+    return raw.ipv6(src, dst, raw.DSTOPTS, raw.marked_option(FRAGMENT, t) + head, hops=255)
 
 
 NONCE = bytes((14, 1)) + bytes(6)  # RFC 3971: an option that precedes the one that counts
@@ -880,17 +896,17 @@ def naming(kind: int, which: Callable[[Stage], bytes], before: bytes) -> Sender:
     def send(s: Stage, t: bytes) -> None:
         target, flags = (POD_B, bytes(4)) if kind == 135 else (POD_A, b"\x20\0\0\0")
         options = before + neighbour_option(kind - 134, which(s), t)
-        s.neighbour(nd(POD_A, POD_B, kind, flags + c.packed(target) + options))
+        s.neighbour(nd(POD_A, POD_B, kind, flags + raw.packed(target) + options))
 
     return send
 
 
 BRIDGED: tuple[tuple[str, Place, Sender], ...] = (
-    ("bridge-as-node", "pod-b", lambda s, t: s.neighbour(c.udp(NODE, POD_B, t))),
-    ("bridge-as-gateway", "pod-b", lambda s, t: s.neighbour(c.udp(GATEWAY, POD_B, t))),
-    ("bridge-as-overlay", "pod-b", lambda s, t: s.neighbour(c.udp(REMOTE, POD_B, t))),
-    ("bridge-as-itself", "pod-b", lambda s, t: s.neighbour(c.udp(POD_B, POD_B, t))),
-    ("bridge-as-link-local", "pod-b", lambda s, t: s.neighbour(c.udp("fe80::1", POD_B, t))),
+    ("bridge-as-node", "pod-b", lambda s, t: s.neighbour(raw.udp(NODE, POD_B, t))),
+    ("bridge-as-gateway", "pod-b", lambda s, t: s.neighbour(raw.udp(GATEWAY, POD_B, t))),
+    ("bridge-as-overlay", "pod-b", lambda s, t: s.neighbour(raw.udp(REMOTE, POD_B, t))),
+    ("bridge-as-itself", "pod-b", lambda s, t: s.neighbour(raw.udp(POD_B, POD_B, t))),
+    ("bridge-as-link-local", "pod-b", lambda s, t: s.neighbour(raw.udp("fe80::1", POD_B, t))),
     ("bridge-mac-of-other-pod", "fdb", from_mac(lambda s: s.b.mac, dst=NODE)),
     ("bridge-mac-of-gateway", "pod-b", from_mac(lambda s: s.gateway_mac)),
     ("bridge-mac-of-nobody", "pod-b", from_mac(lambda s: b"\x02\0\0\0\0\x42")),
@@ -903,8 +919,8 @@ BRIDGED: tuple[tuple[str, Place, Sender], ...] = (
         "bridge-mac-theft-by-listener-report",
         "fdb",
         lambda s, t: s.neighbour(
-            c.icmpv6("::", "ff02::16", 143, bytes(4) + t, hops=1),
-            to=c.multicast_mac("ff02::16"),
+            raw.icmpv6("::", "ff02::16", 143, bytes(4) + t, hops=1),
+            to=raw.multicast_mac("ff02::16"),
             source=s.b.mac,
         ),
     ),
@@ -916,7 +932,7 @@ BRIDGED: tuple[tuple[str, Place, Sender], ...] = (
                 t * 4,
                 to=b"\x01\x80\xc2\0\0" + bytes((last,)),
                 source=s.b.mac,
-                kind=c.ETH_P_LLDP,
+                kind=raw.ETH_P_LLDP,
             ),
         )
         for last in (0x2, 0x3, 0xE)
@@ -924,28 +940,28 @@ BRIDGED: tuple[tuple[str, Place, Sender], ...] = (
     (
         "bridge-arp",
         "pod-b",
-        lambda s, t: s.neighbour(t * 3, to=b"\xff" * 6, kind=c.ETH_P_ARP),
+        lambda s, t: s.neighbour(t * 3, to=b"\xff" * 6, kind=raw.ETH_P_ARP),
     ),
     (
         "bridge-ipv4",
         "pod-b",
-        lambda s, t: s.neighbour(c.ipv4_udp("10.0.0.1", "10.0.0.2", t), kind=c.ETH_P_IP),
+        lambda s, t: s.neighbour(raw.ipv4_udp("10.0.0.1", "10.0.0.2", t), kind=raw.ETH_P_IP),
     ),
     ("bridge-unknown-protocol", "pod-b", lambda s, t: s.neighbour(t * 3, kind=0x9999)),
     (
         "bridge-spoofed-in-a-vlan",
         "pod-b",
-        lambda s, t: s.neighbour(b"\0\x05\x86\xdd" + c.udp(NODE, POD_B, t), kind=0x8100),
+        lambda s, t: s.neighbour(b"\0\x05\x86\xdd" + raw.udp(NODE, POD_B, t), kind=0x8100),
     ),
     (
         "bridge-in-a-vlan",
         "pod-b",
-        lambda s, t: s.neighbour(b"\0\x05\x86\xdd" + c.udp(POD_A, POD_B, t), kind=0x8100),
+        lambda s, t: s.neighbour(b"\0\x05\x86\xdd" + raw.udp(POD_A, POD_B, t), kind=0x8100),
     ),
     (
         "bridge-in-a-service-vlan",
         "pod-b",
-        lambda s, t: s.neighbour(b"\0\x05\x86\xdd" + c.udp(POD_A, POD_B, t), kind=0x88A8),
+        lambda s, t: s.neighbour(b"\0\x05\x86\xdd" + raw.udp(POD_A, POD_B, t), kind=0x88A8),
     ),
     (
         "bridge-rogue-router",
@@ -999,12 +1015,12 @@ BRIDGED: tuple[tuple[str, Place, Sender], ...] = (
         "bridge-advertises-gateway-behind-options",
         "pod-b",
         lambda s, t: s.neighbour(
-            c.ipv6(
+            raw.ipv6(
                 POD_A,
                 POD_B,
-                c.DSTOPTS,
-                c.option(ICMPV6)
-                + c.icmpv6_message(POD_A, POD_B, 136, 0, advertisement(GATEWAY, t)),
+                raw.DSTOPTS,
+                raw.option(ICMPV6)
+                + raw.icmpv6_message(POD_A, POD_B, 136, 0, advertisement(GATEWAY, t)),
                 hops=255,
             )
         ),
@@ -1052,12 +1068,12 @@ BRIDGED: tuple[tuple[str, Place, Sender], ...] = (
         "bridge-solicits-behind-options",
         "pod-b",
         lambda s, t: s.neighbour(
-            c.ipv6(
+            raw.ipv6(
                 POD_A,
                 POD_B,
-                c.DSTOPTS,
-                c.option(ICMPV6)
-                + c.icmpv6_message(
+                raw.DSTOPTS,
+                raw.option(ICMPV6)
+                + raw.icmpv6_message(
                     POD_A,
                     POD_B,
                     135,
@@ -1071,17 +1087,17 @@ BRIDGED: tuple[tuple[str, Place, Sender], ...] = (
     (
         "bridge-too-big-about-neighbour-and-overlay",
         "pod-b",
-        lambda s, t: s.neighbour(c.error(POD_A, POD_B, 2, c.udp(POD_B, REMOTE, t), word=1280)),
+        lambda s, t: s.neighbour(raw.error(POD_A, POD_B, 2, raw.udp(POD_B, REMOTE, t), word=1280)),
     ),
     (
         "bridge-unreachable-about-neighbour-and-node",
         "pod-b",
-        lambda s, t: s.neighbour(c.error(POD_A, POD_B, 1, c.udp(POD_B, NODE, t))),
+        lambda s, t: s.neighbour(raw.error(POD_A, POD_B, 1, raw.udp(POD_B, NODE, t))),
     ),
     (
         "bridge-private-error-about-neighbour",
         "pod-b",
-        lambda s, t: s.neighbour(c.error(POD_A, POD_B, 100, c.udp(POD_B, NODE, t))),
+        lambda s, t: s.neighbour(raw.error(POD_A, POD_B, 100, raw.udp(POD_B, NODE, t))),
     ),
     *(
         (
@@ -1100,8 +1116,8 @@ BRIDGED: tuple[tuple[str, Place, Sender], ...] = (
             *split(
                 POD_A,
                 POD_B,
-                c.icmpv6_message(POD_A, POD_B, 136, 0, advertisement(GATEWAY, b"")),
-                c.DSTOPTS,
+                raw.icmpv6_message(POD_A, POD_B, 136, 0, advertisement(GATEWAY, b"")),
+                raw.DSTOPTS,
                 t,
             )
         ),
@@ -1109,7 +1125,7 @@ BRIDGED: tuple[tuple[str, Place, Sender], ...] = (
     (
         "bridge-listener-query",
         "pod-b",
-        lambda s, t: s.everyone(c.icmpv6("fe80::99", ALL_NODES, 130, bytes(20) + t, hops=1)),
+        lambda s, t: s.everyone(raw.icmpv6("fe80::99", ALL_NODES, 130, bytes(20) + t, hops=1)),
     ),
 )
 ATTACKS |= {name: Case(place, send, BRIDGE) for name, place, send in BRIDGED}
@@ -1119,7 +1135,7 @@ ATTACKS |= {name: Case(place, send, BRIDGE) for name, place, send in BRIDGED}
 
 def daemon_error(src: str, dst: str, code: int, kind: int = 1) -> Sender:
     """The daemon's own error about a packet of `dst`, from whichever address it uses."""
-    return lambda s, t: s.overlay(c.error(src, dst, kind, c.udp(dst, OTHER, t), code=code))
+    return lambda s, t: s.overlay(raw.error(src, dst, kind, raw.udp(dst, OTHER, t), code=code))
 
 
 FLOWS |= {
@@ -1128,13 +1144,13 @@ FLOWS |= {
     "overlay-lowest-source": Case("pod-b", overlay_udp("400::1", POD_B)),
     "overlay-highest-source": Case("pod-b", overlay_udp("5ff:ffff::1", POD_B)),
     "overlay-neighbouring-subnet": Case("pod-b", overlay_udp("5a1:2b3c:4d5e:6f71::1", POD_B)),
-    "overlay-tcp-to-pod": Case("pod-b", lambda s, t: s.overlay(c.tcp(REMOTE, POD_B, t))),
-    "overlay-echo-to-pod": Case("pod-b", lambda s, t: s.overlay(c.icmpv6(REMOTE, POD_B, 128, t))),
-    "overlay-echo-to-node": Case("node", lambda s, t: s.overlay(c.icmpv6(REMOTE, NODE, 128, t))),
-    "overlay-sctp-to-pod": Case("pod-b", lambda s, t: s.overlay(c.ipv6(REMOTE, POD_B, 132, t))),
+    "overlay-tcp-to-pod": Case("pod-b", lambda s, t: s.overlay(raw.tcp(REMOTE, POD_B, t))),
+    "overlay-echo-to-pod": Case("pod-b", lambda s, t: s.overlay(raw.icmpv6(REMOTE, POD_B, 128, t))),
+    "overlay-echo-to-node": Case("node", lambda s, t: s.overlay(raw.icmpv6(REMOTE, NODE, 128, t))),
+    "overlay-sctp-to-pod": Case("pod-b", lambda s, t: s.overlay(raw.ipv6(REMOTE, POD_B, 132, t))),
     "overlay-fragments-to-pod": Case("pod-b", overlay_fragments(REMOTE, POD_B, 16)),
-    "overlay-options-to-pod": Case("pod-b", overlay_behind(REMOTE, POD_B, c.DSTOPTS)),
-    "overlay-hop-by-hop-to-pod": Case("pod-b", overlay_behind(REMOTE, POD_B, c.HOP)),
+    "overlay-options-to-pod": Case("pod-b", overlay_behind(REMOTE, POD_B, raw.DSTOPTS)),
+    "overlay-hop-by-hop-to-pod": Case("pod-b", overlay_behind(REMOTE, POD_B, raw.HOP)),
     "overlay-to-node-port": Case("pod-b", overlay_udp(REMOTE, NODE, NODE_PORT), services=True),
     "overlay-too-big": Case("pod-b", overlay_error(REMOTE, POD_B, 2, POD_B, REMOTE)),
     "overlay-time-exceeded": Case("pod-b", overlay_error("4bb:7:8::", POD_B, 3, POD_B, REMOTE)),
@@ -1147,7 +1163,7 @@ FLOWS |= {
     "daemon-hop-limit": Case("pod-b", daemon_error(f"{SUBNET}::", POD_B, 0, 3)),
     "lan-to-pod": Case(
         "pod-b",
-        lambda s, t: s.lan_wire.send([c.udp(LAN_HOST, POD_B, t)], s.node_lan_mac),
+        lambda s, t: s.lan_wire.send([raw.udp(LAN_HOST, POD_B, t)], s.node_lan_mac),
     ),
     "pod-to-overlay": Case("tun", pod_udp(POD_A, REMOTE)),
     "pod-to-node": Case("node", pod_udp(POD_A, NODE)),
@@ -1155,12 +1171,12 @@ FLOWS |= {
     "pod-to-pod": Case("pod-b", pod_udp(POD_A, POD_B)),
     "pod-to-cluster-ip": Case("pod-b", pod_udp(POD_A, CLUSTER_IP), services=True),
     "pod-to-node-port": Case("pod-b", pod_udp(POD_A, NODE, NODE_PORT), services=True),
-    "pod-tcp-to-overlay": Case("tun", lambda s, t: s.pod(c.tcp(POD_A, REMOTE, t))),
-    "pod-echo-to-overlay": Case("tun", lambda s, t: s.pod(c.icmpv6(POD_A, REMOTE, 128, t))),
+    "pod-tcp-to-overlay": Case("tun", lambda s, t: s.pod(raw.tcp(POD_A, REMOTE, t))),
+    "pod-echo-to-overlay": Case("tun", lambda s, t: s.pod(raw.icmpv6(POD_A, REMOTE, 128, t))),
     "pod-fragments-to-overlay": Case("tun", pod_fragments(POD_A, REMOTE, 16)),
-    "pod-options-to-overlay": Case("tun", pod_behind(POD_A, REMOTE, c.DSTOPTS)),
+    "pod-options-to-overlay": Case("tun", pod_behind(POD_A, REMOTE, raw.DSTOPTS)),
     "pod-unreachable-to-overlay": Case(
-        "tun", lambda s, t: s.pod(c.error(POD_A, REMOTE, 1, c.udp(REMOTE, POD_A, t)))
+        "tun", lambda s, t: s.pod(raw.error(POD_A, REMOTE, 1, raw.udp(REMOTE, POD_A, t)))
     ),
     "pod-asks-for-its-gateway": Case(
         "node",
@@ -1183,9 +1199,9 @@ FLOWS |= {
     "pod-large-echo-to-overlay": Case(
         "tun",
         lambda s, t: s.pod(
-            *c.fragments(
+            *raw.fragments(
                 *(POD_A, REMOTE, ICMPV6),
-                c.icmpv6_message(POD_A, REMOTE, 128, 0, bytes(20) + t),
+                raw.icmpv6_message(POD_A, REMOTE, 128, 0, bytes(20) + t),
                 16,
             )
         ),
@@ -1193,24 +1209,24 @@ FLOWS |= {
     "overlay-large-echo-to-pod": Case(
         "pod-b",
         lambda s, t: s.overlay(
-            *c.fragments(
+            *raw.fragments(
                 *(REMOTE, POD_B, ICMPV6),
-                c.icmpv6_message(REMOTE, POD_B, 128, 0, bytes(20) + t),
+                raw.icmpv6_message(REMOTE, POD_B, 128, 0, bytes(20) + t),
                 16,
             )
         ),
     ),
     "pod-to-port-of-daemons-in-other-pod": Case(
-        "pod-b", lambda s, t: s.pod(c.tcp(POD_A, POD_B, t, dport=9651))
+        "pod-b", lambda s, t: s.pod(raw.tcp(POD_A, POD_B, t, dport=9651))
     ),
     "pod-to-port-of-daemons-on-overlay": Case("tun", pod_udp(POD_A, REMOTE, 9651)),
     "pod-to-port-of-daemons-on-lan": Case("lan", pod_udp(POD_A, LAN_HOST, 9651)),
     "overlay-to-port-of-daemons": Case("node", overlay_udp(REMOTE, NODE, 9651)),
     "overlay-vxlan-to-pod": Case("pod-b", overlay_udp(REMOTE, POD_B, 4789)),
-    "overlay-gre-to-pod": Case("pod-b", lambda s, t: s.overlay(c.ipv6(REMOTE, POD_B, 47, t))),
-    "overlay-esp-to-node": Case("node", lambda s, t: s.overlay(c.ipv6(REMOTE, NODE, 50, t))),
-    "pod-esp-to-overlay": Case("tun", lambda s, t: s.pod(c.ipv6(POD_A, REMOTE, 50, t))),
-    "pod-nothing-to-overlay": Case("tun", lambda s, t: s.pod(c.ipv6(POD_A, REMOTE, 59, t))),
+    "overlay-gre-to-pod": Case("pod-b", lambda s, t: s.overlay(raw.ipv6(REMOTE, POD_B, 47, t))),
+    "overlay-esp-to-node": Case("node", lambda s, t: s.overlay(raw.ipv6(REMOTE, NODE, 50, t))),
+    "pod-esp-to-overlay": Case("tun", lambda s, t: s.pod(raw.ipv6(POD_A, REMOTE, 50, t))),
+    "pod-nothing-to-overlay": Case("tun", lambda s, t: s.pod(raw.ipv6(POD_A, REMOTE, 59, t))),
     "pod-asks-again-for-its-gateway": Case(
         "node",
         lambda s, t: s.everyone(
@@ -1221,10 +1237,10 @@ FLOWS |= {
     ),
     "bridge-unreachable-to-neighbour": Case(
         "pod-b",
-        lambda s, t: s.neighbour(c.error(POD_A, POD_B, 1, c.udp(POD_B, POD_A, t))),
+        lambda s, t: s.neighbour(raw.error(POD_A, POD_B, 1, raw.udp(POD_B, POD_A, t))),
         BRIDGE,
     ),
-    "bridge-pod-to-pod": Case("pod-b", lambda s, t: s.neighbour(c.udp(POD_A, POD_B, t)), BRIDGE),
+    "bridge-pod-to-pod": Case("pod-b", lambda s, t: s.neighbour(raw.udp(POD_A, POD_B, t)), BRIDGE),
     "bridge-solicits-neighbour": Case(
         "pod-b",
         lambda s, t: s.everyone(
@@ -1247,7 +1263,7 @@ FLOWS |= {
     "bridge-listener-report": Case(
         "pod-b",
         lambda s, t: s.everyone(
-            c.icmpv6("::", "ff02::16", 143, bytes(4) + t, hops=1), address="ff02::16"
+            raw.icmpv6("::", "ff02::16", 143, bytes(4) + t, hops=1), address="ff02::16"
         ),
         BRIDGE,
     ),

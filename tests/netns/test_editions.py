@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import crafting as c
 import pytest
-from crafting import Eyes, Wire
+import rawpackets as raw
+from rawpackets import Capture, Wire
 from sites import NODE, REMOTE, STRANGER, Site, conf, connects
 
 import releases
@@ -82,9 +82,9 @@ def is_well(site: Site, networks: list[dict[str, Any]], attachments: list[Attach
 def bombarded(site: Site, *pods: Attached) -> Iterator[None]:
     """While this runs a stranger sends to pods that he must not reach; nothing arrives."""
     token, stop = os.urandom(16), threading.Event()
-    eyes = Eyes()
+    capture = Capture()
     for attached in pods:
-        eyes.watch_wire(attached.address, Wire(attached.pod, "eth0"))
+        capture.watch_wire(attached.address, Wire(attached.pod, "eth0"))
     sent = 0
 
     def send() -> None:
@@ -92,7 +92,7 @@ def bombarded(site: Site, *pods: Attached) -> Iterator[None]:
         while not stop.wait(0.0005):
             for attached in pods:
                 # Each is a flow of its own: packets of a tracked flow would pass.
-                site.tun.write([c.udp(STRANGER, attached.address, os.urandom(16) + token)])
+                site.tun.write([raw.udp(STRANGER, attached.address, os.urandom(16) + token)])
             sent += 1
 
     sender = threading.Thread(target=send)
@@ -102,9 +102,9 @@ def bombarded(site: Site, *pods: Attached) -> Iterator[None]:
     finally:
         stop.set()
         sender.join()
-    eyes.look()
-    arrived = eyes.places(token)
-    eyes.close()
+    capture.look()
+    arrived = capture.places(token)
+    capture.close()
     assert sent > 20
     assert not arrived
 

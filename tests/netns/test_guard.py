@@ -16,9 +16,9 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-import crafting as c
 import pytest
-from crafting import Eyes, Wire
+import rawpackets as c
+from rawpackets import Capture, Wire
 from sites import LAN_HOST, LAN_NODE, NODE, REMOTE, STRANGER, SUBNET, Site, answers, conf, connects
 from tool import Tool
 
@@ -340,7 +340,7 @@ def test_what_it_remembers_of_a_pod_helps_no_other(site: Site) -> None:
     links = {entry["altnames"][0]: entry for entry in site.node.ip("link") if "altnames" in entry}
     theirs = {(links[address]["ifname"], address) for address in (own, other)}
     assert {pair for pair in learned(site) if pair[1] in (own, other)} == theirs
-    eyes = Eyes()
+    eyes = Capture()
     eyes.watch_sockets("node", site.node)
     wire = c.Wire(rogue, "eth0")
     for source, arrives in ((other, False), (NODE, False), (own, True)):
@@ -504,7 +504,7 @@ def test_an_unreachable_peer_is_an_error_and_no_timeout(site: Site) -> None:
         client.settimeout(1)
         client.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVERR, 1)
         client.send(b"question")
-        eyes = Eyes()
+        eyes = Capture()
         eyes.watch_tun("tun", site.tun)
         eyes.look(0.1)
         asked = next(p for p in eyes.seen["tun"] if b"question" in p)
@@ -542,7 +542,7 @@ def carries(site: Site, pod: Pod) -> set[str]:
         found.add("node port")
     if site.delivers(site.node, [c.udp(REMOTE, NODE, tunnelled, dport=4789)], "vx0"):
         found.add("tunnel")
-    eyes = Eyes()
+    eyes = Capture()
     eyes.watch_wire("tunnel", Wire(site.node, "vx0"))
     with pod.inside(), socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sender:
         sender.sendto(tunnelled, (NODE, 4789))
@@ -588,7 +588,7 @@ def test_answers_reach_those_whom_the_node_translates_for(site: Site) -> None:
             }
         }""",
     )
-    eyes = Eyes()
+    eyes = Capture()
     eyes.watch_tun("overlay", site.tun)
     with site.lan.inside():
         client = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
@@ -641,7 +641,7 @@ def test_a_bridge_remembers_nothing_of_what_pods_report(site: Site) -> None:
         for group in groups:
             wish = c.packed(group) + eth0
             member.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, wish)
-        eyes = Eyes()
+        eyes = Capture()
         eyes.watch_wire("bridge", Wire(site.node, "mycelium-br"))
         assert eyes.find(c.packed(groups[0]), within_s=3), "the kernel repeats a report"
         eyes.close()

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import socket
 
-import crafting as c
 import pytest
+import rawpackets as raw
 from sites import LAN_HOST, LAN_NODE, NODE, REMOTE, SUBNET, Site, answers, conf
 
 from mycelium_lab.lab import Lab
@@ -27,13 +27,13 @@ def test_only_what_leaves_the_overlay_is_masqueraded(site: Site, mode: str) -> N
     assert answers(site.lan, LAN_HOST, plain) == bare, "the other network's is not"
     assert answers(plain, bare, pod) == address
     assert answers(site.node, NODE, pod) == address
-    eyes = c.Eyes()
-    eyes.watch_tun("tun", site.tun)
+    capture = raw.Capture()
+    capture.watch_tun("tun", site.tun)
     with pod.inside(), socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as client:
         client.sendto(b"to the overlay", (REMOTE, 53))
-    eyes.look()
-    assert [d[8:24] for d in eyes.seen["tun"] if b"to the overlay" in d] == [c.packed(address)]
-    eyes.close()
+    capture.look()
+    assert [d[8:24] for d in capture.seen["tun"] if b"to the overlay" in d] == [raw.packed(address)]
+    capture.close()
 
 
 @both_modes

@@ -10,8 +10,8 @@ import socket
 from pathlib import Path
 from typing import Literal
 
-import crafting as c
 import pytest
+import rawpackets as raw
 from sites import LAN_HOST, NODE, REMOTE, STRANGER, SUBNET, Site, answers, conf, connects
 
 from mycelium_lab.lab import Lab, await_fact
@@ -86,32 +86,32 @@ def test_what_a_pod_asks_for_is_answered(site: Site, mode: str, ingress: Ingress
     own = asking.getsockname()[1]
     asking.close()
     token = bytes(range(16))
-    assert site.delivers(pod, [c.udp(STRANGER, address, token, sport=53, dport=own)])
+    assert site.delivers(pod, [raw.udp(STRANGER, address, token, sport=53, dport=own)])
     # Path MTU discovery of that flow, by a node that may open nothing.
-    quoted = c.udp(address, STRANGER, token, sport=own, dport=53)
-    assert site.delivers(pod, [c.error("4cc:1::", address, 2, quoted, word=1280)])
+    quoted = raw.udp(address, STRANGER, token, sport=own, dport=53)
+    assert site.delivers(pod, [raw.error("4cc:1::", address, 2, quoted, word=1280)])
 
 
 @pytest.mark.parametrize("ingress", ["cluster", "closed"])
 def test_conntrack_is_not_talked_into_it(site: Site, ingress: Ingress) -> None:
     pod, address = site.attach(policy(ingress, "routed"))
     token = bytes(range(16))
-    assert not site.delivers(pod, [c.tcp(STRANGER, address, token, flags=0x10)]), "bare ACK"
-    assert not site.delivers(pod, [c.tcp(STRANGER, address, token, flags=0x12)]), "SYN ACK"
-    assert not site.delivers(pod, [c.tcp(STRANGER, address, token, flags=0x04)]), "RST"
-    assert not site.delivers(pod, [c.icmpv6(STRANGER, address, 129, token)]), "echo reply"
-    quoted = c.udp(address, STRANGER, token, sport=1, dport=2)  # never sent
-    assert not site.delivers(pod, [c.error(STRANGER, address, 1, quoted)]), "error"
+    assert not site.delivers(pod, [raw.tcp(STRANGER, address, token, flags=0x10)]), "bare ACK"
+    assert not site.delivers(pod, [raw.tcp(STRANGER, address, token, flags=0x12)]), "SYN ACK"
+    assert not site.delivers(pod, [raw.tcp(STRANGER, address, token, flags=0x04)]), "RST"
+    assert not site.delivers(pod, [raw.icmpv6(STRANGER, address, 129, token)]), "echo reply"
+    quoted = raw.udp(address, STRANGER, token, sport=1, dport=2)  # never sent
+    assert not site.delivers(pod, [raw.error(STRANGER, address, 1, quoted)]), "error"
     # A LAN host that pretends to be a pod of the node.
-    lan = c.Wire(site.lan, "under0")
+    lan = raw.Wire(site.lan, "under0")
     shown = site.node.link("under0")
     assert shown
-    eyes = c.Eyes()
-    eyes.watch_wire("pod", c.Wire(pod, "eth0"))
-    lan.send([c.udp(f"{SUBNET}:ff0f::77", address, token)], c.mac(shown["address"]))
-    eyes.look()
-    assert not eyes.places(token)
-    eyes.close()
+    capture = raw.Capture()
+    capture.watch_wire("pod", raw.Wire(pod, "eth0"))
+    lan.send([raw.udp(f"{SUBNET}:ff0f::77", address, token)], raw.mac(shown["address"]))
+    capture.look()
+    assert not capture.places(token)
+    capture.close()
     lan.socket.close()
 
 
@@ -155,13 +155,15 @@ def test_an_address_comes_without_the_connections_of_its_last_owner(
     owner.bind(("::", 4242))
     owner.sendto(b"question", (STRANGER, 53))
     if former == "open":
-        assert site.delivers(pod, [c.udp(REMOTE, address, bytes(range(16)), sport=99)])
+        assert site.delivers(pod, [raw.udp(REMOTE, address, bytes(range(16)), sport=99)])
         owner.sendto(b"answer", (REMOTE, 99))
     owner.close()
     site.node.plugin("DEL", before, pod).succeeded()
     pod, _ = site.attach(tracked, address)
     for source, port in ((STRANGER, 53), (REMOTE, 99)):
-        assert not site.delivers(pod, [c.udp(source, address, os.urandom(16), sport=port)]), source
+        assert not site.delivers(pod, [raw.udp(source, address, os.urandom(16), sport=port)]), (
+            source
+        )
 
 
 @both_modes
@@ -204,7 +206,7 @@ def test_a_tightened_policy_ends_what_it_would_not_have_allowed(site: Site, mode
     server.bind(("::", 4242))
 
     def arrives(source: str, *, dport: int = 4242, to: str = address, sport: int = 99) -> bool:
-        packet = c.udp(source, to, os.urandom(16), sport=sport, dport=dport)
+        packet = raw.udp(source, to, os.urandom(16), sport=sport, dport=dport)
         return site.delivers(pod, [packet])
 
     # To the pod, to a port of the node, and one of the pod's own.
@@ -230,10 +232,10 @@ def test_what_could_not_be_ended_is_ended_by_the_next_add(site: Site) -> None:
     """The first one fails after it has loaded the new policy."""
     site.attach(policy("closed", "routed", "tracked"))
     pod, address = site.attach(policy("open", "routed"))
-    packet = c.udp(STRANGER, address, os.urandom(16), sport=99)
+    packet = raw.udp(STRANGER, address, os.urandom(16), sport=99)
     assert site.delivers(pod, [packet])
     with pod.inside(), socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as server:
-        server.bind(("::", c.PORT))
+        server.bind(("::", raw.PORT))
         server.sendto(b"answer", (STRANGER, 99))
     new = site.node.pod("new")
     table = ["-P", "/proc/sys/net/netfilter/nf_conntrack_count"]
@@ -266,7 +268,7 @@ def test_forwarded_ports_are_judged_by_their_real_source(site: Site, mode: str) 
     )
     for source, passes in ((REMOTE, True), (STRANGER, False)):
         token = os.urandom(16)
-        assert site.delivers(pod, [c.udp(source, NODE, token, dport=30080)]) == passes
+        assert site.delivers(pod, [raw.udp(source, NODE, token, dport=30080)]) == passes
     assert not answers(pod, "2001:db8::1", site.lan, port=30080)
 
 

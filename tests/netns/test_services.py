@@ -110,7 +110,7 @@ while True:
 """
 
 
-class Told:
+class ServicesSite:
     """A node with a pod that serves as API and DNS, and one with a program that knows of them."""
 
     def __init__(self, site: Site, root: Path, resolv_conf: str = CLUSTER_DNS) -> None:
@@ -149,47 +149,49 @@ class Told:
 
 
 @pytest.fixture
-def told(site: Site, root: Path) -> Told:
-    return Told(site, root)
+def cluster(site: Site, root: Path) -> ServicesSite:
+    return ServicesSite(site, root)
 
 
 @MODES
-def test_doctor_asks_the_api_and_dns_from_a_pod_by_what_it_was_told(told: Told, mode: str) -> None:
-    told.serve()
-    told.run(conf("net", mode, serviceNetworks=[NETWORK]))
-    assert told.findings() == [("ok", f"a pod reaches API {SERVICES}, DNS {DNS}")]
+def test_doctor_asks_the_api_and_dns_from_a_pod_by_what_it_was_told(
+    cluster: ServicesSite, mode: str
+) -> None:
+    cluster.serve()
+    cluster.run(conf("net", mode, serviceNetworks=[NETWORK]))
+    assert cluster.findings() == [("ok", f"a pod reaches API {SERVICES}, DNS {DNS}")]
 
 
-def test_doctor_tells_a_pod_without_a_way_to_services(told: Told) -> None:
-    told.serve()
-    told.run(conf())
-    (api, api_found), (dns, dns_found) = told.findings()
+def test_doctor_tells_a_pod_without_a_way_to_services(cluster: ServicesSite) -> None:
+    cluster.serve()
+    cluster.run(conf())
+    (api, api_found), (dns, dns_found) = cluster.findings()
     assert (api, dns) == ("fail", "fail")
     assert f"has no way to the API's Service {SERVICES} port 443" in api_found
     assert f"has no way to the DNS's Service {DNS} port 53" in dns_found
-    advice = told.tool.doctor("services")["advice"]
+    advice = cluster.tool.doctor("services")["advice"]
     assert "defaultRoute" in advice
     assert "serviceNetworks" in advice
 
 
-def test_doctor_tells_services_that_nothing_translates(told: Told) -> None:
-    told.run(conf(serviceNetworks=[NETWORK]))
-    for mark, found in told.findings():
+def test_doctor_tells_services_that_nothing_translates(cluster: ServicesSite) -> None:
+    cluster.run(conf(serviceNetworks=[NETWORK]))
+    for mark, found in cluster.findings():
         assert mark == "fail"
         assert "is refused by" in found
-    assert "kube-proxy" in told.tool.doctor("services")["advice"]
+    assert "kube-proxy" in cluster.tool.doctor("services")["advice"]
 
 
-def test_doctor_tells_services_that_are_silent_and_whose_chain_drops(told: Told) -> None:
-    told.serve()
-    told.run(conf(serviceNetworks=[NETWORK]))
-    told.site.node.run(
+def test_doctor_tells_services_that_are_silent_and_whose_chain_drops(cluster: ServicesSite) -> None:
+    cluster.serve()
+    cluster.run(conf(serviceNetworks=[NETWORK]))
+    cluster.site.node.run(
         ["nft", "-f", "-"],
         input="""table inet theirs {
             chain c { type filter hook forward priority 5; udp dport 53 drop; }
         }""",
     )
-    (fault,) = [one for one in told.findings() if one[0] != "ok"]
+    (fault,) = [one for one in cluster.findings() if one[0] != "ok"]
     assert fault[0] == "fail"
     assert f"gets no answer from the DNS's Service {DNS}" in fault[1]
     assert "theirs c" in fault[1]
@@ -197,8 +199,8 @@ def test_doctor_tells_services_that_are_silent_and_whose_chain_drops(told: Told)
 
 @pytest.mark.parametrize("host", ("$(reboot)", "fd00::1%\x1b[2J", ""))
 def test_doctor_believes_no_nonsense_of_a_pod(site: Site, root: Path, host: str) -> None:
-    told = Told(site, root, "nameserver fd00::53\n")  # its node's, not the cluster's
-    told.run(conf(serviceNetworks=[NETWORK]), host=host, port="0443443")
-    ((mark, found),) = told.findings()
+    cluster = ServicesSite(site, root, "nameserver fd00::53\n")  # its node's, not the cluster's
+    cluster.run(conf(serviceNetworks=[NETWORK]), host=host, port="0443443")
+    ((mark, found),) = cluster.findings()
     assert mark == "skip"
     assert found == "no pod here was told of a cluster's Services"

@@ -11,7 +11,7 @@ from mycelium_cni.kernel.address import format_address
 from mycelium_cni.kernel.facts import Fact
 from mycelium_cni.kernel.snapshot import Snapshot
 from mycelium_ctl.checks.finding import Finding, ok, skip
-from mycelium_ctl.checks.pods import Ought, astray_in_pod, commands, inside
+from mycelium_ctl.checks.pods import ExpectedPod, astray_in_pod, commands, inside
 from mycelium_ctl.checks.routing import ELSEWHERE, Way
 from mycelium_ctl.checks.ruleset import read_dropping
 from mycelium_ctl.echo import (
@@ -75,18 +75,18 @@ def _told(facts: list[Fact], seen: Snapshot) -> list[Finding]:
 
 
 def _on_node(state: State, one: Attached) -> list[Finding]:
-    ought = Ought(state, one)
-    return _told([*ought.on_node(), *ought.reach()], state.seen)
+    expected = ExpectedPod(state, one)
+    return _told([*expected.on_node(), *expected.reach()], state.seen)
 
 
 def _in_pod(state: State, one: Attached) -> list[Finding]:
-    ought = Ought(state, one)
+    expected = ExpectedPod(state, one)
     with state.inside(one) as entered:
         if not entered:
             return [skip("the pod's network namespace cannot be entered from here")]
         with nl.Socket() as socket:
             seen = Snapshot(socket)
-            told = _told(ought.in_pod(seen), seen)
+            told = _told(expected.in_pod(seen), seen)
     return [
         Finding(found.mark, found.found, run=tuple(inside(state, one, line) for line in found.run))
         for found in told

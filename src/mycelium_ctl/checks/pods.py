@@ -49,7 +49,7 @@ class Absent(NamedTuple):
     where: str = ""
 
 
-class Ought:
+class ExpectedPod:
     """The facts of one attachment, in the order in which ADD makes them."""
 
     def __init__(self, state: State, one: Attached) -> None:
@@ -149,7 +149,7 @@ class Ought:
         fresh = State(self.state.where)
         one = next((a for a in fresh.attachments if a.link.index == self.one.link.index), None)
         if one is not None and one.octets:
-            Ought(fresh, one).make()  # the bridge may be back by now
+            ExpectedPod(fresh, one).make()  # the bridge may be back by now
 
     def make(self) -> None:
         """Make what was absent when `state` was read. Raises OSError."""
@@ -232,12 +232,12 @@ def pods(state: State) -> list[Finding] | Finding:
                 )
             )
             continue
-        ought = Ought(state, one)
-        missing = ought.absent()
+        expected = ExpectedPod(state, one)
+        missing = expected.absent()
         looked += 1
         unseen += not _can_enter(state, one)
         if missing:
-            found.append(_lacks(one, missing, ought.restore))
+            found.append(_lacks(one, missing, expected.restore))
     if found:
         return found
     hidden = f", {unseen} of them from outside" if unseen else ""

@@ -14,8 +14,8 @@ from typing import Final, NamedTuple
 
 from mycelium_ctl.checks import suspects
 from mycelium_ctl.checks.finding import Finding, ok, own, skip
+from mycelium_ctl.node.clusterservices import DNS_PORT, KINDS, Service, services
 from mycelium_ctl.node.state import Attached, State
-from mycelium_ctl.node.told import DNS_PORT, KINDS, Service, services
 
 # A refusal of a connection's first packet often arrives while the kernel is still sending it, and
 # is ignored (net/ipv6/tcp_ipv6.c, tcp_v6_err); the second packet goes out a second later.

@@ -23,7 +23,7 @@ import json
 from mycelium_cni.cni.errors import CniError
 from mycelium_ctl.checks import NAMES, examine, onepod
 from mycelium_ctl.checks.finding import Check, Finding
-from mycelium_ctl.checks.pods import Ought
+from mycelium_ctl.checks.pods import ExpectedPod
 from mycelium_ctl.errors import ToolError, refused
 from mycelium_ctl.node import state as nodestate
 from mycelium_ctl.node.rights import blindness, require_rights
@@ -84,7 +84,7 @@ def _about_pod(state: State, wanted: list[str], arguments: argparse.Namespace) -
     require_rights()
     if arguments.fix:
         try:
-            Ought(state, one).restore()
+            ExpectedPod(state, one).restore()
         except OSError as error:
             raise ToolError(refused(error)) from error
         state = State(state.where)

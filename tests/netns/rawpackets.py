@@ -175,7 +175,7 @@ class Wire:
         return b"" if sender[2] == PACKET_OUTGOING else data
 
 
-class Eyes:
+class Capture:
     """Everything that is received at the watched places, by place."""
 
     def __init__(self) -> None:
