@@ -7,7 +7,7 @@ import os
 import stat
 import tempfile
 from contextlib import suppress
-from errno import EACCES, EINVAL, EISDIR, EPERM
+from errno import EACCES, EAGAIN, EINVAL, EISDIR, EPERM
 from pathlib import Path
 from typing import Final
 
@@ -34,10 +34,15 @@ def read(path: Path, *, end: bool = False) -> bytes:
         if kind != stat.S_IFREG:
             number = EISDIR if kind == stat.S_IFDIR else EINVAL
             raise OSError(number, f"it is {_KINDS.get(kind, 'not a regular file')}", str(path))
-        with Path(f"/proc/self/fd/{place}").open("rb") as file:
+        # Some regular files have their readers wait: /proc/kmsg does.
+        fd = os.open(f"/proc/self/fd/{place}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(fd, "rb") as file:  # noqa: PTH123 - a descriptor
             if end:
                 file.seek(max(0, os.fstat(place).st_size - SIZE_LIMIT))
-            return file.read(SIZE_LIMIT + 1)
+            found = file.read(SIZE_LIMIT + 1)
+            if found is None:
+                raise OSError(EAGAIN, "it has nothing to read now", str(path))
+            return found
     finally:
         os.close(place)
 
