@@ -511,7 +511,7 @@ class Socket:
 
         Raises NetlinkError, also when the table keeps changing while it is read.
         """
-        patience: Patience | None = None
+        patience = Patience()
         while True:
             flags = NLM_F_REQUEST | NLM_F_DUMP
             header = _HEADER.pack(16 + len(message.body), message.kind, flags, self._sequence, 0)
@@ -533,7 +533,6 @@ class Socket:
                         payloads.append(payload)
             if not changed:
                 return payloads
-            patience = patience or Patience()
             if patience.is_over:
                 raise NetlinkError(EINTR, f"{message.what} (the table kept changing)")
 

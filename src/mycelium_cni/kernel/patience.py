@@ -14,8 +14,8 @@ _LONGEST_PAUSE_S = 0.05  # a hundred ADDs that ask all the time would keep the k
 
 
 class Patience:
-    """What is left of the time for one thing that is awaited: LIMIT_S from its beginning, or until
-    `call_end`, which `main` sets for the whole call."""
+    """What is left of the time for one thing that is awaited: LIMIT_S from the first question, or
+    until `call_end`, which `main` sets for the whole call."""
 
     # Every runtime waits more than ten seconds. Three are left for the rest of ADD, or its undo.
     LIMIT_S: ClassVar = 7.0
@@ -24,12 +24,14 @@ class Patience:
     __slots__ = ("_end", "_pause")
 
     def __init__(self) -> None:
-        self._end = min(monotonic() + self.LIMIT_S, Patience.call_end)
+        self._end = 0.0  # the clock is not read if nothing has to be awaited
         self._pause = _FIRST_PAUSE_S
 
     @property
     def is_over(self) -> bool:
-        return monotonic() >= self._end
+        now = monotonic()
+        self._end = self._end or min(now + self.LIMIT_S, Patience.call_end)
+        return now >= self._end
 
     def pause(self) -> None:
         """Wait before the next look, a little longer each time."""
