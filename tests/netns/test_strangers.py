@@ -153,14 +153,14 @@ def test_programs_in_a_directory_that_others_may_write_are_not_run(
     assert "uid=0" in loot.read_text()  # so it would be if root owned the directory
     loot.unlink()
     open_to_all.chmod(0o777)
-    assert "what was tried works" in tool("test").stdout
+    assert "all that was tried works" in tool("test").stdout
     tool("doctor")
     monkeypatch.setenv("PATH", str(open_to_all))
     monkeypatch.chdir(open_to_all)  # an empty PATH would mean this
     argv = [*tool.node.lab.command, "test", "--root", str(tool.root)]
     with tool.node.inside():
         done = subprocess.run(argv, capture_output=True, text=True, check=False)
-    assert "what was tried works" in done.stdout
+    assert "all that was tried works" in done.stdout
     assert not loot.exists()
 
 

@@ -47,7 +47,7 @@ def test_a_node_whose_proc_sys_is_read_only(alone: Plugin) -> None:
     pod = alone.host.pod()
     error = call(alone, "ADD", pod, "unshare", "--mount", "sh", "-c", READ_ONLY, "sh")
     assert "disable_ipv6: Read-only file system" in error["msg"]
-    assert error["msg"].endswith("run it in the host, or with /proc/sys writable")
+    assert error["msg"].endswith("run it on the host, or with /proc/sys writable")
     assert set(pod.links()) == {"lo"}
 
 

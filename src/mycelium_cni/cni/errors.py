@@ -105,14 +105,14 @@ def refusal(error: OSError, doing: str = "") -> CniError:
     if number in (EPERM, EACCES):
         advice = "run it as root, with CAP_NET_ADMIN and CAP_SYS_ADMIN"
     elif number == EROFS:
-        advice = "run it in the host, or with /proc/sys writable"
+        advice = "run it on the host, or with /proc/sys writable"
     # nf_tables uses the same two for full sets and chains (NetlinkError).
     elif number in (EMFILE, ENFILE) and type(error) is OSError:
         code = TRY_AGAIN_LATER
         limit = "fs.file-max" if number == ENFILE else "LimitNOFILE of the container runtime"
         advice = f"end processes that hold them, or raise {limit}"
     elif number == ENODEV:
-        code, advice = TRY_AGAIN_LATER, "somebody else has removed or moved the link meanwhile"
+        code, advice = TRY_AGAIN_LATER, "another program removed or moved the link during the call"
     elif number in (ENOMEM, ENOBUFS):
         code, advice = TRY_AGAIN_LATER, "the node is short of memory"
     elif number in (EINTR, EAGAIN):

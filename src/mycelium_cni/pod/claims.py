@@ -47,8 +47,8 @@ def check_address(host: nl.Socket, node: Node, address: bytes, stable: bytes | N
         own = f", and this pod's is {format_address(stable)}" if stable else ""
         raise CniError(
             ADDRESS_TAKEN,
-            f'{requested} is kept for a pod of another name: with "addressing": "stable" all of '
-            f"{prefix} belongs to pods by name{own}",
+            f'{requested} is reserved for a pod of another name: with "addressing": "stable" all '
+            f"of {prefix} belongs to pods by name{own}",
             f"ask for an address outside {prefix}, or for none",
         )
     _check_node(host, address, requested)
@@ -143,8 +143,8 @@ def check_mac(host: nl.Socket, address: bytes, mac: bytes) -> None:
     if own[:1] in (mac[:1], guard.counterpart(mac)[:1]) and mac != own:
         raise CniError(
             ADDRESS_TAKEN,
-            f"{requested} is kept for a pod with another address: MACs that begin with 62 or 66 "
-            f"are made from addresses, and this pod's is {format_mac(own)}",
+            f"{requested} is reserved for a pod with another address: MACs that begin with 62 or "
+            f"66 are made from addresses, and this pod's is {format_mac(own)}",
             "ask for a MAC that begins otherwise, or for none",
         )
     for payload in host.dump(nl.link(nl.RTM_GETLINK, "list links")):

@@ -51,7 +51,7 @@ def conf(state: State) -> Finding:
         elif winner and ours and (winner is ours or directory.by_multus or directory.by_name):
             by = f", called by {winner.path.name}" if directory.by_multus else ""
             how = f", for containers that name {ours.network}" if directory.by_name else by
-            good.append(f"{ours.path} counts{how}")
+            good.append(f"{ours.path} is in use{how}")
         elif winner and ours:
             return Finding(
                 "fail",
@@ -66,12 +66,12 @@ def conf(state: State) -> Finding:
                 run=(own("config", "new", "--output", path),),
             )
         elif winner and directory.by_multus:
-            good.append(f"{winner.path} counts, and may call ours")
+            good.append(f"{winner.path} is in use, and may call ours")
         elif winner:
             kinds = ", ".join(winner.types)
             return Finding(
                 "fail",
-                f"{winner.path} ({kinds}) decides, and it does not call mycelium-cni",
+                f"{winner.path} ({kinds}) comes first, and does not call mycelium-cni",
                 "keep it, and add mycelium-cni behind it in its chain, or as a second network "
                 "through Multus (docs/operate.md); a file of ours before it takes over all pods",
             )

@@ -94,7 +94,7 @@ def _fault(service: Service) -> Fault | None:
     except TimeoutError:
         return Fault(
             f"gets no answer from {place}",
-            "see that kube-proxy runs on this node and knows its pods by their links "
+            "check that kube-proxy runs on this node and knows its pods by their links "
             '(detectLocalMode: InterfaceNamePrefix, myc), that the network has "ipMasq", and that '
             "what is behind the Service answers this node: `kubectl get endpointslices -A`",
         )

@@ -194,6 +194,6 @@ def _report(findings: Findings, fixes: Fixes) -> None:
         hint = f"; --fix can repair {fixable}" if fixable and not fixes.done else ""
         page.say(f"{count(failed, 'check fails', 'checks fail')}, {count(warned, 'warning')}{hint}")
     elif blind := blindness():
-        page.say(f"all is well that can be seen: {blind}")
+        page.say(f"nothing wrong in what can be seen: {blind}")
     else:
         page.say("all is well")

@@ -116,7 +116,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         page.say(
             f"{output}: {count(len(sources), 'file')}, {count(masker.masked, 'value')} masked; "
-            "it tells pod names and addresses, so look through it before you send it"
+            "it contains pod names and addresses, so look through it before you send it"
         )
     return 0
 

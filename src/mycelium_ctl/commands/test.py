@@ -397,6 +397,6 @@ def _report(page: Page, test: LiveTest) -> None:
         known = "" if test.causes else "; `mycelium-cni doctor` finds no cause"
         page.say(f"{failed} of {count(len(trials), 'trial')} failed{known}")
     elif untried:
-        page.say("what was tried works; the overlay was not tried, so this is no pass")
+        page.say("all that was tried works, but the overlay was not tried: not a pass")
     else:
         page.say("all answered, nothing is left behind")

@@ -28,8 +28,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the network configuration")
     group.add_argument("--for", dest="runtime", choices=RUNTIMES, help="where the pods run")
     group.add_argument("--name", help="of the network (mycelium)")
-    group.add_argument("--default-route", action=flag, help="pods' way to all that is not overlay")
-    group.add_argument("--ip-masq", action=flag, help="masquerade to the node's address")
+    group.add_argument("--default-route", action=flag, help="give pods a default route")
+    group.add_argument(
+        "--ip-masq", action=flag, help="let pods leave the overlay with the node's address"
+    )
     group.add_argument(
         "--service-network", action="append", metavar="PREFIX", help="of Kubernetes' Services"
     )

@@ -101,7 +101,7 @@ def unfit(conf: ConfFile, dirs: CniDirs, root: Path) -> Iterator[Fault]:
     if kubernetes and conf.path.suffix == ".conflist" and "portmap" not in conf.types:
         yield Fault(
             0,
-            "the chain has no portmap: a pod's hostPort is ignored in silence",
+            "the chain has no portmap: a pod's hostPort is silently ignored",
             'add {"type": "portmap", "capabilities": {"portMappings": true}} behind mycelium-cni',
             fatal=False,
         )

@@ -113,7 +113,7 @@ def choose_dirs(where: Options, runtime: str | None) -> CniDirs:
     """The directories of the runtime of this name. Without a name, or if it has none here: those
     that a configuration names, else the first."""
     found = find_dirs(where)
-    if runtime == "nomad" and not where.conf_dirs:  # the directory is made by whoever needs it
+    if runtime == "nomad" and not where.conf_dirs:  # Nomad does not make the directory
         conf, bins, whose = NOMAD
         found.append(CniDirs(where.root / conf, where.bin_dirs or _below(where.root, bins), whose))
     wanted = (runtime or "").casefold()
