@@ -40,11 +40,9 @@ BRIDGE: Final = "bridge + host-local"
 PTP: Final = "ptp + host-local"
 LOOPBACK: Final = "loopback"
 KERNEL: Final = "the kernel alone"
-UNGUARDED: Final = "without the guard"
-GUARDED: Final = "with the guard"
 _ORDER: Final = (
     *(STATIC, BRIDGE_MODE, PIP, FLOOR, KERNEL, LOOPBACK, BRIDGE, GRID, PTP),
-    *(UNGUARDED, GUARDED, traffic.HOSTS, traffic.PODS),
+    *(traffic.UNGUARDED, traffic.TRACKED, traffic.GUARDED, traffic.HOSTS, traffic.PODS),
 )
 
 _SETTLE_S: Final = 0.06  # the kernel goes on working for 30 ms after a DEL
@@ -317,18 +315,16 @@ class Bench:
                     self.testbed.remove([pod.netns])
 
     def traffic(self) -> None:
-        """TCP and small packets between two pods, with the guard and without; and what the
-        guard costs an ADD when its rules are loaded."""
+        """TCP and small packets between two pods, with the guard and without, and with connection
+        tracking alone; and what the guard costs an ADD when its rules are loaded."""
         for candidate in self.attaching:
             if candidate.name in (STATIC, BRIDGE_MODE):
                 for took_ms in self._asked_of_guard(candidate):
                     self._note("the guard's part of an ADD", candidate, took_ms)
-        pods = self._pods("traffic", 4 * len(traffic.SETUPS))
-        with traffic.pairs(self.testbed, self._programs, pods) as pairs:
+        with traffic.pairs(self.testbed, self._programs, self._pods) as pairs:
             for turn in self._turns(self.size.traffic_rounds, self.size.traffic_s):
-                for setup, (guarded, unguarded) in pairs.items():
-                    sides = [(GUARDED, guarded), (UNGUARDED, unguarded)]
-                    for name, pair in sides if turn % 2 else reversed(sides):
+                for setup, by_rules in pairs.items():
+                    for name, pair in list(by_rules.items())[:: 1 if turn % 2 else -1]:
                         gbits = pair.gbits(self.testbed, self.size.traffic_megabytes)
                         self._note(f"TCP, {setup}", name, gbits)
                         if turn % self.size.packets_every == 0:

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the guard costs packets: iperf3 between two pods of a node, with our tables and without."""
+"""What the guard costs packets: iperf3 between two pods of a node, with our tables, without, and
+with nothing but the connection tracking that some of them need."""
 
 from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from threading import Thread
@@ -14,16 +15,20 @@ from typing import Any, Final
 from bench.candidates import Candidate, Executables, Pod, ours
 from bench.testbed import BenchError, Testbed
 from mycelium_cni import guard
+from mycelium_cni.kernel import nftables as nf
 from mycelium_lab.lab import Lab, Namespace
 
 PODS: Final = "pod to pod"
 HOSTS: Final = "host to host"
-_TRACKED: Final = {"ingress": "cluster", "ipMasq": True}
+UNGUARDED: Final = "without the guard"
+TRACKED: Final = "connection tracking alone"
+GUARDED: Final = "with the guard"
+_TRACKING: Final = {"ingress": "cluster", "ipMasq": True}
 SETUPS: Final[dict[str, dict[str, object]]] = {
     "routed": {},
     "bridge": {"mode": "bridge"},
-    "routed, cluster + ipMasq": _TRACKED,
-    "bridge, cluster + ipMasq": {"mode": "bridge", **_TRACKED},
+    "routed, cluster + ipMasq": _TRACKING,
+    "bridge, cluster + ipMasq": {"mode": "bridge", **_TRACKING},
 }
 _DATAGRAM: Final = 64  # bytes: small, so that the packet costs and not its content
 
@@ -60,42 +65,52 @@ class Pair:
 
 @contextmanager
 def pairs(
-    testbed: Testbed, programs: Executables, pods: Sequence[Pod]
-) -> Iterator[dict[str, tuple[Pair, Pair]]]:
-    """For each setup a pair with the guard and one without, on nodes otherwise alike.
-    Takes four pods a setup."""
-    remaining = iter(pods)
+    testbed: Testbed, programs: Executables, make_pods: Callable[[str, int], Sequence[Pod]]
+) -> Iterator[dict[str, dict[str, Pair]]]:
+    """For each setup a pair with the guard, one without, and, where the guard tracks connections,
+    one where only the kernel does; on nodes otherwise alike."""
     with ExitStack() as stack:
-        found = {}
-        for number, (name, configuration) in enumerate(SETUPS.items()):
+        found: dict[str, dict[str, Pair]] = {}
+        for number, (setup, configuration) in enumerate(SETUPS.items()):
             plugin = ours(f"traffic {number}", programs.static, **configuration)
-            with_guard, without = (
-                stack.enter_context(
-                    _pair(
-                        testbed, plugin, f"traffic-{number}-{guarded}", remaining, guarded=guarded
-                    )
-                )
-                for guarded in (True, False)
-            )
-            found[name] = (with_guard, without)
+            tracked = (TRACKED,) if configuration.items() >= _TRACKING.items() else ()
+            found[setup] = {}
+            for place, rules in enumerate((UNGUARDED, *tracked, GUARDED)):
+                node = testbed.node(f"traffic-{number}-{place}")
+                pair = _pair(testbed, plugin, node, make_pods(f"talk-{number}-{place}", 2), rules)
+                found[setup][rules] = stack.enter_context(pair)
         yield found
 
 
 @contextmanager
 def _pair(
-    testbed: Testbed, plugin: Candidate, name: str, pods: Iterator[Pod], *, guarded: bool
+    testbed: Testbed, plugin: Candidate, node: str, pods: Sequence[Pod], rules: str
 ) -> Iterator[Pair]:
-    node = testbed.node(name)
-    source, target = next(pods), next(pods)
+    source, target = pods
     results = [
         testbed.run([plugin.call(testbed, "ADD", node, pod)])[0].document
         for pod in (source, target)
     ]
-    if not guarded:
-        with testbed.inside(node):
+    with testbed.inside(node):
+        if rules != GUARDED:
             guard.remove()
+        if rules == TRACKED:
+            _track()
     with _server(testbed, target.netns):
         yield Pair(source.netns, results[1]["ips"][0]["address"].partition("/")[0])
+
+
+def _track() -> None:
+    """Have the kernel track connections, and be ready to translate them."""
+    table = nf.Table(nf.NFPROTO_INET, "tracking")
+    established = nf.mask(nf.host32(nf.CT_ESTABLISHED)), nf.compare(nf.NFT_CMP_NEQ, bytes(4))
+    with nf.Socket() as socket:
+        socket.commit(
+            table.add("bench: what tracking costs"),
+            table.chain("nat", *nf.base("nat", nf.NF_INET_POST_ROUTING, 100)),
+            table.chain("forward", *nf.base("filter", nf.NF_INET_FORWARD, 0)),
+            table.rule("forward", "", nf.ct_state(), *established, nf.verdict(nf.NF_ACCEPT)),
+        )
 
 
 @contextmanager

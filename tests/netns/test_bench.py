@@ -45,12 +45,10 @@ FIGURES = {
     "ADD of pod 12": {OURS, BRIDGE},
     "DEL of pod 12": {OURS, BRIDGE},
     **{
-        f"{what}, {setup}": {"with the guard", "without the guard"}
+        f"{what}, {mode}{policy}": {"with the guard", "without the guard", *more}
         for what in ("TCP", "packet")
-        for setup in (
-            *("routed", "routed, cluster + ipMasq"),
-            *("bridge", "bridge, cluster + ipMasq"),
-        )
+        for mode in ("routed", "bridge")
+        for policy, more in (("", ()), (", cluster + ipMasq", ("connection tracking alone",)))
     },
     **{
         f"{command} with {pods} pods": {OURS}
@@ -87,7 +85,7 @@ def test_the_bench_yields_every_figure(tmp_path: Path) -> None:
         assert measure in done.stdout
         for figure in by_candidate.values():
             assert 0 < figure["p10"] <= figure["median"] <= figure["p90"]
-    assert len(report["targets"]) == 10
+    assert len(report["targets"]) == 11
     assert all(report["machine"].values())
     assert all(report["versions"].values())
     assert "mycelium_cni.verbs" in [each["name"] for each in report["imports"]]
