@@ -103,7 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _cluster(where: Options, log: Log, teller: socket.socket) -> Cluster | None:
     """The Kubernetes cluster, if this process is one of its pods and knows its node's name."""
     name = os.environ.get("NODE_NAME")
-    if not name:
+    if not (name and os.environ.get("KUBERNETES_SERVICE_HOST")):
         return None
     from mycelium_agent import kubernetes  # with OpenSSL
     from mycelium_agent.cluster import Cluster
@@ -111,8 +111,6 @@ def _cluster(where: Options, log: Log, teller: socket.socket) -> Cluster | None:
     from mycelium_lab.own import own_executable
 
     api = kubernetes.own()
-    if api is None:
-        raise ToolError("NODE_NAME is set, and KUBERNETES_SERVICE_HOST is not")
     cluster = Cluster(api, name, log, lambda: teller.send(bytes([LOOK])))
     cluster.start()
     doctor = (own_executable(), "doctor", "--json", *nodestate.as_arguments(where))

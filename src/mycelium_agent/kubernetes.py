@@ -131,8 +131,11 @@ class Api:
             headers["Content-Type"] = content
         host, port = self._where
         try:
-            token = node.read_own(f"{self._secrets}/token").decode("ascii").strip()
-            authority = node.read_own(f"{self._secrets}/ca.crt").decode("ascii")
+            token = node.read_own(f"{self._secrets}/token").decode().strip()
+            authority = node.read_own(f"{self._secrets}/ca.crt").decode()
+        except (OSError, ValueError) as error:
+            raise ApiError(f"no service account in {self._secrets}: {error}") from error
+        try:
             context = ssl.create_default_context(cadata=authority)
             connection = http.client.HTTPConnection(host, port, timeout=PATIENCE_S)
             try:
@@ -158,11 +161,10 @@ class Api:
             ) from error
 
 
-def own() -> Api | None:
-    """The API of the cluster that this process is a pod of; None outside of one."""
-    host = os.environ.get("KUBERNETES_SERVICE_HOST", "")
-    port = os.environ.get("KUBERNETES_SERVICE_PORT", "443")
-    return Api(host, int(port)) if host and port.isascii() and port.isdigit() else None
+def own() -> Api:
+    """The API of the cluster that this process is a pod of. Raises KeyError outside of one."""
+    host, port = (os.environ[f"KUBERNETES_SERVICE_{word}"] for word in ("HOST", "PORT"))
+    return Api(host, int(port))
 
 
 def _keep_alive(connection: socket.socket, patience_s: float) -> None:

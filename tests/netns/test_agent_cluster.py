@@ -166,6 +166,14 @@ def test_a_file_that_somebody_has_changed_opens_nothing_and_is_written_anew(
     member.await_policy(pod, address, REMOTE)
 
 
+def test_uninstall_removes_the_file(member: Member, root: Path) -> None:
+    member.await_word("has the subnets of")
+    member.agent.stop()
+    assert member.tool("uninstall").returncode == 0
+    assert not member.file.exists()
+    assert not (root / "var/lib/mycelium-cni").exists()
+
+
 def test_a_cluster_file_that_is_no_file_is_refused(lab: Lab, tmp_path: Path) -> None:
     network = conf(ingress="cluster", clusterFile=str(tmp_path))
     error = Site(lab).status(network).result
