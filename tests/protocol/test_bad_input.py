@@ -338,6 +338,7 @@ KEYS: Rows = {
     ),
     **key("allowFrom", {"string": "400::/7", "object": {"a": 1}, "number": 5, "true": True}, 7),
     **key("allowFrom", {"too-many": [f"400:{n:x}::/32" for n in range(1025)]}, 7),
+    **key("clusterFile", {**NOT_A_STRING, "nul": "/etc/\0", "relative": "cluster"}, 7),
     **key("guard", {**NOT_A_STRING, "word": "off", "false": False}, 7),
     **key("dns", {"string": "10.0.0.53", "list": ["10.0.0.53"], "number": 5, "true": True}, 6, 7),
     **{

@@ -57,6 +57,7 @@ KNOWN_KEYS = (
     "interfaceName",
     "ingress",
     "allowFrom",
+    "clusterFile",
     "dns",
     "logLevel",
     "capabilities",

@@ -21,6 +21,7 @@ WHO_REACHES_THE_POD = {
     "allow_from": "allowFrom",
     "allowform": "allowFrom",
     "AllowedFrom": "allowFrom",
+    "cluster_file": "clusterFile",
     "ipmasq": "ipMasq",
     "ip-masq": "ipMasq",
     "ipMask": "ipMasq",

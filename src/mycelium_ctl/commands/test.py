@@ -127,7 +127,7 @@ class LiveTest:
         # else the network is configured with is not for throw-away pods.
         wanted = (
             *("name", "mode", "myceliumInterface", "bridge", "netseed", "mtu"),
-            *("ingress", "allowFrom", "guard"),
+            *("ingress", "allowFrom", "clusterFile", "guard"),
         )
         entry = {key: value for key, value in state.entry.items() if key in wanted}
         self._conf: Final = {"cniVersion": "1.1.0", "type": "mycelium-cni", **entry}
