@@ -194,6 +194,13 @@ class Setting(Part):
         return link is not None and link.attribute(kind).rstrip(b"\0") == wanted.rstrip(b"\0")
 
 
+class _Label(Setting):
+    """A text that packets do not need."""
+
+    __slots__ = ()
+    needed = False
+
+
 def mtu(index: int, link: str, octets: int) -> Setting:
     why = "larger packets vanish on the way"
     return Setting(index, link, f"mtu {octets}", (nl.IFLA_MTU, octets), why)
@@ -225,7 +232,7 @@ def group(index: int, link: str, number: int, why: str) -> Setting:
 def alias(index: int, link: str, text: str, why: str) -> Setting:
     """The alias of a link."""
     words = f"alias {quoted(text)}"
-    return Setting(index, link, words, (nl.IFLA_IFALIAS, text.encode()), why)
+    return _Label(index, link, words, (nl.IFLA_IFALIAS, text.encode()), why)
 
 
 class Up(Part):

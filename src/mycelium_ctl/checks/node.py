@@ -116,7 +116,7 @@ def bridge(state: State) -> list[Finding] | Finding:
             f"{name} is {link.kind or 'hardware'}, not a bridge",
             'rename it, or set "bridge" in the network configuration to another name',
         )
-    if waiting := _spanning_tree(state):
+    if waiting := _spanning_tree(state) or _isolated(state):
         return waiting
     # On somebody else's bridge, `setup` makes what pods of older versions need.
     wanted = _of_bridge if link.group == BRIDGE_GROUP else _of_any_bridge
@@ -144,6 +144,28 @@ def _spanning_tree(state: State) -> Finding | None:
     )
 
 
+def _isolated(state: State) -> Finding | None:
+    """Isolated ports of a bridge, or ports that are switched off, do not reach each other."""
+    bridge = state.bridge
+    if bridge is None or not bridge.up:
+        return None
+    ports = [one.link for one in state.attachments if one.link.master == bridge.index]
+    off = [link for link in ports if link.up and link.carrier and not link.port_state]
+    apart = [link for link in ports if link.isolated]
+    if not off and len(apart) < 2:
+        return None
+    lines = [f"bridge link set dev {quoted(link.name)} state {_FORWARDS}" for link in off]
+    lines += [f"bridge link set dev {quoted(link.name)} isolated off" for link in apart]
+    names = ", ".join(link.name for link in off or apart)
+    what = "are switched off" if off else "do not reach each other, being isolated"
+    return Finding(
+        "fail",
+        f"ports {what}: {names}",
+        run=tuple(lines),
+    )
+
+
+_FORWARDS = 3  # linux/if_bridge.h: BR_STATE_FORWARDING
 _AGAIN = ("down", "up")
 _WAITING = (1, 2, 4)  # linux/if_bridge.h: BR_STATE_LISTENING, _LEARNING, _BLOCKING
 
@@ -189,13 +211,17 @@ def _absent(
         return Finding("fail", str(error), own("setup"))
     absent = [fact for fact in expected.absent if wanted(fact)]
     stale = [fact for fact in expected.stale if wanted(fact)]
-    mark: Mark = "fail" if state.attachments else "warn"
     found = [
         Finding("warn", f"stale: {fact.label} ({fact.why})", run=(fact.removal,), fix=_setup(state))
         for fact in stale
     ]
     found += [
-        Finding(mark, f"absent: {fact.label} ({fact.why})", run=(str(fact),), fix=_setup(state))
+        Finding(
+            "fail" if state.attachments and fact.needed else "warn",
+            f"absent: {fact.label} ({fact.why})",
+            run=(str(fact),),
+            fix=_setup(state),
+        )
         for fact in absent
     ]
     return found or ok(all_there)

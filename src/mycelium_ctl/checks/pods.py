@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Final, NamedTuple
 
+from mycelium_cni.cni.config import IPV6_MIN_MTU
 from mycelium_cni.kernel import facts as kinds
 from mycelium_cni.kernel import netlink as nl
 from mycelium_cni.kernel.address import format_address, format_prefix, parse_mac
@@ -16,7 +17,7 @@ from mycelium_cni.kernel.facts import AlternativeName, Fact, Setting, Up
 from mycelium_cni.kernel.link import Link
 from mycelium_cni.kernel.shell import quoted
 from mycelium_cni.kernel.snapshot import Route, Snapshot
-from mycelium_cni.node.facts import LOOPBACK
+from mycelium_cni.node.facts import LINK_LOCAL_GATEWAY, LOOPBACK
 from mycelium_cni.node.marks import group
 from mycelium_cni.node.subnet import Node
 from mycelium_cni.pod import facts
@@ -91,16 +92,19 @@ class ExpectedPod:
             found.append(kinds.master(link.index, link.name, self.bridge, name))
         elif not one.bridged:
             found.append(kinds.alone(link.index, link.name))
-        found.append(kinds.Resolves(link.index, link.name, "neighbours are found"))
+            found.append(kinds.Resolves(link.index, link.name, "neighbours are found"))
         return found + facts.host_switches(self.shape) + facts.host_link(self.shape)
 
     @property
     def mtu(self) -> int:
-        """What the configuration wants, 0 where it is not known."""
-        interface = self.state.interface
+        """What the configuration wants, or less on which both ends agree, as after a change of the
+        configuration; 0 where it is not known."""
+        interface, one = self.state.interface, self.one
         if self.config is None:
             return 0
-        return self.config.mtu or (interface.mtu if interface else 0)
+        wanted = self.config.mtu or (interface.mtu if interface else 0)
+        agreed = one.pod_mtu == one.link.mtu and one.link.mtu >= IPV6_MIN_MTU
+        return min(wanted, one.link.mtu) if agreed else wanted
 
     def in_pod(self, seen: Snapshot) -> list[Fact]:
         """The pod's side, which `seen` shows; routes last."""
@@ -334,6 +338,8 @@ def astray_in_pod(state: State, one: Attached, seen: Snapshot) -> list[Finding]:
         sent = f"what {one.who} sends to {format_address(destination)} is "
         if not bound.leads(one.link.peer):
             sent += bound.refusal or "sent over another link of the pod's"
+        elif bound.gateway not in _gateways(one, destination):
+            sent += f"sent via {_via(bound)}, which is not its gateway"
         elif not free.leads(free.link if free.link in mine else one.link.peer):
             sent += free.refusal or "sent over another link of the pod's"
         elif free.source not in mine.values():
@@ -347,6 +353,18 @@ def astray_in_pod(state: State, one: Attached, seen: Snapshot) -> list[Finding]:
         got = f"what {one.who} gets does not arrive at its address"
         return [_because(state, one, got, seen, one.octets)]
     return []
+
+
+def _gateways(one: Attached, destination: bytes) -> tuple[bytes, ...]:
+    """By which addresses a pod's packets may leave; b"" for on-link."""
+    if not one.bridged:
+        return (LINK_LOCAL_GATEWAY,)
+    bridge = one.octets[:8] + bytes(7) + b"\1"
+    return (bridge, b"") if destination[:8] == one.octets[:8] else (bridge,)
+
+
+def _via(way: Way) -> str:
+    return format_address(way.gateway) if way.gateway else "the link alone"
 
 
 def _hops(destination: bytes) -> int:

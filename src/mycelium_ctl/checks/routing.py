@@ -28,7 +28,7 @@ OVERLAY: Final = format_prefix(MYCELIUM)
 ELSEWHERE: Final = (parse_address("4ff:ffff::1"), parse_address("5ff:ffff::1"))
 
 # linux/xfrm.h
-_NETLINK_XFRM, _XFRM_MSG_GETPOLICY, _XFRM_POLICY_BLOCK = 6, 0x15, 1
+_NETLINK_XFRM, _XFRM_MSG_GETPOLICY, _XFRM_MSG_GETDEFAULT, _XFRM_POLICY_BLOCK = 6, 0x15, 0x28, 1
 _REFUSALS: Final = {
     EACCES: "prohibited",
     EINVAL: "dropped by a blackhole route",
@@ -56,6 +56,7 @@ class Way:
         header = nl.RTMSG.pack(nl.AF_INET6, *lengths, 0, 0, 0, 0, 0, 0)
         question = nl.Message(nl.RTM_GETROUTE, 0, header + nl.encode(attributes), "ask for a route")
         self.link = 0
+        self.gateway = b""
         self.source = source
         self.arrives = False  # at a program of this namespace
         self.refusal = ""
@@ -67,6 +68,7 @@ class Way:
             self.refusal = _REFUSALS[error.errno]
             return
         self.link = route.link
+        self.gateway = route.gateway
         self.source = source or route.source
         self.arrives = route.kind == nl.RTN_LOCAL
         if route.wrapped:
@@ -96,7 +98,8 @@ def overlay_routes(state: State) -> list[Finding] | Finding:
     if interface is None or own is None:
         return skip("the interface has no address yet")
     found = _foreign_routes(state) or _astray(state, interface, own)
-    found += _policies()
+    advice = "`ip xfrm policy` lists it: exempt 400::/7 where it was made"
+    found += [Finding("fail", each, advice) for each in policies()[:1]]
     return found or ok(f"{interface.name} leads to {OVERLAY}, for the node and for its pods")
 
 
@@ -298,8 +301,11 @@ def _is_known(state: State, route: snapshot.Route) -> bool:
     own = state.address or bytes(16)
     if route.protocol == PROTOCOL or (route.link == LOOPBACK and base == own):
         return True
+    if length == 128 and any(one.octets == base for one in state.attachments):
+        return True  # the check `pod-ways` judges what leads to a pod
     if route.kind == nl.RTN_LOCAL:
-        return length == 128 and base[:8] == own[:8]  # a pod's: the check `pod-ways` reports it
+        added = state.interface is not None and route.link == state.interface.index
+        return length == 128 and (added or base[:8] == own[:8])
     if route.kind == nl.RTN_UNREACHABLE:  # like ours, made by somebody else
         return route.destination == MYCELIUM and route.priority > _DAEMON_METRIC
     if route.kind != nl.RTN_UNICAST or route.wrapped or route.table != nl.RT_TABLE_MAIN:
@@ -353,7 +359,10 @@ def pod_ways(state: State) -> list[Finding] | Finding:
         if not way.arrives:
             what = f"packets of {one.who} for its node are {where(state, way)}"
             found.append(because(state, what, own, f"{format_address(own)}/128"))
-    return found or ok(f"{count(len(state.attachments), 'pod')}, each behind its own link")
+    once = {each.run or each.found: each for each in reversed(found)}
+    return list(reversed(once.values())) or ok(
+        f"{count(len(state.attachments), 'pod')}, each behind its own link"
+    )
 
 
 def _misled(state: State, one: Attached, interface: int, link: int) -> list[Finding]:
@@ -366,6 +375,8 @@ def _misled(state: State, one: Attached, interface: int, link: int) -> list[Find
         what = f"{whose} for {one.who} are "
         if not way.leads(link):
             what += f"{where(state, way)}, not to {one.link.name}"
+        elif way.gateway:
+            what += f"sent via {format_address(way.gateway)}, which is not the pod"
         elif not came_in and not on_mycelium(way.source):
             what += f"sent from {format_address(way.source)}, to which it has no route"
         else:
@@ -384,32 +395,33 @@ def _has_no_route(state: State, one: Attached) -> bool:
     )
 
 
-def _policies() -> list[Finding]:
-    """IPsec policies that apply to packets for the overlay (`ip xfrm policy`)."""
+def policies() -> list[str]:
+    """The IPsec policies of the thread's namespace that packets of the overlay may meet
+    (`ip xfrm policy`), in words."""
     try:
         with nl.Socket(_NETLINK_XFRM) as socket:
             listed = socket.dump(nl.Message(_XFRM_MSG_GETPOLICY, 0, b"", "list xfrm policies"))
+            try:
+                defaults = socket.request(nl.Message(_XFRM_MSG_GETDEFAULT, 0, bytes(3), "defaults"))
+            except nl.NetlinkError:
+                defaults = []  # before Linux 5.15
     except OSError:
         return []  # a kernel without IPsec
     found = []
+    if any(_XFRM_POLICY_BLOCK in answer[:3] for answer in defaults):
+        found.append("the default IPsec policy blocks packets (`ip xfrm policy getdefault`)")
     for payload in listed:
         # struct xfrm_selector: daddr, saddr, ports (8), family (2), prefixlen_d, prefixlen_s
-        daddr, family, length = payload[:16], payload[40:42], payload[42]
-        if int.from_bytes(family, "little") != nl.AF_INET6 or not _overlaps(daddr, length):
+        to, from_ = (payload[:16], payload[42]), (payload[16:32], payload[43])
+        if int.from_bytes(payload[40:42], "little") != nl.AF_INET6:
             continue
         blocks = payload[_ACTION_OFFSET] == _XFRM_POLICY_BLOCK
         has_template = _XFRMA_TMPL in nl.decode(payload, _USERPOLICY_SIZE)
-        if blocks or has_template:
+        if _overlaps(*to) and _overlaps(*from_) and (blocks or has_template):
             what = "blocks" if blocks else "encrypts or drops"
-            prefix = format_prefix((daddr, length))
-            found.append(
-                Finding(
-                    "fail",
-                    f"an IPsec policy {what} packets for {prefix}",
-                    "`ip xfrm policy` lists it: exempt 400::/7 where it was made",
-                )
-            )
-    return found[:1]
+            ends = f"from {format_prefix(from_)} to {format_prefix(to)}"
+            found.append(f"an IPsec policy {what} packets {ends}")
+    return found
 
 
 # linux/xfrm.h: struct xfrm_userpolicy_info is 168 bytes, its `action` follows priority, index, dir.

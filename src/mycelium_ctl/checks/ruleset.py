@@ -8,6 +8,7 @@ its known fields; where a rule matches anything else, the result is None or "unk
 from __future__ import annotations
 
 from collections.abc import Iterator
+from socket import IPPROTO_TCP
 from typing import Final, Literal, NamedTuple
 
 from mycelium_cni.kernel import netlink as nl
@@ -17,9 +18,18 @@ Verdict = Literal["accept", "drop", "continue", "unknown"]
 Expression = tuple[str, dict[int, bytes]]
 Decision = tuple[int | None, str | None]  # code and chain of a verdict
 
-FAMILIES: Final = {1: "inet", 10: "ip6", 7: "bridge"}
-# The same numbers in all families: linux/netfilter.h, netfilter_bridge.h.
-HOOKS: Final = {0: "prerouting", 1: "input", 2: "forward", 3: "output", 4: "postrouting"}
+FAMILIES: Final = {1: "inet", 5: "netdev", 10: "ip6", 7: "bridge"}
+# linux/netfilter.h, netfilter_bridge.h, netfilter_netdev.h.
+HOOKS: Final = {
+    0: "prerouting",
+    1: "input",
+    2: "forward",
+    3: "output",
+    4: "postrouting",
+    5: "ingress",
+}
+NETDEV: Final = 5  # NFPROTO_NETDEV
+HOOKS_OF_NETDEV: Final = {0: "ingress", 1: "egress"}
 ECHO_REQUEST, NEIGHBOUR_ADVERTISEMENT = 128, 136
 _DEEPEST: Final = 16  # linux/netfilter/nf_tables.h, NFT_JUMP_STACK_SIZE
 
@@ -34,12 +44,14 @@ class Packet(NamedTuple):
     goes_out: str
     index_in: int
     index_out: int = 0
-    icmp_type: int = ECHO_REQUEST
+    icmp_type: int = ECHO_REQUEST  # 0 of a TCP segment, whose ports are not known
     outward: bool = False  # from a pod
+    answer: bool = False  # to what came the other way
 
 
 class Chain(NamedTuple):
-    """A chain with its rules; `hook` is '' if it is only jumped to."""
+    """A chain with its rules; `hook` is '' if it is only jumped to, `devices` are those of ingress
+    and egress."""
 
     family: int
     table: str
@@ -48,6 +60,7 @@ class Chain(NamedTuple):
     priority: int
     policy: int
     rules: list[list[Expression]]
+    devices: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{FAMILIES[self.family]} {self.table} {self.name}"
@@ -112,13 +125,18 @@ class Ruleset:
         for name, said in rule:
             if name in _ASIDE:
                 continue
-            if name == "reject":
+            if name == "reject" or (name == "target" and nl.text(said[_XT_NAME]) == "REJECT"):
                 return matches, (nf.NF_DROP, None)
             if name == "immediate":
                 decision = verdict_of(name, said)
                 if decision[0] is not None:
                     return matches, decision
                 matches = None
+            elif name == "match":
+                held = _match_of_iptables(said, packet)
+                if held is False:
+                    return False, (None, None)
+                matches = matches if held else None
             elif name in _LOADERS:
                 register, value = _load(name, said, packet, registers)
                 registers[register] = value
@@ -174,11 +192,15 @@ def _read_chains(socket: nl.Socket) -> dict[tuple[int, str, str], Chain]:
         hook = nl.decode(said.get(nf.NFTA_CHAIN_HOOK, b""), 0)
         number = int.from_bytes(hook.get(nf.NFTA_HOOK_HOOKNUM, b"\xff"), "big")
         priority = hook.get(nf.NFTA_HOOK_PRIORITY, bytes(4))
+        listed = nl.attributes(hook.get(_NFTA_HOOK_DEVS, b""), 0)
+        devices = [value for _, value in listed] or [hook.get(_NFTA_HOOK_DEV, b"")]
         chains[family, table, name] = Chain(
-            *(family, table, name, HOOKS.get(number, "")),
+            *(family, table, name),
+            (HOOKS_OF_NETDEV if family == NETDEV else HOOKS).get(number, ""),
             int.from_bytes(priority, "big", signed=True),
             int.from_bytes(said.get(nf.NFTA_CHAIN_POLICY, b"\1"), "big"),
             [],
+            tuple(nl.text(each) for each in devices if each),
         )
     for payload in socket.dump(nf.message(nf.NFT_MSG_GETRULE, 0, "list rules")):
         family, said = payload[0], nl.decode(payload, 4)
@@ -188,7 +210,8 @@ def _read_chains(socket: nl.Socket) -> dict[tuple[int, str, str], Chain]:
     return chains
 
 
-_DORMANT = 1  # linux/netfilter/nf_tables.h, NFT_TABLE_F_DORMANT
+# linux/netfilter/nf_tables.h; the first is NFT_TABLE_F_DORMANT.
+_DORMANT, _NFTA_HOOK_DEV, _NFTA_HOOK_DEVS = 1, 3, 4
 
 
 def _read_elements(
@@ -258,9 +281,9 @@ _ASIDE: Final = {"counter", "log", "limit", "notrack", "last", "quota"}
 
 
 def takes(expression: Expression) -> bool:
-    """Whether an expression drops packets."""
+    """Whether an expression drops packets, or hands them to somebody who may."""
     name, said = expression
-    return name == "reject" or verdict_of(name, said)[0] == nf.NF_DROP
+    return name in ("reject", "queue", "fwd") or verdict_of(name, said)[0] == nf.NF_DROP
 
 
 def _load(
@@ -272,16 +295,15 @@ def _load(
     if name == "payload" and _PAYLOAD_DREG in said:
         return _number(said, _PAYLOAD_DREG), _payload(said, packet)
     if name == "ct" and _number(said, _CT_KEY) == nf.NFT_CT_STATE:
-        # The first packet of a connection; neighbour discovery is not tracked.
-        told = packet.icmp_type == NEIGHBOUR_ADVERTISEMENT
-        return _number(said, _CT_DREG), nf.host32(_UNTRACKED if told else _NEW)
+        return _number(said, _CT_DREG), nf.host32(_state(packet))
     if name == "bitwise":
         return _number(said, 2), _bitwise(said, registers.get(_number(said, 1)))
     return 0, None
 
 
 _META_KEY, _META_DREG, _PAYLOAD_DREG, _CT_KEY, _CT_DREG = 2, 1, 1, 2, 1
-_NEW, _UNTRACKED = 8, 64  # linux/netfilter/nf_conntrack_common.h, NF_CT_STATE_BIT
+# linux/netfilter/nf_conntrack_common.h, NF_CT_STATE_BIT
+_ESTABLISHED, _NEW, _UNTRACKED = 2, 8, 64
 
 
 def _number(said: dict[int, bytes], key: int) -> int:
@@ -313,7 +335,7 @@ def _meta(key: int, packet: Packet) -> bytes | None:
     if key == nf.NFT_META_PROTOCOL:
         return nf.ETH_P_IPV6
     if key == nf.NFT_META_L4PROTO:
-        return bytes((nf.IPPROTO_ICMPV6,))
+        return bytes((_protocol(packet),))
     if key in (nf.NFT_META_IIFNAME, _NFT_META_OIFNAME):
         name = packet.came_in if key == nf.NFT_META_IIFNAME else packet.goes_out
         return name.encode("utf-8", "surrogateescape").ljust(16, b"\0")
@@ -326,15 +348,53 @@ def _meta(key: int, packet: Packet) -> bytes | None:
 _NFT_META_OIF, _NFT_META_OIFNAME = 5, 7  # linux/netfilter/nf_tables.h
 
 
+def _match_of_iptables(said: dict[int, bytes], packet: Packet) -> bool | None:
+    """What one of the two commonest matches of ip6tables says, in its own binary form; None for
+    others. Only a match on the state of a connection is understood (xt_conntrack, revision 3)."""
+    name, info = nl.text(said[_XT_NAME]), said.get(_XT_INFO, b"")
+    if name == "comment":
+        return True
+    if name != "conntrack" or _number(said, _XT_REVISION) != _CONNTRACK or len(info) < 152:
+        return None
+    flags, inverted, states = (
+        int.from_bytes(info[at : at + 2], "little") for at in (146, 148, 150)
+    )
+    if flags != _XT_CONNTRACK_STATE:
+        return None
+    return bool(states & _state(packet)) != bool(inverted & _XT_CONNTRACK_STATE)
+
+
+# linux/netfilter/nf_tables_compat.h (the same for matches and targets), xt_conntrack.h
+_XT_NAME, _XT_REVISION, _XT_INFO, _CONNTRACK, _XT_CONNTRACK_STATE = 1, 2, 3, 3, 1
+
+
+def _state(packet: Packet) -> int:
+    """The state of its connection; neighbour discovery is not tracked."""
+    if packet.icmp_type == NEIGHBOUR_ADVERTISEMENT:
+        return _UNTRACKED
+    return _ESTABLISHED if packet.answer else _NEW
+
+
 def _payload(said: dict[int, bytes], packet: Packet) -> bytes | None:
     base, offset, size = (_number(said, key) for key in (2, 3, 4))
     if base == nf.NFT_PAYLOAD_NETWORK_HEADER:
-        header = b"\x60" + bytes(5) + bytes((nf.IPPROTO_ICMPV6, 64))
+        header = b"\x60" + bytes(5) + bytes((_protocol(packet), 64))
         header += packet.source + packet.destination
         return header[offset : offset + size] if offset + size <= len(header) else None
-    if base == nf.NFT_PAYLOAD_TRANSPORT_HEADER and offset + size <= 2:
+    if base != nf.NFT_PAYLOAD_TRANSPORT_HEADER:
+        return None
+    if packet.icmp_type and offset + size <= 2:
         return bytes((packet.icmp_type, 0))[offset : offset + size]
+    if not packet.icmp_type and (offset, size) == (_TCP_FLAGS_OFFSET, 1):
+        return _SYN_ACK if packet.answer else _SYN
     return None
+
+
+_TCP_FLAGS_OFFSET, _SYN, _SYN_ACK = 13, b"\x02", b"\x12"  # RFC 9293, section 3.1
+
+
+def _protocol(packet: Packet) -> int:
+    return nf.IPPROTO_ICMPV6 if packet.icmp_type else IPPROTO_TCP
 
 
 def _bitwise(said: dict[int, bytes], value: bytes | None) -> bytes | None:

@@ -15,10 +15,14 @@ from mycelium_cni.kernel import netlink as nl
 from mycelium_cni.kernel import nftables as nf
 from mycelium_cni.kernel import sysctl
 from mycelium_cni.kernel.link import Link
+from mycelium_ctl.checks.routing import policies
 from mycelium_ctl.checks.ruleset import Ruleset, takes
 from mycelium_ctl.node.state import Attached, State
 
 MOST: Final = 4  # that are named
+
+# Expressions that send packets elsewhere or change their addresses (net/netfilter/nft_*.c).
+_REWRITERS: Final = frozenset(("nat", "redir", "masq", "tproxy", "synproxy", "dup"))
 
 # linux/rtnetlink.h and if_link.h
 _RTM_GETQDISC, _TCA_KIND, _IFLA_XDP, _IFLA_XDP_ATTACHED = 38, 1, 43, 2
@@ -49,22 +53,27 @@ def _listed(found: list[str]) -> str:
 
 
 def chains() -> Iterator[str]:
-    """Chains of other programs that drop something."""
+    """Chains of other programs that drop something, and what else the namespace may drop all by."""
     try:
         ruleset = Ruleset()
     except OSError:
         return
-    for chain in ruleset.chains.values():
-        ours = chain.table.startswith(guard.TABLE_NAME)
-        drops = any(takes(each) for rule in chain.rules for each in rule)
-        if not ours and (chain.policy == nf.NF_DROP or drops):
+    others = [
+        each for each in ruleset.chains.values() if not each.table.startswith(guard.TABLE_NAME)
+    ]
+    for chain in others:
+        if chain.policy == nf.NF_DROP or any(takes(each) for rule in chain.rules for each in rule):
             yield f"chain {chain}"
+    for chain in others:
+        if any(name in _REWRITERS for rule in chain.rules for name, _ in rule):
+            yield f"chain {chain}, which rewrites packets"
     try:
         with open("/proc/thread-self/net/ip6_tables_names") as listed:  # noqa: PTH123 - of this namespace
             if tables := listed.read().split():
                 yield f"ip6tables-legacy, table {tables[0]}"
     except OSError:
         pass
+    yield from policies()
     if sysctl.get("icmp/echo_ignore_all") != "0":
         yield sysctl.command("icmp/echo_ignore_all", "1").removeprefix("sysctl -w ")
 

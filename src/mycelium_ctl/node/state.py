@@ -47,6 +47,7 @@ IFLA_BRPORT_STATE, IFLA_STATS64, IFLA_CARRIER, IFLA_LINK_NETNSID, IFLA_TARGET_NE
     37,
     46,
 )
+IFLA_BRPORT_ISOLATED = 33
 IFLA_TUN_OWNER, IFLA_TUN_GROUP, IFLA_TUN_PERSIST = 1, 2, 6
 RTA_CACHEINFO = 12
 
@@ -120,8 +121,8 @@ class LinkFacts:
     """A link as RTM_NEWLINK shows it. Counters are the link's own: what it sent, its peer got."""
 
     __slots__ = (
-        *("alias", "altnames", "carrier", "dropped_packets", "group", "index", "kind", "mac"),
-        *("master", "mtu", "name", "nsid", "owned", "peer", "persistent", "port_state"),
+        *("alias", "altnames", "carrier", "dropped_packets", "group", "index", "isolated", "kind"),
+        *("mac", "master", "mtu", "name", "nsid", "owned", "peer", "persistent", "port_state"),
         *("received_bytes", "received_packets", "sent_bytes", "sent_packets", "up"),
     )
 
@@ -151,8 +152,9 @@ class LinkFacts:
         self.carrier: Final = link.attribute(IFLA_CARRIER, b"\0") != b"\0"
         self.persistent: Final = bool(tun.get(IFLA_TUN_PERSIST, b"\0")[0])
         self.owned: Final = IFLA_TUN_OWNER in tun or IFLA_TUN_GROUP in tun
-        # BR_STATE_* of a bridge's port; 0 of another link.
+        # BR_STATE_* of a bridge's port, 0 of another link; it reaches no other isolated port.
         self.port_state: Final = port.get(IFLA_BRPORT_STATE, b"\0")[0]
+        self.isolated: Final = port.get(IFLA_BRPORT_ISOLATED, b"\0") != b"\0"
         self.received_packets: Final = int.from_bytes(counters[0:8], "little")
         self.sent_packets: Final = int.from_bytes(counters[8:16], "little")
         self.received_bytes: Final = int.from_bytes(counters[16:24], "little")
