@@ -66,6 +66,9 @@ PLUGIN_OBJECTS = """
 PLUGIN_FILES = "main.o snapshot.o _json.o start_*.o *crt*.o *libc.a: *libm*.a: *libgcc*.a:"
 
 
+# Room for what CPython allocates before its snapshot: bytes.
+MOST_HEAP = 8 << 20
+
 # Functions of libc that snapshot.c wraps.
 WRAPPED = ["malloc", "calloc", "realloc", "free", "pthread_self"]
 
@@ -104,8 +107,9 @@ class Toolchain:
         run(self._compiler, *self._flags, *flags, "-c", source, "-o", output)
         return output
 
-    def link(self, objects: list[Path], output: Path) -> None:
-        """The static executable, without glibc's warnings: see below."""
+    def link(self, objects: list[Path], output: Path, heap: int) -> None:
+        """The static executable, without glibc's warnings: see below. `heap`: the bytes that its
+        snapshot may have."""
         libraries = self._sysroot / "usr/lib" / self._triplet
         gcc = self._sysroot / "usr/lib/gcc" / self._triplet / "12"
         options = [
@@ -113,6 +117,7 @@ class Toolchain:
             "-Wl,--gc-sections,--build-id=none,-z,relro,-z,now",
             "-Wl,-z,noseparate-code",  # two segments to map instead of four: 0.04 ms
             *[f"-Wl,--wrap={function}" for function in WRAPPED],
+            f"-Wl,--defsym=heap_size={heap}",
             *[f"-Wl,-T,{LAUNCHER / 'snapshot.ld'}", f"-Wl,-T,{self._objects / 'layout.ld'}"],
             # glibc warns that getaddrinfo() and its like look for name service modules on the
             # host. The plugin calls none of them; the tool asks for numbers and localhost only.
@@ -131,8 +136,9 @@ class Toolchain:
             output,
         )
 
-    def take_snapshot(self, linked: Path, output: Path) -> None:
-        """The executable with an interpreter's snapshot in it; see snapshot.c."""
+    def take_snapshot(self, linked: Path, output: Path) -> int:
+        """The executable with an interpreter's snapshot in it; see snapshot.c. Returns how many
+        bytes of the heap it has."""
         names = (".state", ".heap", ".pristine")
         files = {name: linked.with_suffix(name) for name in names}
         sections = [f"{name}={path}" for name, path in files.items()]
@@ -156,6 +162,7 @@ class Toolchain:
         files[".heap"].write_bytes(started.stdout[len(state) :])
         files[".pristine"].write_bytes(pristine.ljust(len(room), b"\0"))
         self._objcopy(linked, output, *[f"--update-section={each}" for each in sections])
+        return int.from_bytes(started.stdout[len(state) :][:8], "little")
 
     def _objcopy(self, source: Path, output: Path, *options: str) -> None:
         run(f"{self._triplet}-objcopy", *options, source, output)
@@ -252,14 +259,14 @@ def assemble(facts: dict[str, Any], output: Path) -> None:
     library = Path(facts["sysroot"], "usr/lib/python3.11")
 
     plugin = bundle.names_below(SOURCE, "mycelium_cni")
-    available = embeddable(facts)
+    available = embeddable(facts) - {"unicodedata"}
     # Looked for in our own folder only: of the standard library the plugin may use what is in C.
     needed = bundle.follow_imports([SOURCE], plugin, frozenset(["__future__"]), available)
     files = {name: _file_of(name) for name in plugin}
     frozen = freeze.freeze(library, files, needed.built_in, objects / "tables.c")
     rich = Path(facts["rich"]["folder"])
     tool = bundle.follow_imports(
-        [SOURCE, rich, library],
+        [SOURCE, LAUNCHER / "instead", rich, library],
         [
             "mycelium_entry",
             *bundle.names_below(SOURCE, "mycelium_ctl"),
@@ -297,7 +304,9 @@ def assemble(facts: dict[str, Any], output: Path) -> None:
         ]
     # With symbols, for the instruction budget and for debuggers; they are not shipped.
     linked, whole = objects / "linked", objects / "mycelium-cni"
-    toolchain.link(compiled, linked)
+    toolchain.link(compiled, linked, MOST_HEAP)
+    used = toolchain.take_snapshot(linked, whole)
+    toolchain.link(compiled, linked, used)  # again, without what is left of it
     toolchain.take_snapshot(linked, whole)
     part = output.with_name(f".{output.name}.part")
     output.parent.mkdir(parents=True, exist_ok=True)

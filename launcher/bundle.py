@@ -21,11 +21,12 @@ ALWAYS = """
 # Modules that the standard library and rich import only for what the tool never asks of them: each
 # such import is in a function, under an `if` or under a `try`.
 NEVER = """
-    IPython _bootsubprocess _pyio attr bz2 cgitb ctypes curses distutils doctest
-    ensurepip ftplib getpass gettext ipywidgets idlelib jupyter lib2to3 locale lzma markdown_it
-    multiprocessing nturl2path optparse pdb pip pkg_resources pydoc pygments rich.markdown
-    rich.syntax rich.traceback setuptools sqlite3 test tkinter tomllib turtle unittest venv
-    webbrowser xml xmlrpc
+    IPython _bootsubprocess _pydecimal _pyio attr bz2 cgitb configparser csv ctypes curses decimal
+    distutils doctest email._header_value_parser email.policy ensurepip fractions ftplib getpass
+    gettext gzip importlib.metadata ipywidgets idlelib jupyter lib2to3 locale lzma markdown_it
+    multiprocessing nturl2path optparse pdb pickle pip pkg_resources plistlib pydoc pygments
+    rich.markdown rich.syntax rich.traceback setuptools sqlite3 statistics tarfile test tkinter
+    tomllib tracemalloc turtle unittest venv webbrowser xml xmlrpc
 """
 EPOCH = (1980, 1, 1, 0, 0, 0)  # a zip file knows no earlier time
 

@@ -5,6 +5,7 @@ EXECUTABLE := dist/mycelium-cni-linux-$(ARCH)
 IMAGE := dist/mycelium-cni-image-$(ARCH).tar
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' src/mycelium_cni/cni/errors.py)
 EMBEDDED := $(wildcard launcher/*.[ch] launcher/*.ld launcher/*.py launcher/*.txt) LICENSE \
+	$(wildcard launcher/instead/*.py launcher/instead/*/*.py) \
 	$(shell find src -type f -not -name '*.pyc')
 EMBEDDED := $(filter-out launcher/arm64vm.py launcher/apt-arm64vm.txt,$(EMBEDDED))
 EMULATED_arm64 := /usr/bin/qemu-aarch64-static

@@ -71,7 +71,7 @@ keep(size_t size, size_t alignment)
     uintptr_t block = (uintptr_t)heap_start + *used + sizeof size;
     block = (block + alignment - 1) & ~(uintptr_t)(alignment - 1);
     if (block > (uintptr_t)heap_end || size > (uintptr_t)heap_end - block) {
-        static const char full[] = "launcher: the snapshot's heap in snapshot.ld is too small\n";
+        static const char full[] = "launcher: MOST_HEAP in assemble.py is too small\n";
         ssize_t told = write(STDERR_FILENO, full, sizeof full - 1); // dprintf() would allocate
         _exit(told < 0 ? 2 : 1);
     }

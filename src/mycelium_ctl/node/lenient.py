@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-import unicodedata
 from bisect import bisect_left
 from collections.abc import Callable
 from itertools import islice
@@ -41,6 +40,23 @@ _QUOTES: Final = {
     "\u201d": "\u201d",
     "\u201e": "\u201c\u201d",  # and low
     "\u00ab": "\u00bb",  # guillemets
+}
+# What editors, word processors and web pages put between words. The tables of unicodedata, with the
+# names of all characters, would be a megabyte of the static executable.
+_INVISIBLE: Final = {
+    "\u00a0": "no-break space",
+    "\u00ad": "soft hyphen",
+    "\u2003": "em space",
+    "\u2009": "thin space",
+    "\u200b": "zero width space",
+    "\u200c": "zero width non-joiner",
+    "\u200d": "zero width joiner",
+    "\u200e": "left-to-right mark",
+    "\u2028": "line separator",
+    "\u202f": "narrow no-break space",
+    "\u2060": "word joiner",
+    "\u3000": "ideographic space",
+    "\ufeff": "zero width no-break space",
 }
 _TEMPLATE: Final = re.compile(
     r"\{\{.{0,200}?\}\}|\{%.{0,200}?%\}|<%.{0,200}?%>|\$\{\w[^}\n]{0,99}\}|\b__[A-Z][A-Z0-9_]*__\b"
@@ -273,9 +289,9 @@ class _Reader:
                 what, remedy = "there is a NUL byte at the end", "remove it: tr -d '\\000'"
             elif here == "\0":
                 what, remedy = "there is a NUL byte", "remove it: tr -d '\\000'"
-            elif unicodedata.category(here) in ("Zs", "Zl", "Zp", "Cf", "Cc"):
-                name = unicodedata.name(here, "a control character").lower()
-                what = f"there is an invisible character (U+{ord(here):04X}, {name})"
+            elif not here.isprintable():
+                name = _INVISIBLE.get(here, "")
+                what = f"there is an invisible character (U+{ord(here):04X}{name and f', {name}'})"
                 remedy = "write a space instead, wherever it stands"
             elif self._text.startswith(("//", "#", "/*"), self._at):
                 self._fault("JSON has no comments", "remove them")
