@@ -197,7 +197,8 @@ def grid(name: str, testbed: Testbed, executable: Path, daemon: Path) -> Candida
     and takes everything else for granted."""
     testbed.etc("netseed", os.urandom(32))
     plugin: dict[str, object] = {"type": "mycelium-cni"}
-    return Candidate(name, [str(executable)], plugin, path=str(daemon.parent))
+    folder = str(executable.parent)
+    return Candidate(name, [str(executable)], plugin, folder, path=str(daemon.parent))
 
 
 def bridge_of_grid(testbed: Testbed, node: str) -> None:
