@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from bench.score import STRACE, PodNames, Score, environment, names_of, read
+from bench.recording import STRACE, PodNames, Recording, environment, names_of, read
 from bench.testbed import SUBNET, BenchError, Call, Testbed
 from mycelium_lab.lab import find_daemon
 
@@ -171,15 +171,17 @@ class Candidate:
 class Floor(Candidate):
     """The C program, which reads its system calls where others read their configuration."""
 
-    scores: dict[str, Score]
+    recordings: dict[str, Recording]
 
     def call(
         self, testbed: Testbed, verb: str, node: str, pod: Pod | None = None, /, **_: object
     ) -> Call:
         assert pod is not None
         names = names_of(pod.number, _network(node), pod.netns, SUBNET)
-        score = testbed.file(f"score-{pod.number}-{verb}", self.scores[verb].encode(names))
-        return Call(node, self.argv, {"CNI_COMMAND": verb}, score)
+        recording = testbed.file(
+            f"recording-{pod.number}-{verb}", self.recordings[verb].encode(names)
+        )
+        return Call(node, self.argv, {"CNI_COMMAND": verb}, recording)
 
 
 def _network(node: str) -> str:
@@ -228,14 +230,14 @@ def floor(testbed: Testbed, executable: Path, plugin: Candidate, node: str, pod:
     )
     names = names_of(pod.number, _network(node), pod.netns, SUBNET)
     found = Floor("C floor", [str(executable)], {})
-    scores = {}
+    recordings = {}
     for verb in ("ADD", "DEL"):
-        scores[verb] = _record(testbed, asking.call(testbed, verb, node, pod), names, verb)
-    object.__setattr__(found, "scores", scores)
+        recordings[verb] = _record(testbed, asking.call(testbed, verb, node, pod), names, verb)
+    object.__setattr__(found, "recordings", recordings)
     return found
 
 
-def _record(testbed: Testbed, call: Call, names: PodNames, verb: str) -> Score:
+def _record(testbed: Testbed, call: Call, names: PodNames, verb: str) -> Recording:
     folder = testbed.folder / f"strace-{verb}"
     folder.mkdir(exist_ok=True)
     for stale in folder.iterdir():

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The floor: what one call of the plugin asks of the kernel, with nothing around it.
 //
-// Reads a score (bench/score.py) from standard input: the system calls that the plugin made for an
-// earlier pod, with this pod's names and addresses put in. Makes the same calls in the same order.
+// Reads a recording (bench/recording.py) from standard input: the system calls that the plugin made for
+// an earlier pod, with this pod's names and addresses put in. Makes the same calls in the same order.
 // Only the link indexes, which nobody knows before the kernel has chosen them, are filled in here.
 
 #define _GNU_SOURCE
@@ -37,7 +37,7 @@ struct patch {
 
 enum { HOST_END, POD_END };
 
-static char score[1 << 16], received[32768], text[256];
+static char recording[1 << 16], received[32768], text[256];
 static uint32_t indexes[2];
 static pid_t child;
 
@@ -130,14 +130,14 @@ static long play(const struct step *step, const char *data) {
 
 int main(void) {
 	size_t end = 0;
-	for (ssize_t size; (size = read(0, score + end, sizeof score - end)) > 0; end += (size_t)size)
+	for (ssize_t size; (size = read(0, recording + end, sizeof recording - end)) > 0; end += (size_t)size)
 		;
-	alarm(5); // a score that does not match must not hang
+	alarm(5); // a recording that does not match must not hang
 	for (size_t at = 0; at < end;) {
-		struct step *step = (void *)(score + at);
+		struct step *step = (void *)(recording + at);
 		struct patch *patches = (void *)(step + 1);
 		char *data = (char *)(patches + step->patches);
-		at = (size_t)(data + step->size - score);
+		at = (size_t)(data + step->size - recording);
 		for (int i = 0; i < step->patches; i++)
 			memcpy(data + patches[i].offset, &indexes[patches[i].end], 4);
 		if (step->call == 'K') { // fork; the parent skips the child's part

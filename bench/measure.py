@@ -163,7 +163,7 @@ class Bench:
             bridge_of_grid(testbed, self.nodes[GRID])
             self._warm_up(theirs, self.nodes[GRID])
             others.append(theirs)
-        pod = self._pods("score", 1)[0]
+        pod = self._pods("recording", 1)[0]
         node = self.nodes[STATIC]
         self.floor: Final = floor(testbed, programs.floor, self.static, node, pod)
         self.nodes[FLOOR] = node

@@ -417,7 +417,7 @@ def test_a_broken_bridge_is_noticed(node: Node, broken: Callable[[Node, Attached
 
 
 @both_modes
-def test_the_next_add_does_not_mend_what_check_says_is_broken(node: Node, mode: Mode) -> None:
+def test_the_next_add_does_not_repair_what_check_says_is_broken(node: Node, mode: Mode) -> None:
     """The runtime decides: it deletes the pod and makes another."""
     attached = fresh(node, mode)
     pod: Pod = attached.pod

@@ -573,7 +573,9 @@ CASES = [
 
 
 @pytest.mark.parametrize(("fault", "mode"), CASES)
-def test_a_fault_is_named_and_mended(checked_nodes: CheckedNodes, fault: Fault, mode: Mode) -> None:
+def test_a_fault_is_named_and_repaired(
+    checked_nodes: CheckedNodes, fault: Fault, mode: Mode
+) -> None:
     with checked_nodes.of(mode) as checked:
         _judge(checked, fault)
 

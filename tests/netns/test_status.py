@@ -101,7 +101,7 @@ EITHER = [two_addresses, loopback_down, no_ipv6_on_loopback]
 
 @pytest.mark.parametrize("broken", EITHER, ids=lambda broken: broken.__name__)
 @both_modes
-def test_a_node_that_must_be_mended_serves_no_new_pods(
+def test_a_node_that_must_be_repaired_serves_no_new_pods(
     node: Node, mode: Mode, broken: Callable[[Node], Broken]
 ) -> None:
     keys, says = broken(node)

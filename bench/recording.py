@@ -78,7 +78,7 @@ class Step:
         return struct.pack("=BBHII", *head) + patches + self.data
 
 
-class Score:
+class Recording:
     """The calls of one ADD or DEL of one pod, for any pod."""
 
     def __init__(self, steps: list[Step], recorded: PodNames) -> None:
@@ -86,7 +86,7 @@ class Score:
         self._words: Final = recorded.words()
 
     def encode(self, pod: PodNames) -> bytes:
-        """The score for `pod`, as floor.c reads it."""
+        """The recording for `pod`, as floor.c reads it."""
         swap = list(zip(self._words, pod.words(), strict=True))
         encoded = b""
         for step in self.steps:
@@ -99,9 +99,9 @@ class Score:
         return encoded
 
 
-def read(folder: Path, pid: int, recorded: PodNames) -> Score:
-    """The score that strace has left in `folder`/strace.<pid>, with the parts of its children."""
-    return Score(list(_Reader(folder, recorded).steps(pid)), recorded)
+def read(folder: Path, pid: int, recorded: PodNames) -> Recording:
+    """What strace has left in `folder`/strace.<pid>, with the parts of its children."""
+    return Recording(list(_Reader(folder, recorded).steps(pid)), recorded)
 
 
 @dataclass
