@@ -309,7 +309,7 @@ def test_an_operator_can_read_it(site: Site) -> None:
     for words in (
         f'"mycelium" comment "subnet {SUBNET}::/64, rules {guard.RULES}"',
         'comment "front: ingress cluster, 1 prefixes allowed',
-        'comment "back: ingress closed, rules',
+        'comment "back: ingress closed, bridge mycelium-br, rules',
         'fib saddr . iif oif missing counter drop comment "not the pod\'s address"',
         f'ip6 daddr != {SUBNET}::/64 counter drop comment "not for this node\'s subnet"',
         'ip6 saddr != 400::/7 counter drop comment "source is not on the overlay"',
@@ -512,6 +512,50 @@ def test_an_unreachable_peer_is_an_error_and_no_timeout(site: Site) -> None:
         site.tun.write([c.error(address, address, 1, asked)])  # as the daemon writes it
         with pytest.raises(OSError, match="unreachable"):
             client.recv(100)
+
+
+# A node looks for few addresses on its bridge that nobody has.
+
+
+def test_a_peer_cannot_fill_the_neighbour_table_through_a_bridge(site: Site) -> None:
+    """All namespaces of the machine share the table's limit of 1,024. Pods are reached meanwhile,
+    and so is a guest that another program put on the bridge, once it has been heard."""
+    pod, address = site.attach(conf(mode="bridge"))
+    guest, there = site.node.pod("guest"), f"{SUBNET}::9"
+    site.node.configure(
+        f"link add tap0 master mycelium-br type veth peer name eth0 netns {guest.netns}",
+        "link set tap0 up",
+    )
+    guest.configure("link set eth0 up", f"address add {there}/64 dev eth0 nodad")
+    await_fact(lambda: site.node.ping(there) is not None, "the guest answers")
+
+    def looked_for(prefix: int) -> int:
+        """How many of 400 addresses are in the table once a packet to each has come."""
+        free = [f"{SUBNET}:{prefix:x}::{n:x}" for n in range(400)]
+        site.tun.write([c.udp(REMOTE, each, b"?") for each in free])
+        assert site.reaches(pod, address, REMOTE)
+        shown = site.node.ip("-6", "neigh", "show", "dev", "mycelium-br", "nud", "all")
+        return sum(each["dst"].startswith(f"{SUBNET}:{prefix:x}:") for each in shown)
+
+    assert looked_for(0xA) == 128
+    site.node.configure(f"neigh del {there} dev mycelium-br")
+    assert site.reaches(guest, there, REMOTE)
+    assert looked_for(0xB) == 0, "while it looks for the first ones"
+    site.node.run(["nft", "delete", "table", "inet", "mycelium-cni"])
+    assert looked_for(0xC) == 400
+
+
+def test_a_free_address_is_looked_for_again_later(site: Site) -> None:
+    """As many as the node may look for at once, and those of a while ago do not count."""
+    site.attach(conf(mode="bridge"))
+    site.tun.write([c.udp(REMOTE, f"{SUBNET}:a::{n:x}", b"?") for n in range(200)])
+    guest, there = site.node.pod("guest"), f"{SUBNET}::9"
+    site.node.configure(
+        f"link add tap0 master mycelium-br type veth peer name eth0 netns {guest.netns}",
+        "link set tap0 up",
+    )
+    guest.configure("link set eth0 up", f"address add {there}/64 dev eth0 nodad")
+    await_fact(lambda: site.reaches(guest, there, REMOTE), "the guest is reached", within_s=20)
 
 
 # Traffic from the overlay ends at this node, unless the configuration says `transit`.
@@ -721,8 +765,8 @@ def test_the_rules_have_a_number(site: Site) -> None:
     wanted = guard.Wanted("net", Config(Network(document)), Node(c.packed(NODE), 1400, True, None))
     port = guard.Port(7, bytes(6), c.packed(NODE), wanted.group)
     messages = [
-        *ruleset.base(peers=False, confined=True),
-        *ruleset.overlay(wanted, known=True, confined=True),
+        *ruleset.base(peers=False, confined=True, bridges=("mycelium-br",)),
+        *ruleset.overlay(wanted, known=True, confined=True, bridged=True),
         *ruleset.network(wanted, known=("to-network", "from-network")),
         *ruleset.bridge_base(),
         *ruleset.bridge_network(wanted.group, closed=True),
@@ -731,7 +775,7 @@ def test_the_rules_have_a_number(site: Site) -> None:
     digest = hashlib.blake2b(digest_size=8)
     for message in messages:
         digest.update(bytes((message.kind & 0xFF,)) + message.body)
-    assert (guard.RULES, digest.hexdigest()) == (8, "387ad8ef31e8d8c7")
+    assert (guard.RULES, digest.hexdigest()) == (8, "26c6335f9c439828")
 
 
 def written() -> dict[str, list[str]]:
@@ -774,6 +818,7 @@ def test_beside_each_rule_stands_what_nft_prints_for_it(site: Site) -> None:
         names = {
             "RULES": str(guard.RULES),
             "INTERFACE": "mycelium",
+            "BRIDGE": "mycelium-br",
             "SUBNET": f"{SUBNET}::/64",
             "SUBNET_NUMBER": hex(int.from_bytes(c.packed(NODE)[:8], "big")),
             "GROUP": str(marks.group(policy["name"])),

@@ -292,12 +292,23 @@ def sweep(host: nl.Socket) -> int:
 
     with nftables.Socket() as socket:
         # Entries first, then links: the entry of a pod attached meanwhile is never taken for stale.
-        known = rules.ports(socket)
+        known, attached = rules.ports(socket), rules.attached(socket)
         live = [port for port in map(port_of, _host_links(host)) if port]
         indexes = {port.index for port in live}
         stale = [port for port in known if port.index not in indexes]
+        addresses = {port.address for port in live}
         if stale:
-            _delete_ports(socket, stale, {port.address for port in live})
+            _delete_ports(socket, stale, addresses)
+        # An older release's DEL leaves these.
+        addresses |= {port.address for port in stale}
+        left = [address for address in attached if address not in addresses]
+        if left:
+            from mycelium_cni.kernel.snapshot import Snapshot  # noqa: PLC0415 - bridge mode only
+
+            own = {address for _, address in Snapshot(host).addresses}
+            left = [address for address in left if address not in own]
+        if left:
+            socket.commit(rules.delete_attached(left))
     return len(stale)
 
 

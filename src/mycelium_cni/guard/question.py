@@ -57,7 +57,7 @@ def is_loaded(wanted: Wanted) -> bool:
         and _uses(prerouting, PREROUTING_USES)
         and _number_of_uses(pods) - PODS_USES in (0, 1, 2)
         and (policy.ingress == "open" or _uses(others.pop(0), FORWARD_USES))
-        and _number_of_uses(from_overlay) - OVERLAY_USES in (0, 1)
+        and _number_of_uses(from_overlay) - OVERLAY_USES in (0, 1, 2)
         # Each bridged pod adds one use to either chain: the difference is that of the rules.
         and _number_of_uses(to) - _number_of_uses(from_) == wanted.surplus
         and _says(overlay, wanted.overlay_words)

@@ -93,14 +93,14 @@ class Survey:
         """All of it, if there is no table yet. No chain comes twice: the second would be an update,
         of which closing the socket awaits the end, a grace period (nft_rcv_nl_event)."""
         wanted = self._wanted
-        asks = wanted.policy.asks
+        asks, bridges = wanted.policy.asks, self._bridges(())[1]
         confined = "transit" not in asks
         messages = [
-            *rules.base(peers="peering" in asks, confined=confined),
-            *rules.overlay(wanted, known=False, confined=confined),
+            *rules.base(peers="peering" in asks, confined=confined, bridges=bridges),
+            *rules.overlay(wanted, known=False, confined=confined, bridged=bool(bridges)),
             *rules.network(wanted, known=()),
         ]
-        if wanted.bridged or self._ports:
+        if bridges:
             messages += rules.bridge_base()
             if wanted.bridged and wanted.policy.ingress == "closed":
                 messages += rules.bridge_network(wanted.group, closed=True)
@@ -125,13 +125,14 @@ class Survey:
         there = self._inet
         asked = [self._asked(switch, records) for switch in ("peering", "transit")]
         (_, peers), (_, open_) = asked
-        messages = [*rules.base(peers=peers, confined=not open_)]
+        had, bridges = self._bridges(records)
+        messages = [*rules.base(peers=peers, confined=not open_, bridges=bridges)]
         if "forward" in there.hooks or any(record.ingress != "open" for record in records):
             messages += rules.forward()
         if "postrouting" in there.hooks or any(record.masquerade for record in records):
             messages += rules.postrouting()
         for lack in _shared(rules.INET, there, messages, PODS_CHAIN):
-            changed = any(before != now for before, now in asked)
+            changed = bridges != had or any(before != now for before, now in asked)
             yield Lack(lack.words, lack.messages, fault=lack.fault and not changed)
 
     def _asked(self, switch: str, records: Iterable[Record]) -> tuple[bool, bool]:
@@ -140,18 +141,32 @@ class Survey:
         now = asking - {self._wanted.group} or switch in self._wanted.policy.asks
         return bool(asking), bool(now)
 
+    def _bridges(self, records: Iterable[Record]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The bridges that had pods of the node's networks, and those that have now. An older
+        release's record names none."""
+        wanted = self._wanted
+        had = {name for each in records for name in each.bridges}
+        others = [each for each in records if each.group != wanted.group]
+        now = {name for each in others for name in each.bridges}
+        if wanted.bridged or (self._ports and not now):
+            now.add(wanted.bridge)
+        return (*sorted(had),), (*sorted(now),)
+
     def _overlay(self, records: Iterable[Record]) -> Iterator[Lack]:
         wanted, there = self._wanted, self._inet
         before, open_ = self._asked("transit", records)
+        had, bridges = self._bridges(records)
         key = wanted.interface_key
         chain, words = there.element("overlays", key)
-        messages = rules.overlay(wanted, known=there.has("overlays", key), confined=not open_)
+        known = there.has("overlays", key)
+        messages = rules.overlay(wanted, known=known, confined=not open_, bridged=bool(bridges))
         lacking = there.lacks(Content().apply(rules.INET.family, messages))
         if not chain:
             lacking = f"does not guard {wanted.interface}"
         if lacking:
             lost = not there.rules.get(chain)
-            fault = lost or (words == wanted.overlay_words and open_ == before)
+            same = open_ == before and bridges == had
+            fault = lost or (words == wanted.overlay_words and same)
             yield Lack(_said(rules.INET, lacking), messages, fault=fault)
 
     def _networks(self, records: Iterable[Record]) -> Iterator[Lack]:
@@ -205,19 +220,29 @@ class Survey:
                 yield Lack(_said(rules.BRIDGE, lacking), messages, fault=fault)
 
     def _entries(self, index: int) -> Iterator[Lack]:
-        lacking = []
+        lacking, unable = [], []
         for port in self._ports:
-            for table, there in ((rules.INET, self._inet), (rules.BRIDGE, self._bridge)):
-                if there.lacks(Content().apply(table.family, rules.add_ports([port]))):
-                    lacking.append(port)
-                    break
+            messages = rules.add_ports([port])
+            if self._lacks(messages):
+                lacking.append(port)
+                # A pod that another release attached is not in the last of them: it takes part as a
+                # guest does.
+                if self._lacks(messages[:-1]):
+                    unable.append(port)
         if lacking:
             old = [m for port in lacking for m in rules.delete_ports([port]) if self._is_known(m)]
             chains = rules.network_chains({port.group for port in lacking})
             words = f"does not know {len(lacking)} of the node's bridged pods"
             messages = [*chains, *old, *rules.add_ports(lacking)]
-            fault = any(port.index == index for port in lacking)
+            fault = any(port.index == index for port in unable)
             yield Lack(_said(rules.BRIDGE, words), messages, fault=fault)
+
+    def _lacks(self, messages: list[nl.Message]) -> bool:
+        """Whether one of the tables lacks what these messages add."""
+        return any(
+            there.lacks(Content().apply(table.family, messages))
+            for table, there in ((rules.INET, self._inet), (rules.BRIDGE, self._bridge))
+        )
 
     def _is_known(self, deletion: nl.Message) -> bool:
         """Whether the one element that a message deletes is there."""

@@ -11,6 +11,8 @@ A comment that begins with `nft:` is what `nft list` prints for the chain or rul
 
 from __future__ import annotations
 
+from errno import ENOENT
+
 from mycelium_cni.guard.wanted import (
     BRIDGE_CHAIN,
     BRIDGE_WORDS,
@@ -19,6 +21,7 @@ from mycelium_cni.guard.wanted import (
     TABLE_NAME,
     Port,
     from_chain,
+    link_key,
     overlay_chain,
     to_chain,
     transit_chain,
@@ -106,6 +109,7 @@ _ERRORS, _TUNNELS, _PEERING = f"errors-{RULES}", f"tunnels-{RULES}", f"peering-{
 _OTHERS = f"others-{RULES}"
 _SOLICITATION, _ADVERTISEMENT = f"solicitation-{RULES}", f"advertisement-{RULES}"
 _UNSPECIFIED = f"unspecified-{RULES}"
+_UNATTACHED, _SEEK = f"unattached-{RULES}", f"sought-{RULES}"
 
 
 def _type(number: int) -> tuple[nl.Attribute, ...]:
@@ -158,9 +162,9 @@ def _quoted(offset: int, size: int, register: int = nf.NFT_REG_1) -> nl.Attribut
 def _once(make: Callable[..., list[nl.Message]]) -> Callable[..., tuple[nl.Message, ...]]:
     """What is always the same is made when it is first asked for; in the static executable it has
     been, in the rehearsal."""
-    made: dict[tuple[tuple[str, bool], ...], tuple[nl.Message, ...]] = {}
+    made: dict[tuple[tuple[str, object], ...], tuple[nl.Message, ...]] = {}
 
-    def get(**asked: bool) -> tuple[nl.Message, ...]:
+    def get(**asked: object) -> tuple[nl.Message, ...]:
         key = (*asked.items(),)
         if key not in made:
             made[key] = (*make(**asked),)
@@ -170,10 +174,17 @@ def _once(make: Callable[..., list[nl.Message]]) -> Callable[..., tuple[nl.Messa
 
 
 @_once
-def base(*, peers: bool, confined: bool) -> list[nl.Message]:
+def base(*, peers: bool, confined: bool, bridges: tuple[str, ...]) -> list[nl.Message]:
     """The table, its maps, and the chains that do not depend on a node or a network. `peers`: pods
-    may become peers of the node's daemon. `confined`: nobody enters the node's tunnels."""
+    may become peers of the node's daemon. `confined`: nobody enters the node's tunnels. `bridges`:
+    those that have pods."""
     table = INET
+    guests = table.rule(
+        "bridged",
+        "",
+        *(*_IPV6, *_ICMPV6, _SADDR, nf.lookup("attached", inverted=True)),
+        *(_SADDR, nf.learn("guests")),
+    )
     into_tunnels = (*_NO_TCP, nf.verdict(nf.NFT_JUMP, _TUNNELS))
     link = nf.meta(nf.NFT_META_IIF)
     sender = (
@@ -228,9 +239,12 @@ def base(*, peers: bool, confined: bool) -> list[nl.Message]:
         table.rule(_ERRORS, "ICMPv6 error about a packet it was not sent, or too many", *_DROP),
         *(() if peers else _no_peers()),
         *(_tunnels() if confined else ()),
+        *(_unattached(bridges) if bridges else ()),
         # nft: chain inet bridged
         table.chain("bridged"),
         table.flush_chain("bridged"),
+        # nft: meta l4proto ipv6-icmp ip6 saddr != @attached add @guests { ip6 saddr }
+        *([guests] if bridges else ()),
         # nft: @th,0,32 & 0xfffe == 0x25b2 jump peering-$RULES
         *(() if peers else [_to_daemon("bridged")]),
         # nft: meta l4proto != tcp jump tunnels-$RULES
@@ -350,6 +364,41 @@ def _to_daemon(chain: str) -> nl.Message:
     return INET.rule(chain, "", *_PORTS_OF_PEER, nf.verdict(nf.NFT_JUMP, _PEERING))
 
 
+def _unattached(bridges: tuple[str, ...]) -> list[nl.Message]:
+    """For a packet to an address on a bridge that nobody has, the kernel stores a neighbour and
+    asks; all links of the machine, in all namespaces, may together have a thousand. So only a few
+    are looked for at once of those that are no pod's and no guest's. A guest is who says something
+    on the bridge, if only to answer: no peer can."""
+    table = INET
+    return [
+        table.set("attached", nf.IPV6_ADDR),
+        table.set("guests", nf.IPV6_ADDR, timeout_ms=3_600_000),
+        table.set("sought", nf.IPV6_ADDR, timeout_ms=10_000, size=128),
+        # nft: chain inet sought-$RULES
+        table.chain(_SEEK),
+        table.flush_chain(_SEEK),
+        # nft: add @sought { ip6 daddr } return
+        table.rule(_SEEK, "", *_IPV6, _DADDR, nf.learn("sought"), nf.verdict(nf.NFT_RETURN)),
+        # nft: counter drop comment "too many addresses that nobody has"
+        table.rule(_SEEK, "too many addresses that nobody has", *_DROP),
+        # nft: chain inet unattached-$RULES
+        table.chain(_UNATTACHED),
+        table.flush_chain(_UNATTACHED),
+        # nft: ip6 daddr @guests return
+        table.rule(_UNATTACHED, "", *_IPV6, _DADDR, nf.lookup("guests"), nf.verdict(nf.NFT_RETURN)),
+        # nft: fib daddr oifname "$BRIDGE" goto sought-$RULES
+        *(
+            table.rule(
+                _UNATTACHED,
+                "",
+                *(nf.fib_output(nf.NFTA_FIB_F_DADDR), nf.compare(_EQ, link_key(bridge))),
+                nf.verdict(nf.NFT_GOTO, _SEEK),
+            )
+            for bridge in bridges
+        ),
+    ]
+
+
 def _tunnels() -> list[nl.Message]:
     """The node's tunnels accept packets from anywhere, and pass them on into other networks."""
     table, protocols, ports = INET, "tunnel-protocols", "tunnel-ports"
@@ -377,10 +426,10 @@ def _tunnels() -> list[nl.Message]:
     ]
 
 
-def overlay(wanted: Wanted, *, known: bool, confined: bool) -> list[nl.Message]:
+def overlay(wanted: Wanted, *, known: bool, confined: bool, bridged: bool) -> list[nl.Message]:
     """What a Mycelium interface may deliver. `known`: the table has something of that name.
     `confined`: to this node's pods and to the node itself, also by translation and by tunnel; so is
-    `base` then."""
+    `base` then. `bridged`: the node has bridged pods."""
     table, chain, subnet = INET, overlay_chain(wanted.interface), wanted.subnet
     transit = transit_chain(wanted.interface)
     elsewhere = (*_IPV6, _DESTINATION_SUBNET, nf.compare(_NEQ, subnet))
@@ -388,12 +437,22 @@ def overlay(wanted: Wanted, *, known: bool, confined: bool) -> list[nl.Message]:
     # nft: ip6 daddr != $SUBNET counter drop comment "destination is not in this node's subnet"
     beyond = table.rule(transit, "destination is not in this node's subnet", *elsewhere, *_DROP)
     tunnels = table.rule(chain, "", *_NO_TCP, nf.verdict(nf.NFT_JUMP, _TUNNELS))
-    # A bridge that somebody else made is told by its name; ours has a group.
-    bridge = table.elements(
-        nf.NFT_MSG_NEWSETELEM, "overlays", [nf.element(wanted.bridge_key, "bridged")]
+    unattached = table.rule(
+        chain,
+        "",
+        *(*_IPV6, _DADDR, nf.lookup("attached", inverted=True)),
+        nf.verdict(nf.NFT_JUMP, _UNATTACHED),
     )
+    own = [nf.element(wanted.address)]
+    bridge = [
+        # A bridge that somebody else made is told by its name; ours has a group.
+        table.elements(
+            nf.NFT_MSG_NEWSETELEM, "overlays", [nf.element(wanted.bridge_key, "bridged")]
+        ),
+        table.elements(nf.NFT_MSG_NEWSETELEM, "attached", own),
+    ]
     return [
-        *([bridge] if wanted.bridged else ()),
+        *(bridge if wanted.bridged else ()),
         table.chain(transit),
         table.flush_chain(transit),
         *([beyond] if confined else ()),
@@ -431,6 +490,8 @@ def overlay(wanted: Wanted, *, known: bool, confined: bool) -> list[nl.Message]:
         table.rule(
             chain, "source is not on the overlay", *_IPV6, *_in(_SADDR, MYCELIUM, _NEQ), *_DROP
         ),
+        # nft: ip6 daddr != @attached jump unattached-$RULES
+        *([unattached] if bridged else ()),
         # nft: meta l4proto != tcp jump tunnels-$RULES
         *([tunnels] if confined else ()),
         # Most packets are of TCP or UDP, and done with after this.
@@ -890,6 +951,7 @@ def _port_elements(kind: int, port: Port) -> list[nl.Message]:
         BRIDGE.elements(kind, "macs", [nf.element(mac)]),
         INET.elements(kind, "to-address", [nf.element(port.address, to)]),
         INET.elements(kind, "from-address", [nf.element(port.address, from_)]),
+        INET.elements(kind, "attached", [nf.element(port.address)]),
     ]
 
 
@@ -901,3 +963,20 @@ def ports(socket: nf.Socket) -> list[Port]:
             index, mac, address = key[:4], key[4:10], key[12:28]
             found.append(Port(nl.u32(index), mac, address, 0))
     return found
+
+
+def attached(socket: nf.Socket) -> list[bytes]:
+    """The addresses that the node need not look for: its own, and its bridged pods'."""
+    try:
+        payloads = socket.dump(INET.elements(nf.NFT_MSG_GETSETELEM, "attached", []))
+    except nl.NetlinkError as error:
+        if error.errno != ENOENT:
+            raise
+        return []
+    return [key[:16] for payload in payloads for key in nf.keys(payload)]
+
+
+def delete_attached(addresses: Iterable[bytes]) -> nl.Message:
+    """Look for these as for any other."""
+    elements = [nf.element(address) for address in addresses]
+    return INET.elements(nf.NFT_MSG_DELSETELEM, "attached", elements)

@@ -35,7 +35,7 @@ BRIDGE_WORDS = "mycelium-cni: who may send what from which port; rules 3"
 # first and the last: with other numbers it would take the table, and every network's policy, for
 # flushed.
 PREROUTING_USES = 3
-# The first has up to two more, the second one: a network may ask for peering, or transit.
+# Each has up to two more: a network may ask for peering, or transit, and may be bridged.
 PODS_USES = 13 + 1
 OVERLAY_USES = 12 + 1
 FORWARD_USES = 3
@@ -46,7 +46,10 @@ BRIDGE_PODS_USES = 7 + 1
 class Wanted:
     """What the guard should hold for one network on this node."""
 
-    __slots__ = ("bridge", "bridged", "group", "interface", "network", "policy", "subnet")
+    __slots__ = (
+        *("address", "bridge", "bridged", "group", "interface", "network", "policy"),
+        "subnet",
+    )
 
     def __init__(self, network: str, config: Config, node: Node) -> None:
         self.network: Final = network
@@ -55,6 +58,7 @@ class Wanted:
         self.bridge: Final = config.bridge_name
         self.policy: Final[Policy] = config.policy
         self.subnet: Final = node.subnet
+        self.address: Final = node.address
         self.bridged: Final = node.bridged
 
     @property
@@ -64,11 +68,11 @@ class Wanted:
 
     @property
     def interface_key(self) -> bytes:
-        return _link_key(self.interface)
+        return link_key(self.interface)
 
     @property
     def bridge_key(self) -> bytes:
-        return _link_key(self.bridge)
+        return link_key(self.bridge)
 
     @property
     def origin(self) -> str:
@@ -80,7 +84,8 @@ class Wanted:
 
     @property
     def network_words(self) -> str:
-        return f"{_short(self.network)}: {self.policy.words(self.subnet)}, rules {RULES}"
+        bridge = f", bridge {self.bridge}" if self.bridged else ""
+        return f"{_short(self.network)}: {self.policy.words(self.subnet)}{bridge}, rules {RULES}"
 
     @property
     def surplus(self) -> int:
@@ -122,6 +127,11 @@ class Record:
             raise ValueError(f"{words!a} is not understood")
 
     @property
+    def bridges(self) -> list[str]:
+        """The bridge that has the network's pods, if any."""
+        return [word[7:] for word in self.more if word.startswith("bridge ")]
+
+    @property
     def renewed(self) -> Record:
         """The same, by the rules of this release."""
         words = f"{self.words.rpartition(', ')[0]}, rules {RULES}"
@@ -139,7 +149,7 @@ class Record:
         return parse_prefix(self.origin.removeprefix("subnet "))[0][:8]
 
 
-def _link_key(name: str) -> bytes:
+def link_key(name: str) -> bytes:
     return name.encode("utf-8", "surrogateescape").ljust(16, b"\0")
 
 

@@ -41,7 +41,8 @@ NFTA_HOOK_HOOKNUM, NFTA_HOOK_PRIORITY = 1, 2
 NFTA_RULE_TABLE, NFTA_RULE_CHAIN, NFTA_RULE_EXPRESSIONS, NFTA_RULE_USERDATA = 1, 2, 4, 7
 NFTA_SET_TABLE, NFTA_SET_NAME, NFTA_SET_FLAGS = 1, 2, 3
 NFTA_SET_KEY_TYPE, NFTA_SET_KEY_LEN, NFTA_SET_DATA_TYPE, NFTA_SET_DATA_LEN = 4, 5, 6, 7
-NFTA_SET_ID, NFTA_SET_TIMEOUT, NFTA_SET_USERDATA = 10, 11, 13
+NFTA_SET_DESC, NFTA_SET_ID, NFTA_SET_TIMEOUT, NFTA_SET_USERDATA = 9, 10, 11, 13
+NFTA_SET_DESC_SIZE = 1
 NFTA_SET_ELEM_LIST_TABLE, NFTA_SET_ELEM_LIST_SET, NFTA_SET_ELEM_LIST_ELEMENTS = 1, 2, 3
 NFTA_SET_ELEM_KEY, NFTA_SET_ELEM_DATA, NFTA_SET_ELEM_FLAGS, NFTA_SET_ELEM_USERDATA = 1, 2, 3, 6
 NFTA_DATA_VALUE, NFTA_DATA_VERDICT = 1, 2
@@ -80,7 +81,7 @@ NFT_LOOKUP_F_INV, NFT_DYNSET_OP_ADD, NFT_DYNSET_OP_UPDATE = 1, 0, 1
 NFT_CT_STATE = 0
 CT_INVALID, CT_ESTABLISHED, CT_RELATED = 1, 2, 4
 NFT_LIMIT_PKTS = 0
-NFT_FIB_RESULT_OIF, NFT_FIB_RESULT_ADDRTYPE = 1, 3
+NFT_FIB_RESULT_OIF, NFT_FIB_RESULT_OIFNAME, NFT_FIB_RESULT_ADDRTYPE = 1, 2, 3
 NFTA_FIB_F_SADDR, NFTA_FIB_F_DADDR, NFTA_FIB_F_IIF, NFTA_FIB_F_PRESENT = 1, 2, 8, 32
 NFT_EXTHDR_OP_IPV6, NFT_EXTHDR_F_PRESENT = 0, 1
 IPPROTO_TCP, IPPROTO_UDP, IPPROTO_ROUTING, IPPROTO_FRAGMENT, IPPROTO_ICMPV6 = 6, 17, 43, 44, 58
@@ -182,10 +183,13 @@ class Table:
         what = f"add rule ({words or chain}) to chain {chain}"
         return message(NFT_MSG_NEWRULE, self.family, what, *attributes, flags=flags)
 
-    def set(self, name: str, key: Key, flags: int = 0, *, timeout_ms: int = 0) -> nl.Message:
+    def set(
+        self, name: str, key: Key, flags: int = 0, *, timeout_ms: int = 0, size: int = 0
+    ) -> nl.Message:
         """NFT_MSG_NEWSET; with NFT_SET_MAP a map to verdicts. With a timeout, rules fill it with
-        elements, each of which expires: 65,535 at most, for which the kernel would reserve a
-        megabyte if we said so, and take up to 5 ms (nft_dynset_init, nft_rhash_init)."""
+        elements, each of which expires: `size` at most. Without it 65,535, for which the kernel
+        would reserve a megabyte if we said so, and take up to 5 ms (nft_dynset_init,
+        nft_rhash_init)."""
         if timeout_ms:
             flags |= NFT_SET_EVAL | NFT_SET_TIMEOUT
         attributes: list[nl.Attribute] = [
@@ -200,6 +204,8 @@ class Table:
                 (NFTA_SET_DATA_TYPE, be32(NFT_DATA_VERDICT)),
                 (NFTA_SET_DATA_LEN, be32(0)),
             ]
+        if size:
+            attributes.append((NFTA_SET_DESC, [(NFTA_SET_DESC_SIZE, be32(size))]))
         if timeout_ms:
             attributes.append((NFTA_SET_TIMEOUT, timeout_ms.to_bytes(8, "big")))
         attributes += [
@@ -421,6 +427,11 @@ def exthdr(kind: int, offset: int, size: int, flags: int = 0) -> nl.Attribute:
 
 def exthdr_present(kind: int) -> nl.Attribute:
     return exthdr(kind, 0, 1, NFT_EXTHDR_F_PRESENT)
+
+
+def fib_output(flags: int) -> nl.Attribute:
+    """The name of the link that the route leads to; of none if the address is the node's own."""
+    return _fib(flags, NFT_FIB_RESULT_OIFNAME)
 
 
 def fib_type(flags: int) -> nl.Attribute:
