@@ -317,6 +317,12 @@ class KubeNode:
         else:
             self.start(name, *self._argv[name])
 
+    def renew_proxy(self) -> None:
+        """Have kube-proxy load its rules again: with nftables it does not see that somebody has
+        flushed them, for an hour (FullSyncPeriod)."""
+        self.stop("kube-proxy")
+        self.restart("kube-proxy")
+
     def start_containerd(self) -> None:
         cluster, d = self._cluster, self.directory
         self.run("rm", "-f", SOCKET)
@@ -584,6 +590,20 @@ class Cluster:
             if item["status"]["phase"] == "Running" and "deletionTimestamp" not in item["metadata"]
         ]
         return sorted(found, key=lambda pod: pod.node)
+
+    def agent(self, node: KubeNode) -> str:
+        """The name of the agent's pod on a node."""
+        return self.kubectl(
+            *("-n", "kube-system", "get", "pods", "-l", "app.kubernetes.io/name=mycelium-cni"),
+            *(
+                f"--field-selector=spec.nodeName={node.name}",
+                "-o",
+                "jsonpath={.items[0].metadata.name}",
+            ),
+        )
+
+    def agent_log(self, node: KubeNode) -> str:
+        return self.kubectl("-n", "kube-system", "logs", self.agent(node))
 
     def all_reach_all(self) -> bool:
         """Whether the three web servers run, and every pod gets every page."""

@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from mycelium_lab.lab import await_fact
+from runtime.images import archive
 
 from .cluster import CHART, MANIFEST, REMOVAL, Cluster
 from .rendering import render
@@ -72,6 +75,64 @@ def test_the_daemon_runs_from_the_chart(cluster: Cluster, kubernetes: Path) -> N
     for node in cluster.nodes:
         assert node.lab_node.link("second0")
         node.run("test", "-s", "/var/lib/mycelium/priv_key.bin")
+    cluster.kubectl("delete", "--wait", "-f", "-", stdin=daemon)
+    await_fact(
+        lambda: not any(node.lab_node.link("second0") for node in cluster.nodes),
+        "the end of the daemons",
+        within_s=60,
+    )
+
+
+def with_libraries(program: Path) -> dict[str, bytes | str]:
+    """The files of an image that runs a program, with the libraries that it needs."""
+    needed = subprocess.run(["ldd", program], capture_output=True, text=True, check=True).stdout
+    libraries = [Path(path) for path in re.findall(r"(/\S+) \(0x", needed)]
+    return {str(path)[1:]: path.read_bytes() for path in libraries} | {
+        program.name: program.read_bytes()
+    }
+
+
+def test_mycelium_itself_runs_from_the_chart(
+    cluster: Cluster, kubernetes: Path, tmp_path: Path
+) -> None:
+    """Beside the stand-in, too, where somebody has built it."""
+    program = kubernetes / "mycelium"
+    if not program.is_file():
+        pytest.skip(f"no Mycelium daemon at {program}")
+    image = "localhost/mycelium:test"
+    archive(tmp_path / "mycelium.tar", image, with_libraries(program), ["/mycelium"])
+    for node in cluster.nodes:
+        node.load(tmp_path / "mycelium.tar")
+    options = "--disable-quic,--disable-peer-discovery,--jsonrpc-addr=127.0.0.1:8998"
+    made = render(
+        kubernetes,
+        *("daemon.enabled=true", f"daemon.image={image}"),
+        f"daemon.peers={{tcp://[{cluster.nodes[0].lan}]:9655}}",
+        "daemon.arguments={--tun-name=second0,--tcp-listen-port=9655,--api-addr=127.0.0.1:8999,"
+        f"{options}}}",
+    )
+    _, daemon = made.split("# Source: mycelium-cni/templates/daemon.yaml\n")
+    cluster.kubectl("apply", "-f", "-", stdin=daemon)
+    cluster.rollout("daemonset/mycelium", "kube-system")
+
+    def connected() -> bool:
+        asked = [
+            node.run("curl", "-s", "http://127.0.0.1:8999/api/v1/admin/peers", check=False).stdout
+            for node in cluster.nodes
+        ]
+        return all(
+            any(peer["connectionState"] == "alive" for peer in json.loads(each or "[]"))
+            for each in asked
+        )
+
+    await_fact(connected, "each daemon has a peer", within_s=60)
+    link = cluster.nodes[2].lab_node.link("second0")
+    assert link
+    (address,) = (a["local"] for a in link["addr_info"] if re.match("[45]", a["local"]))
+    ping = ("ping", "-6", "-c", "1", "-W", "2", "-I", "second0", address)
+    await_fact(
+        lambda: cluster.nodes[1].run(*ping, check=False).returncode == 0, "an answer", within_s=30
+    )
     cluster.kubectl("delete", "--wait", "-f", "-", stdin=daemon)
     await_fact(
         lambda: not any(node.lab_node.link("second0") for node in cluster.nodes),
