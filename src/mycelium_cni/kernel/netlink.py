@@ -55,7 +55,8 @@ IFLA_NET_NS_FD, IFLA_LINK_NETNSID, IFLA_PROP_LIST, IFLA_ALT_IFNAME = 28, 37, 52,
 NETNSA_NSID, NETNSA_FD = 1, 3
 IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER = 1, 2, 1
 IFLA_BR_MCAST_SNOOPING = 23
-IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA, IFLA_BRPORT_LEARNING = 4, 5, 8
+IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 4, 5
+IFLA_BRPORT_LEARNING, IFLA_BRPORT_MCAST_MAX_GROUPS = 8, 42
 IFLA_INET_CONF, IPV4_DEVCONF_ARP_IGNORE = 1, 19
 IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE = 8, b"\x01"
 IFF_UP, IFF_NOARP = 0x01, 0x80
@@ -306,9 +307,14 @@ def proxy_neighbour(
     return Message(kind, flags, body + encode(attributes), what)
 
 
-def bridge_port(what: object, index: int, *, learning: bool) -> Message:
-    """RTM_NEWLINK of a bridge port: whether the bridge learns MACs from it."""
-    data: Attribute = (IFLA_INFO_SLAVE_DATA, [(IFLA_BRPORT_LEARNING, bytes((learning,)))])
+def bridge_port(what: object, index: int, *, learning: bool, groups: int) -> Message:
+    """RTM_NEWLINK of a bridge port: whether the bridge learns MACs from it, and how many multicast
+    groups it may report where the bridge snoops; before Linux 6.3 the kernel ignores that."""
+    settings: list[Attribute] = [
+        (IFLA_BRPORT_LEARNING, bytes((learning,))),
+        (IFLA_BRPORT_MCAST_MAX_GROUPS, groups),
+    ]
+    data: Attribute = (IFLA_INFO_SLAVE_DATA, settings)
     slave: Attribute = (IFLA_LINKINFO, [(IFLA_INFO_SLAVE_KIND, b"bridge"), data])
     return link(RTM_NEWLINK, what, slave, index=index)
 
