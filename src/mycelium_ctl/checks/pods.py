@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from itertools import islice
 from typing import Final, NamedTuple
 
 from mycelium_cni.cni.config import IPV6_MIN_MTU
@@ -312,8 +313,8 @@ def astray_in_pod(state: State, one: Attached, seen: Snapshot) -> list[Finding]:
     """The first packets that go astray. A pod may have several links of ours."""
     mine = {
         other.link.peer: other.octets
-        for other in state.attachments
-        if other.link.nsid == one.link.nsid and other.answers
+        for other in state.attachments_by_netns[one.link.nsid]
+        if other.answers
     }
     names = {index: link.name for index, link in seen.links.items()}
     for route in seen.routes:
@@ -381,7 +382,7 @@ def _needed(state: State, one: Attached) -> list[bytes]:
         return []
     wanted = [*ELSEWHERE, *state.others, state.address]
     others = (each for each in state.attachments if each.octets and each.link.nsid != one.link.nsid)
-    wanted += [other.octets for other in others][:1]
+    wanted += [other.octets for other in islice(others, 1)]
     return [each for each in wanted if has_route(state, one, each)]
 
 

@@ -344,12 +344,13 @@ def pod_ways(state: State) -> list[Finding] | Finding:
     if interface is None or own is None:
         return skip("there is no interface yet")
     names = {link.index: link.name for link in state.links}
+    holders = {held.address: held for held in state.addresses}
     found = []
     for one in state.attachments:
         if not one.octets or not one.answers or not one.link.up:
             continue  # the check `pods` reports these
         link = one.link.master or one.link.index
-        holder = next((a for a in state.addresses if a.address == one.octets), None)
+        holder = holders.get(one.octets)
         if holder:
             what = f"{names.get(holder.link, '?')} of the node has the address of {one.who}"
             found.append(Finding("fail", what, run=(_without(holder, names),)))

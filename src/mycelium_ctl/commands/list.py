@@ -92,4 +92,4 @@ def run(arguments: argparse.Namespace) -> int:
         Page().say("no pod is attached")
     else:
         Page().table(HEADERS, rows(state), right=TRAFFIC)
-    return 0 if worst([sign for sign, _ in rows(state)]) == "ok" else 1
+    return 0 if worst([sign for sign, _ in verdicts(state).values()]) == "ok" else 1

@@ -193,6 +193,7 @@ class Attached(NamedTuple):
     ifname: str
     network: str
     address: str
+    octets: bytes  # the address; b"" if the link has none
     answers: bool  # the pod end is there
     pod_link: str  # its name; "" if it does not answer
     pod_mtu: int  # bytes; 0 if it does not answer
@@ -207,14 +208,6 @@ class Attached(NamedTuple):
         if self.pod:
             return f"{self.namespace}/{self.pod}" if self.namespace else self.pod
         return self.container[:13] or self.link.name
-
-    @property
-    def octets(self) -> bytes:
-        """The address; b"" if the link has none."""
-        try:
-            return parse_address(self.address)
-        except ValueError:
-            return b""
 
     @property
     def subnet(self) -> bytes:
@@ -281,6 +274,7 @@ def _attached(host: nl.Socket, link: LinkFacts) -> Attached:
         ifname=said.get("ifname", ""),
         network=said.get("network", ""),
         address=address,
+        octets=_octets(address),
         answers=end is not None,
         pod_link=end.name if end else "",
         pod_mtu=end.mtu if end else 0,
@@ -289,6 +283,13 @@ def _attached(host: nl.Socket, link: LinkFacts) -> Attached:
         mode=said.get("mode", ""),
         cut=len(link.alias) >= ALIAS_SIZE,
     )
+
+
+def _octets(address: str) -> bytes:
+    try:
+        return parse_address(address)
+    except ValueError:
+        return b""
 
 
 def _pod_end(host: nl.Socket, link: LinkFacts) -> LinkFacts | None:
@@ -417,6 +418,14 @@ class State:
     @cached_property
     def attachments(self) -> list[Attached]:
         return read_attachments(self.host, self.links)
+
+    @cached_property
+    def attachments_by_netns(self) -> dict[int | None, list[Attached]]:
+        """The attachments of each pod, by the number that this namespace knows the pod's by."""
+        found: dict[int | None, list[Attached]] = {}
+        for one in self.attachments:
+            found.setdefault(one.link.nsid, []).append(one)
+        return found
 
     @cached_property
     def seen(self) -> Snapshot:
