@@ -136,13 +136,17 @@ class _Kernel:
             return bytes(4) + nl.encode(((6, _USES.get(nl.text(said[3]), 1).to_bytes(4, "big")),))
         if said[2] == b"closed\0":
             return ENOENT
-        words = (_WANTED.overlay_words if b"overlays" in body else _WANTED.network_words).encode()
+        loaded = _WANTED[self.bridged]
+        words = (loaded.overlay_words if b"overlays" in body else loaded.network_words).encode()
         return bytes(4) + bytes((0, len(words) + 1)) + words + b"\0"
 
 
-_WANTED = wanted.Wanted(
-    "overlay", Config(Network(_CONF % b"")), Node(_NODE, 1400, bridged=False, bridge=None)
-)
+_WANTED = {
+    bridged: wanted.Wanted(
+        "overlay", Config(Network(_CONF % b"")), Node(_NODE, 1400, bridged=bridged, bridge=None)
+    )
+    for bridged in (False, True)
+}
 _USES = {
     "prerouting": wanted.PREROUTING_USES,
     wanted.PODS_CHAIN: wanted.PODS_USES,
