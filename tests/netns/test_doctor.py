@@ -318,6 +318,20 @@ def test_pod_links(tool: Tool) -> None:
     assert reaches(tool.node, address)
 
 
+def test_a_link_without_name_alias_and_group_is_still_known_by_its_address(tool: Tool) -> None:
+    tool.attach("web")
+    link, address = tool.host_link("web"), tool.json("list")[0]["address"]
+    tool.node.configure(
+        f"link set {link} down",
+        f'link set {link} alias "" group 0 name other0',
+        "link set other0 up",
+    )
+    found = tool.doctor("pods")
+    assert (found["state"], found["found"][:28]) == ("warn", "other0 has lost its alias: n")
+    assert address in found["advice"]
+    assert tool("doctor", "reach").returncode == 1  # its addresses went when it was down
+
+
 def test_route_limit(tool: Tool) -> None:
     passes(tool, "route-limit")
     sysctl(tool.node, "net.ipv6.route.max_size=10")

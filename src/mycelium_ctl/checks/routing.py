@@ -298,24 +298,24 @@ def on_overlay(route: snapshot.Route) -> bool:
 def _is_known(state: State, route: snapshot.Route) -> bool:
     """Whether a route is the daemon's, ours, or the kernel's for what this node has."""
     base, length = route.destination
-    own = state.address or bytes(16)
-    if route.protocol == PROTOCOL or (route.link == LOOPBACK and base == own):
+    interface = state.interface.index if state.interface else 0
+    # Also those of another key: the checks `interface` and `subnet` report them.
+    subnets = {each.address[:8] for each in state.addresses if each.link == interface}
+    subnets |= {one.subnet for one in state.attachments}
+    if route.protocol == PROTOCOL:
         return True
     if length == 128 and any(one.octets == base for one in state.attachments):
         return True  # the check `pod-ways` judges what leads to a pod
     if route.kind == nl.RTN_LOCAL:
-        added = state.interface is not None and route.link == state.interface.index
-        return length == 128 and (added or base[:8] == own[:8])
+        return length == 128 and (route.link == interface or base[:8] in subnets)
     if route.kind == nl.RTN_UNREACHABLE:  # like ours, made by somebody else
         return route.destination == MYCELIUM and route.priority > _DAEMON_METRIC
     if route.kind != nl.RTN_UNICAST or route.wrapped or route.table != nl.RT_TABLE_MAIN:
         return False
-    if state.interface and route.link == state.interface.index:
-        return True
     ours = {LOOPBACK, *(link.index for link in state.links if link.ours)}
     if state.bridge:
         ours.add(state.bridge.index)
-    return route.link in ours and base[:8] == own[:8]
+    return route.link == interface or (route.link in ours and base[:8] in subnets)
 
 
 def _removal(state: State, route: snapshot.Route, names: Mapping[int, str]) -> str:

@@ -166,9 +166,11 @@ class LinkFacts:
     @property
     def ours(self) -> bool:
         """Whether it is a host link of ours, by its group, or, where somebody has moved it to
-        another one, by its alias."""
+        another one, by its alias or by the address that it reserves."""
         return self._made_here and (
-            self.group & GROUP_MASK == GROUP or self.alias.startswith(f"{ALIAS_PREFIX} ")
+            self.group & GROUP_MASK == GROUP
+            or self.alias.startswith(f"{ALIAS_PREFIX} ")
+            or self._reserves
         )
 
     @property
@@ -178,9 +180,16 @@ class LinkFacts:
 
     @property
     def _made_here(self) -> bool:
-        """By its name or alias. Other programs may use the same group numbers."""
+        """By its name, its alias or the address that it reserves. Other programs may use the same
+        group numbers."""
         named = re.fullmatch(LINK_PREFIX + "[0-9a-f]{12}", self.name)
-        return self.kind == "veth" and bool(named or self.alias.startswith(f"{ALIAS_PREFIX} "))
+        told = self.alias.startswith(f"{ALIAS_PREFIX} ") or self._reserves
+        return self.kind == "veth" and bool(named or told)
+
+    @property
+    def _reserves(self) -> bool:
+        """Whether an alternative name of it is an address: a name of a link has no colon else."""
+        return any(":" in name for name in self.altnames)
 
 
 class Attached(NamedTuple):
