@@ -50,6 +50,12 @@ class Site:
         text: str = result["ips"][0]["address"]
         return pod, text.partition("/")[0]
 
+    def translate(self, *rules: str, hook: str = "prerouting") -> None:
+        """Translate destinations as kube-proxy or portmap does, by rules of nftables."""
+        body = f"type nat hook {hook} priority -100; {'; '.join(rules)}"
+        table = f"table ip6 services {{ chain {hook} {{ {body}; }}; }}"
+        self.node.run(["nft", "-f", "-"], input=table)
+
     def status(self, network: dict[str, Any]) -> PluginCall:
         return self.node.plugin("STATUS", network)
 

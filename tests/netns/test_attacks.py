@@ -578,6 +578,11 @@ def nd(src: str, dst: str, kind: int, body: bytes) -> bytes:
     return raw.icmpv6(src, dst, kind, body, hops=255)
 
 
+def nd_behind_options(src: str, dst: str, kind: int, body: bytes) -> bytes:
+    payload = raw.option(ICMPV6) + raw.icmpv6_message(src, dst, kind, 0, body)
+    return raw.ipv6(src, dst, raw.DSTOPTS, payload, hops=255)
+
+
 ATTACKS |= {
     "overlay-neighbour-solicitation": Case(
         "node", lambda s, t: s.overlay(nd(REMOTE, NODE, 135, solicitation(NODE, t)))
@@ -672,16 +677,7 @@ ATTACKS |= {
     ),
     "pod-router-advertisement-behind-options": Case(
         "node",
-        lambda s, t: s.everyone(
-            raw.ipv6(
-                POD_A,
-                ALL_NODES,
-                raw.DSTOPTS,
-                raw.option(ICMPV6)
-                + raw.icmpv6_message(POD_A, ALL_NODES, 134, 0, router_advertisement(t)),
-                hops=255,
-            )
-        ),
+        lambda s, t: s.everyone(nd_behind_options(POD_A, ALL_NODES, 134, router_advertisement(t))),
     ),
     "pod-router-advertisement-in-fragments": Case(
         "node",
@@ -1014,16 +1010,7 @@ BRIDGED: tuple[tuple[str, Place, Sender], ...] = (
     (
         "bridge-advertises-gateway-behind-options",
         "pod-b",
-        lambda s, t: s.neighbour(
-            raw.ipv6(
-                POD_A,
-                POD_B,
-                raw.DSTOPTS,
-                raw.option(ICMPV6)
-                + raw.icmpv6_message(POD_A, POD_B, 136, 0, advertisement(GATEWAY, t)),
-                hops=255,
-            )
-        ),
+        lambda s, t: s.neighbour(nd_behind_options(POD_A, POD_B, 136, advertisement(GATEWAY, t))),
     ),
     (
         "bridge-advertises-gateway-in-tiny-fragments",
@@ -1068,20 +1055,7 @@ BRIDGED: tuple[tuple[str, Place, Sender], ...] = (
         "bridge-solicits-behind-options",
         "pod-b",
         lambda s, t: s.neighbour(
-            raw.ipv6(
-                POD_A,
-                POD_B,
-                raw.DSTOPTS,
-                raw.option(ICMPV6)
-                + raw.icmpv6_message(
-                    POD_A,
-                    POD_B,
-                    135,
-                    0,
-                    solicitation(POD_B, t, s.gateway_mac),
-                ),
-                hops=255,
-            )
+            nd_behind_options(POD_A, POD_B, 135, solicitation(POD_B, t, s.gateway_mac))
         ),
     ),
     (

@@ -40,15 +40,9 @@ def test_only_what_leaves_the_overlay_is_masqueraded(site: Site, mode: str) -> N
 def test_services_elsewhere_are_masqueraded_and_pods_are_not(site: Site, mode: str) -> None:
     pod, address = site.attach(conf("masq", mode, ipMasq=True, defaultRoute=True))
     other, there = site.attach(conf("plain", mode))
-    site.node.run(
-        ["nft", "-f", "-"],
-        input=f"""table ip6 services {{
-            chain prerouting {{
-                type nat hook prerouting priority -100;
-                ip6 daddr fd00:10:96::1 dnat to {there}
-                ip6 daddr fd00:10:96::2 dnat to {LAN_HOST}
-            }}
-        }}""",
+    site.translate(
+        f"ip6 daddr fd00:10:96::1 dnat to {there}",
+        f"ip6 daddr fd00:10:96::2 dnat to {LAN_HOST}",
     )
     assert answers(other, "fd00:10:96::1", pod) == address
     assert answers(site.lan, "fd00:10:96::2", pod) == LAN_NODE

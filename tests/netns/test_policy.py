@@ -192,15 +192,7 @@ def test_what_a_pod_leaves_in_connection_tracking_ends_soon_after_it(site: Site,
 def test_a_tightened_policy_ends_what_it_would_not_have_allowed(site: Site, mode: str) -> None:
     site.attach(policy("closed", mode, "tracked"))
     pod, address = site.attach(policy("open", mode))
-    site.node.run(
-        ["nft", "-f", "-"],
-        input=f"""table ip6 services {{
-            chain prerouting {{
-                type nat hook prerouting priority -100;
-                udp dport 30080 dnat to [{address}]:4242
-            }}
-        }}""",
-    )
+    site.translate(f"udp dport 30080 dnat to [{address}]:4242")
     with pod.inside():
         server = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
     server.bind(("::", 4242))

@@ -26,19 +26,8 @@ def site(lab: Lab) -> Site:
 
 def serve(site: Site, address: str) -> None:
     """Translate the Service's address to this one, for pods and for the node."""
-    site.node.run(
-        ["nft", "-f", "-"],
-        input=f"""table ip6 services {{
-            chain prerouting {{
-                type nat hook prerouting priority -100
-                ip6 daddr {SERVICES} dnat to {address}
-            }}
-            chain output {{
-                type nat hook output priority -100
-                ip6 daddr {SERVICES} dnat to {address}
-            }}
-        }}""",
-    )
+    for hook in ("prerouting", "output"):
+        site.translate(f"ip6 daddr {SERVICES} dnat to {address}", hook=hook)
 
 
 @MODES
@@ -123,15 +112,9 @@ class ServicesSite:
         server, address = self.site.attach(conf())
         process = server.start([sys.executable, "-c", SERVER])
         await_fact(lambda: "serving" in process.output(), "the server")
-        self.site.node.run(
-            ["nft", "-f", "-"],
-            input=f"""table ip6 services {{
-                chain prerouting {{
-                    type nat hook prerouting priority -100
-                    ip6 daddr {SERVICES} tcp dport 443 dnat to [{address}]:6443
-                    ip6 daddr {DNS} udp dport 53 dnat to {address}
-                }}
-            }}""",
+        self.site.translate(
+            f"ip6 daddr {SERVICES} tcp dport 443 dnat to [{address}]:6443",
+            f"ip6 daddr {DNS} udp dport 53 dnat to {address}",
         )
 
     def run(self, network: dict[str, Any], host: str = SERVICES, port: str = "443") -> Process:
