@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import rawpackets as raw
+from attaching import reaches
 from rawpackets import Capture, Wire
 from sites import NODE, REMOTE, STRANGER, Site, conf, connects
 
@@ -66,8 +67,8 @@ class Attached:
 
     def works(self) -> None:
         """Its packets reach the node, and answers come back."""
-        assert self.pod.ping(NODE) is not None
-        assert self.site.node.ping(self.address) is not None
+        assert reaches(self.pod, NODE)
+        assert reaches(self.site.node, self.address)
 
 
 def is_well(site: Site, networks: list[dict[str, Any]], attachments: list[Attached]) -> None:
