@@ -209,7 +209,8 @@ def address_of(link: Link) -> bytes | None:
 
 def port_of(link: Link) -> Port | None:
     """The bridged pod behind a host link; None if it is no such link, or not finished."""
-    if not ours(link) or not link.master:
+    # Somebody may put a routed pod's link in a bridge. 0.1.0 did not say which mode it made.
+    if not ours(link) or not link.master or word(link.alias, "mode") == "routed":
         return None
     address, requested = address_of(link), word(link.alias, "mac")
     if address is None:
