@@ -27,6 +27,7 @@ ERRORS: Final = {
     4: "bad packet",
 }
 IPV6_MTU_DISCOVER, IPV6_PMTUDISC_DO = 23, 2  # linux/in6.h: never fragment
+_SO_RCVBUFFORCE, _ROOM = 33, 8 << 20  # asm-generic/socket.h; bytes, for some 10,000 answers
 ROUND_S: Final = 0.2  # for the answers to one round of many
 # The kernel answers echo requests through one socket per CPU that all network namespaces share,
 # and drops an answer when others have filled it (net/ipv6/icmp.c): one lost answer proves little.
@@ -99,6 +100,9 @@ class Echoes:
     def __init__(self) -> None:
         self._socket = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
         self._socket.setblocking(False)
+        # Answers come while requests are still being sent; by default the kernel keeps some 250.
+        with suppress(OSError):
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _ROOM)
         self._token = os.urandom(8)
 
     def __enter__(self) -> Echoes:

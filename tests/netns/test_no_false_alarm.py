@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 import json
+from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tool import Tool
 
-from mycelium_lab.lab import Lab, Node, Pod, await_fact
+from mycelium_ctl.echo import Echoes, ask_all
+from mycelium_lab.lab import Lab, Namespace, Node, Pod, await_fact
 
 
 class House:
@@ -131,3 +133,14 @@ def test_after_setup_and_a_restart_of_the_daemon(house: House, network: dict[str
     await_fact(lambda: has_peer(house.tool.node), "the daemon has its peer again")
     house.is_content()
     assert json.loads(house.tool("setup", "--json").stdout)["changes"] == []
+
+
+def test_a_thousand_answers_at_once_are_all_heard(lab: Lab) -> None:
+    """By default the kernel keeps some 250 for a socket; the pods of the others would be faults."""
+    crowd = Namespace(lab, "crowd")
+    addresses = [IPv6Address(0xFD << 120 | number) for number in range(1, 1001)]
+    crowd.configure(*(f"addr add {address}/128 dev lo nodad" for address in addresses))
+    asked = dict.fromkeys([address.packed for address in addresses], 0)
+    with crowd.inside(), Echoes() as echoes:
+        answered = ask_all({echoes: asked}, bytes(8))[echoes]
+    assert asked.keys() - answered == set()

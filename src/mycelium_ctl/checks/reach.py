@@ -22,6 +22,7 @@ from mycelium_ctl.view import count
 AT_ONCE: Final = 256  # pods that ask at the same time, with a socket each
 OTHERS_ASKED: Final = 8  # nodes of the overlay: some are off, some answer no strangers
 OVERLAY_ROUND_S: Final = 0.5
+MOST_LOOKED: Final = 8  # silent pods for which it looks for what may drop their packets
 
 
 def reach(state: State) -> list[Finding] | Finding:
@@ -39,7 +40,8 @@ def reach(state: State) -> list[Finding] | Finding:
             found, other = _overlay(state, node)
     except OSError as error:
         return skip(f"no packets can be sent from here: {error.strerror}")
-    found += [_silent(state, one) for one in live if one.octets not in answered]
+    silent = [one for one in live if one.octets not in answered]
+    found += [_silent(state, one, looked=place < MOST_LOOKED) for place, one in enumerate(silent)]
     talking = [one for one in live if one.octets in answered]
     for start in range(0, len(talking), AT_ONCE):
         found += _outwards(state, talking, start, other)
@@ -55,10 +57,11 @@ def _can_answer(state: State, one: Attached) -> bool:
     )
 
 
-def _silent(state: State, one: Attached) -> Finding:
+def _silent(state: State, one: Attached, *, looked: bool) -> Finding:
+    why = suspects.of_pod(state, one) if looked else ""
     return Finding(
         "fail",
-        f"{one.who} does not answer the node's echo requests{suspects.of_pod(state, one)}",
+        f"{one.who} does not answer the node's echo requests{why}",
         f"see what is lost where: {own('doctor', one.who)}",
     )
 
