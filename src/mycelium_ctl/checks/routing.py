@@ -297,13 +297,13 @@ def on_overlay(route: snapshot.Route) -> bool:
 
 def _is_known(state: State, route: snapshot.Route) -> bool:
     """Whether a route is the daemon's, ours, or the kernel's for what this node has."""
+    if route.protocol == PROTOCOL:
+        return True
     base, length = route.destination
     interface = state.interface.index if state.interface else 0
     # Also those of another key: the checks `interface` and `subnet` report them.
     subnets = {each.address[:8] for each in state.addresses if each.link == interface}
     subnets |= {one.subnet for one in state.attachments}
-    if route.protocol == PROTOCOL:
-        return True
     if length == 128 and any(one.octets == base for one in state.attachments):
         return True  # the check `pod-ways` judges what leads to a pod
     if route.kind == nl.RTN_LOCAL:
