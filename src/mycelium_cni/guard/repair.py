@@ -31,18 +31,14 @@ _READINGS = 4  # if somebody else keeps changing the tables
 
 class Lack:
     """Something that is not as wanted. `fault`: packets pass that should not, or are dropped that
-    should pass; otherwise another release or an older configuration made it. `recorded`: the
-    messages are made from a record, which its network's ADD may be replacing."""
+    should pass; otherwise another release or an older configuration made it."""
 
-    __slots__ = ("fault", "messages", "recorded", "words")
+    __slots__ = ("fault", "messages", "words")
 
-    def __init__(
-        self, words: str, messages: list[nl.Message], *, fault: bool, recorded: bool = False
-    ) -> None:
+    def __init__(self, words: str, messages: list[nl.Message], *, fault: bool) -> None:
         self.words: Final = words
         self.messages: Final = messages
         self.fault: Final = fault
-        self.recorded: Final = recorded
 
 
 class Survey:
@@ -77,9 +73,10 @@ class Survey:
 
     def repair(self) -> tuple[list[nl.Message], bytes]:
         """The messages that load what is lacking, and delete chains that no packet reaches any
-        more; and the generation that they are for, zero if they are for any."""
+        more; and the generation that they are for: what a network's ADD records meanwhile, such as
+        the node's first bridge, decides about rules that all networks share."""
         if not self.there and not self._bridge.hooks:
-            return self._afresh(), bytes(4)
+            return self._afresh(), self._generation
         lacks = list(self.lacks())
         messages = [message for lack in lacks for message in lack.messages]
         if messages:
@@ -87,7 +84,7 @@ class Survey:
                 unused = after.apply(table.family, messages).unused()
                 messages += [table.flush_chain(name) for name in unused]
                 messages += [table.delete_chain(name) for name in unused]
-        return messages, self._generation if any(each.recorded for each in lacks) else bytes(4)
+        return messages, self._generation
 
     def _afresh(self) -> list[nl.Message]:
         """All of it, if there is no table yet. No chain comes twice: the second would be an update,
@@ -181,7 +178,7 @@ class Survey:
                 lacking = "has lost its rules" if lost else ""
             if lacking:
                 lacking = f"{lacking}, of network {record.network}"
-                yield Lack(_said(rules.INET, lacking), messages, fault=True, recorded=True)
+                yield Lack(_said(rules.INET, lacking), messages, fault=True)
 
     def _network(self, records: Iterable[Record]) -> Iterator[Lack]:
         wanted, there = self._wanted, self._inet
