@@ -21,8 +21,8 @@ ALWAYS = """
 # Modules that the standard library and rich import only for what the tool never asks of them: each
 # such import is in a function, under an `if` or under a `try`.
 NEVER = """
-    IPython _bootsubprocess _pydecimal _pyio attr bz2 cgitb configparser csv ctypes curses decimal
-    distutils doctest email._header_value_parser email.policy ensurepip fractions ftplib getpass
+    IPython _bootsubprocess _pyio attr bz2 cgitb configparser csv ctypes curses
+    distutils doctest email._header_value_parser email.policy ensurepip ftplib getpass
     gettext gzip importlib.metadata ipywidgets idlelib jupyter lib2to3 locale lzma markdown_it
     multiprocessing nturl2path optparse pdb pickle pip pkg_resources plistlib pydoc pygments
     rich.markdown rich.syntax rich.traceback setuptools sqlite3 statistics tarfile test tkinter

@@ -80,7 +80,7 @@ def test_a_container_without_the_machines_processes_sees_no_dead_pods(public: To
     (found,) = json.loads(run(public, CONTAINER, "doctor", "pods", "--json").stdout)
     assert found["state"] == "ok"
     assert "hostPID" in run(public, CONTAINER, "gc").stderr
-    assert "that can be seen: " in run(public, CONTAINER, "doctor", "pods").stdout
+    assert "in what can be seen: " in run(public, CONTAINER, "doctor", "pods").stdout
 
 
 def test_directories_that_only_root_may_list_are_passed_over(public: Tool) -> None:

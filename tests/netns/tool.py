@@ -89,6 +89,7 @@ def state(node: Node) -> list[str]:
     switches = "/proc/sys/net/ipv6/conf/*/{forwarding,accept_ra,proxy_ndp,disable_ipv6}"
     lines += node.run(["bash", "-c", f"grep -s . {switches}"], check=False).stdout.splitlines()
     rules = re.sub(r"packets \d+ bytes \d+", "", node.run(["nft", "list", "ruleset"]).stdout)
+    rules = re.sub(r"\s*elements = {[^}]* expires [^}]*}", "", rules)  # what packets put in sets
     lines += rules.splitlines()
     return sorted(lines)
 
