@@ -3,8 +3,7 @@
 
 PYTHON ?= python3
 VENV := .venv
-# One more than there are CPUs: tests wait for the kernel, which takes 30 ms to delete a link.
-JOBS ?= $(shell expr $$(nproc) + 1)
+JOBS ?= $(shell nproc)
 PYTEST := $(VENV)/bin/pytest -n $(JOBS) --dist loadgroup
 
 .DEFAULT_GOAL := help
