@@ -144,11 +144,12 @@ class Api:
                 _keep_alive(connection.sock, patience_s)
                 headers["Authorization"] = f"Bearer {token}"
                 connection.request(method, path, body, headers)
-                answer = connection.getresponse()
-                if answer.status // 100 != 2:
-                    said = f"{method} {path.partition('?')[0]}: {answer.status}"
-                    raise ApiError(f"{said} {_reason(answer)}", answer.status)
-                yield answer
+                # An answer that ends the connection has taken its socket over.
+                with connection.getresponse() as answer:
+                    if answer.status // 100 != 2:
+                        said = f"{method} {path.partition('?')[0]}: {answer.status}"
+                        raise ApiError(f"{said} {_reason(answer)}", answer.status)
+                    yield answer
             finally:
                 connection.close()
         except ssl.SSLCertVerificationError as error:
