@@ -137,6 +137,7 @@ def in_terminal(argv: list[str], columns: int) -> tuple[int, str]:
 MOMENTS = ("two nodes", "an overlay", "pods web", "pods api", "ping  left", "HTTP", "http  right")
 
 
+@pytest.mark.timing("Ctrl-C comes at another moment each time")
 @pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_ctrl_c_at_any_moment_ends_it_clean(command: list[str], moment: str, clean: Clean) -> None:
