@@ -15,6 +15,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
@@ -127,12 +128,13 @@ class Cluster:
                     listed, version = self._api.list(NODES)
                     self._take(listed)
                     self._well("nodes")
-                for kind, item in self._api.watch(NODES, version):
-                    version = str(item.get("resourceVersion") or version)
-                    if kind != "BOOKMARK":
-                        self._note(item, gone=kind == "DELETED")
-                        self._settle()
-                    pauses.end()
+                with closing(self._api.watch(NODES, version)) as events:
+                    for kind, item in events:
+                        version = str(item.get("resourceVersion") or version)
+                        if kind != "BOOKMARK":
+                            self._note(item, gone=kind == "DELETED")
+                            self._settle()
+                        pauses.end()
                 self._well("nodes")
             except ApiError as error:
                 version = ""

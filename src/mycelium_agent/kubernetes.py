@@ -12,7 +12,7 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlencode
@@ -90,7 +90,7 @@ class Api:
                 return found, str(meta.get("resourceVersion", ""))
             query["continue"] = str(rest)
 
-    def watch(self, path: str, version: str) -> Iterator[Event]:
+    def watch(self, path: str, version: str) -> Generator[Event, None, None]:
         """What happens to objects from that version on, until the server ends it; their metadata.
 
         ApiError with status 410: the version is too old, list again.
