@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from functools import partial
@@ -207,6 +208,28 @@ def test_gc_while_pods_come_and_go_harms_none_that_are_listed(
             silent(attached.check())
             assert reaches(node, attached.address)
         assert [a for a in stale if node.link(a.host_link)] == []
+
+
+@both_modes
+def test_gc_deletes_what_a_killed_one_had_chosen(labs: Labs, node: Node, mode: Mode) -> None:
+    """Links that are to go are in a group of their own, which one request deletes."""
+    prepare(labs, node, mode)
+    pods = labs.fresh(node, 2)
+    before = picture(node, *pods)
+    made = [attach(node, pod, network(mode)) for pod in pods]
+    group = node.ip("link", "show", made[0].host_link)[0]["group"]
+    # The fork comes between the choice and the deletion.
+    kill = "inject=clone,clone3,fork,vfork:signal=KILL"
+    argv = ["strace", "-qq", "-o", "/dev/null", "-e", kill, *node.lab.command]
+    conf = json.dumps({**network(mode), VALID: []})
+    node.run(argv, env={"CNI_COMMAND": "GC"}, input=conf, check=False)
+    chosen = {node.ip("link", "show", each.host_link)[0]["group"] for each in made}
+    assert len(chosen) == 1
+    assert chosen != {group}
+    silent(call_gc(node, mode, [], name="third"))
+    assert node.link(made[0].host_link) is not None
+    silent(call_gc(node, mode, []))
+    assert difference(before, picture(node, *pods)) == []
 
 
 def of_one_group() -> tuple[str, str]:

@@ -19,7 +19,7 @@ from mycelium_cni.node.marks import (
     network_word,
     word,
 )
-from mycelium_cni.pod.attachment import ALIAS_PREFIX, Attachment
+from mycelium_cni.pod.attachment import ALIAS_PREFIX, LINK_PREFIX, Attachment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,15 +29,22 @@ if TYPE_CHECKING:
 
 def attachments(host: nl.Socket, network: str) -> list[Link]:
     """The host links of all attachments of a network. Two networks may have one group, so the alias
-    decides; a link without one was left by an ADD that was killed."""
+    decides; a link without one was left by an ADD that was killed. A GC that was killed may leave
+    links in the group that it was to delete."""
     veth: nl.Attribute = (nl.IFLA_LINKINFO, [(nl.IFLA_INFO_KIND, b"veth")])
     links = [Link(p) for p in host.dump(nl.link(nl.RTM_GETLINK, "list links", veth))]
     names = ("", network_word(network))
     return [
         link
         for link in links
-        if link.group == group(network) and word(link.alias, "network") in names
+        if word(link.alias, "network") in names
+        and (link.group == group(network) or _is_doomed(link))
     ]
+
+
+def _is_doomed(link: Link) -> bool:
+    """Whether delete_links has chosen it. Other programs may use the same group numbers."""
+    return link.group & GROUP_MASK == DELETE_GROUP and link.name.startswith(LINK_PREFIX)
 
 
 def find(host: nl.Socket, attachment: Attachment) -> Link | None:
