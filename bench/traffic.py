@@ -53,14 +53,19 @@ class Pair:
         return float(total["seconds"]) / int(total["packets"]) * 1e6
 
     def _iperf3(self, testbed: Testbed, *options: str) -> Any:
-        with testbed.inside(self.source):
-            client = subprocess.Popen(
-                ["iperf3", "-c", self.address, "-J", *options], stdout=subprocess.PIPE, text=True
-            )
-        document = json.loads(client.communicate()[0])
-        if "error" in document:
-            raise BenchError(f"iperf3: {document['error']}")
-        return document["end"]
+        # Once in some hundred rounds its server closes the control connection before the client
+        # has read the end of the test.
+        for _ in range(3):
+            with testbed.inside(self.source):
+                client = subprocess.Popen(
+                    ["iperf3", "-c", self.address, "-J", *options],
+                    stdout=subprocess.PIPE,
+                    text=True,
+                )
+            document = json.loads(client.communicate()[0])
+            if "error" not in document:
+                return document["end"]
+        raise BenchError(f"iperf3: {document['error']}")
 
 
 @contextmanager
