@@ -41,9 +41,9 @@ from mycelium_agent.reconcile import Reconciler
 from mycelium_agent.watch import Changes, Watch
 from mycelium_cni.cni.errors import __version__
 from mycelium_ctl.errors import ToolError, refused
-from mycelium_ctl.node import state as nodestate
+from mycelium_ctl.node import options
+from mycelium_ctl.node.options import Options
 from mycelium_ctl.node.rights import blindness, require_rights
-from mycelium_ctl.node.state import Options
 from mycelium_ctl.view import count
 
 if TYPE_CHECKING:
@@ -64,12 +64,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="ADDRESS:PORT",
         help="for HTTP (%(default)s)",
     )
-    nodestate.add_options(parser)
+    options.add(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Watch and repair until a signal says stop; then 0."""
-    where = nodestate.options(arguments)
+    where = options.read(arguments)
     require_rights()
     log = Log(as_json=arguments.log_format == "json")
     if unseen := blindness():
@@ -113,7 +113,7 @@ def _cluster(where: Options, log: Log, teller: socket.socket) -> Cluster | None:
     api = kubernetes.own()
     cluster = Cluster(api, name, log, lambda: teller.send(bytes([LOOK])))
     cluster.start()
-    doctor = (own_executable(), "doctor", "--json", *nodestate.as_arguments(where))
+    doctor = (own_executable(), "doctor", "--json", *options.as_arguments(where))
     Events(api, name, log, partial(run_doctor, doctor)).start()
     return cluster
 

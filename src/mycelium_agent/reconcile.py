@@ -41,8 +41,9 @@ from mycelium_ctl.checks.finding import names
 from mycelium_ctl.checks.pods import ExpectedPod
 from mycelium_ctl.errors import ToolError, refused
 from mycelium_ctl.node.expected import Expected
+from mycelium_ctl.node.options import Options
 from mycelium_ctl.node.stale import find_gone, find_left_over
-from mycelium_ctl.node.state import Attached, Options, State
+from mycelium_ctl.node.state import Attached, State
 from mycelium_ctl.view import count
 
 if TYPE_CHECKING:

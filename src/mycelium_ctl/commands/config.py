@@ -22,10 +22,9 @@ from typing import Any
 
 from mycelium_ctl import files
 from mycelium_ctl.errors import ToolError, refused
-from mycelium_ctl.node import conflist, network, plugins, runtimes, schema
-from mycelium_ctl.node import state as nodestate
+from mycelium_ctl.node import conflist, network, options, plugins, runtimes, schema
 from mycelium_ctl.node.conflist import ConfFile
-from mycelium_ctl.node.state import Options
+from mycelium_ctl.node.options import Options
 from mycelium_ctl.view import Mark, Page, count
 
 
@@ -55,7 +54,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     new.add_argument("--output", type=Path, metavar="FILE", help="instead of standard output")
     actions.add_parser("schema", help="print the JSON schema of a .conflist")
     for action in (check, new):
-        nodestate.add_options(action)
+        options.add(action)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -63,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.action == "schema":
         print(json.dumps(schema.schema(), indent=2))
         return 0
-    where = nodestate.options(arguments)
+    where = options.read(arguments)
     if arguments.action == "check":
         return _check(arguments.file, where, as_json=arguments.json)
     dirs = runtimes.choose_dirs(where, arguments.runtime)

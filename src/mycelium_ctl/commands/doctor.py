@@ -25,9 +25,10 @@ from mycelium_ctl.checks import NAMES, examine, onepod
 from mycelium_ctl.checks.finding import Check, Finding
 from mycelium_ctl.checks.pods import ExpectedPod
 from mycelium_ctl.errors import ToolError, refused
-from mycelium_ctl.node import state as nodestate
+from mycelium_ctl.node import options
+from mycelium_ctl.node.options import Options
 from mycelium_ctl.node.rights import blindness, require_rights
-from mycelium_ctl.node.state import Options, State
+from mycelium_ctl.node.state import State
 from mycelium_ctl.view import Mark, Page, count
 
 Findings = list[tuple[Check, list[Finding]]]
@@ -43,12 +44,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--fix", action="store_true", help="fix what can be fixed without harm")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
-    nodestate.add_options(parser)
+    options.add(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Check, maybe fix, report; 1 if a check fails at the end."""
-    where = nodestate.options(arguments)
+    where = options.read(arguments)
     strange = [name for name in arguments.check if name not in NAMES]
     if strange:
         return _about_pod(State(where), arguments.check, arguments)

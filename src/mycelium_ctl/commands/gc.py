@@ -20,10 +20,12 @@ from mycelium_cni import guard
 from mycelium_cni.pod import removal
 from mycelium_ctl.arguments import seconds
 from mycelium_ctl.errors import ToolError, refused
+from mycelium_ctl.node import options
 from mycelium_ctl.node import state as nodestate
+from mycelium_ctl.node.options import Options
 from mycelium_ctl.node.rights import blindness, require_rights
 from mycelium_ctl.node.stale import Gone, find_gone, find_left_over
-from mycelium_ctl.node.state import Options, State
+from mycelium_ctl.node.state import State
 from mycelium_ctl.view import Page, count
 
 
@@ -39,12 +41,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="between the two looks of --empty (%(default)g)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
-    nodestate.add_options(parser)
+    options.add(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Remove what is gone; 0 when nothing is left of it."""
-    where = nodestate.options(arguments)
+    where = options.read(arguments)
     if unseen := blindness():
         raise ToolError(f"cannot tell which pods are gone: {unseen}")
     gone, left_over = _look_twice(where, arguments)

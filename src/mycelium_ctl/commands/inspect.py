@@ -19,6 +19,7 @@ from mycelium_cni.cni.errors import CniError
 from mycelium_cni.kernel.address import format_address
 from mycelium_cni.node import identity, subnet
 from mycelium_ctl.errors import ToolError
+from mycelium_ctl.node import options
 from mycelium_ctl.node import state as nodestate
 from mycelium_ctl.node.state import State
 
@@ -57,7 +58,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     source.add_argument("key", nargs="?", metavar="PUBLIC-KEY", help="in hexadecimal")
     source.add_argument("-k", "--key-file", metavar="FILE", help="the daemon's private key")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
-    nodestate.add_options(parser)
+    options.add(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -68,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     elif arguments.key_file:
         public = read_public_key(arguments.key_file)
     else:
-        state = State(nodestate.options(arguments))
+        state = State(options.read(arguments))
         if state.address is None:
             reason = state.trouble.msg if state.trouble else "the interface has no address"
             raise ToolError(reason)

@@ -28,11 +28,11 @@ from typing import Final
 
 from mycelium_ctl import files, programs, shells, units
 from mycelium_ctl.errors import ToolError
-from mycelium_ctl.node import cri, network, plugins
-from mycelium_ctl.node import state as nodestate
+from mycelium_ctl.node import cri, network, options, plugins
 from mycelium_ctl.node.conflist import TYPE
+from mycelium_ctl.node.options import Options
 from mycelium_ctl.node.runtimes import LAST, CniDirs, choose_dirs, find_executable, read_confs
-from mycelium_ctl.node.state import Options, State
+from mycelium_ctl.node.state import State
 from mycelium_ctl.receipt import Receipt
 from mycelium_ctl.units import Step
 from mycelium_ctl.view import visible
@@ -218,12 +218,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--primary", action="store_true", help="take over from another network")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     network.add_options(parser)
-    nodestate.add_options(parser)
+    options.add(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Install; 0 when the runtime has loaded the network, or there is none to ask."""
-    installation = Installation(nodestate.options(arguments), arguments)
+    installation = Installation(options.read(arguments), arguments)
     done = [step.words for step in installation.steps]
     taken_up = ""
     for step in installation.steps:

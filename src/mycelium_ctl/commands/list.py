@@ -16,7 +16,7 @@ import json
 from typing import Any
 
 from mycelium_ctl.arguments import seconds
-from mycelium_ctl.node import state as nodestate
+from mycelium_ctl.node import options
 from mycelium_ctl.node.stale import verdicts
 from mycelium_ctl.node.state import State
 from mycelium_ctl.view import Mark, Page, amount, worst
@@ -76,12 +76,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="repeat until Ctrl-C (every %(const)g s)",
     )
-    nodestate.add_options(parser)
+    options.add(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the attachments; 0 if all are well, also if there are none."""
-    where = nodestate.options(arguments)
+    where = options.read(arguments)
     if arguments.watch is not None:
         every_s = max(arguments.watch, 0.1)
         Page().watch(lambda: (HEADERS, rows(State(where))), every_s, right=TRAFFIC)

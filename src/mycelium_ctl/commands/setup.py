@@ -32,6 +32,7 @@ from mycelium_cni.node import subnet
 from mycelium_ctl import programs, units
 from mycelium_ctl.arguments import seconds
 from mycelium_ctl.errors import ToolError
+from mycelium_ctl.node import options
 from mycelium_ctl.node import state as nodestate
 from mycelium_ctl.node.expected import Expected
 from mycelium_ctl.node.state import State
@@ -71,12 +72,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     units.add_argument(
         "--install-units", action="store_true", help="write those this node needs, as install does"
     )
-    nodestate.add_options(parser)
+    options.add(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Prepare the node; 0 if nothing is missing afterwards, or with --dry-run."""
-    where = nodestate.options(arguments)
+    where = options.read(arguments)
     if arguments.print_units:
         from mycelium_lab.own import own_executable
 

@@ -25,6 +25,7 @@ from mycelium_ctl import files
 from mycelium_ctl.checks import examine
 from mycelium_ctl.checks.finding import Check, Finding
 from mycelium_ctl.errors import refused
+from mycelium_ctl.node import options
 from mycelium_ctl.node import state as nodestate
 from mycelium_ctl.node.stale import find_gone
 from mycelium_ctl.node.state import State
@@ -49,12 +50,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument("--picture", type=Path, metavar="FILE.svg", help="also draw the node")
-    nodestate.add_options(parser)
+    options.add(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Show the node; 0 only when ADD would work."""
-    state = State(nodestate.options(arguments))
+    state = State(options.read(arguments))
     findings: Findings = {check.name: (check, found) for check, found in examine(state)}
     ready: bool | None = not any(
         check.needed and _mark(found) == "fail" for check, found in findings.values()

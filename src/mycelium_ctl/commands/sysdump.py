@@ -32,9 +32,9 @@ from mycelium_cni.node import subnet
 from mycelium_ctl import files, programs
 from mycelium_ctl.errors import refused
 from mycelium_ctl.masking import Masker
-from mycelium_ctl.node import conflist, lenient
-from mycelium_ctl.node import state as nodestate
-from mycelium_ctl.node.state import Options, State
+from mycelium_ctl.node import conflist, lenient, options
+from mycelium_ctl.node.options import Options
+from mycelium_ctl.node.state import State
 from mycelium_ctl.view import Page, count
 from mycelium_lab.own import own_executable
 
@@ -88,12 +88,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("--output", type=Path, metavar="FILE", help="instead of one in this folder")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
-    nodestate.add_options(parser)
+    options.add(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Collect, mask, write; 0 if the archive was written, whatever it says of the node."""
-    where = nodestate.options(arguments)
+    where = options.read(arguments)
     state = State(where)
     stem = f"mycelium-cni-sysdump-{_host()}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
     output: Path = arguments.output or Path(f"{stem}.tar.gz")
@@ -184,7 +184,7 @@ def _key_files(process: int | None) -> Iterator[str]:
 
 def _pieces(where: Options, state: State) -> Iterator[Piece]:
     for name, words in OWN.items():
-        looks = [] if words[0] == "version" else _where(where)
+        looks = [] if words[0] == "version" else options.as_arguments(where)
         yield _said(name, [own_executable(), *words, *looks], OWN_S)
     for name, argv in PROGRAMS.items():
         yield _said(name, argv, PROGRAM_S)
@@ -198,15 +198,6 @@ def _pieces(where: Options, state: State) -> Iterator[Piece]:
     answers = json.dumps(state.daemon._asdict(), indent=2).encode()
     yield Piece("daemon.json", answers, f"http://{where.api}/api/v1")
     yield from _logs(state)
-
-
-def _where(where: Options) -> list[str]:
-    """The options that have another command of ours look in the same places."""
-    names = {"myceliumInterface": "interface"}
-    said = [f"--{names.get(key, key)}={value}" for key, value in where.said.items()]
-    said += [f"--conf-dir={path}" for path in where.conf_dirs]
-    said += [f"--bin-dir={path}" for path in where.bin_dirs]
-    return [*said, f"--api={where.api}", f"--root={where.root}"]
 
 
 def _said(name: str, argv: list[str] | tuple[str, ...], within_s: float) -> Piece:

@@ -25,7 +25,7 @@ from mycelium_cni.kernel.facts import Object
 from mycelium_cni.node.facts import Bridge
 from mycelium_cni.node.marks import BRIDGE_GROUP, GROUP, GROUP_MASK
 from mycelium_ctl.errors import ToolError, refused
-from mycelium_ctl.node import state as nodestate
+from mycelium_ctl.node import options
 from mycelium_ctl.node.agent import refuse_beside_agent
 from mycelium_ctl.node.expected import Change, stale
 from mycelium_ctl.node.rights import require_rights
@@ -70,12 +70,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--force", action="store_true", help="also while pods are attached or the agent runs"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
-    nodestate.add_options(parser)
+    options.add(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Remove; 0 when nothing of ours is left."""
-    state = State(nodestate.options(arguments))
+    state = State(options.read(arguments))
     live = [attached for attached in state.attachments if attached.answers]
     if live and not (arguments.force or arguments.dry_run):
         raise ToolError(

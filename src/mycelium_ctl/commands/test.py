@@ -44,6 +44,7 @@ from mycelium_ctl.echo import (
     Question,
 )
 from mycelium_ctl.errors import ToolError, refused
+from mycelium_ctl.node import options
 from mycelium_ctl.node import state as nodestate
 from mycelium_ctl.node.expected import Expected
 from mycelium_ctl.node.rights import require_rights
@@ -327,13 +328,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--peer", action="append", default=[], metavar="ADDRESS", help="ask it over the overlay"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
-    nodestate.add_options(parser)
+    options.add(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Try it all; 0 if all that matters was tried and nothing failed."""
     require_rights()
-    state = State(nodestate.options(arguments))
+    state = State(options.read(arguments))
     for peer in arguments.peer:
         try:
             nodestate.subnet_of(peer)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from mycelium_ctl import programs, units
 from mycelium_ctl.errors import ToolError
-from mycelium_ctl.node import state as nodestate
+from mycelium_ctl.node import options
 from mycelium_ctl.node.agent import refuse_beside_agent
 from mycelium_ctl.node.conflist import SUFFIXES, TYPE
 from mycelium_ctl.node.state import State
@@ -33,12 +33,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--force", action="store_true", help="also while pods are attached or the agent runs"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
-    nodestate.add_options(parser)
+    options.add(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Remove; 0 when nothing of it is left."""
-    where = nodestate.options(arguments)
+    where = options.read(arguments)
     receipt = Receipt(where.root)
     here = where.root == Path("/")
     live = [one for one in State(where).attachments if one.answers] if here else []

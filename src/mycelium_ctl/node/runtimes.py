@@ -12,14 +12,12 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from mycelium_ctl import files
 from mycelium_ctl.node.conflist import ConfFile, list_files
 from mycelium_ctl.node.conflist import read as read_conf
-
-if TYPE_CHECKING:
-    from mycelium_ctl.node.state import Options
+from mycelium_ctl.node.options import Options
 
 # Where runtimes look: configurations, executables, runtime. The grid's k3s image comes last.
 USUAL: Final = ("etc/cni/net.d", ("opt/cni/bin",), "kubelet")

@@ -7,7 +7,6 @@ plugin's own netlink, the rest through the modules beside this one. Reading chan
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -17,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from mycelium_cni.cni.config import CHOICES, PATHS, Config, Network
+from mycelium_cni.cni.config import PATHS, Config, Network
 from mycelium_cni.cni.errors import CniError
 from mycelium_cni.guard import counterpart
 from mycelium_cni.kernel import netlink as nl
@@ -33,10 +32,10 @@ from mycelium_ctl.errors import ToolError
 from mycelium_ctl.node.conflist import TYPE
 from mycelium_ctl.node.daemon import Daemon, find_process, read_daemon, read_version
 from mycelium_ctl.node.namespaces import PodNetns, read_netns
+from mycelium_ctl.node.options import Options
 from mycelium_ctl.node.rights import blindness, may_configure
 from mycelium_ctl.node.runtimes import ConfDir, read_confs
 
-API: Final = "127.0.0.1:8989"
 MOST_OTHERS: Final = 32  # nodes that are looked at one by one
 
 # linux/if_link.h, net_namespace.h, rtnetlink.h, neighbour.h: what the plugin does not need.
@@ -50,69 +49,6 @@ IFLA_BRPORT_STATE, IFLA_STATS64, IFLA_CARRIER, IFLA_LINK_NETNSID, IFLA_TARGET_NE
 IFLA_BRPORT_ISOLATED = 33
 IFLA_TUN_OWNER, IFLA_TUN_GROUP, IFLA_TUN_PERSIST = 1, 2, 6
 RTA_CACHEINFO = 12
-
-
-class Options(NamedTuple):
-    """What the user said about where to look; see `add_options`."""
-
-    root: Path
-    conf_dirs: tuple[Path, ...]
-    bin_dirs: tuple[Path, ...]
-    api: str
-    said: dict[str, str]  # overrides of the network configuration, by its keys
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The arguments of all commands that read the node."""
-    group = parser.add_argument_group(
-        "where to look", "By default as the configuration in use says, else the built-in defaults."
-    )
-    group.add_argument("--mode", choices=CHOICES["mode"], help="how pods are attached (auto)")
-    group.add_argument("--interface", metavar="NAME", help="the daemon's interface (mycelium)")
-    group.add_argument("--bridge", metavar="NAME", help="the bridge of bridge mode (mycelium-br)")
-    group.add_argument("--netseed", metavar="FILE", help="the daemon's key file (/etc/netseed)")
-    group.add_argument(
-        "--api", default=API, metavar="ADDRESS:PORT", help="the daemon's HTTP API (%(default)s)"
-    )
-    for kind, reads in (("conf", "network configurations"), ("bin", "plugins")):
-        group.add_argument(
-            f"--{kind}-dir",
-            action="append",
-            type=Path,
-            metavar="DIR",
-            default=[],
-            help=f"where the runtime looks for {reads}; may be repeated",
-        )
-    group.add_argument(
-        "--root", type=Path, default=Path("/"), metavar="DIR", help="read files below DIR instead"
-    )
-
-
-def options(arguments: argparse.Namespace) -> Options:
-    said = {
-        "mode": arguments.mode,
-        "myceliumInterface": arguments.interface,
-        "bridge": arguments.bridge,
-        "netseed": arguments.netseed,
-    }
-    return Options(
-        arguments.root,
-        tuple(arguments.conf_dir),
-        tuple(arguments.bin_dir),
-        arguments.api,
-        {key: value for key, value in said.items() if value},
-    )
-
-
-def as_arguments(where: Options) -> list[str]:
-    """The command line that `options` reads the same from."""
-    flags = {"mode": "--mode", "myceliumInterface": "--interface", "bridge": "--bridge"}
-    said = [(flags.get(key, "--netseed"), value) for key, value in where.said.items()]
-    folders = [("--conf-dir", each) for each in where.conf_dirs]
-    folders += [("--bin-dir", each) for each in where.bin_dirs]
-    pairs = [("--root", where.root), ("--api", where.api), *folders, *said]
-    return [str(word) for pair in pairs for word in pair]
-
 
 # Links
 
