@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An API server of one kind of object, Nodes, as far as the agent asks it: HTTPS, bearer tokens,
-paged lists of metadata, watches with bookmarks, merge patches, and Events.
+"""An API server of one kind of object, Nodes, as far as the agent asks it: HTTPS, bearer tokens or
+client certificates, paged lists of metadata, watches with bookmarks, merge patches, and Events.
 
 https://kubernetes.io/docs/reference/using-api/api-concepts/
 """
@@ -199,7 +199,8 @@ class _Handler(BaseHTTPRequestHandler):
         """Count the request; whether it is to be served."""
         api = self.server.api
         api.asked[self.command, urlsplit(self.path).path] += 1
-        if self.headers["Authorization"] != f"Bearer {api.token}":
+        trusted = self.connection.getpeercert()
+        if self.headers["Authorization"] != f"Bearer {api.token}" and not trusted:
             self.answer(401, {"kind": "Status", "message": "Unauthorized"})
             return False
         if api.faults and "limit=" in self.path:
@@ -251,10 +252,13 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _certify(folder: Path, address: str) -> ssl.SSLContext:
-    """A certificate authority, ca.crt, and a server's context with a certificate of it."""
+    """A certificate authority, ca.crt, a client's certificate and key, client.pem, and a server's
+    context with a certificate of it."""
     now = datetime.datetime.now(datetime.UTC)
-    keys = [ec.generate_private_key(ec.SECP256R1()) for _ in range(2)]
-    names = [x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]) for name in ("ca", "api")]
+    keys = [ec.generate_private_key(ec.SECP256R1()) for _ in range(3)]
+    names = [
+        x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]) for name in ("ca", "api", "me")
+    ]
     made = []
     for number, (key, name) in enumerate(zip(keys, names, strict=True)):
         builder = (
@@ -267,22 +271,23 @@ def _certify(folder: Path, address: str) -> ssl.SSLContext:
             .not_valid_after(now + datetime.timedelta(days=1))
             .add_extension(x509.BasicConstraints(ca=number == 0, path_length=None), critical=True)
         )
-        if number:
+        if number == 1:
             alternative = x509.SubjectAlternativeName(
                 [x509.IPAddress(ipaddress.ip_address(address))]
             )
             builder = builder.add_extension(alternative, critical=False)
         made.append(builder.sign(keys[0], hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
     (folder / "ca.crt").write_bytes(made[0])
-    chain = folder / ".server.pem"
-    chain.write_bytes(
-        keys[1].private_bytes(
+    chains = [folder / ".server.pem", folder / "client.pem"]
+    for chain, key, certificate in zip(chains, keys[1:], made[1:], strict=True):
+        octets = key.private_bytes(
             serialization.Encoding.PEM,
             serialization.PrivateFormat.PKCS8,
             serialization.NoEncryption(),
         )
-        + made[1]
-    )
+        chain.write_bytes(octets + certificate)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(chain)
+    context.load_cert_chain(chains[0])
+    context.load_verify_locations(folder / "ca.crt")
+    context.verify_mode = ssl.CERT_OPTIONAL
     return context

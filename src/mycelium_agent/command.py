@@ -8,10 +8,10 @@ It checks everything when it starts, once a minute and on SIGHUP, because the ke
 most settings below /proc/sys. A repair that is undone again and again is repeated after 1, 2, 4 …
 seconds, in the end once a minute. It removes attachments whose pod is gone, as `gc` does.
 
-As a pod of Kubernetes that has its node's name in NODE_NAME, it publishes the node's subnet as
+In a Kubernetes cluster, as a pod or with --kubeconfig, it publishes the node's subnet as
 annotations of the Node, and keeps the subnets of all nodes for `"ingress": "cluster"`. What it knew
-last stays while the API does not answer. What `doctor` finds, every five minutes,
-becomes Events of the Node.
+last stays while the API does not answer. What `doctor` finds, every five minutes, becomes Events of
+the Node. The environment variable NODE_NAME names the Node; without it, it is the host's name.
 
 Over HTTP it answers /healthz (it works), /readyz (what STATUS would say) and /metrics (Prometheus).
 
@@ -19,7 +19,7 @@ Pods do not depend on it: ADD and DEL work without it, and when it ends (SIGTERM
 run on. `teardown` and `uninstall` refuse while it runs.
 
     mycelium-cni agent
-    mycelium-cni agent --log-format json
+    mycelium-cni agent --kubeconfig /etc/kubernetes/kubelet.conf --log-format json
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mycelium_agent import serve
@@ -64,6 +65,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="ADDRESS:PORT",
         help="for HTTP (%(default)s)",
     )
+    parser.add_argument(
+        "--kubeconfig",
+        type=Path,
+        metavar="FILE",
+        help="how to reach the Kubernetes API, as whom (in a pod: as its service account)",
+    )
     options.add(parser)
 
 
@@ -80,7 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ToolError(f"cannot listen to the kernel: {refused(error)}") from error
     with _signals() as (told, teller):
         watch.also(told.fileno())
-        reconciler = Reconciler(where, log, _cluster(where, log, teller))
+        reconciler = Reconciler(where, log, _cluster(where, arguments.kubeconfig, log, teller))
         calls = Calls()
         try:
             calls.start()
@@ -100,17 +107,24 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _cluster(where: Options, log: Log, teller: socket.socket) -> Cluster | None:
-    """The Kubernetes cluster, if this process is one of its pods and knows its node's name."""
+def _cluster(
+    where: Options, kubeconfig: Path | None, log: Log, teller: socket.socket
+) -> Cluster | None:
+    """The Kubernetes cluster: that of the kubeconfig, else the one whose pod this process is."""
     name = os.environ.get("NODE_NAME")
-    if not (name and os.environ.get("KUBERNETES_SERVICE_HOST")):
+    service = [os.environ.get(f"KUBERNETES_SERVICE_{word}", "") for word in ("HOST", "PORT")]
+    if not (kubeconfig or (name and all(service))):
         return None
-    from mycelium_agent import kubernetes  # with OpenSSL
+    from mycelium_agent import access, kubernetes  # with OpenSSL
     from mycelium_agent.cluster import Cluster
     from mycelium_agent.events import Events, run_doctor
     from mycelium_lab.own import own_executable
 
-    api = kubernetes.own()
+    if kubeconfig:
+        api = kubernetes.Api(partial(access.kubeconfig, kubeconfig))
+    else:
+        api = kubernetes.Api(partial(access.service_account, service[0], int(service[1])))
+    name = name or socket.gethostname().lower()  # as a kubelet does
     cluster = Cluster(api, name, log, lambda: teller.send(bytes([LOOK])))
     cluster.start()
     doctor = (own_executable(), "doctor", "--json", *options.as_arguments(where))

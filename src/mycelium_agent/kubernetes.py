@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Kubernetes API as a pod of the cluster reaches it: read, patch, create, list and watch.
+"""The Kubernetes API as the agent uses it: read, patch, create, list and watch.
 
 https://kubernetes.io/docs/reference/using-api/api-concepts/. Of objects that are followed, only the
 metadata is asked for: a Node's status has a hundred times its size.
@@ -12,18 +12,17 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlencode
 
-from mycelium_ctl import host as node
+from mycelium_agent.access import Access
 
 if sys.modules.get("ssl", sys) is None:  # mycelium_ctl.cli
     del sys.modules["ssl"]
 import ssl
 
-SECRETS: Final = "/var/run/secrets/kubernetes.io/serviceaccount"  # what a kubelet gives every pod
 PATIENCE_S: Final = 10.0  # for one answer
 WATCH_S: Final = 240  # after which the server ends a watch
 PAGE: Final = 50  # objects of a list in one answer
@@ -51,14 +50,13 @@ class Event(NamedTuple):
 
 
 class Api:
-    """The API server of the cluster that this process runs in, as its service account.
+    """An API server. `access`: called for each request; it may raise ValueError.
 
     All methods raise ApiError.
     """
 
-    def __init__(self, host: str, port: int, secrets: str = SECRETS) -> None:
-        self._where: Final = host, port
-        self._secrets: Final = secrets
+    def __init__(self, access: Callable[[], Access]) -> None:
+        self._access: Final = access
 
     def get(self, path: str) -> Json:
         with self._answer("GET", path) as answer:
@@ -129,20 +127,21 @@ class Api:
         headers = {"Accept": accept, "User-Agent": "mycelium-cni"}
         if content:
             headers["Content-Type"] = content
-        host, port = self._where
         try:
-            token = node.read_own(f"{self._secrets}/token").decode().strip()
-            authority = node.read_own(f"{self._secrets}/ca.crt").decode()
-        except (OSError, ValueError) as error:
-            raise ApiError(f"no service account in {self._secrets}: {error}") from error
+            access = self._access()
+        except ValueError as error:
+            raise ApiError(str(error)) from error
+        if access.token:
+            headers["Authorization"] = f"Bearer {access.token}"
+        where = f"[{access.name}]:{access.port}"
         try:
-            context = ssl.create_default_context(cadata=authority)
-            connection = http.client.HTTPConnection(host, port, timeout=PATIENCE_S)
+            context = ssl.create_default_context(cadata=access.authority)
+            if access.certificate:
+                _identify(context, access.certificate)
+            connection = _connect(access)
             try:
-                connection.connect()
-                connection.sock = context.wrap_socket(connection.sock, server_hostname=host)
+                connection.sock = context.wrap_socket(connection.sock, server_hostname=access.name)
                 _keep_alive(connection.sock, patience_s)
-                headers["Authorization"] = f"Bearer {token}"
                 connection.request(method, path, body, headers)
                 # An answer that ends the connection has taken its socket over.
                 with connection.getresponse() as answer:
@@ -153,19 +152,37 @@ class Api:
             finally:
                 connection.close()
         except ssl.SSLCertVerificationError as error:
-            raise ApiError(f"[{host}]:{port} is not trusted: {error.verify_message}") from error
+            raise ApiError(f"{where} is not trusted: {error.verify_message}") from error
         except OSError as error:
-            raise ApiError(f"[{host}]:{port}: {error.strerror or error}") from error
+            raise ApiError(f"{where}: {error.strerror or error}") from error
         except (http.client.HTTPException, ValueError) as error:
-            raise ApiError(
-                f"[{host}]:{port} does not answer as an API server: {error!r:.200}"
-            ) from error
+            raise ApiError(f"{where} does not answer as an API server: {error!r:.200}") from error
 
 
-def own() -> Api:
-    """The API of the cluster that this process is a pod of. Raises KeyError outside of one."""
-    host, port = (os.environ[f"KUBERNETES_SERVICE_{word}"] for word in ("HOST", "PORT"))
-    return Api(host, int(port))
+def _connect(access: Access) -> http.client.HTTPConnection:
+    """A connection to the first address that takes one."""
+    for address in access.addresses:
+        connection = http.client.HTTPConnection(address, access.port, timeout=PATIENCE_S)
+        try:
+            connection.connect()
+        except OSError:
+            connection.close()
+            if address == access.addresses[-1]:
+                raise
+        else:
+            break
+    return connection
+
+
+def _identify(context: ssl.SSLContext, certificate: bytes) -> None:
+    """Have a certificate with its key to show. OpenSSL reads them from a file: one in memory."""
+    with open(os.memfd_create("certificate"), "wb") as file:  # noqa: PTH123 - a descriptor
+        file.write(certificate)
+        file.flush()
+        try:  # without a password it would ask the terminal for one
+            context.load_cert_chain(f"/proc/self/fd/{file.fileno()}", password="")
+        except ssl.SSLError as error:
+            raise ApiError(f"the client certificate or its key is not usable: {error}") from error
 
 
 def _keep_alive(connection: socket.socket, patience_s: float) -> None:

@@ -603,6 +603,8 @@ class Cluster:
         )
 
     def agent_log(self, node: KubeNode) -> str:
+        if not self.options.by_manifest:
+            return (node.directory / "log/agent.out").read_text()
         return self.kubectl("-n", "kube-system", "logs", self.agent(node))
 
     def all_reach_all(self) -> bool:

@@ -360,6 +360,30 @@ def test_the_last_known_nodes_count_while_the_api_is_away(
     cluster.await_ready()
 
 
+@pytest.mark.only("overlay-only")
+def test_an_agent_that_is_no_pod_follows_the_nodes_with_the_kubelets_kubeconfig(
+    cluster: Cluster,
+) -> None:
+    """As docs/agent.md has it: a kubelet may change its own Node, and must be let list all."""
+    role = "mycelium-cni-nodes"
+    cluster.kubectl("create", "clusterrole", role, "--verb=list,watch", "--resource=nodes")
+    cluster.kubectl(
+        *("create", "clusterrolebinding", role, f"--clusterrole={role}", "--group=system:nodes")
+    )
+    for node in cluster.nodes:
+        kubeconfig = cluster.pki.path(f"kubelet-{node.name}.kubeconfig")
+        agent = ("mycelium-cni", "agent", "--kubeconfig", kubeconfig)
+        node.start("agent", "env", f"NODE_NAME={node.name}", *agent)
+    for node in cluster.nodes:
+        await_subnets(cluster, node)
+        as_it = (f"--as=system:node:{node.name}", "--as-group=system:nodes", "-n", "default")
+        for verb in ("create", "patch"):  # what doctor finds
+            cluster.kubectl("auth", "can-i", verb, "events.events.k8s.io", *as_it)
+    for node in cluster.nodes:
+        node.stop("agent")
+    cluster.kubectl("delete", f"clusterrole/{role}", f"clusterrolebinding/{role}")
+
+
 @pytest.mark.only("manifest")
 def test_an_agents_token_changes_no_other_node(cluster: Cluster) -> None:
     for node in cluster.nodes:

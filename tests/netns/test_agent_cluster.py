@@ -153,6 +153,28 @@ def test_the_node_publishes_its_subnet_and_address(member: Member) -> None:
     await_fact(lambda: member.api.annotations("a") == ours, "they are there", within_s=30)
 
 
+def test_an_agent_that_is_no_pod_has_a_kubeconfig(member: Member, root: Path) -> None:
+    member.await_word("has the subnets of")
+    member.agent.stop()
+    name = socket.gethostname().lower()
+    member.api.put(name)
+    pem = str(member.api.secrets / "client.pem")
+    kubeconfig = root / "kubelet.conf"
+    kubeconfig.write_text(
+        f"clusters:\n- cluster:\n    certificate-authority: {member.api.secrets}/ca.crt\n"
+        f"    server: https://[::1]:{member.api.port}\nusers:\n- user:\n"
+        f"    client-certificate: {pem}\n    client-key: {pem}\n"
+    )
+    member.agent = member.site.node.start(
+        [
+            *(*member.site.lab.command, "agent", "--root", str(root)),
+            *("--kubeconfig", str(kubeconfig)),
+        ]
+    )
+    ours = {"mycelium-cni/subnet": f"{SUBNET}::/64", "mycelium-cni/address": NODE}
+    await_fact(lambda: member.api.annotations(name) == ours, "they are there", within_s=30)
+
+
 def test_a_file_that_somebody_has_changed_opens_nothing_and_is_written_anew(
     member: Member,
 ) -> None:

@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from apiserver import ApiServer
 from mycelium_agent import cluster as clusters
+from mycelium_agent.access import service_account
 from mycelium_agent.cluster import ADDRESS, NODES, SUBNET, Cluster
 from mycelium_agent.kubernetes import MOST_BYTES, Api
 from mycelium_agent.log import Log
@@ -33,7 +35,7 @@ class Followed:
         server.put("ours")
         server.put("one", {SUBNET: subnet(1)})
         server.put("two", {SUBNET: subnet(2)})
-        api = Api(server.address, server.port, str(server.secrets))
+        api = Api(partial(service_account, server.address, server.port, str(server.secrets)))
         self.cluster = Cluster(api, "ours", Log(as_json=False), lambda: None)
         self.cluster.start()
 
@@ -123,7 +125,14 @@ def test_the_last_known_set_stays_while_the_api_is_away(followed: Followed) -> N
     followed.server.stop()
     followed.server.put("three", {SUBNET: subnet(3)})
     # A second agent, as after a restart, which the API has never answered.
-    api = Api(followed.server.address, followed.server.port, str(followed.server.secrets))
+    api = Api(
+        partial(
+            service_account,
+            followed.server.address,
+            followed.server.port,
+            str(followed.server.secrets),
+        )
+    )
     later = Cluster(api, "ours", Log(as_json=False), lambda: None)
     later.start()
     later.keep(followed.path, followed.path.parent.parent)
@@ -224,7 +233,7 @@ def test_a_server_of_another_authority_gets_no_token(
 ) -> None:
     with ApiServer(tmp_path / "other").running() as other:
         other.put("evil", {SUBNET: subnet(66)})
-        api = Api(other.address, other.port, str(followed.server.secrets))
+        api = Api(partial(service_account, other.address, other.port, str(followed.server.secrets)))
         Cluster(api, "ours", Log(as_json=False), lambda: None).start()
         await_fact(lambda: "is not trusted" in capsys.readouterr().err, "it is said", within_s=30)
         assert not other.asked

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from apiserver import ApiServer
 from mycelium_agent import events
+from mycelium_agent.access import service_account
 from mycelium_agent.events import Events
 from mycelium_agent.kubernetes import Api
 from mycelium_agent.log import Log
@@ -22,7 +24,7 @@ class Told:
     def __init__(self, server: ApiServer) -> None:
         self.server = server
         self.found: list[dict[str, Any]] = []
-        api = Api(server.address, server.port, str(server.secrets))
+        api = Api(partial(service_account, server.address, server.port, str(server.secrets)))
         self.events = Events(api, "ours", Log(as_json=False), lambda: self.found)
 
     def tell(self, *found: dict[str, Any]) -> list[dict[str, Any]]:
