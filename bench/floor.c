@@ -96,8 +96,8 @@ static long play(const struct step *step, const char *data) {
 		            sizeof(struct sockaddr_nl));
 	case 'Q': // poll(2) for input; the argument is the timeout
 		return poll(&(struct pollfd){step->fd, POLLIN, 0}, 1, (int)step->argument);
-	case 'P':
-		return open(data, (int)step->argument);
+	case 'P': // openat(2); without a descriptor the path is whole
+		return openat(step->fd ? step->fd : AT_FDCWD, data, (int)step->argument);
 	case 'R': // read(2) too, which no file is asked for twice
 		return pread(step->fd, text, sizeof text, 0);
 	case 'W':

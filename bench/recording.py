@@ -158,10 +158,15 @@ class _Reader:
                 yield Step("S", call.result, data=kinds)
             elif call.name == "openat":
                 path = call.arguments[1].strip('"')
-                if path.startswith(_SYSCTL) or path in (_RESERVED, self._recorded.netns):
+                below = max(fd, 0)  # 0: no directory
+                if (
+                    below in ours
+                    or path.startswith(_SYSCTL)
+                    or path in (_RESERVED, self._recorded.netns)
+                ):
                     ours[call.result] = _POD_END if path == self._recorded.netns else here
                     flags = _number(call.arguments[2])
-                    yield Step("P", call.result, flags, path.encode() + b"\0")
+                    yield Step("P", below, flags, path.encode() + b"\0")
             elif call.name in ("stat", "newfstatat") and self._recorded.netns in call.arguments[-3]:
                 yield Step("T", data=self._recorded.netns.encode() + b"\0")
             elif call.name in _CLONES and call.result > 0:

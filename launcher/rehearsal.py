@@ -184,7 +184,7 @@ _INPUT, _SWITCH = 0, 20
 _inputs: list[bytes] = []
 
 
-def _open(path: str, _flags: int, _mode: int = 0) -> int:
+def _open(path: str, _flags: int, _mode: int = 0, *, dir_fd: int = 0) -> int:
     if path == "/etc/netseed":
         raise FileNotFoundError(ENOENT, "")
     return _SWITCH + path.endswith("forwarding")

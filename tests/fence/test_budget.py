@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a call of the static executable may cost: instructions, and no module is loaded.
+"""What a call of the static executable may cost: instructions, look-ups, and no module is loaded.
 
 Milliseconds depend on the machine and its load, instructions hardly: the executable uses the same
 string functions on every amd64. The budget is what the last deliberate change cost; a call may cost
@@ -95,3 +95,12 @@ def test_a_call_stays_within_its_budget(host: Host, tmp_path: Path, what: str) -
         f" {cost.instructions / budget[what] - 1:+.1%} of what it took;"
         " if every pod needs that: make budget"
     )
+
+
+def test_an_add_looks_up_the_switches_of_each_namespace_once(host: Host, tmp_path: Path) -> None:
+    """The kernel searches for that directory among those of all namespaces."""
+    call(host, "ADD")
+    trace = tmp_path / "trace"
+    call(host, "ADD", "strace", "-f", "-e", "trace=openat,setns", "-o", str(trace))
+    called = re.findall(r'(setns|"/proc/sys/net)', trace.read_text())
+    assert called == ["setns", '"/proc/sys/net', "setns", '"/proc/sys/net']

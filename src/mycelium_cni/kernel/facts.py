@@ -101,15 +101,15 @@ class Switch(Fact):
         return seen.switch(self.path) == self.value
 
     def ensure(self, host: nl.Socket, undo: Steps) -> bool:
-        before = sysctl.get(self.path)
+        before = sysctl.get(self.path, host)
         if before == self.value:
             return False
         undo.push(sysctl.put, self.path, before)
-        sysctl.put(self.path, self.value)
+        sysctl.put(self.path, self.value, host)
         return True
 
     def restore(self, host: nl.Socket) -> None:
-        sysctl.put(self.path, self.value)
+        sysctl.put(self.path, self.value, host)
 
 
 class Preference(Switch):

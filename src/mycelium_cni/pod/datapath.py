@@ -301,13 +301,14 @@ def enter_pod(pod_netns: int, home: int, pod_link: str, undo: Undo) -> nl.Socket
     stays in it."""
     with inside(pod_netns, home=home):
         # Docker and others switch IPv6 off in a namespace; `lo` then lacks ::1 too.
+        pod = nl.Socket()
         loopback, *switches = facts.pod_switches(pod_link)
-        if sysctl.get(loopback.path) != loopback.value:
+        if sysctl.get(loopback.path, pod) != loopback.value:
             undo.push(_switch_back, pod_netns, home, loopback.path)
-            sysctl.put(loopback.path, loopback.value)
+            sysctl.put(loopback.path, loopback.value, pod)
         for switch in (*switches, *facts.pod_preferences(pod_link)):
-            sysctl.put(switch.path, switch.value)
-        return nl.Socket()
+            sysctl.put(switch.path, switch.value, pod)
+        return pod
 
 
 def _switch_back(pod_netns: int, home: int, switch: str) -> None:

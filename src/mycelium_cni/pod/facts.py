@@ -102,7 +102,7 @@ class _Forwarding(Switch):
     def restore(self, host: nl.Socket) -> None:
         # A new link forwards already, unless conf.default says otherwise. Before the node is
         # prepared none needs to; then all are set at once.
-        if sysctl.get(self.path) != self.value and sysctl.get(FORWARDING) == self.value:
+        if sysctl.get(self.path, host) != self.value and sysctl.get(FORWARDING, host) == self.value:
             for switch in keep_learned(links_at_risk(host)):
                 switch.restore(host)
             super().restore(host)
