@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import socket
 from contextlib import suppress
+from ipaddress import ip_address
 from typing import Final, NamedTuple
 
 from mycelium_ctl.checks import suspects
@@ -21,12 +22,12 @@ from mycelium_ctl.node.state import Attached, State
 # is ignored (net/ipv6/tcp_ipv6.c, tcp_v6_err); the second packet goes out a second later.
 CONNECT_S: Final = 2.0
 ANSWER_S: Final = 1.0
-QUESTIONS: Final = 2  # a datagram may be lost
+QUESTIONS: Final = 3  # a datagram may be lost, and a new server slow
 RECVERR: Final[dict[int, tuple[int, int]]] = {
     socket.AF_INET6: (socket.IPPROTO_IPV6, 25),  # IPV6_RECVERR, linux/in6.h
     socket.AF_INET: (socket.IPPROTO_IP, 11),  # IP_RECVERR, linux/in.h
 }
-ROOT_NS: Final = b"\0" + b"\0\2" + b"\0\1"  # name ".", type NS, class IN: RFC 1035, section 4.1
+TYPE_PTR_CLASS_IN: Final = b"\0\x0c\0\1"  # RFC 1035, section 4.1.2
 
 
 class Fault(NamedTuple):
@@ -115,7 +116,10 @@ def _connect(family: int, service: Service) -> None:
 
 
 def _query(family: int, service: Service) -> None:
-    """Send a DNS query that any server answers, if only with a refusal. Raises OSError."""
+    """Ask the cluster's DNS for the name of its own Service's address, which it answers without
+    asking servers outside that may be away. Any answer will do. Raises OSError."""
+    labels = ip_address(service.address).reverse_pointer.split(".")
+    name = b"".join(bytes([len(label)]) + label.encode() for label in labels)
     with socket.socket(family, socket.SOCK_DGRAM) as client:
         # Without it a datagram socket does not report "no route" (net/ipv6/udp.c, udpv6_err).
         level, option = RECVERR[family]
@@ -124,7 +128,7 @@ def _query(family: int, service: Service) -> None:
         client.connect((service.address, service.port))
         for _ in range(QUESTIONS):
             token = os.urandom(2)
-            client.send(token + b"\0\0" + b"\0\1" + bytes(6) + ROOT_NS)
+            client.send(token + b"\0\0" + b"\0\1" + bytes(6) + name + b"\0" + TYPE_PTR_CLASS_IN)
             with suppress(TimeoutError):
                 if client.recv(512)[:2] == token:
                     return
