@@ -11,12 +11,12 @@ it is a /64 of the overlay, and a Node counts once.
 
 from __future__ import annotations
 
-import random
 import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from random import SystemRandom
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -214,5 +214,5 @@ class _Pauses:
         self._next = FIRST_S
 
     def wait(self) -> None:
-        time.sleep(self._next * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
+        time.sleep(self._next * SystemRandom().uniform(0.5, 1.0))
         self._next = min(2 * self._next, LONGEST_S)

@@ -138,9 +138,9 @@ class Api:
             context = ssl.create_default_context(cadata=access.authority)
             if access.certificate:
                 _identify(context, access.certificate)
-            connection = _connect(access)
+            connection = http.client.HTTPConnection(access.name, access.port)
             try:
-                connection.sock = context.wrap_socket(connection.sock, server_hostname=access.name)
+                connection.sock = _connect(access, context)
                 _keep_alive(connection.sock, patience_s)
                 connection.request(method, path, body, headers)
                 # An answer that ends the connection has taken its socket over.
@@ -159,12 +159,18 @@ class Api:
             raise ApiError(f"{where} does not answer as an API server: {error!r:.200}") from error
 
 
-def _connect(access: Access) -> http.client.HTTPConnection:
-    """A connection to the first address that takes one."""
+def _connect(access: Access, context: ssl.SSLContext) -> ssl.SSLSocket:
+    """A connection to the first address that takes one.
+
+    The context gets a socket before it is connected: one whose peer has reset the connection it
+    would leave open (ssl.py of CPython 3.11, SSLSocket._create).
+    """
     for address in access.addresses:
-        connection = http.client.HTTPConnection(address, access.port, timeout=PATIENCE_S)
+        plain = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+        connection = context.wrap_socket(plain, server_hostname=access.name)
         try:
-            connection.connect()
+            connection.settimeout(PATIENCE_S)
+            connection.connect((address, access.port))
         except OSError:
             connection.close()
             if address == access.addresses[-1]:
