@@ -14,6 +14,7 @@ links, addresses and sysctls live in namespaces that the lab made, and go with t
 from __future__ import annotations
 
 import errno
+import fcntl
 import http.client
 import json
 import os
@@ -29,7 +30,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, Final, Literal, NoReturn, Self, TypeVar
+from typing import Any, BinaryIO, Final, Literal, NoReturn, Self, TypeVar
 
 from mycelium_cni.kernel import netns
 from mycelium_lab.errors import LabError
@@ -46,6 +47,7 @@ UNDERLAY_PREFIX: Final = "2001:db8::"
 OVERLAY_PORT: Final = 9651
 API_PORT: Final = 8989
 POLL_S: Final = 0.01
+OWNER: Final = "owner"  # a file that the process that made a lab keeps locked
 
 
 def await_fact(fact: Callable[[], T], what: str, *, within_s: float = 10.0) -> T:
@@ -404,7 +406,8 @@ class Node(Namespace):
 class Lab:
     """All of it, under one name; a context manager that removes everything again.
 
-    Also after an exception, Ctrl-C, SIGTERM or SIGHUP. After SIGKILL, `Lab.remove(name)` does it.
+    Also after an exception, Ctrl-C, SIGTERM or SIGHUP. After SIGKILL, the next lab that anybody
+    makes does it, or `Lab.remove(name)`.
 
     Args:
         command: how to start the executable under test; the one beside this Python by default.
@@ -423,8 +426,10 @@ class Lab:
             raise LabError("there is no Mycelium daemon: put it in PATH, or set MYCELIUM_BIN")
         self.overlay_kind: Final[OverlayKind] = "stand-in" if daemon is None else "daemon"
         self.overlay_command: Final = [*self.command, "overlay"] if daemon is None else [daemon]
+        _remove_abandoned()
         self.directory: Final = Path(tempfile.mkdtemp(prefix=PREFIX, dir=STATE_DIRECTORY))
         self.name: Final = self.directory.name
+        self._owner: Final = _own(self.directory)
         self.nodes: Final[list[Node]] = []
         self._processes: Final[list[Process]] = []
         self._handlers: Final[dict[int, Any]] = {}
@@ -481,6 +486,8 @@ class Lab:
     def keep(self) -> None:
         """Keep everything when the lab is closed; `Lab.remove(name)` removes it."""
         self._kept = True
+        (self.directory / OWNER).unlink()
+        self._owner.close()
 
     def close(self) -> None:
         """Remove everything. It may be called again."""
@@ -490,6 +497,7 @@ class Lab:
             for process in reversed(self._processes):
                 process.stop()
             _remove(self.directory)
+            self._owner.close()
 
     @staticmethod
     def names() -> list[str]:
@@ -510,6 +518,26 @@ class Lab:
 
 def _directories() -> list[Path]:
     return [path for path in STATE_DIRECTORY.glob(f"{PREFIX}?*") if path.is_dir()]
+
+
+def _own(directory: Path) -> BinaryIO:
+    """Lock the lab's file OWNER. The kernel ends the lock with the process, whatever ends that."""
+    new = directory / f".{OWNER}"
+    owner = new.open("wb")
+    fcntl.flock(owner, fcntl.LOCK_EX)
+    new.rename(directory / OWNER)  # now that it is locked: without the lock, nobody owns the lab
+    return owner
+
+
+def _remove_abandoned() -> None:
+    """Remove the labs whose owner was killed."""
+    for directory in _directories():
+        # There is no file where the lab is kept, and it is locked while the owner lives.
+        with suppress(FileNotFoundError, BlockingIOError), (directory / OWNER).open("rb") as owner:
+            fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(owner.fileno()).st_nlink:  # else it was kept or removed just now
+                with _undisturbed():
+                    _remove(directory)
 
 
 def _remove(directory: Path) -> None:
@@ -534,11 +562,14 @@ def _all_ended(namespaces: Sequence[Path], number: int) -> bool:
 
 
 def _processes_in(namespaces: Sequence[Path]) -> list[int]:
-    """The processes whose network namespace is one of these."""
+    """The processes, but for this one, whose network namespace is one of these.
+
+    This one is in one of them when Ctrl-C came right after it had entered (`visit`).
+    """
     wanted = {_identity(path) for path in namespaces}
     found = []
     for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
+        if entry.name.isdecimal() and int(entry.name) != os.getpid():
             try:
                 namespace = _identity(entry / "ns/net")
             except OSError as error:

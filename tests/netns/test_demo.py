@@ -137,7 +137,6 @@ def in_terminal(argv: list[str], columns: int) -> tuple[int, str]:
 MOMENTS = ("two nodes", "an overlay", "pods web", "pods api", "ping  left", "HTTP", "http  right")
 
 
-@pytest.mark.timing("Ctrl-C comes at another moment each time")
 @pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_ctrl_c_at_any_moment_ends_it_clean(command: list[str], moment: str, clean: Clean) -> None:
@@ -159,6 +158,14 @@ def test_ctrl_c_at_any_moment_ends_it_clean(command: list[str], moment: str, cle
         assert program.returncode == 130
         assert errors.strip() == ""
     clean(first)
+
+
+@pytest.mark.usefixtures("ctrl_c")
+def test_ctrl_c_while_it_enters_a_node_ends_it_clean(command: list[str], clean: Clean) -> None:
+    interrupt = ["-e", "trace=setns", "-e", "inject=setns:signal=INT:when=1"]
+    done = run(["strace", "-qq", "-o", "/dev/null", *interrupt, *command, "demo"])
+    assert (done.returncode, done.stderr.strip()) == (130, "")
+    clean(done.stdout)
 
 
 def test_sigterm_ends_it_clean(command: list[str], clean: Clean) -> None:

@@ -305,7 +305,7 @@ def _conf(mode: str) -> dict[str, str]:
 
 def _play(lab: Lab, screen: Screen, *, detach: bool) -> tuple[list[NodeFacts], list[Answer]]:
     """Build everything and let the pods talk; returns the nodes and the answers."""
-    # The name is shown at once: after SIGKILL it is what --remove needs.
+    # The name is shown at once: --remove needs it, should the demo be killed.
     with screen.step(f"two nodes and an underlay, named {lab.name}"):
         nodes = [lab.node(name) for name, _, _ in PLAN]
     kind = "the Mycelium daemon" if lab.overlay_kind == "daemon" else "the built-in stand-in"
