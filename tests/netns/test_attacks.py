@@ -43,6 +43,7 @@ LAN_NODE, LAN_HOST = "2001:db8::1", "2001:db8::2"
 ULA_NODE, ULA_HOST = "fd00:1::1", "fd00:1::2"
 V4_NODE, V4_HOST = "192.0.2.1", "192.0.2.2"
 CLUSTER_IP, NODE_PORT, LAN_PORT, OVERLAY_PORT = "fd00:10:96::1", 30080, 30081, 30082
+DAEMON_PORT, TUNNEL_PORT = 30083, 30084
 VXLAN = {"vxlan": 4789, "old-vxlan": 8472, "vxlan-gpe": 4790}
 UDP_TUNNELS = VXLAN | {"geneve": 6081, "gue": 6080, "mpls-in-udp": 6635, "gtp": 2152}
 ALL_NODES, ALL_ROUTERS = "ff02::1", "ff02::2"
@@ -56,6 +57,8 @@ table ip6 services {{
         ip6 daddr {{ {NODE}, {LAN_NODE} }} udp dport {NODE_PORT} dnat to [{POD_B}]:{raw.PORT}
         ip6 daddr {NODE} udp dport {LAN_PORT} dnat to [{LAN_HOST}]:{raw.PORT}
         ip6 daddr {NODE} udp dport {OVERLAY_PORT} dnat to [{OTHER}]:{raw.PORT}
+        ip6 daddr {{ {NODE}, {CLUSTER_IP} }} udp dport {DAEMON_PORT} dnat to [{NODE}]:9651
+        ip6 daddr {{ {NODE}, {CLUSTER_IP} }} udp dport {TUNNEL_PORT} dnat to [{NODE}]:4789
     }}
 }}
 """
@@ -472,6 +475,9 @@ ATTACKS |= {
     "overlay-to-node-port-of-other-node": Case(
         "tun", behind_a_redirect(REMOTE, NODE, OVERLAY_PORT), services=True
     ),
+    "overlay-to-node-port-of-vxlan": Case(
+        "node", overlay_udp(REMOTE, NODE, TUNNEL_PORT), services=True
+    ),
     "overlay-fragments-to-node-port-of-lan-host": Case(
         "lan", overlay_fragments(REMOTE, NODE, 16, LAN_PORT), services=True
     ),
@@ -808,6 +814,10 @@ ATTACKS |= {
             )
         ),
     ),
+    "pod-to-daemon-as-a-service": Case(
+        "node", pod_udp(POD_A, CLUSTER_IP, DAEMON_PORT), services=True
+    ),
+    "pod-to-daemon-at-a-node-port": Case("node", pod_udp(POD_A, NODE, DAEMON_PORT), services=True),
     "pod-to-daemon-in-fragments": Case("node", pod_fragments(POD_A, NODE, 16, 9651)),
     "pod-to-daemon-with-port-in-second-fragment": Case(
         "node",
@@ -850,6 +860,7 @@ ATTACKS |= {
     "pod-vxlan-to-all-nodes": Case(
         "node", lambda s, t: s.everyone(raw.udp(POD_A, ALL_NODES, t, dport=4789)), ROUTED
     ),
+    "pod-vxlan-as-a-service": Case("node", pod_udp(POD_A, CLUSTER_IP, TUNNEL_PORT), services=True),
     "pod-vxlan-in-fragments": Case("node", pod_fragments(POD_A, NODE, 16, 4789)),
     "pod-gre-behind-options": Case(
         "node",
@@ -881,6 +892,14 @@ def first_fragment(src: str, dst: str, kind: int, body: bytes, *, cut: int, t: b
     message = raw.icmpv6_message(src, dst, kind, 0, body)
     head = bytes((ICMPV6, 0, 0, 1)) + t[:4] + message[:cut]
     return raw.ipv6(src, dst, raw.DSTOPTS, raw.marked_option(FRAGMENT, t) + head, hops=255)
+
+
+def half_a_target(s: Stage, t: bytes) -> None:
+    """The first fragment of a solicitation that names the gateway's MAC. It ends within the target,
+    and so is as long as a message without options. There is no room in it for the token, which
+    follows it in the frame."""
+    message = raw.icmpv6_message(POD_A, POD_B, 135, 0, solicitation(POD_B, b"", s.gateway_mac))
+    s.neighbour(raw.fragments(POD_A, POD_B, ICMPV6, message, 16)[0] + t)
 
 
 NONCE = bytes((14, 1)) + bytes(6)  # RFC 3971: an option that precedes the one that counts
@@ -1019,6 +1038,7 @@ BRIDGED: tuple[tuple[str, Place, Sender], ...] = (
             first_fragment(POD_A, POD_B, 136, advertisement(GATEWAY, t), cut=8, t=t)
         ),
     ),
+    ("bridge-solicits-in-half-a-target", "pod-b", half_a_target),
     (
         "bridge-denies-address-by-advertisement",
         "pod-b",

@@ -207,9 +207,10 @@ def base(*, peers: bool, confined: bool, bridges: tuple[str, ...]) -> list[nl.Me
         table.set("quoting", nf.QUOTED, timeout_ms=60_000),
         table.set("asking", nf.INTERFACE, timeout_ms=60_000),
         table.set("reporting", nf.INTERFACE, timeout_ms=60_000),
-        # Where address translation has led a packet is known here. A chain of this type sees only
-        # the first packet of a connection, if connections are tracked, and costs others nothing;
-        # and it comes before those that translate the source, for the first that does is the last.
+        # Where address translation has led a packet is known here; if to the node, in `arrival`.
+        # A chain of this type sees only the first packet of a connection, if connections are
+        # tracked, and costs others nothing; and it comes before those that translate the source,
+        # for the first that does is the last.
         table.set("transit", nf.IFNAME, nf.NFT_SET_MAP),
         # nft: chain inet transit
         # nft: type nat hook postrouting priority mangle; policy accept;
@@ -240,6 +241,21 @@ def base(*, peers: bool, confined: bool, bridges: tuple[str, ...]) -> list[nl.Me
         *(() if peers else _no_peers()),
         *(_tunnels() if confined else ()),
         *(_unattached(bridges) if bridges else ()),
+        # nft: chain inet translated
+        table.chain("translated"),
+        table.flush_chain("translated"),
+        # nft: @th,0,32 & 0xfffe == 0x25b2 jump peering-$RULES
+        *(() if peers else [_to_daemon("translated")]),
+        # nft: meta l4proto != tcp jump tunnels-$RULES
+        *([table.rule("translated", "", *into_tunnels)] if confined else ()),
+        # nft: chain inet arrival
+        # nft: type nat hook input priority mangle; policy accept;
+        table.chain("arrival", *nf.base("nat", nf.NF_INET_LOCAL_IN, _MANGLE)),
+        table.flush_chain("arrival"),
+        # nft: iifname vmap @transit
+        table.rule("arrival", "", nf.meta(nf.NFT_META_IIFNAME), nf.vmap("transit")),
+        # nft: iifgroup 1610612736/4 goto translated
+        table.rule("arrival", "", *_FROM_OURS, nf.verdict(nf.NFT_GOTO, "translated")),
         # nft: chain inet bridged
         table.chain("bridged"),
         table.flush_chain("bridged"),
@@ -433,10 +449,21 @@ def overlay(wanted: Wanted, *, known: bool, confined: bool, bridged: bool) -> li
     table, chain, subnet = INET, overlay_chain(wanted.interface), wanted.subnet
     transit = transit_chain(wanted.interface)
     elsewhere = (*_IPV6, _DESTINATION_SUBNET, nf.compare(_NEQ, subnet))
-    # nft: chain inet transit-$INTERFACE
-    # nft: ip6 daddr != $SUBNET counter drop comment "destination is not in this node's subnet"
-    beyond = table.rule(transit, "destination is not in this node's subnet", *elsewhere, *_DROP)
-    tunnels = table.rule(chain, "", *_NO_TCP, nf.verdict(nf.NFT_JUMP, _TUNNELS))
+    into_tunnels = (*_NO_TCP, nf.verdict(nf.NFT_JUMP, _TUNNELS))
+    translated = [
+        # nft: chain inet transit-$INTERFACE
+        # nft: meta l4proto != tcp jump tunnels-$RULES
+        table.rule(transit, "", *into_tunnels),
+        # nft: ip6 daddr != $SUBNET fib daddr type unicast counter drop comment "destination is not
+        #      in this node's subnet"
+        table.rule(
+            transit,
+            "destination is not in this node's subnet",
+            *elsewhere,
+            *(nf.fib_type(nf.NFTA_FIB_F_DADDR), nf.compare(_EQ, nf.host32(nf.RTN_UNICAST))),
+            *_DROP,
+        ),
+    ]
     unattached = table.rule(
         chain,
         "",
@@ -449,13 +476,16 @@ def overlay(wanted: Wanted, *, known: bool, confined: bool, bridged: bool) -> li
         table.elements(
             nf.NFT_MSG_NEWSETELEM, "overlays", [nf.element(wanted.bridge_key, "bridged")]
         ),
+        table.elements(
+            nf.NFT_MSG_NEWSETELEM, "transit", [nf.element(wanted.bridge_key, "translated")]
+        ),
         table.elements(nf.NFT_MSG_NEWSETELEM, "attached", own),
     ]
     return [
         *(bridge if wanted.bridged else ()),
         table.chain(transit),
         table.flush_chain(transit),
-        *([beyond] if confined else ()),
+        *(translated if confined else ()),
         table.elements(
             nf.NFT_MSG_NEWSETELEM, "transit", [nf.element(wanted.interface_key, transit)]
         ),
@@ -493,7 +523,7 @@ def overlay(wanted: Wanted, *, known: bool, confined: bool, bridged: bool) -> li
         # nft: ip6 daddr != @attached jump unattached-$RULES
         *([unattached] if bridged else ()),
         # nft: meta l4proto != tcp jump tunnels-$RULES
-        *([tunnels] if confined else ()),
+        *([table.rule(chain, "", *into_tunnels)] if confined else ()),
         # Most packets are of TCP or UDP, and done with after this.
         # nft: meta l4proto != ipv6-icmp ip6 saddr != $SUBNET accept
         table.rule(
@@ -705,7 +735,7 @@ def bridge_base() -> list[nl.Message]:
         # nft: chain bridge solicitation-$RULES
         table.chain(_SOLICITATION),
         table.flush_chain(_SOLICITATION),
-        # nft: ip6 length 24 accept comment "no options"
+        # nft: ip6 length 24 ip6 nexthdr ipv6-icmp accept comment "no options"
         # nft: meta l4proto ipv6-icmp @th,192,16 0x101 iif . @th,208,48 . ip6 saddr @ports accept
         # nft: counter drop comment "names the MAC of another"
         *_own_mac(_SOLICITATION, _SOURCE_LINK_ADDRESS),
@@ -723,7 +753,7 @@ def bridge_base() -> list[nl.Message]:
             nf.lookup("ports", inverted=True),
             *_DROP,
         ),
-        # nft: ip6 length 24 accept comment "no options"
+        # nft: ip6 length 24 ip6 nexthdr ipv6-icmp accept comment "no options"
         # nft: meta l4proto ipv6-icmp @th,192,16 0x201 iif . @th,208,48 . ip6 saddr @ports accept
         # nft: counter drop comment "names the MAC of another"
         *_own_mac(_ADVERTISEMENT, _TARGET_LINK_ADDRESS),
@@ -849,14 +879,15 @@ def _own_mac(chain: str, option: int) -> list[nl.Message]:
         nf.NFT_PAYLOAD_TRANSPORT_HEADER, _ND_LINK_ADDRESS, _ETH_ALEN, nf.NFT_REG32_01
     )
     source = nf.payload(nf.NFT_PAYLOAD_NETWORK_HEADER, _IPV6_SADDR, _ADDRESS_LEN, nf.NFT_REG32_03)
-    length = nf.payload(nf.NFT_PAYLOAD_NETWORK_HEADER, _PAYLOAD_LEN, 2)
+    # Length and protocol: behind another header, such as a fragment's, the length says nothing.
+    whole = nf.payload(nf.NFT_PAYLOAD_NETWORK_HEADER, _PAYLOAD_LEN, 3)
     return [
         table.rule(
             chain,
             "no options",
             *v6,
-            length,
-            nf.compare(_EQ, _ND_OPTIONS.to_bytes(2, "big")),
+            whole,
+            nf.compare(_EQ, bytes((0, _ND_OPTIONS, nf.IPPROTO_ICMPV6))),
             _ACCEPT,
         ),
         table.rule(
