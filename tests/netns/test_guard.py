@@ -138,11 +138,12 @@ def test_flushed_rules_are_noticed_and_restored(site: Site, mode: str, flush: li
         assert not site.reaches(live, its, REMOTE)
 
 
-def tamperings(group: int) -> list[str]:
-    """What can be done to a chain, a set or a table; `group` is that of a network with prefixes."""
+def with_chains(group: int) -> list[str]:
+    """What can be done to a chain or a table. `group` is that of a network with prefixes."""
     number = guard.RULES
     inet = [
         *("prerouting", "bridged", "overlay-mycelium", "transit", "transit-mycelium", "forward"),
+        *("arrival", "translated"),
         *(f"{name}-{number}" for name in ("pods", "errors", "others", "peering", "tunnels")),
         f"to-{group}",
     ]
@@ -160,29 +161,51 @@ def tamperings(group: int) -> list[str]:
             for family in ("inet", "bridge")
         ),
         *(f"add table {family} mycelium-cni {{ flags dormant; }}" for family in ("inet", "bridge")),
+    ]
+
+
+def with_elements(group: int, address: str, index: int) -> list[str]:
+    """What can be done to a set or a map. `address` is that of a pod of that network, whose host
+    link has that index."""
+    return [
         *(f"flush map inet mycelium-cni {name}" for name in ("overlays", "to-network", "transit")),
         f"add element inet mycelium-cni allow-{group} {{ 4bb::/16 }}",
         f"flush set inet mycelium-cni allow-{group}",
         "flush set inet mycelium-cni tunnel-ports",
         "delete element inet mycelium-cni tunnel-protocols { gre }",
         "flush set bridge mycelium-cni closed",
+        *(f"flush set bridge mycelium-cni {name}" for name in ("ports", "macs")),
+        *(f"flush map inet mycelium-cni {name}" for name in ("to-address", "from-address")),
+        'add element inet mycelium-cni overlays { "under0" : accept }',
+        "flush map inet mycelium-cni overlays; "
+        'add element inet mycelium-cni overlays { "mycelium" : goto bridged }',
+        "flush map inet mycelium-cni to-network; "
+        f"add element inet mycelium-cni to-network {{ {group} : accept }}",
+        f"flush map inet mycelium-cni to-address; "
+        f"add element inet mycelium-cni to-address {{ {address} : accept }}",
+        f"add element bridge mycelium-cni ports {{ {index} . 02:00:00:00:00:09 . {NODE} }}",
+        f"add element bridge mycelium-cni macs {{ {index} . 02:00:00:00:00:09 }}",
     ]
 
 
-def test_whoever_tampers_with_it_is_noticed_and_setup_undoes_it(site: Site, root: Path) -> None:
+@pytest.mark.parametrize("part", ["chains", "elements"])
+def test_whoever_tampers_with_it_is_noticed_and_setup_undoes_it(
+    site: Site, root: Path, part: str
+) -> None:
     tool = Tool(site.node, root)
     networks = [
         conf("club", "bridge", ingress="cluster", allowFrom=["4aa::/16"]),
         conf("shut", "bridge", ingress="closed"),
     ]
     (root / "etc/cni/net.d/10-mycelium.conflist").unlink()
-    for network in networks:
-        site.attach(network)
+    for network in reversed(networks):
+        _, address = site.attach(network)
         plugin = {key: value for key, value in network.items() if key not in ("name", "cniVersion")}
         file = {"cniVersion": "1.0.0", "name": network["name"], "plugins": [plugin]}
         tool.conf(file, name=f"10-{network['name']}.conflist")
     before = rules(site)
-    for words in tamperings(marks.group("club")):
+    group, index = marks.group("club"), site.node.ip("link", "show", address)[0]["ifindex"]
+    for words in with_chains(group) if part == "chains" else with_elements(group, address, index):
         site.node.run(["nft", words])
         assert any(site.status(network).code for network in networks), words
         assert tool("setup").returncode == 0, words
@@ -234,7 +257,20 @@ def test_a_pod_that_it_does_not_know_is_told_of_by_that_pods_check_alone(site: S
     pods = [site.node.pod(name) for name in ("unknown", "well")]
     results = [site.node.plugin("ADD", network, pod).succeeded() for pod in pods]
     address = results[0]["ips"][0]["address"].partition("/")[0]
-    site.node.run(["nft", f"delete element inet mycelium-cni to-address {{ {address} }}"])
+    own, mac = (
+        site.node.ip("link", "show", address)[0]["ifindex"],
+        results[0]["interfaces"][1]["mac"],
+    )
+    inet, bridge = "delete element inet mycelium-cni", "delete element bridge mycelium-cni"
+    site.node.run(
+        ["nft", "-f", "-"],
+        input=f"""
+            {bridge} ports {{ {own} . {mac} . {address} }}
+            {bridge} macs {{ {own} . {mac} }}
+            {inet} to-address {{ {address} }}
+            {inet} from-address {{ {address} }}
+        """,
+    )
     unknown, well = (
         site.node.plugin("CHECK", {**network, "prevResult": result}, pod)
         for pod, result in zip(pods, results, strict=True)

@@ -16,17 +16,28 @@ from mycelium_cni.guard.wanted import (
     Port,
     Record,
     Wanted,
+    from_chain,
+    overlay_chain,
     to_chain,
+    transit_chain,
 )
 from mycelium_cni.kernel import netlink as nl
 from mycelium_cni.kernel import nftables as nf
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from typing import Final
 
 _READINGS = 4  # if somebody else keeps changing the tables
+# The chains that elements of our maps may lead to, by their keys.
+_LEADS: dict[str, Callable[[bytes], tuple[str, ...]]] = {
+    # 0.1.0 has the second of these.
+    "overlays": lambda key: (overlay_chain(_name(key)), f"from-{_name(key)}", "bridged"),
+    "transit": lambda key: (transit_chain(_name(key)), "translated"),
+    "to-network": lambda key: (to_chain(nl.u32(key)),),
+    "from-network": lambda key: (from_chain(nl.u32(key)),),
+}
 
 
 class Lack:
@@ -64,8 +75,8 @@ class Survey:
         self._groups: Final = groups
 
     def fault(self, port: Port | None) -> str:
-        """The first fault in a few words; '' if there is none. Of the bridged pods only `port`'s is
-        checked."""
+        """The first fault in a few words; '' if there is none. Of a bridged pod without any entry
+        only if it is `port`'s: the DEL of another may be in progress."""
         if not self.there:
             return f"table inet {rules.INET.name} is missing"
         index = port.index if port else 0
@@ -108,6 +119,7 @@ class Survey:
     def lacks(self, index: int = 0) -> Iterator[Lack]:
         """What is lacking, in the order in which it must be made. `index`: of the host link whose
         pod, if missing, is a fault."""
+        yield from self._misled()
         records = _records(self._inet, self._wanted)
         yield from self._base(records)
         yield from self._overlay(records)
@@ -161,7 +173,7 @@ class Survey:
         if not chain:
             lacking = f"does not guard {wanted.interface}"
         if lacking:
-            lost = not there.rules.get(chain)
+            lost = chain == "bridged" or not there.rules.get(chain)
             same = open_ == before and bridges == had
             fault = lost or (words == wanted.overlay_words and same)
             yield Lack(_said(rules.INET, lacking), messages, fault=fault)
@@ -216,23 +228,46 @@ class Survey:
                 fault = group != wanted.group or before == ingress
                 yield Lack(_said(rules.BRIDGE, lacking), messages, fault=fault)
 
+    def _misled(self) -> Iterator[Lack]:
+        """Elements that lead elsewhere than their keys say, such as past our rules. No release
+        makes one. All that follows takes them for deleted."""
+        for name, leads in _LEADS.items():
+            for key, (chain, _) in [*self._inet.elements.get(name, {}).items()]:
+                if chain not in leads(key[:-1]):
+                    words = f"has an element of {name} that leads to {chain or 'no chain'}"
+                    deletion = rules.delete_element(rules.INET, name, key[:-1])
+                    self._inet.apply(rules.INET.family, [deletion])
+                    yield Lack(_said(rules.INET, words), [deletion], fault=True)
+
     def _entries(self, index: int) -> Iterator[Lack]:
+        yield from self._false_senders()
         lacking, unable = [], []
         for port in self._ports:
             messages = rules.add_ports([port])
             if self._lacks(messages):
                 lacking.append(port)
                 # A pod that another release attached is not in the last of them: it takes part as a
-                # guest does.
-                if self._lacks(messages[:-1]):
+                # guest does. A DEL in progress has deleted them all.
+                lacks = [self._lacks([message]) for message in messages[:-1]]
+                if any(lacks) and (port.index == index or not all(lacks)):
                     unable.append(port)
         if lacking:
             old = [m for port in lacking for m in rules.delete_ports([port]) if self._is_known(m)]
             chains = rules.network_chains({port.group for port in lacking})
             words = f"does not know {len(lacking)} of the node's bridged pods"
             messages = [*chains, *old, *rules.add_ports(lacking)]
-            fault = any(port.index == index for port in unable)
-            yield Lack(_said(rules.BRIDGE, words), messages, fault=fault)
+            yield Lack(_said(rules.BRIDGE, words), messages, fault=bool(unable))
+
+    def _false_senders(self) -> Iterator[Lack]:
+        """Entries by which a live pod may send as another."""
+        own = {port.index: rules.sender(port) for port in self._ports}
+        for name in ("ports", "macs"):
+            for key in self._bridge.elements.get(name, {}):
+                sender = own.get(nl.u32(key[:4]), key)
+                if not sender.startswith(key[:-1]):
+                    words = f"has an element of {name} that is not the pod's"
+                    deletion = rules.delete_element(rules.BRIDGE, name, key[:-1])
+                    yield Lack(_said(rules.BRIDGE, words), [deletion], fault=True)
 
     def _lacks(self, messages: list[nl.Message]) -> bool:
         """Whether one of the tables lacks what these messages add."""
@@ -296,6 +331,11 @@ def _known(there: Content, group: int) -> list[str]:
     """The maps that have an element of this network."""
     key = nf.host32(group)
     return [name for name in ("to-network", "from-network") if there.has(name, key)]
+
+
+def _name(key: bytes) -> str:
+    """The link that a key of a map names (`link_key`)."""
+    return key.rstrip(b"\0").decode("utf-8", "surrogateescape")
 
 
 def _said(table: nf.Table, words: str) -> str:

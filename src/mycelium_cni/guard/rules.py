@@ -972,14 +972,24 @@ def delete_ports(ports: Iterable[Port], kept: Container[bytes] = ()) -> list[nl.
     return messages
 
 
+def sender(port: Port) -> bytes:
+    """What a bridged pod sends as: the key of its entry in `ports`; the first part of it is that in
+    `macs`."""
+    return nf.host32(port.index) + port.mac + bytes(2) + port.address
+
+
+def delete_element(table: nf.Table, name: str, key: bytes) -> nl.Message:
+    return table.elements(nf.NFT_MSG_DELSETELEM, name, [nf.element(key)])
+
+
 def _port_elements(kind: int, port: Port) -> list[nl.Message]:
-    mac = nf.host32(port.index) + port.mac + bytes(2)
+    key = sender(port)
     to, from_ = to_chain(port.group), from_chain(port.group)
     if kind == nf.NFT_MSG_DELSETELEM:
         to = from_ = ""
     return [
-        BRIDGE.elements(kind, "ports", [nf.element(mac + port.address)]),
-        BRIDGE.elements(kind, "macs", [nf.element(mac)]),
+        BRIDGE.elements(kind, "ports", [nf.element(key)]),
+        BRIDGE.elements(kind, "macs", [nf.element(key[:12])]),
         INET.elements(kind, "to-address", [nf.element(port.address, to)]),
         INET.elements(kind, "from-address", [nf.element(port.address, from_)]),
         INET.elements(kind, "attached", [nf.element(port.address)]),
