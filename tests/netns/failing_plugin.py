@@ -79,11 +79,11 @@ def strike(point: str) -> bool:
 
 
 def failing(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-    def wrapper(*arguments: Any) -> Any:
+    def wrapper(*arguments: Any, **options: Any) -> Any:
         if strike(name):
             named = [each for each in arguments[:1] if isinstance(each, str)]
             raise OSError(fault[1], os.strerror(fault[1]), *named)
-        return call(*arguments)
+        return call(*arguments, **options)
 
     return wrapper
 
