@@ -618,12 +618,11 @@ def test_a_pod_that_ends_without_del_takes_everything_with_it(
     silent(again.delete())
 
 
-@both_modes
-def test_del_does_not_return_before_everything_is_gone(node: Node, pod: Pod, mode: Mode) -> None:
-    """Its child process waits for the kernel; here the child starts late."""
-    attached = attach(node, pod, network(mode))
-    slowly = ["-e", "trace=setsid", "-e", "inject=setsid:delay_enter=300000"]
-    strace = ["strace", "-D", "-f", "-qq", "-o", str(node.lab.directory / "slow"), *slowly]
+def delete_slowly(attached: Attached, microseconds: int, trace: str) -> str:
+    """DEL, whose child process, which waits for the kernel, starts so late; what strace saw."""
+    node, pod, log = attached.node, attached.pod, attached.node.lab.directory / "slow"
+    slowly = ["-e", f"trace={trace}", "-e", f"inject=setsid:delay_enter={microseconds}"]
+    strace = ["strace", "-D", "-f", "-qq", "-o", str(log), *slowly]
     env = {
         "CNI_COMMAND": "DEL",
         "CNI_CONTAINERID": pod.container_id,
@@ -631,13 +630,31 @@ def test_del_does_not_return_before_everything_is_gone(node: Node, pod: Pod, mod
         "CNI_IFNAME": "eth0",
     }
     # Without pipes, which strace would hold open: the end of DEL is what counts.
-    quiet = ["sh", "-c", 'exec "$@" >/dev/null 2>&1', "sh"]
+    argv = ["sh", "-c", 'exec "$@" >/dev/null 2>&1', "sh", *strace, *node.lab.command]
+    node.run(argv, env=env, input=json.dumps(attached.conf), timeout_s=30)
+    return log.read_text()
+
+
+@both_modes
+def test_del_does_not_return_before_everything_is_gone(node: Node, pod: Pod, mode: Mode) -> None:
+    attached = attach(node, pod, network(mode))
     began = time.monotonic()
-    node.run([*quiet, *strace, *node.lab.command], env=env, input=json.dumps(attached.conf))
+    delete_slowly(attached, 300_000, "setsid")
     assert node.link(attached.host_link) is None
     assert time.monotonic() - began > 0.3
     assert pod.link("eth0") is None
     assert node.ip("-6", "route", "show", attached.address) == []
+
+
+def test_del_does_the_work_of_a_child_that_gets_no_turn(lab: Lab) -> None:
+    """Until then it asks now and then. Processes that asked all the time have kept such a child
+    from its turn, and from the kernel's lock everybody else."""
+    node = lab.node("a")
+    lab.connect(node)
+    attached = attach(node, "pod", network("routed"))
+    seen = delete_slowly(attached, 60_000_000, "setsid,sendto")
+    assert node.link(attached.host_link) is None
+    assert 50 < seen.count("sendto(") < 400
 
 
 @both_modes

@@ -147,7 +147,6 @@ def calls_of_add(
     return calls
 
 
-@pytest.mark.timing("each of some hundred ADDs must end within a minute")
 @every_state
 @both_modes
 def test_whichever_system_call_fails_everything_is_undone(

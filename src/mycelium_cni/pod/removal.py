@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 from errno import ENODEV, ENOENT
-from posix import WNOHANG, _exit, close, fork, getpid, sched_yield, setsid, waitpid
+from posix import WNOHANG, _exit, close, fork, getpid, setsid, waitpid
 
 from mycelium_cni.guard import end_left, port_of
 from mycelium_cni.kernel import netlink as nl
 from mycelium_cni.kernel.address import format_address
 from mycelium_cni.kernel.link import Link, find_link
+from mycelium_cni.kernel.patience import Patience
 from mycelium_cni.node.marks import (
     DELETE_GROUP,
     GROUP,
@@ -136,16 +137,21 @@ def delete_links(host: nl.Socket, indexes: list[int], addresses: Collection[byte
 
 
 def _await_deletion(host: nl.Socket, indexes: list[int], request: nl.Message, child: int) -> None:
-    """Return when the links that the child deletes are gone."""
+    """Return when the links that the child deletes are gone.
+
+    Between the questions it sleeps: processes that only yield the CPU, three at a time, have kept
+    the child from the lock, and everybody else, for half a minute.
+    """
+    patience = Patience()
     for index in indexes:
         # No answer shows half a deletion, for both take the kernel's rtnl lock: once a link is
         # gone, so are its peer, addresses, routes, neighbours and names.
         while exists(host, index):
-            if waitpid(child, WNOHANG)[0]:
-                # The child was refused, or killed before it had asked.
+            if waitpid(child, WNOHANG)[0] or patience.is_over:
+                # The child was refused, killed before it had asked, or does not get so far.
                 _unless_gone(host, request)
                 return
-            sched_yield()
+            patience.pause()
 
 
 def _delete_detached(host: nl.Socket, unheard: bytes, addresses: Collection[bytes]) -> NoReturn:
