@@ -315,8 +315,8 @@ class Bench:
                     self.testbed.remove([pod.netns])
 
     def traffic(self) -> None:
-        """TCP and small packets between two pods, with the guard and without, and with connection
-        tracking alone; and what the guard costs an ADD when its rules are loaded."""
+        """TCP, small packets and errors between two pods, with the guard and without, and with
+        connection tracking alone; and what the guard costs an ADD when its rules are loaded."""
         for candidate in self.attaching:
             if candidate.name in (STATIC, BRIDGE_MODE):
                 for took_ms in self._asked_of_guard(candidate):
@@ -330,6 +330,8 @@ class Bench:
                         if turn % self.size.packets_every == 0:
                             packet = pair.packet_us(self.testbed, self.size.traffic_packets)
                             self._note(f"packet, {setup}", name, packet)
+                            error = pair.error_us(self.testbed)
+                            self._note(f"ICMPv6 error, {setup}", name, error)
 
     def overlay(self) -> None:
         """TCP over the overlay of the real daemon, from pod to pod and from host to host."""

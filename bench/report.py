@@ -241,8 +241,9 @@ _METHOD: Final = (
     " 249.",
     "- Traffic goes between two pods of one node, by turns with our tables and after they have been"
     " deleted, on nodes that differ in nothing else. A packet is a UDP datagram of 64 bytes, its"
-    " time what it takes the sender, who carries it to the other pod. The loss is the median of the"
-    " pairs, of the worst setup. `cluster`, `closed` and `ipMasq` need the kernel's connection"
+    " time what it takes the sender, who carries it to the other pod; so with ICMPv6 errors, which"
+    " the guard compares with what they quote, and counts for each pod. The loss is the median of"
+    " the pairs, of the worst setup. `cluster`, `closed` and `ipMasq` need the kernel's connection"
     " tracking and translation, which cost what the rows without any other rule show, and which"
     " rules of others on the node, such as kube-proxy's, usually have switched on already.",
     "- `list`, `status` and `doctor` run on a node with as many live pods and without a daemon; in"
@@ -351,7 +352,7 @@ def _field(file: str, name: str) -> str:
 
 
 def _unit(measure: str) -> str:
-    units = {"peak memory": "MiB", "TCP": "Gbit/s", "packet": "µs"}
+    units = {"peak memory": "MiB", "TCP": "Gbit/s", "packet": "µs", "ICMPv6 error": "µs"}
     return next((unit for words, unit in units.items() if measure.startswith(words)), "ms")
 
 

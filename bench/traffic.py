@@ -5,7 +5,9 @@ with nothing but the connection tracking that some of them need."""
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -31,6 +33,8 @@ SETUPS: Final[dict[str, dict[str, object]]] = {
     "bridge, cluster + ipMasq": {"mode": "bridge", **_TRACKING},
 }
 _DATAGRAM: Final = 64  # bytes: small, so that the packet costs and not its content
+_ERRORS: Final = 100  # fewer than the guard lets a pod send at once
+_UNREACHABLE: Final = bytes((1, 4)) + bytes(6)  # type, code, checksum (the kernel's part), unused
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,22 @@ class Pair:
         wanted = ("-n", str(count * _DATAGRAM), "-u", "-b", "0", "-l", str(_DATAGRAM), "-A", "0,1")
         total = self._iperf3(testbed, *wanted)["sum"]
         return float(total["seconds"]) / int(total["packets"]) * 1e6
+
+    def error_us(self, testbed: Testbed) -> float:
+        """The same of an ICMPv6 error about a packet that the other pod might have sent, in
+        microseconds: what the guard judges most closely, and limits."""
+        with testbed.inside(self.source):
+            sender = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
+        with sender:
+            sender.connect((self.address, 0))
+            own = socket.inet_pton(socket.AF_INET6, sender.getsockname()[0])
+            there = socket.inet_pton(socket.AF_INET6, self.address)
+            datagram = bytes((0, 7, 0, 7, 0, 8, 0, 0))
+            quoted = bytes((0x60, 0, 0, 0, 0, 8, 17, 64)) + there + own + datagram
+            start = time.perf_counter()
+            for _ in range(_ERRORS):
+                sender.send(_UNREACHABLE + quoted)
+            return (time.perf_counter() - start) / _ERRORS * 1e6
 
     def _iperf3(self, testbed: Testbed, *options: str) -> Any:
         # Once in some hundred rounds its server closes the control connection before the client

@@ -46,7 +46,7 @@ FIGURES = {
     "DEL of pod 12": {OURS, BRIDGE},
     **{
         f"{what}, {mode}{policy}": {"with the guard", "without the guard", *more}
-        for what in ("TCP", "packet")
+        for what in ("TCP", "packet", "ICMPv6 error")
         for mode in ("routed", "bridge")
         for policy, more in (("", ()), (", cluster + ipMasq", ("connection tracking alone",)))
     },

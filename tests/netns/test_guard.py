@@ -11,6 +11,7 @@ import re
 import socket
 import struct
 import subprocess
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from string import Template
@@ -741,6 +742,48 @@ def test_a_pod_does_not_fill_a_bridges_table_of_groups(site: Site, whose: str) -
             assert not kept()
 
 
+@both_modes
+def test_a_pod_sends_few_errors(site: Site, mode: str) -> None:
+    """200 at once, and 100 in each further second; those of other pods do not count."""
+    reached: list[int] = []
+    other, there = site.attach(conf(mode=mode))
+    for _ in range(2):
+        pod, address = site.attach(conf(mode=mode))
+        sender, eyes = Wire(pod, "eth0"), Capture()
+        eyes.watch_wire("there", Wire(other, "eth0"))
+        gateway = (
+            other.link("eth0") if mode == "bridge" else site.node.ip("link", "show", address)[0]
+        )
+        assert gateway
+        token, start = os.urandom(16), time.monotonic()
+        for _ in range(20):
+            error = c.error(address, there, 1, c.udp(there, address, token))
+            sender.send([error] * 50, c.mac(gateway["address"]))
+            eyes.look(0.01)
+        eyes.look()
+        reached.append(sum(token in each for each in eyes.seen["there"]))
+        assert reached[-1] <= 201 + 100 * (time.monotonic() - start)
+        eyes.close()
+        sender.socket.close()
+    assert min(reached) >= 200
+
+
+def test_a_pod_has_few_link_local_neighbours_made(site: Site) -> None:
+    """Each sender of a solicitation is an entry of the node's table."""
+    pod, address = site.attach(conf())
+    link = site.node.ip("link", "show", address)[0]["ifname"]
+    sender, start = Wire(pod, "eth0"), time.monotonic()
+    for number in range(200):
+        body = bytes(4) + c.packed("fe80::1") + bytes((1, 1)) + sender.mac
+        ask = c.icmpv6(f"fe80::5:{number:x}", "ff02::1:ff00:1", 135, body, hops=255)
+        sender.send([ask], c.multicast_mac("ff02::1:ff00:1"))
+    assert site.node.ping(address) is not None, "behind them all"
+    shown = site.node.ip("-6", "neigh", "show", "dev", link, "nud", "all")
+    made = sum(each["dst"].startswith("fe80::5:") for each in shown)
+    assert 10 <= made <= 11 + 2 * (time.monotonic() - start)
+    sender.socket.close()
+
+
 # Where the guard cannot be loaded.
 
 
@@ -823,7 +866,7 @@ def test_the_rules_have_a_number(site: Site) -> None:
     digest = hashlib.blake2b(digest_size=8)
     for message in messages:
         digest.update(bytes((message.kind & 0xFF,)) + message.body)
-    assert (guard.RULES, digest.hexdigest()) == (8, "6e8dfa4776150498")
+    assert (guard.RULES, digest.hexdigest()) == (8, "c5c43489d0a5f999")
 
 
 def written() -> dict[str, list[str]]:

@@ -88,6 +88,9 @@ _SOURCE_LINK_ADDRESS, _TARGET_LINK_ADDRESS = 1, 2  # options (RFC 4861, section 
 _LINK_LOCAL = (b"\xfe\x80" + bytes(14), 10)
 _INFORMATIONAL = 128  # below it an ICMPv6 type is an error's (RFC 4443, section 2.1)
 
+# Of each pod, and how many at once.
+_ERRORS_A_SECOND = 100, 200
+_FALSE_ERROR = "ICMPv6 error about a packet it was not sent, or too many"
 # The packet that an ICMPv6 error quotes begins 8 bytes into it: its addresses are 16 and 32 in.
 _QUOTED_SOURCE, _QUOTED_DESTINATION = 16, 32
 
@@ -234,10 +237,10 @@ def base(*, peers: bool, confined: bool, bridges: tuple[str, ...]) -> list[nl.Me
                 _quoted(_QUOTED_DESTINATION, _ADDRESS_LEN, nf.NFT_REG32_01),
                 nf.lookup("quoting"),
             ),
-            *(link, nf.limit("reporting", 100, 200), _ACCEPT),
+            *(link, nf.limit("reporting", *_ERRORS_A_SECOND), _ACCEPT),
         ),
         # nft: counter drop comment "ICMPv6 error about a packet it was not sent, or too many"
-        table.rule(_ERRORS, "ICMPv6 error about a packet it was not sent, or too many", *_DROP),
+        table.rule(_ERRORS, _FALSE_ERROR, *_DROP),
         *(() if peers else _no_peers()),
         *(_tunnels() if confined else ()),
         *(_unattached(bridges) if bridges else ()),
@@ -732,6 +735,7 @@ def bridge_base() -> list[nl.Message]:
         table.set("ports", nf.PORT),
         table.set("macs", nf.PORT_MAC),
         table.set("closed", nf.DEVGROUP),
+        table.set("reporting", nf.INTERFACE, timeout_ms=60_000),
         # nft: chain bridge solicitation-$RULES
         table.chain(_SOLICITATION),
         table.flush_chain(_SOLICITATION),
@@ -799,12 +803,17 @@ def bridge_base() -> list[nl.Message]:
         ),
         # nft: meta l4proto ipv6-icmp frag frag-off != 0 accept
         table.rule(BRIDGE_CHAIN, "", *v6, *_LATER_FRAGMENT, _ACCEPT),
-        # nft: icmpv6 type <= 127 iif . ether saddr . @th,256,128 @ports accept
-        table.rule(BRIDGE_CHAIN, "", *v6, *_ERROR, *port, quoted, nf.lookup("ports"), _ACCEPT),
-        # nft: icmpv6 type <= 127 counter drop comment "ICMPv6 error about a packet it was not sent"
+        # nft: icmpv6 type <= 127 iif . ether saddr . @th,256,128 @ports update @reporting { iif
+        #      limit rate 100/second burst 200 packets } accept
         table.rule(
-            BRIDGE_CHAIN, "ICMPv6 error about a packet it was not sent", *v6, *_ERROR, *_DROP
+            BRIDGE_CHAIN,
+            "",
+            *(*v6, *_ERROR, *port, quoted, nf.lookup("ports")),
+            *(nf.meta(nf.NFT_META_IIF), nf.limit("reporting", *_ERRORS_A_SECOND), _ACCEPT),
         ),
+        # nft: icmpv6 type <= 127 counter drop comment "ICMPv6 error about a packet it was not sent,
+        #      or too many"
+        table.rule(BRIDGE_CHAIN, _FALSE_ERROR, *v6, *_ERROR, *_DROP),
         # nft: icmpv6 type >= echo-request accept
         # nft: counter drop comment "no transport header"
         *_rest_of_icmpv6(table, BRIDGE_CHAIN, v6),
