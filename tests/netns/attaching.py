@@ -141,6 +141,11 @@ class Labs:
         left, right = self._labs[mode].nodes
         return left, right
 
+    @property
+    def nodes(self) -> list[Node]:
+        """All nodes that have been made."""
+        return [node for lab in self._labs.values() for node in lab.nodes]
+
     def fresh(self, node: Node, number: int = 1) -> list[Pod]:
         """New pods, with names that no other has."""
         return [node.pod(f"p{next(self._numbers)}") for _ in range(number)]

@@ -2,6 +2,7 @@
 """What the tests of the operator's commands share.
 
 labs           two connected nodes for each mode, shared by the tests of a module
+bridges_ask    whether bridges hand packets to the rules of inet too
 checked_nodes  a node with two pods for each mode, which doctor or the agent looks at
 root           a directory tree with the files that a command looks for on a good node
 bare           a node with an interface as the daemon makes it, and no daemon
@@ -18,16 +19,63 @@ from pathlib import Path
 import pytest
 from attaching import Labs
 from checked_node import CheckedNodes
+from observe import set_sysctl
 from tool import NODE, Tool
 
 from mycelium_lab.lab import Lab, Node
 
+# Where packets between bridged pods are what is tested. A new namespace has 1; machines without
+# br_netfilter are as those with 0, and every Kubernetes node has 1.
+BOTH_KINDS_OF_BRIDGES = {
+    *("test_attach", "test_claims", "test_guard", "test_masq", "test_policy"),
+    "test_services",
+}
+CALLS_IP6TABLES = "bridge/bridge-nf-call-ip6tables"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if metafunc.module.__name__ in BOTH_KINDS_OF_BRIDGES and "mode" in metafunc.fixturenames:
+        metafunc.parametrize("bridges_ask", [True, False], ids=["asks", "alone"], indirect=True)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without a bridge there is one kind."""
+
+    def is_repetition(item: pytest.Item) -> bool:
+        params = getattr(getattr(item, "callspec", None), "params", {})
+        return params.get("mode") == "routed" and not params.get("bridges_ask", True)
+
+    config.hook.pytest_deselected(items=[item for item in items if is_repetition(item)])
+    items[:] = [item for item in items if not is_repetition(item)]
+
+
+@pytest.fixture(autouse=True)
+def bridges_ask(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    asks: bool = getattr(request, "param", True)
+    make = Lab.node
+
+    def node(lab: Lab, name: str) -> Node:
+        made = make(lab, name)
+        set_sysctl(made, CALLS_IP6TABLES, "0")
+        return made
+
+    if not asks:
+        monkeypatch.setattr(Lab, "node", node)
+    return asks
+
 
 @pytest.fixture(scope="module")
-def labs(command: list[str]) -> Iterator[Labs]:
+def shared_labs(command: list[str]) -> Iterator[Labs]:
     labs = Labs(command)
     yield labs
     labs.close()
+
+
+@pytest.fixture
+def labs(shared_labs: Labs, bridges_ask: bool) -> Labs:
+    for node in shared_labs.nodes:
+        set_sysctl(node, CALLS_IP6TABLES, f"{bridges_ask:d}")
+    return shared_labs
 
 
 @pytest.fixture(scope="module")

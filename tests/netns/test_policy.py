@@ -29,10 +29,7 @@ every_policy = pytest.mark.parametrize("ingress", REACHED_BY)
 
 @pytest.fixture
 def site(lab: Lab) -> Site:
-    site = Site(lab)
-    # Without br_netfilter, as on most machines: the rules of `table bridge` must suffice.
-    site.node.run(["sysctl", "-qw", "net.bridge.bridge-nf-call-ip6tables=0"], check=False)
-    return site
+    return Site(lab)
 
 
 def policy(ingress: str, mode: str, name: str = "net") -> dict[str, object]:
@@ -56,19 +53,6 @@ def test_who_reaches_a_pod(site: Site, mode: str, ingress: Ingress) -> None:
         if site.reaches(pod, address, source):
             reached.add(who)
     assert reached == REACHED_BY[ingress]
-
-
-@every_policy
-def test_neighbours_find_each_other_where_the_bridge_asks_ip6tables(
-    site: Site, ingress: Ingress
-) -> None:
-    """As on every Kubernetes node: packets between bridged pods pass inet rules too."""
-    site.node.run(["sysctl", "-qw", "net.bridge.bridge-nf-call-ip6tables=1"])
-    pod, address = site.attach(policy(ingress, "bridge"))
-    other, there = site.attach(policy("open", "bridge", "other"))
-    assert connects(other, there, pod)
-    assert connects(pod, address, other) is ("pod" in REACHED_BY[ingress])
-    assert site.node.ping(address) is not None
 
 
 @both_modes
