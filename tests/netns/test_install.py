@@ -305,6 +305,13 @@ def test_another_first_network_is_left_alone_without_primary(tool: Tool, root: P
     assert flannel.read_text() == before
 
 
+def test_for_multus_the_node_gets_the_plugin_and_no_first_network(tool: Tool, root: Path) -> None:
+    said = done(tool, "install", "--for", "multus")
+    assert "config new --for multus --manifest" in said
+    assert PLUGIN in tree(root)
+    assert list((root / "etc/cni/net.d").iterdir()) == []
+
+
 def test_podman_gets_a_network_beside_its_own(tool: Tool, root: Path) -> None:
     (root / "usr/lib").mkdir(parents=True, exist_ok=True)
     (root / "opt/cni/bin").rename(root / "usr/lib/cni")

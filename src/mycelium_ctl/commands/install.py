@@ -7,7 +7,8 @@ configuration of ours stays as it is, unless arguments ask for another one.
 
 Where pods already have a first network it is left alone: the plugin then serves Multus
 (`config new --for multus`) or that network's chain. --primary takes the pods over with a file
-that sorts first. `uninstall` removes what was installed and nothing else.
+that sorts first; `--for multus` brings none. `uninstall` removes what was installed and nothing
+else.
 
     mycelium-cni install --dry-run
     mycelium-cni install --service-network fd00:10:96::/112
@@ -40,6 +41,7 @@ from mycelium_ctl.view import visible
 FILE: Final = "10-mycelium.conflist"
 FIRST: Final = "00-mycelium.conflist"  # before other networks, with --primary
 TOOLS: Final = ("usr/local/bin/mycelium-cni", "opt/bin/mycelium-cni")
+MULTUS: Final = f"`{TYPE} config new --for multus --manifest | kubectl apply -f -`"
 TAKEN_UP_S: Final = 15.0  # containerd watches the directory, and asks for STATUS every 5 s
 
 
@@ -125,6 +127,9 @@ class Installation:
             self.notes.append(f"the node is not ready yet: {error}")
 
     def _network(self) -> list[Step]:
+        if self._arguments.runtime == "multus":
+            self.notes.append(f"a second interface for pods that ask: {MULTUS}")
+            return []
         found = next((one for one in read_confs(self._where) if one.dirs == self.dirs), None)
         winner = found.winner if found else None
         kept = found.ours if found else None
@@ -206,7 +211,7 @@ def _plugin_place(dirs: CniDirs) -> Path:
 def _second(first: Path, dirs: CniDirs) -> str:
     return (
         f"{first} is the pods' first network and stays so. A second interface for pods that ask: "
-        f"`{TYPE} config new --for multus --manifest | kubectl apply -f -`, with Multus. One for "
+        f"{MULTUS}, with Multus. One for "
         f'every pod: add {{"type": "{TYPE}"}} behind the first plugin of {first}. Or take all pods '
         f"of {dirs.whose} over: --primary"
     )
