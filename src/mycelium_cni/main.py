@@ -62,7 +62,7 @@ def main() -> int:
 
         Patience.call_end = started + Patience.LIMIT_S
         verb = request.command if request.command in VERBS else ""
-        network = Network(_read_stdin())
+        network = Network(_read_stdin(Patience.call_end))
         if network.cni_version in VERSIONS:
             version = network.cni_version
         if not verb:
@@ -102,12 +102,23 @@ def _reserve_standard_streams() -> None:
             raise
 
 
-def _read_stdin() -> bytes:
-    """All of standard input. Raises CniError (IO_FAILURE, DECODING_FAILURE)."""
+def _read_stdin(end: float) -> bytes:
+    """All of standard input. Raises CniError (DECODING_FAILURE; IO_FAILURE, also at time `end`)."""
     chunks = []
     size = 0
+    poller = poll()
+    poller.register(0, POLLIN)
     try:
-        while chunk := read(0, 1 << 16):
+        while True:
+            if not poller.poll(max(end - monotonic(), 0) * 1000):
+                raise CniError(
+                    IO_FAILURE,
+                    "error reading from stdin: it does not end",
+                    "the runtime must close it behind the network configuration",
+                )
+            chunk = read(0, 1 << 16)
+            if not chunk:
+                break
             chunks.append(chunk)
             size += len(chunk)
             if size > _STDIN_LIMIT:

@@ -7,8 +7,6 @@ what it did, in words for the log, and raises CniError or OSError.
 
 from __future__ import annotations
 
-from errno import EMFILE, ENFILE, ENOMEM
-
 from mycelium_cni import guard
 from mycelium_cni.cni.config import Config, Network, PodOptions
 from mycelium_cni.cni.errors import (
@@ -180,11 +178,15 @@ def status(_request: Request, network: Network, _: Reply) -> str:
         host = nl.Socket()
         node = subnet.find(host, config)
         datapath.require_alternative_names(host)
+        netns.require_right(host.fileno())
         subnet.require_way(host, config, node)
         lo = prepare.loopback(host)
-        # Until the first pod, or `setup`, has prepared the node, there is nothing to guard.
-        if config.policy.required and subnet.carries(host, lo, node.address):
-            guard.inspect(host, guard.Wanted(network.name, config, node))
+        if config.policy.required:
+            # Until the first pod, or `setup`, has prepared the node, there is nothing to guard.
+            if subnet.carries(host, lo, node.address):
+                guard.inspect(host, guard.Wanted(network.name, config, node))
+            else:
+                guard.require_kernel()
     except CniError as error:
         # Without the overlay running pods are cut off too; if sources disagree, only new ones are.
         later = error.code == TRY_AGAIN_LATER
@@ -250,13 +252,14 @@ def _open_netns(request: Request, host: nl.Socket) -> tuple[int, int]:
     try:
         pod = netns.open_netns(path)
     except (OSError, ValueError) as error:
-        doing = f"cannot open network namespace {path!a}"
-        if isinstance(error, OSError) and error.errno in (EMFILE, ENFILE, ENOMEM):
-            raise refusal(error, doing) from None
-        reason = getattr(error, "strerror", None) or str(error)
+        number, reason = getattr(error, "errno", 0), getattr(error, "strerror", str(error))
+        refused = refusal(OSError(number, reason), f"cannot open network namespace {path!a}")
+        if refused.code == TRY_AGAIN_LATER:  # of the process, or the node
+            raise refused from None
         raise CniError(
             INVALID_NETNS,
-            f"{doing}: {reason}",
+            refused.problem,
+            refused.advice,
             about="CNI_NETNS",
             details=f"CNI_NETNS={path}",
         ) from None

@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 import rawpackets as raw
-from attaching import reaches
+from attaching import attach, reaches, refused, silent
 from rawpackets import Capture, Wire
 from sites import NODE, REMOTE, STRANGER, Site, conf, connects
 
@@ -184,3 +186,31 @@ def test_each_takes_away_what_the_other_made(
         assert not [address for address in gone if address in site.table(family)]
     kept.works()
     assert not site.reaches(kept.pod, kept.address, STRANGER)
+
+
+@pytest.mark.parametrize("first", ["previous", "this"])
+def test_what_the_previous_release_did_to_a_pods_first_interface_is_found_and_repaired(
+    node: Releases, tmp_path: Path, first: str
+) -> None:
+    """Its bridged second interface is on-link for the subnet, the node's own address in it."""
+    site = node.site
+    pod, networks = site.node.pod("two"), [conf("a", "routed"), conf("b", "bridge")]
+    for network in networks:
+        (tmp_path / f"{network['name']}.conf").write_text(json.dumps(network))
+    attached = []
+    for number, release in enumerate((first, "previous")):
+        node.install(release)
+        attached.append(attach(site.node, pod, networks[number], ifname=f"net{number}"))
+    assert not reaches(site.node, attached[0].address)
+    node.install("this")
+    refused(attached[0].check(), 103, says=f"400::/7 from {attached[0].address}")
+    silent(attached[1].check())
+    doctor = [*site.lab.command, "doctor", "--conf-dir", str(tmp_path)]
+    said = site.node.run([*doctor, "pods", "pod-routes"], check=False).stdout
+    assert f"400::/7 from {attached[0].address}" in said
+    assert "does a Mycelium daemon" not in said
+    site.node.run([*doctor, "--fix"], check=False)
+    for each in attached:
+        assert reaches(site.node, each.address)
+        silent(each.check())
+        silent(each.delete())

@@ -126,6 +126,22 @@ def test_standard_input_that_cannot_be_read_is_an_io_error(
     assert outcome.error(5)["msg"].startswith("error reading from stdin")
 
 
+def test_standard_input_that_never_ends_is_not_waited_for(
+    plugin: Plugin, host: Host, pod: Pod
+) -> None:
+    pipe, env = subprocess.PIPE, {"CNI_COMMAND": "ADD", **attachment_env(pod)}
+    argv = host.argv(*plugin.command)
+    with subprocess.Popen(argv, env=env, stdin=pipe, stdout=pipe, stderr=pipe) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(encoded(network()))
+        process.stdin.flush()
+        code = process.wait(timeout=30)
+        outcome = Outcome("ADD", code, process.stdout.read(), b"")
+    outcome.error(5, says="error reading from stdin: it does not end: the runtime must close it")
+    assert set(pod.links()) == {"lo"}
+
+
 def test_closed_standard_error_does_not_fail_a_call(plugin: Plugin, pod: Pod) -> None:
     argv = through_shell(plugin, 'exec "$@" 2>&-')
     env = {"CNI_COMMAND": "ADD", **attachment_env(pod)}

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -59,6 +60,51 @@ def test_a_plugin_without_a_capability_says_which_step_and_which_rights(
     error = call(alone, "ADD", alone.host.pod(), *without)
     assert "network namespace: Operation not permitted" in error["msg"]
     assert f"CAP_{capability.upper()}" in error["msg"]
+    error = call(alone, "STATUS", alone.host.pod(), *without)
+    assert error["code"] == 50
+    assert f"CAP_{capability.upper()}" in error["msg"]
+
+
+def test_a_namespace_that_may_not_be_opened_says_which_rights_are_missing(
+    plugin: Plugin, pod: Pod
+) -> None:
+    path = f"/proc/{pod.keep_alive()}/ns/net"
+    without = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]
+    argv = [tool("env"), f"CNI_NETNS={path}", tool(without[0]), *without[1:]]
+    error = call(plugin, "ADD", pod, *argv)
+    assert error["code"] == 8
+    assert f"'{path}': Permission denied: run it as root, with CAP_" in error["msg"]
+        "\\", ""
+    )
+
+
+def test_a_bridge_that_is_another_kind_of_link_is_named(alone: Plugin) -> None:
+    alone.host.run("ip", "link", "add", "wan0", "type", "veth", "peer", "name", "wan1")
+    conf = network(mode="bridge", bridge="wan0")
+    says = "wan0 is veth, not a bridge: rename it, or set"
+    alone.add(alone.host.pod(), conf).error(100, says=says)
+    alone.status(conf).error(50, says=says)
+
+
+@pytest.mark.parametrize("keys", [{}, {"guard": "optional", "ingress": "closed"}])
+@pytest.mark.parametrize("prepared", [False, True], ids=["fresh", "prepared"])
+def test_a_kernel_without_nf_tables_is_not_ready(
+    alone: Plugin, tmp_path: Path, prepared: bool, keys: dict[str, Any]
+) -> None:
+    pod = alone.host.pod()
+    if prepared:
+        alone.add(pod, network()).result()
+    trace = tmp_path / "trace"
+    argv = ["strace", "-f", "-qq", "-o", str(trace), "-e", "trace=socket"]
+    assert call(alone, "STATUS", pod, *argv, **keys) is None
+    sockets = trace.read_text().splitlines()
+    number = next(n for n, line in enumerate(sockets, 1) if "NETLINK_NETFILTER" in line)
+    fault = f"inject=socket:error=EPROTONOSUPPORT:when={number}"
+    error = call(alone, "STATUS", pod, *argv, "-e", fault, **keys)
+    assert error["code"] == 50
+    assert "the guard cannot be loaded: " in error["msg"]
+    assert "run `modprobe -a nf_tables" in error["msg"]
+    assert "mycelium-cni setup" not in error["msg"]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from .calls import Plugin, network
@@ -38,6 +40,19 @@ ANYTHING_ELSE = {
     "net_seed": "netseed",
     "defaultroute": "defaultRoute",
     "route": "routes",
+    "prevresult": "prevResult",
+    "capabilites": "capabilities",
+}
+# Below the top: where it stands, and which key was meant.
+INSIDE: dict[str, tuple[dict[str, Any], str]] = {
+    "capabilities.IPs": ({"capabilities": {"IPs": True}}, "ips"),
+    "args.CNI": ({"args": {"CNI": {"ips": ["10.0.0.1"]}}}, "cni"),
+    "args.cni.ip": ({"args": {"cni": {"ip": ["10.0.0.1"], "labels": []}}}, "ips"),
+    "dns.nameserver": ({"dns": {"nameserver": ["::1"]}}, "nameservers"),
+    "routes[1].Priority": (
+        {"routes": [{"dst": "400::/7"}, {"dst": "::/0", "Priority": 7, "src": "::"}]},
+        "priority",
+    ),
 }
 OTHER_PEOPLES = [
     *("isGateway", "isDefaultGateway", "hairpinMode", "ipMasqBackend", "promiscMode", "vlan"),
@@ -72,11 +87,29 @@ def test_any_other_key_near_ours_is_warned_of_on_every_add(
         assert f'key "{key}" is ignored: did you mean "{meant}"?' in line
 
 
-def test_an_ipam_section_is_warned_of(plugin: Plugin, pod: Pod) -> None:
-    outcome = plugin.add(pod, network(ipam={"type": "host-local", "subnet": "10.0.0.0/8"}))
+@pytest.mark.parametrize("place", INSIDE)
+def test_keys_inside_others_are_warned_of_too(plugin: Plugin, pod: Pod, place: str) -> None:
+    keys, meant = INSIDE[place]
+    outcome = plugin.add(pod, network(**keys))
+    outcome.result()
+    (line,) = outcome.err.decode().splitlines()
+    assert f'warning mycelium-cni ADD {pod.container}: key "{place}" is ignored: did' in line
+    assert f'did you mean "{meant}"?' in line
+
+
+def test_strangers_cannot_fill_the_log_with_keys(plugin: Plugin, pod: Pod) -> None:
+    strange: dict[str, list[str]] = {f"ip{number}": [] for number in range(1000)}
+    outcome = plugin.add(pod, network(args={"cni": strange}))
+    outcome.result()
+    assert outcome.err == b""
+
+
+@pytest.mark.parametrize("key", ["ipam", "IPAM"])
+def test_an_ipam_section_is_warned_of(plugin: Plugin, pod: Pod, key: str) -> None:
+    outcome = plugin.add(pod, network(**{key: {"type": "host-local", "subnet": "10.0.0.0/8"}}))
     outcome.result()
     assert b" warning " in outcome.err
-    assert b"ipam is ignored" in outcome.err
+    assert f"{key} is ignored: addresses come".encode() in outcome.err
 
 
 def test_other_peoples_keys_are_left_alone(plugin: Plugin, pod: Pod) -> None:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from mycelium_cni.cni.jsontext import Json
 
     Document = dict[str, Json]
+    Read = dict[str, "Read | None"]
     T = TypeVar("T")
 
 IPV6_MIN_MTU = 1280  # below it the kernel turns IPv6 off (RFC 8200, section 5)
@@ -82,6 +83,15 @@ OTHERS_CAPABILITIES = {
     "deviceID": "sriov",
     "aliases": "dnsname",
 }
+
+# What is read below the top.
+_INNER: Read = {
+    "args": {"cni": {"ips": None, "mac": None}},
+    "capabilities": dict.fromkeys(("ips", "mac", "dns", *OTHERS_CAPABILITIES)),
+    "dns": dict.fromkeys((*DNS_LISTS, "domain")),
+    "routes": dict.fromkeys(("dst", "gw", *ROUTE_NUMBERS)),
+}
+_MOST_UNKNOWN_INSIDE = 16  # strangers fill `args`, and each may be a line of the log
 
 
 class Route:
@@ -176,6 +186,10 @@ class Network:
 
     def warnings(self) -> list[CniError]:
         """Keys that have no effect and do not decide who may reach the pods."""
+        doc = self.document
+        misspelt = _misspelt(doc)
+        for key in _INNER:
+            misspelt += _misspelt_inside(doc.get(key), _INNER[key], key)
         found = [
             CniError(
                 INVALID_CONFIG,
@@ -183,12 +197,13 @@ class Network:
                 f'did you mean "{wanted}"?',
                 about=key,
             )
-            for key, wanted in _misspelt(self.document)
-            if wanted not in _POLICY_KEYS
+            for key, wanted in misspelt
+            if wanted not in (*_POLICY_KEYS, "ipam")
         ]
-        if self.document.get("ipam"):
-            problem = "ipam is ignored: addresses come from the node's subnet"
-            found.append(CniError(INVALID_CONFIG, problem, "remove it", about="ipam"))
+        for key in ("ipam", *[key for key, wanted in misspelt if wanted == "ipam"]):
+            if doc.get(key):
+                problem = f"{key} is ignored: addresses come from the node's subnet"
+                found.append(CniError(INVALID_CONFIG, problem, "remove it", about=key))
         return found
 
     def require_version(self, command: str) -> None:
@@ -241,15 +256,33 @@ def _valid_attachment(key: str, entry: Json) -> tuple[str, str]:
 
 
 def _misspelt(doc: Document) -> list[tuple[str, str]]:
-    """Unknown keys that resemble one of ours, each with that one."""
+    """Unknown keys that resemble a known one, each with that one."""
     unknown = doc.keys() - _KNOWN
     if not unknown:
         return []
     if len(unknown) > _MOST_UNKNOWN:
         problem = f"{len(unknown)} keys of the configuration are unknown"
         raise CniError(INVALID_CONFIG, problem, f"at most {_MOST_UNKNOWN} may be")
-    found = [(key, meant(key, KEYS)) for key in sorted(unknown)]
+    found = [(key, meant(key, (*KEYS, *_COMMON_KEYS))) for key in sorted(unknown)]
     return [(key, wanted) for key, wanted in found if wanted]
+
+
+def _misspelt_inside(value: Json, read: Read | None, place: str) -> list[tuple[str, str]]:
+    """The same below the top, where `read` are the known ones. Each comes with its place."""
+    if read is None or not isinstance(value, dict | list):
+        return []
+    found = []
+    if isinstance(value, list):
+        for number, item in enumerate(value):
+            found += _misspelt_inside(item, read, f"{place}[{number}]")
+        return found
+    unknown = value.keys() - read.keys()
+    if len(unknown) <= _MOST_UNKNOWN_INSIDE:
+        named = [(f"{place}.{key}", meant(key, read)) for key in sorted(unknown)]
+        found = [(key, wanted) for key, wanted in named if wanted]
+    for key in read:
+        found += _misspelt_inside(value.get(key), read[key], f"{place}.{key}")
+    return found
 
 
 class Config:
@@ -578,9 +611,10 @@ def _requested_address(
     if len(asked) > 1:
         raise _invalid(key, list(asked), "an attachment has one address")
     bare, slash, length = asked[0].partition("/")
+    address = _parsed(parse_address, key, bare)
     if slash and length not in ("64", "128"):
         raise _invalid(key, asked[0], "the prefix length must be 64 or 128, or left out")
-    return _parsed(parse_address, key, bare)
+    return address
 
 
 def _requested_mac(runtime: Document, conventional: Document, args: dict[str, str]) -> bytes | None:

@@ -22,6 +22,7 @@ from mycelium_cni.guard.load import (
     protect,
     release,
     remove,
+    require_kernel,
     sweep,
 )
 from mycelium_cni.guard.wanted import (
@@ -54,5 +55,6 @@ __all__ = [
     "protect",
     "release",
     "remove",
+    "require_kernel",
     "sweep",
 ]

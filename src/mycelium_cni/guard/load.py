@@ -56,13 +56,16 @@ def protect(
         if error.errno not in _LACKING:
             raise refusal(error, "the guard cannot be loaded") from None
         if wanted.policy.required:
-            raise CniError(
-                NODE_MISCONFIGURED,
-                f"the guard cannot be loaded: {error.strerror}",
-                '"guard": "optional" does without, except for ingress and ipMasq',
-                run="modprobe -a nf_tables nft_fib_inet nft_ct nft_limit nft_chain_nat",
-                details="nothing was attached",
-            ) from None
+            raise _lacking(error) from None
+
+
+def _lacking(error: OSError) -> CniError:
+    return CniError(
+        NODE_MISCONFIGURED,
+        f"the guard cannot be loaded: {error.strerror}",
+        '"guard": "optional" does without, except for ingress and ipMasq',
+        run="modprobe -a nf_tables nft_fib_inet nft_ct nft_limit nft_chain_nat",
+    )
 
 
 def _disown(port: Port) -> None:
@@ -345,7 +348,9 @@ def inspect(host: nl.Socket, wanted: Wanted, port: Port | None = None) -> None:
 def fault(host: nl.Socket, wanted: Wanted, port: Port | None = None) -> str:
     """What is wrong with the guard, in a few words; '' if nothing is. A policy that differs from
     the configuration is no fault: the next ADD loads it, and `outdated` tells. Nor is a bridged pod
-    without entries, except the one at `port`: its DEL may be in progress."""
+    without entries, except the one at `port`: its DEL may be in progress.
+
+    Raises CniError (NODE_MISCONFIGURED) if the kernel has no nf_tables."""
     from mycelium_cni.kernel import nftables  # noqa: PLC0415 - ADD hardly ever needs it
 
     links = _host_links(host)
@@ -357,7 +362,18 @@ def fault(host: nl.Socket, wanted: Wanted, port: Port | None = None) -> str:
     except OSError as error:
         if error.errno not in _LACKING:
             raise
-        return f"the packet filter cannot be read ({error.strerror})"
+        raise _lacking(error) from None
+
+
+def require_kernel() -> None:
+    """Part of STATUS, while there is nothing to inspect. Raises CniError (NODE_MISCONFIGURED) if
+    the kernel has no nf_tables."""
+    try:
+        _generation()
+    except OSError as error:
+        if error.errno not in _LACKING:
+            raise
+        raise _lacking(error) from None
 
 
 def outdated(wanted: Wanted) -> bool:

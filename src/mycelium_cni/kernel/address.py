@@ -51,6 +51,13 @@ def format_mac(mac: bytes) -> str:
     return mac.hex(":")
 
 
+def covers(prefix: tuple[bytes, int], address: bytes) -> bool:
+    """Whether the address lies in the prefix."""
+    base, length = prefix
+    differ = int.from_bytes(base, "big") ^ int.from_bytes(address, "big")
+    return not differ >> 128 - length
+
+
 def link_local(mac: bytes) -> bytes:
     """The link-local address that belongs to a MAC (modified EUI-64, RFC 4291, appendix A)."""
     return b"\xfe\x80" + bytes(6) + bytes((mac[0] ^ 2,)) + mac[1:3] + b"\xff\xfe" + mac[3:]

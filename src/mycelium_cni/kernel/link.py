@@ -36,6 +36,12 @@ class Link:
         return nl.text(self.attribute(nl.IFLA_IFNAME))
 
     @property
+    def kind(self) -> str:
+        """As `ip` takes it for a type, such as "veth"; "" for hardware."""
+        info = self.attribute(nl.IFLA_LINKINFO)
+        return nl.text(nl.attribute(info, 0, nl.IFLA_INFO_KIND) or b"")
+
+    @property
     def mtu(self) -> int:
         return nl.u32(self.attribute(nl.IFLA_MTU))
 

@@ -70,6 +70,15 @@ def enter(fd: int) -> None:
         raise OSError(error.errno, reason) from None
 
 
+def require_right(socket: int) -> None:
+    """Part of STATUS. Raises OSError if we may not enter network namespaces, as ADD does."""
+    home = netns_of(socket)
+    try:
+        enter(home)
+    finally:
+        close(home)
+
+
 class inside:  # noqa: N801 - reads as the statement it is: `with inside(pod, home=host):`
     """Run a block in the network namespace `there`, and be back at `home` whatever happens in it.
 

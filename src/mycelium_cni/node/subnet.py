@@ -69,6 +69,13 @@ def find(host: nl.Socket, config: Config) -> Node:
     if bridged:
         agree_with_key(config, address)
     if bridge:
+        if bridge.kind != "bridge":
+            raise CniError(
+                NODE_MISCONFIGURED,
+                f"{bridge.name} is {bridge.kind or 'hardware'}, not a bridge",
+                'rename it, or set "bridge" in the network configuration to another name',
+                about=bridge.name,
+            )
         for carried, _ in _addresses(host, bridge.index):
             _agree(config, address, f"bridge {config.bridge_name}", carried)
     return Node(address, mtu, bridged, bridge)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from mycelium_cni.cni import config
 from mycelium_cni.kernel import netlink as nl
 from mycelium_cni.kernel import sysctl
-from mycelium_cni.kernel.address import link_local
+from mycelium_cni.kernel.address import covers, link_local
 from mycelium_cni.kernel.facts import (
     USER_METRIC,
     Address,
@@ -269,8 +269,22 @@ def own_way(seen: Snapshot, shape: Shape, alias: str) -> Sequence[Fact]:
     table = word(alias, "table")
     if table.isdigit():
         return [source_rule(shape.address, int(table))]
-    has_such = any(route.sender for route in seen.routes)
-    return source_routes(shape) if has_such and has_rivals(seen, shape) else []
+    needed = any(route.sender for route in seen.routes) or _is_shadowed(seen, shape)
+    return source_routes(shape) if needed and has_rivals(seen, shape) else []
+
+
+def _is_shadowed(seen: Snapshot, shape: Shape) -> bool:
+    """Whether the pod's answers to its node leave by another link: a bridged one that 0.1.0 has
+    added is on-link for the node's whole subnet."""
+    ways = [
+        route
+        for route in seen.routes
+        if route.table == nl.RT_TABLE_MAIN
+        and not route.sender
+        and covers(route.destination, shape.node.address)
+    ]
+    best = min(ways, key=lambda way: (-way.destination[1], way.priority), default=None)
+    return best is not None and best.link != shape.pod.index
 
 
 def source_routes_of_others(seen: Snapshot, shape: Shape) -> list[Route]:

@@ -234,7 +234,11 @@ def guard(state: State) -> Finding:
         return skip(_NO_ADDRESS)
     all_ = read_guards(state, node)
     faults = ((guards.fault(state.host, each.wanted), each.wanted.policy) for each in all_)
-    wrong, policy = next((each for each in faults if each[0]), ("", state.config.policy))
+    try:
+        wrong, policy = next((each for each in faults if each[0]), ("", state.config.policy))
+    except CniError as error:
+        required = any(each.wanted.policy.required for each in all_)
+        return of_error("fail" if required else "warn", error)
     if not wrong:
         if state.attachments and not all(each.holds(state.seen) for each in all_):
             return Finding(

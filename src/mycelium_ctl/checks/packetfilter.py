@@ -13,12 +13,11 @@ from fnmatch import fnmatchcase
 from typing import Final, NamedTuple
 
 from mycelium_cni import guard
-from mycelium_cni.kernel.address import parse_address, parse_prefix
+from mycelium_cni.kernel.address import covers, parse_address, parse_prefix
 from mycelium_cni.kernel.shell import quoted
 from mycelium_cni.pod.attachment import LINK_PREFIX
 from mycelium_ctl import programs
 from mycelium_ctl.checks.finding import Finding, ok, skip
-from mycelium_ctl.checks.routing import covers
 from mycelium_ctl.checks.ruleset import (
     FAMILIES,
     NEIGHBOUR_ADVERTISEMENT,

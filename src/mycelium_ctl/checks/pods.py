@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from mycelium_cni.cni.config import IPV6_MIN_MTU
 from mycelium_cni.kernel import facts as kinds
 from mycelium_cni.kernel import netlink as nl
-from mycelium_cni.kernel.address import format_address, format_prefix, parse_mac
+from mycelium_cni.kernel.address import covers, format_address, format_prefix, parse_mac
 from mycelium_cni.kernel.facts import AlternativeName, Fact, Setting, Up
 from mycelium_cni.kernel.link import Link
 from mycelium_cni.kernel.shell import quoted
@@ -27,7 +27,6 @@ from mycelium_ctl.checks.finding import Finding, names, ok, own, skip
 from mycelium_ctl.checks.routing import (
     ELSEWHERE,
     Way,
-    covers,
     culprit,
     foreign_rule,
     lost_rule,
@@ -332,8 +331,11 @@ def astray_in_pod(state: State, one: Attached, seen: Snapshot) -> list[Finding]:
         else:
             continue
         return [_in_pod(state, one, f"{one.who} {what}", route, names)]
+    own_way = facts.own_way(seen, ExpectedPod(state, one).shape, one.link.alias)
+    if any(fact.is_missed(seen) for fact in own_way):
+        return []  # the check `pods` reports this, and that:
     if not any(route.link == one.link.peer and route.gateway for route in seen.routes):
-        return []  # the check `pods` reports this
+        return []
     for destination in _needed(state, one):
         bound, free = (Way(seen.socket, destination, own) for own in (one.octets, b""))
         sent = f"what {one.who} sends to {format_address(destination)} is "

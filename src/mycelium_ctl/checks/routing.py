@@ -14,7 +14,7 @@ from typing import Final
 
 from mycelium_cni.kernel import facts, snapshot
 from mycelium_cni.kernel import netlink as nl
-from mycelium_cni.kernel.address import format_address, format_prefix, parse_address
+from mycelium_cni.kernel.address import covers, format_address, format_prefix, parse_address
 from mycelium_cni.kernel.shell import quoted
 from mycelium_cni.node.facts import LOOPBACK
 from mycelium_cni.node.marks import PROTOCOL
@@ -238,12 +238,6 @@ def culprit(seen: snapshot.Snapshot, destination: bytes) -> snapshot.Route | Non
             best = min(covering, key=lambda route: (-route.destination[1], route.priority))
             return best if best.protocol != PROTOCOL else None
     return None
-
-
-def covers(prefix: tuple[bytes, int], address: bytes) -> bool:
-    base, length = prefix
-    differ = int.from_bytes(base, "big") ^ int.from_bytes(address, "big")
-    return not differ >> 128 - length
 
 
 def words(route: snapshot.Route, names: Mapping[int, str]) -> str:

@@ -346,14 +346,12 @@ class _Checker:
                 network = Network(json.dumps(trial).encode())
                 network.require_version("ADD")
                 for warning in network.warnings() if not warned else ():
-                    self._fault((*at, warning.about), warning.problem, warning.remedy, fatal=False)
+                    place = _place(warning.about, trial)
+                    self._fault((*at, *place), warning.problem, warning.remedy, fatal=False)
                 warned = True
                 Config(network)
             except CniError as error:
-                words = re.findall(r"\w+", error.about)
-                place: Place = tuple([int(word) if word.isdecimal() else word for word in words])
-                if error.about in trial:
-                    place = (error.about,)
+                place = _place(error.about, trial)
                 if place not in told:
                     remedy = error.remedy or error.details or "correct the value"
                     self._fault((*at, *place), error.problem, remedy)
@@ -385,6 +383,13 @@ class _Checker:
                 f"name a file, and make its folder: mkdir -p {quoted(str(folder))}",
                 fatal=False,
             )
+
+
+def _place(about: str, document: dict[str, Any]) -> Place:
+    """Where what an error is about stands: a key, or `routes[0].dst`."""
+    if about in document:
+        return (about,)
+    return tuple([int(word) if word.isdecimal() else word for word in re.findall(r"\w+", about)])
 
 
 def _amend(document: Any, place: Place) -> bool:

@@ -65,14 +65,14 @@ class LinkFacts:
     def __init__(self, payload: bytes) -> None:
         link = Link(payload)
         info = nl.decode(link.attribute(nl.IFLA_LINKINFO), 0)
-        kind = nl.text(info.get(nl.IFLA_INFO_KIND, b""))
+        kind = link.kind
         tun = nl.decode(info.get(nl.IFLA_INFO_DATA, b""), 0) if kind == "tun" else {}
         port = nl.decode(info.get(nl.IFLA_INFO_SLAVE_DATA, b""), 0)
         counters = link.attribute(IFLA_STATS64, bytes(64))
         nsid = link.attribute(IFLA_LINK_NETNSID)
         self.index: Final = link.index
         self.name: Final = link.name
-        self.kind: Final = kind  # "veth", "bridge", "tun"; "" for hardware
+        self.kind: Final = kind
         self.up: Final = link.up
         self.mtu: Final = link.mtu
         self.mac: Final = format_mac(link.mac)
