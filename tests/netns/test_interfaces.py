@@ -183,7 +183,20 @@ def test_a_link_of_somebody_elses_is_not_deleted(nodes: tuple[Node, Node]) -> No
     node.ip("link", "add", attached.host_link, "type", "veth", "peer", "name", "strange0")
     silent(attached.delete())
     assert node.link(attached.host_link) is not None
+    says = f"run `ip link delete {attached.host_link}`; it takes the name"
+    refused(node.plugin("ADD", network(), attached.pod), 102, says=says)
     node.ip("link", "del", attached.host_link)
+
+
+def test_a_route_of_somebody_elses_to_a_pods_address_is_named(nodes: tuple[Node, Node]) -> None:
+    node, _ = nodes
+    attached = attach(node, "routed-away", network())
+    silent(attached.delete())
+    node.configure(f"route add unreachable {attached.address}")
+    asking = network(args={"cni": {"ips": [attached.address]}})
+    says = f"another route to {attached.address}: `ip -6 route show {attached.address}` shows it"
+    refused(node.plugin("ADD", asking, attached.pod), 101, says=says)
+    node.configure(f"route del unreachable {attached.address}")
 
 
 def test_a_host_link_that_was_renamed_is_found(nodes: tuple[Node, Node]) -> None:

@@ -74,8 +74,6 @@ def test_a_namespace_that_may_not_be_opened_says_which_rights_are_missing(
     error = call(plugin, "ADD", pod, *argv)
     assert error["code"] == 8
     assert f"'{path}': Permission denied: run it as root, with CAP_" in error["msg"]
-        "\\", ""
-    )
 
 
 def test_a_bridge_that_is_another_kind_of_link_is_named(alone: Plugin) -> None:

@@ -43,7 +43,7 @@ from mycelium_cni.pod import facts
 from mycelium_cni.pod.addresses import mac_of
 from mycelium_cni.pod.attachment import Attachment
 from mycelium_cni.pod.facts import End, Shape
-from mycelium_cni.pod.removal import delete_links, exists, forget_neighbour
+from mycelium_cni.pod.removal import delete_links, exists, forget_neighbour, is_ours
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -193,7 +193,16 @@ def _delete_nameless(host: nl.Socket, host_link: str) -> None:
 
 
 def _already_attached(host: nl.Socket, attachment: Attachment, pod_link: str) -> CniError:
-    if find_link(host, attachment.host_link):
+    link = find_link(host, attachment.host_link)
+    if link and not is_ours(link):
+        return CniError(
+            ALREADY_ATTACHED,
+            f"link {link.name} is there, and is no attachment",
+            "it takes the name that this attachment needs",
+            run=f"ip link delete {link.name}",
+            about=link.name,
+        )
+    if link:
         return CniError(
             ALREADY_ATTACHED,
             f"{attachment} is attached already, host link {attachment.host_link}",
@@ -292,6 +301,13 @@ def reach_pod(host: nl.Socket, shape: Shape, undo: Undo) -> None:
         messages += [fact.validated() for fact in wanted if isinstance(fact, Neighbour)]
     refused = host.attempt(*messages)
     for place in sorted(refused):
+        if refused[place].errno == EEXIST:
+            address = format_address(shape.address)
+            raise CniError(
+                ADDRESS_TAKEN,
+                f"the node has another route to {address}",
+                f"`ip -6 route show {address}` shows it: remove it",
+            )
         if place < len(wanted) or refused[place].errno != EINVAL:  # before Linux 6.17
             raise refused[place]
 

@@ -52,13 +52,18 @@ def find(host: nl.Socket, attachment: Attachment) -> Link | None:
     """The host link of an attachment: by its name, or, where somebody has renamed it, by what its
     alias says. A link of that name without our marks is somebody else's."""
     link = find_link(host, attachment.host_link)
-    if link and (link.group & GROUP_MASK == GROUP or link.alias.startswith(ALIAS_PREFIX)):
+    if link and is_ours(link):
         return link
     own = f" container={attachment.container}"
     for link in attachments(host, attachment.network):
         if link.alias.endswith(own) and word(link.alias, "ifname") == attachment.ifname:
             return link
     return None
+
+
+def is_ours(link: Link) -> bool:
+    """Whether a link of an attachment's name has one of our marks, too."""
+    return link.group & GROUP_MASK == GROUP or link.alias.startswith(ALIAS_PREFIX)
 
 
 def is_valid(link: Link, network: str, valid: set[str]) -> bool:
