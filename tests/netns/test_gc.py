@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from functools import partial
 from hashlib import blake2b
@@ -143,10 +142,9 @@ def test_container_and_interface_must_both_be_listed(labs: Labs, node: Node, mod
     silent(one.delete())
 
 
-@pytest.mark.timing("a hundred links within five seconds")
 @both_modes
 def test_a_hundred_stale_ones_go_in_one_go(command: list[str], mode: Mode) -> None:
-    """In the time of a few: one request deletes all of them."""
+    """In one request: the kernel waits 30 ms after each."""
     with Lab(command) as lab:
         node = lab.node("a")
         lab.connect(node)
@@ -157,15 +155,16 @@ def test_a_hundred_stale_ones_go_in_one_go(command: list[str], mode: Mode) -> No
         before = picture(node, *pods[:5])
         for pod in pods:
             attach(node, pod, conf)
-        began = time.perf_counter()
+        trace = lab.directory / "strace"
+        lab.command[:] = ["strace", "-f", "-qq", "-e", "trace=sendto", "-o", str(trace), *command]
         silent(call_gc(node, mode, [entry(kept)]))
-        took = time.perf_counter() - began
+        lab.command[:] = command
+        assert trace.read_text().count("RTM_DELLINK") == 1
         assert difference(before, picture(node, *pods[:5])) == []
         assert [pod.pod_name for pod in pods if pod.link("eth0")] == []
         for attached in (kept, elsewhere):
             silent(attached.check())
             assert reaches(node, attached.address)
-        assert took < 5
         # The names and addresses are free.
         for attached in at_once([partial(attach, node, pod, conf) for pod in pods[:10]]):
             assert reaches(node, attached.address)
