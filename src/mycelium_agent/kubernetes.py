@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Kubernetes API as the agent uses it: read, patch, create, list and watch.
+"""The Kubernetes API as the agent uses it: patch, create, list and watch.
 
 https://kubernetes.io/docs/reference/using-api/api-concepts/. Of objects that are followed, only the
 metadata is asked for: a Node's status has a hundred times its size.
@@ -57,10 +57,6 @@ class Api:
 
     def __init__(self, access: Callable[[], Access]) -> None:
         self._access: Final = access
-
-    def get(self, path: str) -> Json:
-        with self._answer("GET", path) as answer:
-            return _object(_read(answer))
 
     def create(self, path: str, item: Json) -> None:
         with self._answer("POST", path, json.dumps(item), "application/json") as answer:

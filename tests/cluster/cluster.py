@@ -92,6 +92,26 @@ KERNEL_TUNABLES = {
 }
 
 
+# Settings of a kubelet and of kube-proxy that share a kernel and a disk with others.
+KUBELET_ON_A_MACHINE = {
+    "cgroupDriver": "cgroupfs",
+    "enforceNodeAllocatable": ["none"],
+    "failSwapOn": False,
+    "failCgroupV1": False,
+    "imageGCHighThresholdPercent": 100,
+    "evictionHard": {"memory.available": "100Mi", "nodefs.available": "1%"},
+    "featureGates": {"KubeletInUserNamespace": True},  # there may be no CAP_SYS_RESOURCE
+}
+PROXY_ON_A_MACHINE = {
+    "conntrack": {
+        "maxPerCore": 0,
+        "min": 0,
+        "tcpEstablishedTimeout": "0s",
+        "tcpCloseWaitTimeout": "0s",
+    }
+}
+
+
 @dataclass(frozen=True)
 class Options:
     """What differs from cluster to cluster.
@@ -350,16 +370,6 @@ class KubeNode:
         cluster, d = self._cluster, self.directory
         subject = f"/O=system:nodes/CN=system:node:{self.name}"
         kubeconfig = cluster.pki.kubeconfig(f"kubelet-{self.name}", subject, cluster.server)
-        # A control group for each node: kubelets clean up what they do not know.
-        root = f"{cluster.lab.name}-{self.name}"
-        for controller in Path("/sys/fs/cgroup").iterdir():
-            if controller.name == "unified":
-                continue
-            group = controller / root
-            group.mkdir(exist_ok=True)
-            for file in ("cpuset.cpus", "cpuset.mems"):
-                if (group / file).exists():
-                    (group / file).write_text((controller / file).read_text())
         resolv = d / "resolv.conf"
         resolv.write_text("nameserver ::1\n")
         config = {
@@ -372,29 +382,48 @@ class KubeNode:
             },
             "authorization": {"mode": "Webhook"},
             "containerRuntimeEndpoint": f"unix://{SOCKET}",
-            "cgroupDriver": "cgroupfs",
-            "cgroupRoot": f"/{root}",
-            "enforceNodeAllocatable": ["none"],
-            "failSwapOn": False,
-            "failCgroupV1": False,
+            "cgroupRoot": self.make_cgroup(),
             "clusterDNS": [DNS_SERVICE],
             "clusterDomain": DOMAIN,
             "resolvConf": str(resolv),
             "address": "::",
             "healthzBindAddress": "::1",
-            "imageGCHighThresholdPercent": 100,
-            "evictionHard": {"memory.available": "100Mi", "nodefs.available": "1%"},
             "maxPods": 250,
             "registryPullQPS": 0,
             "kubeAPIQPS": 100,
             "kubeAPIBurst": 200,
             "eventRecordQPS": 0,
-            "featureGates": {"KubeletInUserNamespace": True},  # there may be no CAP_SYS_RESOURCE
+            **KUBELET_ON_A_MACHINE,
         }
         path = d / "kubelet.yaml"
         path.write_text(json.dumps(config))
         argv = (cluster.programs / "kubelet", "--config", path, "--kubeconfig", kubeconfig)
         self.start("kubelet", *argv, "--hostname-override", self.name, "--node-ip", self.address)
+
+    def make_cgroup(self) -> str:
+        """A control group for each node: kubelets clean up what they do not know."""
+        root = f"{self._cluster.lab.name}-{self.name}"
+        for controller in Path("/sys/fs/cgroup").iterdir():
+            if controller.name == "unified":
+                continue
+            group = controller / root
+            group.mkdir(exist_ok=True)
+            for file in ("cpuset.cpus", "cpuset.mems"):
+                if (group / file).exists():
+                    (group / file).write_text((controller / file).read_text())
+        return f"/{root}"
+
+    def start_etcd(self) -> str:
+        """Returns its URL."""
+        clients, peers = "http://[::1]:2379", "http://[::1]:2380"
+        self.start(
+            "etcd",
+            *(self._cluster.programs / "etcd", "--data-dir", self.directory / "etcd"),
+            *("--unsafe-no-fsync", "--initial-cluster", f"default={peers}"),
+            *("--listen-client-urls", clients, "--advertise-client-urls", clients),
+            *("--listen-peer-urls", peers, "--initial-advertise-peer-urls", peers),
+        )
+        return clients
 
     def start_proxy(self) -> None:
         cluster = self._cluster
@@ -404,9 +433,7 @@ class KubeNode:
             "mode": cluster.options.proxy_mode,
             "hostnameOverride": self.name,
             "clientConnection": {"kubeconfig": cluster.pki.path("kube-proxy.kubeconfig")},
-            # These are the whole machine's.
-            "conntrack": {"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s"}
-            | {"tcpCloseWaitTimeout": "0s"},
+            **PROXY_ON_A_MACHINE,
             "metricsBindAddress": "[::1]:10249",
             "healthzBindAddress": "[::]:10256",
             **kube_proxy_configuration(),
@@ -501,14 +528,7 @@ class Cluster:
         manager = pki.kubeconfig("manager", "/CN=system:kube-controller-manager", local)
         scheduler = pki.kubeconfig("scheduler", "/CN=system:kube-scheduler", local)
         pki.kubeconfig("kube-proxy", "/CN=system:kube-proxy", self.server)
-        clients, peers = "http://[::1]:2379", "http://[::1]:2380"
-        node.start(
-            "etcd",
-            *(programs / "etcd", "--data-dir", node.directory / "etcd", "--unsafe-no-fsync"),
-            *("--listen-client-urls", clients, "--advertise-client-urls", clients),
-            *("--listen-peer-urls", peers, "--initial-advertise-peer-urls", peers),
-            *("--initial-cluster", f"default={peers}"),
-        )
+        clients = node.start_etcd()
         node.start(
             "kube-apiserver",
             programs / "kube-apiserver",

@@ -29,7 +29,7 @@ COREDNS_PLUGINS = "health ready errors cache loadbalance kubernetes"
 _MINOR = KUBERNETES.split(".")[1]
 _KUBERNETES_PROGRAMS = (
     *("kube-apiserver", "kube-controller-manager", "kube-scheduler"),
-    *("kubelet", "kube-proxy", "kubectl"),
+    *("kubelet", "kube-proxy", "kubectl", "kubeadm"),
 )
 _CONTAINERD_PROGRAMS = ("containerd", "containerd-shim-runc-v2")
 # What the end-to-end tests' images have beside agnhost and busybox, with its libraries.

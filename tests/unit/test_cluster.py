@@ -261,7 +261,7 @@ def test_a_server_that_resets_every_connection_leaves_nothing_open(followed: Fol
         api = Api(partial(service_account, "::1", port, secrets))
         with ThreadPoolExecutor(1) as pool:
             for _ in range(100):
-                refused = pool.submit(api.get, NODES)
+                refused = pool.submit(api.list, NODES)
                 server.accept()[0].close()
                 with pytest.raises(ApiError):
                     refused.result(10)
