@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Texts without secrets: known ones in every usual encoding, and whatever resembles one.
 
-Strangers' configurations may hold anything, so this errs on the side of masking too much.
+No list of spellings is complete. So a configuration, in which a person may have written anything,
+keeps only the strings of keys that are known to hold no secret, and those whose form is that of an
+address, a path or a number. In other texts, such as logs, what resembles a secret is masked, rather
+too much of it than too little.
 """
 
 from __future__ import annotations
@@ -9,36 +12,99 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any, Final
+
+from mycelium_cni.cni.config import KEYS
 
 MASKED: Final = "(masked)"
 
 _WORDS: Final = (
-    r"token|secret|passw|passphrase|passwd|pwd|credential|bearer|cookie|psk|authorization|[-_]pass"
-    r"|(?:private|api|access|shared|encryption|signing|client|session|auth|network)[-_.]?key"
+    r"token|secret|passw|pass[- ]?phrase|pwd|credential|creds|bearer|cookie|psk|authorization"
+    r"|community|signature|[-_]pass|(?:private|preshared|pre-shared|api|access|shared|account"
+    r"|encryption|authentication|signing|client|session|auth|network)[-_. ]?key"
 )
 # Whole names that are secrets; "auth" inside "author" is none.
-_NAMES: Final = r"auth|pass|key|key[-_.]?data|client[-_.]?key[-_.]?data|pin|seed"
+_NAMES: Final = (
+    r"auth|pass|passin|passout|key|key[-_.]?data|client[-_.]?key[-_.]?data|pin|otp|sig|seed"
+)
 _KEY: Final = re.compile(rf"{_WORDS}|^(?:{_NAMES})$", re.IGNORECASE)
+_OPTION: Final = re.compile(
+    rf"-(?-i:[pPwWakt])|--?[\w-]*(?:{_WORDS}|pass|auth)[\w-]*", re.IGNORECASE
+)
+_VALUE: Final = r"(?:\\?\"(?:[^\"\\]|\\.)*\"|'[^']*'|[^\s\"',;{}\[\]<>]+)"
+# What follows an option such as -p where it is no password.
+_PROTOCOL: Final = r"(?:tcp|udp|sctp|icmp|icmpv6|ipv6-icmp|esp|gre|all|\d{1,5})\b"
+# A name with such a word in it. It is read once and not again (possessive), so that no text takes
+# time that grows with its square.
+_NAME: Final = rf"(?=[\w.-]*(?:{_WORDS}))[\w.-]++(?: (?:key|phrase)\b)?"
+_LABEL: Final = r"[A-Z0-9 ]{0,40}(?:PRIVATE|SECRET) KEY[A-Z ]{0,9}"
 _PATTERNS: Final = tuple(
     re.compile(pattern, re.IGNORECASE | re.DOTALL)
     for pattern in (
-        r"(?P<keep>-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY-----).*?(?:(?=-----END )|\Z)",
-        r"(?P<keep>)\bLS0tLS1CRUdJTi[\w+/=]*",  # "-----BEGIN " in base64
-        r"(?P<keep>)\beyJ[\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*)?",  # a JSON web token (RFC 7519)
+        # PEM (RFC 7468), also without its end or its beginning; PuTTY's, and PEM's in base64.
+        rf"(?P<keep>-----BEGIN {_LABEL}-----).*?(?:(?=-----END )|\Z)",
+        rf"(?P<keep>)(?<![\w+/=])(?:[\w+/=]{{16,}}(?:\\n|\s)+){{1,200}}(?=-----END {_LABEL}-)",
+        r"(?P<keep>Private-Lines:\s*\d+)(?:\s+[\w+/=]{16,})+",
+        r"(?P<keep>)\b(?:LS0tLS1CRUdJTi|b3BlbnNzaC1rZXk)[\w+/=]*",
+        r"(?P<keep>)\beyJ[\w-]{5,}\.[\w-]{5,}(?:\.[\w-]*)?",  # a JSON web token (RFC 7519)
+        # A header to the end of its line (RFC 9110, 6265).
+        r"(?P<keep>\b(?:authorization|cookie)(?:\s*:\s*|\s+))[^\r\n]+",
         r"(?P<keep>\b(?:bearer|basic)\s+)[\w.~+/=-]{8,}",
-        r"(?P<keep>\w://)[^/\s@\"']+(?=@)",  # user and password, or a token (RFC 3986)
-        r"(?P<keep>)\b(?:AKIA[A-Z0-9]{16}|gh[oprsu]_\w{20,}|glpat-[\w-]{20,}|xox[a-z]-[\w-]{10,})",
-        # A header to its end: "Authorization: Token ...", "Cookie: a=...; b=..." (RFC 9110, 6265).
-        r"(?P<keep>\b(?:authorization|cookie)\s*:\s*)[^\r\n\"']+",
-        r"(?P<keep>\b(?:token|secret|password|passphrase)\s+(?:is\s+|was\s+)?)[\w.~+/=-]{14,}",
+        # User and password, or a token (RFC 3986), in which a person may not have escaped @ and /.
+        r"(?P<keep>\w://)[^\s\"'<>]{1,1000}(?=@)",
+        r"(?P<keep>(?<![\w.+-])[\w.+-]++:)[^\s\"'<>@:/][^\s\"'<>@]{0,1000}(?=@)",
+        r"(?P<keep>[?&][\w.-]++=)[^&\s\"'<>]+",  # every value of a query
+        # Tokens that begin so, and kubeadm's and k3s's; hashes of passwords (crypt(5)).
+        r"(?P<keep>)\b(?:A[KS]IA[A-Z0-9]{16}|gh[oprsu]_\w{20,}|github_pat_\w{20,}|glpat-[\w-]{20,}"
+        r"|xox[a-z]-[\w-]{10,}|(?:npm|dckr_pat|[sr]k_live|[sr]k_test)_[\w-]{16,}|sk-[\w-]{20,}"
+        r"|pypi-[\w-]{16,}|hv[sbr]\.[\w-]{20,}|AIza[\w-]{30,}|ya29\.[\w-]{16,}"
+        r"|AGE-SECRET-KEY-\w+|K10[0-9a-f]{64}::\S+)",
+        r"(?P<keep>)(?<![\w.])(?=[a-z0-9.]{0,22}\d)[a-z0-9]{6}\.[a-z0-9]{16}(?![\w.])",
+        r"(?P<keep>)\$(?:\d\w?|y|gy)\$[\w./$=,+-]{20,}",
+        # 32 bytes in base64, as WireGuard's keys; what else is as long and as random; `ip xfrm`.
+        r"(?P<keep>)(?<![\w+/=-])[\w+/-]{43}=(?![\w=])",
+        r"(?P<keep>)(?<![\w+/=.-])(?-i:(?=[\w+/]*[a-z])(?=[\w+/]*[A-Z])(?=[\w+/]*\d))"
+        r"[\w+/]{40,}={0,2}",
+        r"(?P<keep>\b0x)[0-9a-f]{32,}",
+        r"(?P<keep>\bkeys?:?\s+)(?:[0-9a-f]{32}\s+)?[\w+/=-]{16,}",
+        # Elements of XML; blocks of YAML.
+        rf"(?P<keep><(?=[\w:.-]*(?:{_WORDS}))[\w:.-]++>)[^<]+",
+        rf"(?P<keep>(?<![^\n])(?P<indent>[ \t]*+){_NAME}:[ \t]*+[|>][-+]?\n)"
+        r"(?:(?P=indent)[ \t]+[^\n]*\n?)+",
         # As in JSON, YAML, TOML, an environment and a command line.
-        rf"(?P<keep>[\w.-]*(?:{_WORDS})[\w.-]*\\?[\"']?\s*[:=]\s*)"
-        r"(?:\\?\"(?:[^\"\\]|\\.)*\"|'[^']*'|[^\s\"',;{}\[\]]+)",
-        rf"(?P<keep>--?[\w-]*(?:{_WORDS})[\w-]*\s+)(?:\"[^\"]*\"|'[^']*'|[^\s\"'-][^\s\"']*)",
+        rf"(?P<keep>(?<![\w.-]){_NAME}(?: for [\w ]{{1,40}})?\\?[\"']?\s*"
+        rf"(?:[:=]|%3[ad])\s*){_VALUE}",
+        rf"(?P<keep>(?<![\w-])(?:{_NAMES})\s*=\s*){_VALUE}",
+        rf"(?P<keep>(?<![\w-])pass\w*:){_VALUE}",
         rf"(?P<keep>[\"'](?:{_NAMES})[\"']\s*:\s*)\"(?:[^\"\\]|\\.)*\"",
+        rf"(?P<keep>(?<![\w-])--?(?=[\w-]*(?:{_WORDS}|pass|auth))[\w-]++[\"']?[\s,]+)(?!-){_VALUE}",
+        rf"(?P<keep>(?<![^\s\"'])-(?-i:[pPwWa])[\"']?[\s,]+)(?!-|{_PROTOCOL}){_VALUE}",
+        r"(?P<keep>(?<!\S)(?:-u\s*|-U\s*|--?(?:\w+-)?(?:user|login)[\s=]+)[\w.@\\-]++[:%])[^\s\"']+",
+        r"(?P<keep>\b(?:mysql|mariadb|mysqldump|sshpass)\b[^\n]{0,500}?\s-p)[^\s\"']+",
+        r"(?P<keep>\b(?:snmp\w+|k3s|openssl)\b[^\n]{0,500}?\s-[ctkK]\s+)[^\s\"']+",
+        r"(?P<keep>\b(?:com2sec6?|createUser|htpasswd)\s)[^\r\n]+",
+        rf"(?P<keep>\"name\":\s*\"[^\"]{{0,200}}(?:{_WORDS})[^\"]{{0,200}}\",\s*\"value\":\s*){_VALUE}",
+        # Words of a sentence, or of a file such as snmpd.conf, ipsec.secrets and frr.conf.
+        r"(?P<keep>\b(?:\w*community6?|\w*passw(?:or)?d|requirepass|auth_pass|pass[- ]?phrase|psk"
+        r"|xauth|eap|md5|(?:authentication|private|preshared|pre-shared)[- ]key)"
+        rf"\s+(?:(?:is|was|of|for|from)\s+)*)(?!\W*\(masked\)){_VALUE}",
+        rf"(?P<keep>\b(?:{_WORDS})\w*\s+(?:(?:is|was)\s+)?)"
+        r"(?:\"[^\"]*\"|'[^']*'|[\w.~+/=-]{14,})",
     )
+)
+# Keys of network configurations whose strings are no secrets: the specification's, those of the
+# reference plugins, of the usual primary plugins, and ours.
+_PLAIN_KEYS: Final = frozenset(KEYS) | {
+    *("cniVersion", "cniVersions", "name", "type", "bridge", "master", "mode", "device", "devices"),
+    *("ifname", "ifName", "ifNames", "interface", "interfaces", "linkName", "vlan", "vlanId"),
+    *("vrfname", "backend", "markMasqBit", "conditionsV4", "conditionsV6", "iptablesBackend"),
+    *("ingressPolicy", "firewalldZone", "log_level", "datastore_type", "nodename"),
+    *("clusterNetwork", "defaultNetworks", "resourceName", "deviceID", "domain", "search"),
+}
+_PLAIN_FORM: Final = re.compile(
+    r"[0-9a-fA-F]*(?::[0-9a-fA-F]*){2,}(?:/\d{1,3})?|\d{1,3}(?:\.\d{1,3}){3}(?:/\d{1,2})?"
+    r"|\d{1,10}|\d+\.\d+\.\d+|(?:/[a-z0-9._-]*)+|true|false"
 )
 
 
@@ -57,28 +123,57 @@ class Masker:
 
     def text(self, octets: bytes) -> str:
         """A text without secrets. What is not UTF-8 is escaped."""
-        for pattern in self._known:
-            octets, count = pattern.subn(MASKED.encode(), octets)
-            self.masked += count
-        return self._resembling(octets.decode(errors="backslashreplace"))
+        return self._resembling(self._without_known(octets))
 
     def json(self, octets: bytes) -> str:
         """A JSON document without secrets: every value whose key looks like the name of one is
         masked, whatever it is. Raises ValueError if it is not JSON."""
-        value = json.loads(octets)
-        return self.text(json.dumps(self._value(value), indent=2).encode())
+        return self._dumped(self._value(json.loads(octets)))
+
+    def configuration(self, document: Any) -> str:
+        """A network configuration without secrets: only plain strings stay."""
+        return self._dumped(self._value(self._plain(document, "")))
+
+    def _dumped(self, value: Any) -> str:
+        return self._without_known(json.dumps(value, indent=2).encode())
+
+    def _without_known(self, octets: bytes) -> str:
+        for pattern in self._known:
+            octets, count = pattern.subn(MASKED.encode(), octets)
+            self.masked += count
+        return octets.decode(errors="backslashreplace")
+
+    def _plain(self, value: Any, key: str) -> Any:
+        """The value of a key of a configuration, without strings that might be secret."""
+        if isinstance(value, list):
+            return [self._plain(item, key) for item in value]
+        if isinstance(value, dict):
+            return {name: self._plain(item, name) for name, item in value.items()}
+        if not isinstance(value, str) or key in _PLAIN_KEYS or not value:
+            return value
+        return value if _PLAIN_FORM.fullmatch(value) else self._mask()
 
     def _value(self, value: Any) -> Any:
         if isinstance(value, list):
-            return [self._value(item) for item in value]
+            return list(self._items(value))
         if isinstance(value, dict):
+            # {"name": "DB_PASSWORD", "value": …}, as Kubernetes has it
+            named = isinstance(value.get("name"), str) and _KEY.search(value["name"])
             return {
-                key: self._mask()
-                if _KEY.search(key) and item not in (None, "")
+                self._resembling(key): self._mask()
+                if (_KEY.search(key) or (named and key == "value")) and item not in (None, "")
                 else self._value(item)
                 for key, item in value.items()
             }
         return self._resembling(value) if isinstance(value, str) else value
+
+    def _items(self, items: list[Any]) -> Iterator[Any]:
+        """A list, which may be a command line."""
+        before: Any = None
+        for item in items:
+            secret = isinstance(before, str) and _OPTION.fullmatch(before)
+            yield self._mask() if secret and isinstance(item, str) else self._value(item)
+            before = item
 
     def _mask(self) -> str:
         self.masked += 1
@@ -90,10 +185,11 @@ class Masker:
         return text
 
     def _replaced(self, found: re.Match[str]) -> str:
-        if MASKED in found[0]:
+        secret = found[0][len(found["keep"]) :]
+        if secret.strip("\"'\\") == MASKED:
             return found[0]
         self.masked += 1
-        quote = '"' if found[0].endswith('"') else ""
+        quote = '"' if secret.startswith('"') and secret.endswith('"') else ""
         return f"{found['keep']}{quote}{MASKED}{quote}"
 
 

@@ -82,9 +82,9 @@ def test_it_tells_what_a_bug_report_needs(tool: Tool, tmp_path: Path) -> None:
         assert name in found["README.txt"]
 
 
-def test_no_secret_of_a_strangers_configuration_is_in_it(tool: Tool, tmp_path: Path) -> None:
+def test_no_secret_of_another_plugins_configuration_is_in_it(tool: Tool, tmp_path: Path) -> None:
     for name, members in SECRETS.items():
-        plugin = {"type": "calico", "kept": name, **members}
+        plugin = {"type": "calico", **members}
         text = json.dumps({"cniVersion": "1.0.0", "name": "x", "plugins": [plugin]}, indent=2)
         tool.conf(text, f"20-{name}.conflist")
         tool.conf(text[:-1] + ",}", f"30-{name}.conflist")  # as people break them
@@ -94,7 +94,7 @@ def test_no_secret_of_a_strangers_configuration_is_in_it(tool: Tool, tmp_path: P
     for name in SECRETS:
         for number in (20, 30):
             content = found[f"cni/0/{number}-{name}.conflist"]
-            assert f'"kept": "{name}"' in content
+            assert '"type": "calico"' in content
             assert "(masked)" in content
 
 

@@ -4,8 +4,9 @@
 The archive holds what `version`, `status`, `doctor`, `list` and `setup --dry-run` say, links,
 addresses, routes, the packet filter, the kernel's settings, network configurations, the answers of
 the daemon's API, and the last lines of the logs that concern Mycelium. It does not hold the node's
-key or environment variables, and what resembles a secret is masked. It does hold pod names and
-addresses: look through it before you send it.
+key or environment variables. What resembles a secret is masked, and so is each string of a network
+configuration whose key is not known to be harmless. Pod names and addresses are in it: look through
+it before you send it.
 
     mycelium-cni sysdump
     mycelium-cni sysdump --output /tmp/node-7.tar.gz
@@ -127,12 +128,11 @@ def _host() -> str:
 
 def _masked(masker: Masker, piece: Piece) -> str:
     if piece.name.startswith("cni/"):
-        # A text alone would not show which values are below a key such as "auth".
         parsed = lenient.parse(piece.octets)
         if not parsed.readable:
             return "(left out: doctor.json says what is wrong with it)\n"
         note = "// as config check understands it: the file is not JSON\n" if parsed.faults else ""
-        return note + masker.json(json.dumps(parsed.document).encode())
+        return note + masker.configuration(parsed.document)
     if piece.name.endswith(".json") and piece.octets:
         try:
             return masker.json(piece.octets)
