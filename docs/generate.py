@@ -13,6 +13,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from copy import deepcopy
 from errno import EAGAIN, EMFILE, ENODEV, ENOMEM, EOPNOTSUPP, EPERM, EROFS
 from html import escape
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any, Final, NamedTuple
 
 from mycelium_cni.cni import errors
 from mycelium_ctl import checks, parsers
+from mycelium_ctl.checks import onepod
 from mycelium_ctl.node import schema
 
 ROOT: Final = Path(__file__).resolve().parent.parent
@@ -118,17 +120,33 @@ def findings() -> str:
     return "\n".join(parts).rstrip()
 
 
+def path_of_one_pod() -> str:
+    """What `doctor POD` may find on the way of its packets."""
+    rows = [
+        (_shown(each.text), each.remedy) for each in dict.fromkeys(_findings(onepod.examine_pod))
+    ]
+    return _table(("`doctor POD` says", "what to do"), rows)
+
+
 def _findings(look: Any) -> Iterator[Message]:
-    """The findings of a check, with those of the functions of its module that it calls."""
-    tree = ast.parse(Path(inspect.getfile(look)).read_text())
-    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
-    waiting, seen = [look.__name__], set()
+    """The findings of a check, with those of the functions of the checks that it calls."""
+    waiting = [(Path(inspect.getfile(look)), str(look.__name__))]
+    seen: set[tuple[Path, str]] = set()
     while waiting:
-        name = waiting.pop(0)
-        if name in seen or name not in functions:
+        here = path, name = waiting.pop(0)
+        tree = ast.parse(path.read_text())
+        functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+        if here in seen or name not in functions:
             continue
-        seen.add(name)
-        waiting += [node.id for node in ast.walk(functions[name]) if isinstance(node, ast.Name)]
+        seen.add(here)
+        beside = {
+            alias.name: path.with_name(f"{(node.module or '').rpartition('.')[2]}.py")
+            for node in tree.body
+            if isinstance(node, ast.ImportFrom) and "mycelium_ctl.checks." in (node.module or "")
+            for alias in node.names
+        }
+        called = [node.id for node in ast.walk(functions[name]) if isinstance(node, ast.Name)]
+        waiting += [(beside.get(each, path), each) for each in called]
         for call in _calls(functions[name], "Finding"):
             given = _arguments(call, ("mark", "found", "advice", "run", "fix"))
             marks = {
@@ -143,19 +161,9 @@ def _findings(look: Any) -> Iterator[Message]:
 def messages() -> str:
     """What the plugin may answer a runtime, by code."""
     by_code: dict[int, list[Message]] = {}
-    for path in sorted((ROOT / "src/mycelium_cni").rglob("*.py")):
-        for function in ast.walk(ast.parse(path.read_text())):
-            if not isinstance(function, ast.FunctionDef):
-                continue
-            for call in _calls(function, "CniError"):
-                given = _arguments(call, ("code", "problem", "advice", "run"))
-                code = getattr(errors, _name(given["code"]), 0)
-                by_code.setdefault(code, []).extend(_messages(function, given, "problem"))
-            for call in _calls(function, "_invalid"):
-                given = _arguments(call, ("key", "value", "advice"))
-                for key in _texts(given["key"], function):
-                    message = Message(f"invalid {key} {ANY}", _remedy(given, function))
-                    by_code.setdefault(errors.INVALID_CONFIG, []).append(message)
+    for function, given in _built("mycelium_cni", "CniError", ("code", "problem", "advice", "run")):
+        code = getattr(errors, _name(given["code"]), 0)
+        by_code.setdefault(code, []).extend(_messages(function, given, "problem"))
     for number in (EPERM, EROFS, EOPNOTSUPP, EMFILE, ENOMEM, ENODEV, EAGAIN):
         error = errors.refusal(OSError(number, os.strerror(number)), ANY)
         by_code.setdefault(error.code, []).append(Message(error.problem, error.advice))
@@ -166,6 +174,65 @@ def messages() -> str:
         if code
     ]
     return _table(("code", "message", "what to do"), rows)
+
+
+def refusals() -> str:
+    """What a command says when it cannot go on."""
+    found = [
+        message.text
+        for package in ("mycelium_ctl", "mycelium_agent", "mycelium_lab")
+        for error in ("ToolError", "LabError")
+        for function, given in _built(package, error, ("message",))
+        for message in _messages(function, given, "message")
+    ]
+    return "\n".join(f"- {_shown(text)}" for text in sorted(set(found))) + "\n"
+
+
+def faults() -> str:
+    """What `config check` may find in a file, apart from what ADD refuses."""
+    found = [
+        (_shown(message.text), message.remedy)
+        for function, given in _built("mycelium_ctl/node", "Fault", ("line", "what", "advice"))
+        for message in _messages(function, given, "what")
+    ]
+    return _table(("`config check` says", "what to do"), sorted(set(found)))
+
+
+def _built(
+    package: str, name: str, parameters: tuple[str, ...]
+) -> Iterator[tuple[ast.FunctionDef, dict[str, ast.expr]]]:
+    """Every place that makes such an object, and its arguments. Where a private function makes it
+    of its own parameters, the places are the calls of that function."""
+    for path in sorted((ROOT / "src" / package).rglob("*.py")):
+        tree = ast.parse(path.read_text())
+        functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+        for maker in functions:
+            own = [each.arg for each in (*maker.args.args, *maker.args.kwonlyargs)]
+            for made in _calls(maker, name):
+                given = _arguments(made, parameters)
+                used = {
+                    node.id
+                    for each in given.values()
+                    for node in ast.walk(each)
+                    if isinstance(node, ast.Name)
+                }
+                if maker.name[:1] != "_" or maker.name[:2] == "__" or not used & set(own):
+                    yield maker, given
+                    continue
+                for caller in functions:
+                    for call in _calls(caller, maker.name):
+                        bound = _Bound(_arguments(call, tuple(own[own[:1] == ["self"] :])))
+                        yield caller, {k: bound.visit(deepcopy(v)) for k, v in given.items()}
+
+
+class _Bound(ast.NodeTransformer):
+    """Puts a call's arguments in the place of the parameters."""
+
+    def __init__(self, arguments: dict[str, ast.expr]) -> None:
+        self.arguments = arguments
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        return self.arguments.get(node.id, node)
 
 
 def _calls(function: ast.FunctionDef, name: str) -> Iterator[ast.Call]:
@@ -235,6 +302,8 @@ def _text(node: ast.expr) -> str:
             return ""
         case ast.JoinedStr(values=values):
             return "".join(map(_text, values))
+        case ast.FormattedValue(value=ast.Constant() | ast.JoinedStr() as text):
+            return _text(text)
         case ast.FormattedValue(value=ast.IfExp(body=body, orelse=orelse)):
             return _text(body) or _text(orelse)
         case ast.BinOp(left=left, op=ast.Add(), right=right):
@@ -262,7 +331,10 @@ PARTS: Final = {
     "keys": keys,
     "commands": commands,
     "findings": findings,
+    "onepod": path_of_one_pod,
     "messages": messages,
+    "refusals": refusals,
+    "faults": faults,
 }
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ast
 import fnmatch
 import importlib
 import importlib.util
@@ -161,3 +162,28 @@ def test_every_promise_of_security_names_what_holds_it(monkeypatch: pytest.Monke
         for each in names:
             known = each in tests or fnmatch.filter(attacks, each)
             assert known, f"{said}: there is no {each}"
+
+
+def problems(path: Path) -> list[str]:
+    """The fixed parts of what the errors, findings and faults that a module makes say is wrong."""
+    places = {"CniError": 1, "ToolError": 0, "LabError": 0, "Finding": 1, "_fault": 0, "_broken": 0}
+    parts = []
+    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    for call in calls:
+        place = places.get(getattr(call.func, "id", ""), len(call.args))
+        for text in call.args[place : place + 1]:
+            pieces = text.values if isinstance(text, ast.JoinedStr) else [text]
+            strings = [each.value for each in pieces if isinstance(each, ast.Constant)]
+            parts += [each.strip() for each in strings if isinstance(each, str) and len(each) > 15]
+    return parts
+
+
+def test_each_message_is_found_by_a_search_of_the_pages() -> None:
+    pages = "".join((ROOT / f"docs/{n}.md").read_text() for n in ("errors", "troubleshooting"))
+    pages = (
+        pages.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&").replace("\\|", "|")
+    )
+    modules = [path for path in (ROOT / "src").rglob("*.py") if path.parent.name != "mycelium_lab"]
+    texts = {part: path for path in modules for part in problems(path)}
+    assert len(texts) > 100
+    assert [(part, path.name) for part, path in texts.items() if part not in pages] == []

@@ -73,8 +73,8 @@ def check(
         own,
         _routes(result, config, node),
     )
-    _look(Snapshot(host), _on_node(config, node, shape), "the node has lost")
-    _look(pod, _in_pod(pod, shape, host_link.alias), "the pod has lost")
+    _look(Snapshot(host), _on_node(config, node, shape), "node")
+    _look(pod, _in_pod(pod, shape, host_link.alias), "pod")
     for address in filter(None, addresses):
         if (pod_link.index, address) not in pod.addresses:
             raise _broken(f"{pod_link.name} has lost its address {format_address(address)}")
@@ -109,10 +109,10 @@ def _in_pod(pod: Snapshot, shape: facts.Shape, alias: str) -> list[Fact]:
     ]
 
 
-def _look(seen: Snapshot, wanted: Sequence[Fact], words: str) -> None:
+def _look(seen: Snapshot, wanted: Sequence[Fact], side: str) -> None:
     lost = absent(wanted, seen)
     if lost:
-        raise _broken(f"{words} {lost[0].label} ({lost[0].why})")
+        raise _broken(f"the {side} has lost {lost[0].label} ({lost[0].why})")
 
 
 def _broken(what: str) -> CniError:
