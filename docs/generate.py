@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterator
 from copy import deepcopy
 from errno import EAGAIN, EMFILE, ENODEV, ENOMEM, EOPNOTSUPP, EPERM, EROFS
+from functools import cache
 from html import escape
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -120,6 +121,11 @@ def findings() -> str:
     return "\n".join(parts).rstrip()
 
 
+@cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 def path_of_one_pod() -> str:
     """What `doctor POD` may find on the way of its packets."""
     rows = [
@@ -134,7 +140,7 @@ def _findings(look: Any) -> Iterator[Message]:
     seen: set[tuple[Path, str]] = set()
     while waiting:
         here = path, name = waiting.pop(0)
-        tree = ast.parse(path.read_text())
+        tree = _tree(path)
         functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
         if here in seen or name not in functions:
             continue
@@ -204,7 +210,7 @@ def _built(
     """Every place that makes such an object, and its arguments. Where a private function makes it
     of its own parameters, the places are the calls of that function."""
     for path in sorted((ROOT / "src" / package).rglob("*.py")):
-        tree = ast.parse(path.read_text())
+        tree = _tree(path)
         functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
         for maker in functions:
             own = [each.arg for each in (*maker.args.args, *maker.args.kwonlyargs)]
