@@ -26,8 +26,8 @@ from mycelium_cni.node.facts import Bridge
 from mycelium_cni.node.marks import BRIDGE_GROUP, GROUP, GROUP_MASK
 from mycelium_ctl.errors import ToolError, refused
 from mycelium_ctl.node import options
-from mycelium_ctl.node.agent import refuse_beside_agent
 from mycelium_ctl.node.expected import Change, stale
+from mycelium_ctl.node.inuse import refuse_while_in_use
 from mycelium_ctl.node.rights import require_rights
 from mycelium_ctl.node.state import State
 from mycelium_ctl.view import count, visible
@@ -40,11 +40,11 @@ def plan(state: State) -> list[Object]:
         if bridge.kind != "bridge" or bridge.group != BRIDGE_GROUP:
             continue
         ports = [link for link in state.links if link.master == bridge.index]
-        strangers = [port.name for port in ports if port.group & GROUP_MASK != GROUP]
-        if strangers:
+        foreign = [port.name for port in ports if port.group & GROUP_MASK != GROUP]
+        if foreign:
             raise ToolError(
-                f"bridge {bridge.name} is ours, its port {strangers[0]} is not: "
-                f"run `ip link set {strangers[0]} nomaster` first"
+                f"bridge {bridge.name} is ours, its port {foreign[0]} is not: "
+                f"run `ip link set {foreign[0]} nomaster` first"
             )
         steps.append(Bridge(bridge.name, bytes(8)))
     return steps
@@ -76,14 +76,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Remove; 0 when nothing of ours is left."""
     state = State(options.read(arguments))
-    live = [attached for attached in state.attachments if attached.answers]
-    if live and not (arguments.force or arguments.dry_run):
-        raise ToolError(
-            f"{count(len(live), 'pod is', 'pods are')} attached, such as {visible(live[0].who)}, "
-            "and would be cut off: remove them first, or use --force"
-        )
     if not (arguments.force or arguments.dry_run):
-        refuse_beside_agent()
+        refuse_while_in_use(state.attachments, "would be cut off")
     steps, tables = plan(state), guard_tables()
     if not arguments.dry_run:
         require_rights()

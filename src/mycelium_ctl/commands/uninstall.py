@@ -17,13 +17,12 @@ import json
 from pathlib import Path
 
 from mycelium_ctl import programs, units
-from mycelium_ctl.errors import ToolError
 from mycelium_ctl.node import options
-from mycelium_ctl.node.agent import refuse_beside_agent
 from mycelium_ctl.node.conflist import SUFFIXES, TYPE
+from mycelium_ctl.node.inuse import refuse_while_in_use
 from mycelium_ctl.node.state import State
 from mycelium_ctl.receipt import Receipt, displaced
-from mycelium_ctl.view import count, visible
+from mycelium_ctl.view import visible
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -40,15 +39,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Remove; 0 when nothing of it is left."""
     where = options.read(arguments)
     receipt = Receipt(where.root)
-    here = where.root == Path("/")
-    live = [one for one in State(where).attachments if one.answers] if here else []
-    if live and not (arguments.force or arguments.dry_run):
-        raise ToolError(
-            f"{count(len(live), 'pod is', 'pods are')} attached, such as {visible(live[0].who)}, "
-            "and could not be deleted without the plugin: remove them first, or use --force"
-        )
-    if here and not (arguments.force or arguments.dry_run):
-        refuse_beside_agent()
+    if where.root == Path("/") and not (arguments.force or arguments.dry_run):
+        refuse_while_in_use(State(where).attachments, "could not be deleted without the plugin")
     # Networks first, the executable last.
     paths = sorted(receipt.paths, key=lambda path: _rank(path.suffix, path.name))
     words = []
