@@ -56,13 +56,13 @@ test-static: export MYCELIUM_CNI_COMMAND = $(CURDIR)/dist/mycelium-cni-linux-amd
 test-static: venv dist ## all tests, those of the executable against the static one
 	$(PYTEST) tests
 
-# It runs the same code after a start of its own: another interpreter, which has its own way with the
-# environment and the standard streams, and other libraries. So: the protocol, chains of plugins, and
-# the tool where it starts itself or is started by others.
-ALIKE := tests/protocol $(addprefix tests/netns/test_,chain.py demo.py install.py status.py without_root.py)
+# The pip-installed command runs the same code in another interpreter, which treats the environment and
+# the standard streams differently and has other libraries. So: the protocol, chains of plugins, and the
+# commands that start themselves or are started by others.
+PIP_TESTS := tests/protocol $(addprefix tests/netns/test_,chain.py demo.py install.py status.py without_root.py)
 
 test-pip: venv ## that the pip-installed command answers as the static executable does
-	$(PYTEST) $(ALIKE)
+	$(PYTEST) $(PIP_TESTS)
 
 test-cluster: export MYCELIUM_CNI_COMMAND = $(CURDIR)/dist/mycelium-cni-linux-amd64
 test-cluster: venv test-packages image ## a real Kubernetes of three nodes; the first time it is built, 45 min

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who is compared: what each candidate is built from, and how a runtime would call it."""
+"""What is compared: how each candidate is built, and how a runtime would call it."""
 
 from __future__ import annotations
 
@@ -196,7 +196,7 @@ def ours(name: str, executable: Path, **configuration: object) -> Candidate:
 
 def grid(name: str, testbed: Testbed, executable: Path, daemon: Path) -> Candidate:
     """The ThreeFold Grid's plugin. It asks the daemon's program for the subnet of the node's key,
-    and takes everything else for granted."""
+    and checks nothing else."""
     testbed.etc("netseed", os.urandom(32))
     plugin: dict[str, object] = {"type": "mycelium-cni"}
     folder = str(executable.parent)

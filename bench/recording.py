@@ -133,8 +133,8 @@ def _number(word: str) -> int:
 
 
 class _Reader:
-    """Picks from all system calls of a process those that are requests to the kernel's network, and
-    drops the interpreter's."""
+    """Keeps the system calls of a process that are requests to the kernel's network, and drops the
+    interpreter's."""
 
     def __init__(self, folder: Path, recorded: PodNames) -> None:
         self._folder = folder

@@ -233,7 +233,7 @@ _METHOD: Final = (
     " IPv6 /64. `ptp` waits for duplicate address detection, one to two seconds; `bridge` switches"
     " it off.",
     "- The C floor is a program without an interpreter that makes the same system calls for netlink"
-    " and sysctls, in the same order. They are taken down with `strace` from the static executable"
+    " and sysctls, in the same order. They are recorded with `strace` from the static executable"
     " at the start of every run.",
     "- The first packet is an echo request sent as soon as ADD has ended, by turns from the node to"
     " the pod and from the pod to the node; the time is that of the answer.",

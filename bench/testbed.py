@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A throw-away machine for the bench: nodes, pods, and a way to start processes on them.
+"""A temporary machine for the bench: nodes, pods, and a way to start processes on them.
 
 The bench's process leaves the machine's own network and mount namespaces for new ones. Whatever is
 made there goes when the process ends, even if it is killed.

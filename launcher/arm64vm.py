@@ -60,7 +60,7 @@ MODULES = [
     "lib",
     "net",
 ]
-# In the versions of the project's virtual environment; others could judge otherwise.
+# In the versions of the project's virtual environment: others might give other results.
 TEST_TOOLS = ["hypothesis", "pytest", "pytest-timeout"]
 
 # An emulated machine takes a good three times as long for a test, and a busy one more.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An API server of one kind of object, Nodes, as far as the agent asks it: HTTPS, bearer tokens or
+"""The part of a Kubernetes API server that the agent uses, for Nodes: HTTPS, bearer tokens or
 client certificates, paged lists of metadata, watches with bookmarks, merge patches, and Events.
 
 https://kubernetes.io/docs/reference/using-api/api-concepts/
@@ -96,7 +96,7 @@ class ApiServer:
         return found
 
     def tell(self, kind: str, metadata: Json) -> None:
-        """An event of the watches."""
+        """Send an event to every watch."""
         with self._changed:
             self.version += 1
             metadata["resourceVersion"] = str(self.version)
@@ -105,7 +105,7 @@ class ApiServer:
             self._changed.notify_all()
 
     def compact(self) -> None:
-        """Forget the past: watches that begin there get 410 Gone."""
+        """Drop old versions: a watch that begins at one gets 410 Gone."""
         self.version += 1
         self.oldest = self.version
 
@@ -177,7 +177,7 @@ class _Server(ThreadingHTTPServer):
             super().finish_request(secure, client_address)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients that break off are what the tests are about."""
+        """Tests disconnect clients: that is no error."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -248,7 +248,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.answer(201, item)
 
     def log_message(self, format: str, *_: object) -> None:  # noqa: A002 - as it is called there
-        """Nobody reads it."""
+        """No access log."""
 
 
 def _certify(folder: Path, address: str) -> ssl.SSLContext:

@@ -135,7 +135,7 @@ def test_the_tool_reads_its_data_with_nothing_around_it(executable: Path) -> Non
     assert json.loads(done.stdout)["plugins"]
 
 
-def test_python_on_the_host_is_neither_asked_nor_obeyed(executable: Path, tmp_path: Path) -> None:
+def test_python_on_the_host_is_not_used(executable: Path, tmp_path: Path) -> None:
     trap = tmp_path / "argparse.py"
     trap.write_text("raise SystemExit('the wrong argparse')")
     env = {"PYTHONPATH": str(tmp_path), "PYTHONHOME": str(tmp_path), "PYTHONINSPECT": "1"}

@@ -96,7 +96,7 @@ def test_it_installs_and_works(debian: Root, package: Path) -> None:
 
 
 @pytest.mark.timeout(600)
-def test_it_goes_without_a_trace(debian: Root, package: Path) -> None:
+def test_removal_leaves_nothing(debian: Root, package: Path) -> None:
     everything = "find / -xdev -not -path '/var/*' -not -path '/root/*' | sort"
     done = debian.run(
         f"""{everything} >/root/before

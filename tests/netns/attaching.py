@@ -124,7 +124,7 @@ def reaches(source: Namespace, address: str | None, source_address: str | None =
     return any(source.ping(str(address), source=source_address) is not None for _ in range(3))
 
 
-class Labs:
+class SharedNodes:
     """Two connected nodes for each mode, made when they are first needed."""
 
     def __init__(self, command: Sequence[str]) -> None:
@@ -146,7 +146,7 @@ class Labs:
         """All nodes that have been made."""
         return [node for lab in self._labs.values() for node in lab.nodes]
 
-    def fresh(self, node: Node, number: int = 1) -> list[Pod]:
+    def new_pods(self, node: Node, number: int = 1) -> list[Pod]:
         """New pods, with names that no other has."""
         return [node.pod(f"p{next(self._numbers)}") for _ in range(number)]
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the tests of the operator's commands share.
 
-labs           two connected nodes for each mode, shared by the tests of a module
+shared_nodes           two connected nodes for each mode, shared by the tests of a module
 bridges_ask    whether bridges hand packets to the rules of inet too
 checked_nodes  a node with two pods for each mode, which doctor or the agent looks at
 root           a directory tree with the files that a command looks for on a good node
@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from attaching import Labs
+from attaching import SharedNodes
 from checked_node import CheckedNodes
 from observe import set_sysctl
 from tool import NODE, Tool
@@ -65,14 +65,14 @@ def bridges_ask(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.fixture(scope="module")
-def shared_labs(command: list[str]) -> Iterator[Labs]:
-    labs = Labs(command)
-    yield labs
-    labs.close()
+def shared_labs(command: list[str]) -> Iterator[SharedNodes]:
+    shared_nodes = SharedNodes(command)
+    yield shared_nodes
+    shared_nodes.close()
 
 
 @pytest.fixture
-def labs(shared_labs: Labs, bridges_ask: bool) -> Labs:
+def shared_nodes(shared_labs: SharedNodes, bridges_ask: bool) -> SharedNodes:
     for node in shared_labs.nodes:
         set_sysctl(node, CALLS_IP6TABLES, f"{bridges_ask:d}")
     return shared_labs

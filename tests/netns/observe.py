@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernel's state as `ip`, `nft` and /proc show it: pictures to compare."""
+"""The kernel's state as `ip`, `nft` and /proc show it, and how it has changed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ nft -s -j list ruleset
 """
 
 
-def picture(*namespaces: Namespace, settings: str = _SWITCHES) -> Picture:
+def kernel_state(*namespaces: Namespace, settings: str = _SWITCHES) -> Picture:
     """Everything of these namespaces that a plugin could change, without what changes by itself.
 
     `settings` is a pattern for the sysctls below /proc/sys/net to include; `.` is all of them.

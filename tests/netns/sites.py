@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A node whose TUN the test holds, in the daemon's place; a host on its LAN, and any pods."""
+"""A node whose TUN the test holds instead of a daemon; a host on its LAN, and any pods."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mycelium_lab.lab import UNDERLAY, Lab, Namespace, PluginCall, Pod
 
 SUBNET = "5a1:2b3c:4d5e:6f70"
 NODE = f"{SUBNET}:1111:2222:3333:4444"
-REMOTE, STRANGER = "4aa:1:2::9", "4bb:7:8::9"
+REMOTE, OTHER_PEER = "4aa:1:2::9", "4bb:7:8::9"
 LAN_NODE, LAN_HOST = "2001:db8::1", "2001:db8::2"
 SERVICES = "fd00:10:96::1"
 

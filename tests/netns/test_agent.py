@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from attaching import BRIDGE, MODES, Mode, at_once, reaches
 from checked_node import CheckedNode, CheckedNodes
-from observe import difference, picture, set_sysctl
+from observe import difference, kernel_state, set_sysctl
 from test_faults import FAULTS, Fault
 from tool import Tool
 
@@ -78,11 +78,11 @@ class Watched:
             [*checked.lab.command, "agent", "--root", str(checked.root), *argv]
         )
         self.await_word("watches")
-        self.before = self.picture()
+        self.before = self.kernel_state()
 
-    def picture(self) -> dict[str, Any]:
+    def kernel_state(self) -> dict[str, Any]:
         """The state of the node and of one pod, sorted: what is restored comes in another order."""
-        seen = picture(self.checked.node, self.checked.web)
+        seen = kernel_state(self.checked.node, self.checked.web)
         for space in seen.values():
             space["nft"].sort()
         links = json.loads(self.checked.node.run(["bridge", "-d", "-j", "link", "show"]).stdout)
@@ -101,9 +101,9 @@ class Watched:
     def await_whole(self) -> None:
         """Wait until everything is as before."""
         try:
-            await_fact(lambda: self.picture() == self.before, "the node is whole again")
+            await_fact(lambda: self.kernel_state() == self.before, "the node is whole again")
         except Exception:
-            left = difference(self.before, self.picture())
+            left = difference(self.before, self.kernel_state())
             pytest.fail("\n".join([*left, self.agent.output()]))
 
     def signal(self, number: int) -> None:
@@ -144,7 +144,7 @@ def watched(checked_nodes: CheckedNodes, mode: Mode) -> Iterator[Watched]:
 
 
 @pytest.mark.parametrize(("fault", "mode"), CASES)
-def test_what_is_taken_away_comes_back(watched: Watched, fault: Fault) -> None:
+def test_what_is_removed_is_restored(watched: Watched, fault: Fault) -> None:
     injected = watched.checked.shell(fault.inject)
     assert injected.stderr == "", injected
     watched.await_word(": fixed: " if fault.name in CHECKED else ": restored ")
@@ -161,7 +161,7 @@ def in_mode(*modes: Mode) -> pytest.MarkDecorator:
 
 
 @in_mode("routed")
-def test_what_the_kernel_does_not_tell_of_comes_back_when_it_is_asked_to_look(
+def test_what_the_kernel_does_not_report_is_restored_on_request(
     watched: Watched,
 ) -> None:
     link = watched.checked.words["LINK"]
@@ -180,7 +180,7 @@ def test_at_rest_it_only_sleeps_and_is_small(watched: Watched) -> None:
 
 @pytest.mark.timing("six repairs before the first pause")
 @in_mode("routed")
-def test_what_somebody_keeps_taking_away_is_made_less_and_less_often(watched: Watched) -> None:
+def test_what_is_removed_again_and_again_is_restored_less_and_less_often(watched: Watched) -> None:
     node, address = watched.checked.node, watched.checked.address
     taken = 0
 
@@ -198,7 +198,7 @@ def test_what_somebody_keeps_taking_away_is_made_less_and_less_often(watched: Wa
 
 
 @in_mode()
-def test_many_messages_that_it_could_not_hear_are_no_loss(watched: Watched) -> None:
+def test_messages_that_the_kernel_dropped_are_no_loss(watched: Watched) -> None:
     """The kernel drops messages for which a listener's buffer has no room, and reports that."""
     checked = watched.checked
     watched.signal(signal.SIGSTOP)
@@ -231,7 +231,7 @@ def test_add_and_del_go_on_beside_it_and_leave_nothing(watched: Watched) -> None
         pod.remove()
     watched.await_whole()
     await_fact(watched.sleeps, "the agent sleeps")
-    assert watched.picture() == watched.before
+    assert watched.kernel_state() == watched.before
     assert "warning" not in watched.agent.output()
 
 
@@ -293,7 +293,7 @@ def test_a_link_whose_pod_is_gone_is_removed_after_a_while(watched: Watched) -> 
 
 
 @in_mode()
-def test_a_daemon_that_restarts_finds_all_as_it_was(watched: Watched) -> None:
+def test_a_restart_of_the_daemon_loses_nothing(watched: Watched) -> None:
     node = watched.checked.node
     node.stop_overlay()
     watched.await_word("failed to find interface mycelium")
@@ -342,7 +342,7 @@ def dropped(watched: Watched) -> float:
 
 
 @in_mode()
-def test_numbers_tell_of_pods_repairs_drops_and_the_daemon(watched: Watched) -> None:
+def test_metrics_count_pods_repairs_drops_and_the_daemon(watched: Watched) -> None:
     seen = numbers(watched)
     assert seen["mycelium_cni_ready"] == 1
     assert seen[f'mycelium_cni_attachments{{mode="{watched.checked.mode}"}}'] == 2
@@ -357,18 +357,18 @@ def test_numbers_tell_of_pods_repairs_drops_and_the_daemon(watched: Watched) -> 
     )
     watched.await_whole()
     before = dropped(watched)
-    stranger = "2001:db8:77::1"
-    watched.checked.web.configure(f"address add {stranger}/128 dev eth0 nodad")
+    foreign = "2001:db8:77::1"
+    watched.checked.web.configure(f"address add {foreign}/128 dev eth0 nodad")
     try:
         own = str(watched.checked.node.overlay_address)
-        assert watched.checked.web.ping(own, source=stranger, wait_s=0.2) is None
+        assert watched.checked.web.ping(own, source=foreign, wait_s=0.2) is None
     finally:
-        watched.checked.web.configure(f"address del {stranger}/128 dev eth0")
+        watched.checked.web.configure(f"address del {foreign}/128 dev eth0")
     assert dropped(watched) > before
 
 
 @in_mode("routed")
-def test_numbers_tell_what_calls_came_to(watched: Watched) -> None:
+def test_metrics_count_calls_by_outcome(watched: Watched) -> None:
     node, pod = watched.checked.node, watched.checked.node.pod("counted")
     conf = {"cniVersion": "1.1.0", "name": "mycelium", "type": "mycelium-cni", "mode": "routed"}
     assert node.plugin("ADD", conf, pod).code == 0
@@ -399,7 +399,7 @@ def test_numbers_tell_what_calls_came_to(watched: Watched) -> None:
 
 
 @in_mode("routed")
-def test_probes_tell_what_status_would_say(watched: Watched) -> None:
+def test_probes_answer_as_status_would(watched: Watched) -> None:
     node = watched.checked.node
 
     def answer(page: str) -> tuple[int, str]:
@@ -426,7 +426,7 @@ def test_probes_tell_what_status_would_say(watched: Watched) -> None:
 
 
 @in_mode("routed")
-def test_nobody_who_asks_slowly_keeps_it_from_its_work(watched: Watched) -> None:
+def test_a_slow_client_does_not_delay_its_work(watched: Watched) -> None:
     node = watched.checked.node
     with node.inside():
         idle = [socket.create_connection(("127.0.0.1", PORT)) for _ in range(40)]
@@ -439,7 +439,7 @@ def test_nobody_who_asks_slowly_keeps_it_from_its_work(watched: Watched) -> None
     await_fact(lambda: node.get("127.0.0.1", PORT, "/healthz") == b"ok\n", "it answers again")
 
 
-def test_an_address_that_is_taken_is_said(lab: Lab, bare: Node, root: Path) -> None:
+def test_an_address_that_is_in_use_is_reported(lab: Lab, bare: Node, root: Path) -> None:
     with bare.inside():
         taken = socket.create_server(("127.0.0.1", PORT))
     with taken:
@@ -467,5 +467,5 @@ def test_it_ends_when_it_is_told_to_and_pods_run_on(watched: Watched) -> None:
     assert second.agent.code == 0
     for line in second.agent.output().splitlines():
         assert {"time", "level", "event"} <= json.loads(line).keys()
-    assert watched.picture() == watched.before
+    assert watched.kernel_state() == watched.before
     assert watched.checked.lost() == []

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sites import NODE, REMOTE, STRANGER, SUBNET, Site, conf
+from sites import NODE, OTHER_PEER, REMOTE, SUBNET, Site, conf
 from tool import Tool
 
 from apiserver import ApiServer
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.xdist_group("secrets")
 SECRETS = "/run/secrets/kubernetes.io/serviceaccount"
 # In a mount namespace of its own: the files that a kubelet gives a pod.
 AS_A_POD = f'mkdir -p {SECRETS} && mount --bind "$1" {SECRETS} && shift && exec "$@"'
-SUBNETS = {REMOTE: "4aa:1:2::/64", STRANGER: "4bb:7:8::/64"}
+SUBNETS = {REMOTE: "4aa:1:2::/64", OTHER_PEER: "4bb:7:8::/64"}
 
 
 class Member:
@@ -91,12 +91,12 @@ def test_pods_are_open_to_the_nodes_that_the_cluster_has(member: Member) -> None
     member.await_policy(pod, address)
     api.put("b", {"mycelium-cni/subnet": SUBNETS[REMOTE]})
     member.await_policy(pod, address, REMOTE)
-    api.put("c", {"mycelium-cni/subnet": SUBNETS[STRANGER]})
-    member.await_policy(pod, address, REMOTE, STRANGER)
+    api.put("c", {"mycelium-cni/subnet": SUBNETS[OTHER_PEER]})
+    member.await_policy(pod, address, REMOTE, OTHER_PEER)
     api.delete("b")
-    member.await_policy(pod, address, STRANGER)
+    member.await_policy(pod, address, OTHER_PEER)
     later = site.attach(member.conf)
-    member.await_policy(*later, STRANGER)
+    member.await_policy(*later, OTHER_PEER)
     api.put("c", {"mycelium-cni/subnet": "400::/7"})
     member.await_word("node c: mycelium-cni/subnet is ignored: '400::/7' is not the subnet")
     member.await_policy(pod, address)
@@ -144,8 +144,8 @@ def test_what_was_known_last_holds_while_the_api_is_away(member: Member) -> None
     member.await_policy(pod, address, REMOTE)
     with site.node.inside():
         api.start()
-    api.put("c", {"mycelium-cni/subnet": SUBNETS[STRANGER]})
-    member.await_policy(pod, address, REMOTE, STRANGER)
+    api.put("c", {"mycelium-cni/subnet": SUBNETS[OTHER_PEER]})
+    member.await_policy(pod, address, REMOTE, OTHER_PEER)
 
 
 def test_the_node_publishes_its_subnet_and_address(member: Member) -> None:

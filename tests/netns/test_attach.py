@@ -17,8 +17,8 @@ from attaching import (
     OVERLAY,
     PROTOCOL,
     Attached,
-    Labs,
     Mode,
+    SharedNodes,
     at_once,
     attach,
     both_modes,
@@ -27,7 +27,7 @@ from attaching import (
     refused,
     silent,
 )
-from observe import difference, picture, set_sysctl, sysctl
+from observe import difference, kernel_state, set_sysctl, sysctl
 from rawpackets import Wire
 
 from mycelium_lab.lab import Lab, Namespace, Node, Pod, await_fact
@@ -39,14 +39,14 @@ REPEATS = 100  # of DEL and ADD at once, in each mode; the soak does so by the t
 
 
 @pytest.fixture
-def node(labs: Labs, mode: Mode) -> Node:
+def node(shared_nodes: SharedNodes, mode: Mode) -> Node:
     """A node that other tests of the mode use as well."""
-    return labs.pair(mode)[0]
+    return shared_nodes.pair(mode)[0]
 
 
 @pytest.fixture
-def pod(labs: Labs, node: Node) -> Pod:
-    (pod,) = labs.fresh(node)
+def pod(shared_nodes: SharedNodes, node: Node) -> Pod:
+    (pod,) = shared_nodes.new_pods(node)
     return pod
 
 
@@ -87,8 +87,8 @@ def test_both_links_are_what_the_result_says(node: Node, pod: Pod, mode: Mode) -
 
 
 @both_modes
-def test_the_host_link_says_whose_it_is(labs: Labs, node: Node, mode: Mode) -> None:
-    one, two, other = labs.fresh(node, 3)
+def test_the_host_link_says_whose_it_is(shared_nodes: SharedNodes, node: Node, mode: Mode) -> None:
+    one, two, other = shared_nodes.new_pods(node, 3)
     named = "K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-0"
     first = attach(node, one, network(mode), args=named)
     second = attach(node, two, network(mode))
@@ -404,8 +404,8 @@ def dropped(space: Namespace) -> int:
 
 
 @both_modes
-def test_the_first_packet_is_answered_each_way(labs: Labs, mode: Mode) -> None:
-    left, right = labs.pair(mode)
+def test_the_first_packet_is_answered_each_way(shared_nodes: SharedNodes, mode: Mode) -> None:
+    left, right = shared_nodes.pair(mode)
     conf = network(mode)
     lost: list[str] = []
 
@@ -415,11 +415,11 @@ def test_the_first_packet_is_answered_each_way(labs: Labs, mode: Mode) -> None:
             lost.append(way)
 
     for number in range(ROUNDS):
-        a, b, c, d = (attach(left, pod, conf) for pod in labs.fresh(left, 4))
+        a, b, c, d = (attach(left, pod, conf) for pod in shared_nodes.new_pods(left, 4))
         first("node to pod", left, a.pod, a.address)
         first("pod to node", b.pod, left, left.overlay_address)
         first("pod to pod", c.pod, d.pod, d.address)
-        ends = [attach(node, labs.fresh(node)[0], conf) for node in (left, right)]
+        ends = [attach(node, shared_nodes.new_pods(node)[0], conf) for node in (left, right)]
         near, far = ends if number % 2 else reversed(ends)
         first("pod to pod elsewhere", near.pod, far.pod, far.address)
         for attached in (a, b, c, d, *ends):
@@ -431,9 +431,9 @@ def test_the_first_packet_is_answered_each_way(labs: Labs, mode: Mode) -> None:
 
 
 @both_modes
-def test_a_pod_keeps_its_stable_address(labs: Labs, node: Node, mode: Mode) -> None:
+def test_a_pod_keeps_its_stable_address(shared_nodes: SharedNodes, node: Node, mode: Mode) -> None:
     conf = network(mode, addressing="stable")
-    first, second, third = labs.fresh(node, 3)
+    first, second, third = shared_nodes.new_pods(node, 3)
     web = "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-0"
     attached = attach(node, first, conf, args=web)
     other = attach(node, second, conf, args=web.replace("web-0", "web-1"))
@@ -466,13 +466,15 @@ def test_addresses_that_are_not_for_pods_are_refused(
 ) -> None:
     subnet = subnet_of(node)
     address = {"node": node.overlay_address, "first": subnet[1], "zero": subnet[0]}[whose]
-    before = picture(node, pod)
+    before = kernel_state(node, pod)
     refused(node.plugin("ADD", network(mode), pod, args=f"IP={address}"), 101, says=str(address))
-    assert difference(before, picture(node, pod)) == []
+    assert difference(before, kernel_state(node, pod)) == []
 
 
 @both_modes
-def test_of_many_that_want_one_address_exactly_one_gets_it(command: list[str], mode: Mode) -> None:
+def test_of_parallel_adds_of_one_address_exactly_one_succeeds(
+    command: list[str], mode: Mode
+) -> None:
     """On an unprepared node, where they also compete in making the bridge."""
     with Lab(command) as lab:
         node = lab.node("a")
@@ -500,33 +502,35 @@ def test_of_many_that_want_one_address_exactly_one_gets_it(command: list[str], m
 
 
 @both_modes
-def test_many_at_once_all_work_and_leave_nothing(command: list[str], mode: Mode) -> None:
+def test_parallel_adds_all_work_and_leave_nothing(command: list[str], mode: Mode) -> None:
     with Lab(command) as lab:
         node = lab.node("a")
         lab.connect(node)
         conf = network(mode)
         attach(node, "first", conf)
         pods = [node.pod(f"p{number}") for number in range(CROWD)]
-        before = picture(node, *pods)
+        before = kernel_state(node, *pods)
         made = at_once([partial(attach, node, pod, conf) for pod in pods])
         assert len({attached.address for attached in made}) == CROWD
         assert len({attached.host_link for attached in made}) == CROWD
         assert [a.pod.pod_name for a in made if not reaches(node, a.address)] == []
         for call in at_once([attached.delete for attached in made]):
             silent(call)
-        assert difference(before, picture(node, *pods)) == []
+        assert difference(before, kernel_state(node, *pods)) == []
 
 
 # More than one, and again
 
 
 @both_modes
-def test_a_container_may_have_two_interfaces(labs: Labs, pod: Pod, mode: Mode) -> None:
+def test_a_container_may_have_two_interfaces(
+    shared_nodes: SharedNodes, pod: Pod, mode: Mode
+) -> None:
     """Both work without any routes in the configuration. DEL of the second leaves nothing in the
     pod, which keeps running, and the first keeps its routes for its own address."""
-    node, far = labs.pair(mode)
+    node, far = shared_nodes.pair(mode)
     one = attach(node, pod, network(mode), ifname="eth0")
-    before = picture(pod)
+    before = kernel_state(pod)
     two = attach(node, pod, network(mode), ifname="net1")
     assert one.address != two.address
     assert one.host_link != two.host_link
@@ -539,7 +543,7 @@ def test_a_container_may_have_two_interfaces(labs: Labs, pod: Pod, mode: Mode) -
     silent(two.delete())
     for route in pod.ip("-6", "route", "show", "table", "local", "from", one.address):
         pod.configure(f"route del {route['dst']} from {one.address} table local")
-    assert difference(before, picture(pod)) == []
+    assert difference(before, kernel_state(pod)) == []
     silent(one.check())
     assert reaches(node, one.address)
     silent(one.delete())
@@ -548,9 +552,9 @@ def test_a_container_may_have_two_interfaces(labs: Labs, pod: Pod, mode: Mode) -
 @both_modes
 def test_a_second_add_is_refused_and_the_first_stays(node: Node, pod: Pod, mode: Mode) -> None:
     attached = attach(node, pod, network(mode))
-    before = picture(node, pod)
+    before = kernel_state(node, pod)
     refused(node.plugin("ADD", network(mode), pod), 102, says=attached.host_link)
-    assert difference(before, picture(node, pod)) == []
+    assert difference(before, kernel_state(node, pod)) == []
     silent(attached.check())
     assert reaches(node, attached.address)
     silent(attached.delete())
@@ -559,15 +563,15 @@ def test_a_second_add_is_refused_and_the_first_stays(node: Node, pod: Pod, mode:
 @both_modes
 @pytest.mark.parametrize("netns", ["alive", "empty", "missing", "plain file", "the node's own"])
 def test_del_leaves_nothing_and_may_be_repeated(
-    labs: Labs, node: Node, mode: Mode, netns: str
+    shared_nodes: SharedNodes, node: Node, mode: Mode, netns: str
 ) -> None:
-    attach(node, labs.fresh(node)[0], network(mode))  # the node is prepared
-    (pod,) = labs.fresh(node)
+    attach(node, shared_nodes.new_pods(node)[0], network(mode))  # the node is prepared
+    (pod,) = shared_nodes.new_pods(node)
     # A DEL that finds nothing removes what pods of earlier tests left that ended without one.
     silent(node.plugin("DEL", network(mode), pod))
     plain = node.lab.directory / "plain"
     plain.touch()
-    before = picture(node, pod)
+    before = kernel_state(node, pod)
     attach(node, pod, network(mode))
     path = {
         "alive": pod.path,
@@ -578,14 +582,14 @@ def test_del_leaves_nothing_and_may_be_repeated(
     }[netns]
     for _ in range(2):
         silent(node.plugin("DEL", network(mode), pod, CNI_NETNS=path))
-        assert difference(before, picture(node, pod)) == []
+        assert difference(before, kernel_state(node, pod)) == []
 
 
 @both_modes
 def test_del_finds_an_attachment_whose_namespace_is_unmounted_but_alive(
-    labs: Labs, node: Node, mode: Mode
+    shared_nodes: SharedNodes, node: Node, mode: Mode
 ) -> None:
-    (pod,) = labs.fresh(node)
+    (pod,) = shared_nodes.new_pods(node)
     attached = attach(node, pod, network(mode))
     keeper = pod.start(["sh", "-c", "echo inside; exec sleep 1000"])
     await_fact(keeper.output, "a process in the pod")
@@ -598,21 +602,21 @@ def test_del_finds_an_attachment_whose_namespace_is_unmounted_but_alive(
 
 @both_modes
 def test_a_pod_that_ends_without_del_takes_everything_with_it(
-    labs: Labs, node: Node, mode: Mode
+    shared_nodes: SharedNodes, node: Node, mode: Mode
 ) -> None:
-    earlier, pod = labs.fresh(node, 2)
+    earlier, pod = shared_nodes.new_pods(node, 2)
     attach(node, earlier, network(mode))  # the node is prepared
-    before = picture(node)["left"]
+    before = kernel_state(node)["left"]
     attached = attach(node, pod, network(mode))
     pod.remove()
     await_fact(lambda: node.link(attached.host_link) is None, "the kernel's tidying")
-    after = picture(node)["left"]
+    after = kernel_state(node)["left"]
     kept = {key: [before[key], after[key]] for key in before if before[key] != after[key]}
     # Bridge mode: what the guard and the node still have of an address that no pod has any more.
     assert kept.keys() <= ({"nft", "neighbours"} if mode == "bridge" else set()), kept
     silent(attached.delete())
-    assert difference(before, picture(node)["left"]) == []
-    (heir,) = labs.fresh(node)
+    assert difference(before, kernel_state(node)["left"]) == []
+    (heir,) = shared_nodes.new_pods(node)
     again = attach(node, heir, network(mode), args=f"IP={attached.address}")
     assert reaches(node, again.address)
     silent(again.delete())
@@ -686,7 +690,7 @@ def _answered(source: Namespace, address: str) -> bool:
 
 @pytest.mark.parametrize("mode", ["routed"])
 def test_a_pod_whose_mac_is_changed_later_stays_reachable(
-    labs: Labs, node: Node, pod: Pod, mode: Mode
+    shared_nodes: SharedNodes, node: Node, pod: Pod, mode: Mode
 ) -> None:
     """As the reference plugin `tuning` does it. On a bridge the MAC is part of what a pod may send,
     and there the capability `mac` is the way to choose one."""
@@ -694,7 +698,7 @@ def test_a_pod_whose_mac_is_changed_later_stays_reachable(
     assert_talk(attached)
     pod.configure("link set eth0 address c2:00:00:00:00:09")
     assert_talk(attached)
-    far = labs.pair(mode)[1]
+    far = shared_nodes.pair(mode)[1]
     await_fact(lambda: reaches(far, attached.address), "an answer to the other node")
     attached.delete()
 
@@ -721,11 +725,11 @@ def test_a_node_that_lost_its_neighbours_finds_them_again(node: Node, pod: Pod, 
 
 @both_modes
 def test_a_pod_in_use_is_reachable_after_its_neighbour_entry_has_aged(
-    labs: Labs, node: Node, pod: Pod, mode: Mode
+    shared_nodes: SharedNodes, node: Node, pod: Pod, mode: Mode
 ) -> None:
     """Pinged from the overlay, so that nothing on the node confirms the entry. The kernel lets it
     age for half a minute and then probes it; here both take milliseconds."""
-    far = labs.pair(mode)[1]
+    far = shared_nodes.pair(mode)[1]
     attached = attach(node, pod, network(mode))
     device = BRIDGE if mode == "bridge" else attached.host_link
     assert reaches(far, attached.address)
@@ -759,10 +763,10 @@ def test_a_pod_whose_link_was_down_for_a_moment_stays_reachable(
 # What keeps a routed link alive
 
 
-def test_a_gateway_is_found_again_where_new_links_do_not_forward(labs: Labs) -> None:
+def test_a_gateway_is_found_again_where_new_links_do_not_forward(shared_nodes: SharedNodes) -> None:
     """The kernel answers by proxy only on links that forward."""
-    node, far = labs.pair("routed")
-    prepared, pod = labs.fresh(node, 2)
+    node, far = shared_nodes.pair("routed")
+    prepared, pod = shared_nodes.new_pods(node, 2)
     attach(node, prepared, network("routed"))  # the first ADD switches forwarding on everywhere
     set_sysctl(node, "ipv6/conf/default/forwarding", "0")
     try:
@@ -777,10 +781,12 @@ def test_a_gateway_is_found_again_where_new_links_do_not_forward(labs: Labs) -> 
 
 
 @pytest.mark.skipif(KERNEL < (6, 17), reason="the kernel knows no validated neighbours")
-def test_a_firewall_that_drops_what_a_pod_answers_does_not_make_it_deaf(labs: Labs) -> None:
+def test_a_firewall_that_drops_what_a_pod_answers_does_not_make_it_deaf(
+    shared_nodes: SharedNodes,
+) -> None:
     """Not even when its link has been down, after which the kernel would ask for it again."""
-    node, _ = labs.pair("routed")
-    (pod,) = labs.fresh(node)
+    node, _ = shared_nodes.pair("routed")
+    (pod,) = shared_nodes.new_pods(node)
     attached = attach(node, pod, network("routed"))
     (gateway,) = pod.ip("-6", "neigh", "show", "fe80::1", "nud", "all")
     drop = "add rule ip6 strict in icmpv6 type nd-neighbor-advert drop"

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attaching import Labs, Mode, both_modes, network, reaches, refused
-from observe import difference, picture
+from attaching import Mode, SharedNodes, both_modes, network, reaches, refused
+from observe import difference, kernel_state
 
 from mycelium_lab.lab import Lab, Node, Pod
 
@@ -26,8 +26,8 @@ IPAM = {"type": "host-local", "subnet": "10.88.0.0/16", "routes": [{"dst": "0.0.
 
 
 @pytest.fixture
-def node(labs: Labs, mode: Mode) -> Node:
-    return labs.pair(mode)[0]
+def node(shared_nodes: SharedNodes, mode: Mode) -> Node:
+    return shared_nodes.pair(mode)[0]
 
 
 class Chain:
@@ -109,10 +109,10 @@ def address_of(chain: Chain, name: str) -> str:
 @both_modes
 @pytest.mark.parametrize("version", ["0.4.0", "1.0.0", "1.1.0"])
 def test_after_loopback(
-    labs: Labs, node: Node, mode: Mode, version: str, reference_plugins: Path
+    shared_nodes: SharedNodes, node: Node, mode: Mode, version: str, reference_plugins: Path
 ) -> None:
     """The network of the host-daemon plugin's documentation."""
-    (pod,) = labs.fresh(node)
+    (pod,) = shared_nodes.new_pods(node)
     chain = Chain([LOOPBACK, ours(mode)], pod, node, reference_plugins, version)
     chain.add()
     assert [i["name"] for i in chain.result["interfaces"] if i.get("sandbox")] == ["lo", "eth0"]
@@ -169,10 +169,12 @@ EARLIER: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("version", EARLIER)
-def test_behind_a_result_that_does_not_name_the_pods_interface(labs: Labs, version: str) -> None:
+def test_behind_a_result_that_does_not_name_the_pods_interface(
+    shared_nodes: SharedNodes, version: str
+) -> None:
     """Results before 0.3.0, and those of kindnet and Azure, do not say that the pod has eth0."""
-    node, _ = labs.pair("routed")
-    (pod,) = labs.fresh(node)
+    node, _ = shared_nodes.pair("routed")
+    (pod,) = shared_nodes.new_pods(node)
     pod.configure("link add eth0 type bridge")
     before = {"cniVersion": version, **EARLIER[version]}
     conf = {"cniVersion": version, "name": "chain", **ours("routed"), "prevResult": before}
@@ -185,9 +187,11 @@ def test_behind_a_result_that_does_not_name_the_pods_interface(labs: Labs, versi
     assert pod.link("eth0") is not None
 
 
-def test_without_an_earlier_plugin_an_interface_of_that_name_is_in_the_way(labs: Labs) -> None:
-    node, _ = labs.pair("routed")
-    (pod,) = labs.fresh(node)
+def test_without_an_earlier_plugin_an_interface_of_that_name_is_in_the_way(
+    shared_nodes: SharedNodes,
+) -> None:
+    node, _ = shared_nodes.pair("routed")
+    (pod,) = shared_nodes.new_pods(node)
     pod.configure("link add eth0 type bridge")
     refused(node.plugin("ADD", network(), pod), 102, says="chain mycelium-cni behind")
 
@@ -216,16 +220,16 @@ META: dict[str, Plugin] = {
 @pytest.mark.parametrize("version", ["0.4.0", "1.0.0"])
 @both_modes
 def test_before_a_meta_plugin(
-    labs: Labs, mode: Mode, version: str, meta: str, reference_plugins: Path
+    shared_nodes: SharedNodes, mode: Mode, version: str, meta: str, reference_plugins: Path
 ) -> None:
     """The pod talks, CHECK passes with the final result, and nothing of it stays."""
-    node, far = labs.pair(mode)
-    earlier, pod = labs.fresh(node, 2)
+    node, far = shared_nodes.pair(mode)
+    earlier, pod = shared_nodes.new_pods(node, 2)
     plugins = [LOOPBACK, ours(mode), {"type": meta, **META[meta]}]
     warm = Chain(plugins, earlier, node, reference_plugins, version)
     warm.add()  # tables and chains that are made once, such as ip6tables' own
     warm.delete()
-    before = picture(node)
+    before = kernel_state(node)
     chain = Chain(plugins, pod, node, reference_plugins, version)
     chain.add()
     address = address_of(chain, "eth0")
@@ -236,4 +240,4 @@ def test_before_a_meta_plugin(
     chain.delete()
     chain.delete()
     assert pod.link("eth0") is None
-    assert difference(before, picture(node)) == []
+    assert difference(before, kernel_state(node)) == []

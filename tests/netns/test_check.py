@@ -15,8 +15,8 @@ from attaching import (
     BRIDGE,
     OVERLAY,
     Attached,
-    Labs,
     Mode,
+    SharedNodes,
     attach,
     both_modes,
     network,
@@ -24,7 +24,7 @@ from attaching import (
     refused,
     silent,
 )
-from observe import difference, picture, set_sysctl
+from observe import difference, kernel_state, set_sysctl
 
 from mycelium_lab.lab import Node, Pod
 
@@ -35,9 +35,9 @@ Break = Callable[[Attached], str]  # returns what the error must name
 
 
 @pytest.fixture
-def attached(labs: Labs, mode: Mode) -> Attached:
-    node = labs.pair(mode)[0]
-    (pod,) = labs.fresh(node)
+def attached(shared_nodes: SharedNodes, mode: Mode) -> Attached:
+    node = shared_nodes.pair(mode)[0]
+    (pod,) = shared_nodes.new_pods(node)
     return attach(node, pod, network(mode, **ROUTES))
 
 
@@ -49,9 +49,9 @@ def fresh(node: Node, mode: Mode) -> Attached:
 def assert_noticed(attached: Attached, says: str, *codes: int) -> None:
     """CHECK fails, names the thing, and leaves it as it is."""
     spaces = (attached.node, attached.pod)
-    before = picture(*spaces)
+    before = kernel_state(*spaces)
     refused(attached.check(), *(codes or (103,)), says=says)
-    assert difference(before, picture(*spaces)) == []
+    assert difference(before, kernel_state(*spaces)) == []
 
 
 # All is well
@@ -59,14 +59,16 @@ def assert_noticed(attached: Attached, says: str, *codes: int) -> None:
 
 @both_modes
 @pytest.mark.parametrize("version", ["0.4.0", "1.0.0", "1.1.0"])
-def test_what_add_made_passes_again_and_again(labs: Labs, mode: Mode, version: str) -> None:
-    node = labs.pair(mode)[0]
-    (pod,) = labs.fresh(node)
+def test_what_add_made_passes_again_and_again(
+    shared_nodes: SharedNodes, mode: Mode, version: str
+) -> None:
+    node = shared_nodes.pair(mode)[0]
+    (pod,) = shared_nodes.new_pods(node)
     attached = attach(node, pod, network(mode, version, **ROUTES))
-    before = picture(node, pod)
+    before = kernel_state(node, pod)
     for _ in range(3):
         silent(attached.check())
-    assert difference(before, picture(node, pod)) == []
+    assert difference(before, kernel_state(node, pod)) == []
 
 
 @both_modes
@@ -320,7 +322,7 @@ def no_address(result: dict[str, Any], _: Attached) -> str:
     ids=lambda wrong: wrong.__name__,
 )
 @both_modes
-def test_a_result_that_tells_something_else_is_noticed(
+def test_a_result_that_differs_is_noticed(
     attached: Attached, wrong: Callable[[dict[str, Any], Attached], str]
 ) -> None:
     result = copy.deepcopy(attached.result)
@@ -329,14 +331,14 @@ def test_a_result_that_tells_something_else_is_noticed(
 
 
 @both_modes
-def test_another_container_has_no_attachment(labs: Labs, attached: Attached) -> None:
+def test_another_container_has_no_attachment(shared_nodes: SharedNodes, attached: Attached) -> None:
     conf = {**attached.conf, "prevResult": attached.result}
     call = attached.node.plugin("CHECK", conf, attached.pod, container_id="somebody-else")
     refused(call, 103, says="somebody-else")
 
 
 @both_modes
-def test_a_namespace_that_is_gone_is_said(attached: Attached) -> None:
+def test_a_missing_namespace_is_reported(attached: Attached) -> None:
     conf = {**attached.conf, "prevResult": attached.result}
     where = attached.pod.path
     attached.pod.remove()
@@ -386,7 +388,7 @@ def no_interface_at_all(node: Node) -> str:
     ids=lambda broken: broken.__name__,
 )
 @both_modes
-def test_an_overlay_that_is_away_is_said(
+def test_a_missing_overlay_is_reported(
     node: Node, mode: Mode, broken: Callable[[Node], str]
 ) -> None:
     attached = fresh(node, mode)

@@ -13,8 +13,8 @@ import pytest
 from attaching import (
     BRIDGE,
     Attached,
-    Labs,
     Mode,
+    SharedNodes,
     at_once,
     attach,
     both_modes,
@@ -23,7 +23,7 @@ from attaching import (
     refused,
     silent,
 )
-from observe import difference, picture
+from observe import difference, kernel_state
 
 from mycelium_lab.lab import Node, await_fact
 
@@ -36,13 +36,13 @@ def subnet_of(node: Node) -> ipaddress.IPv6Network:
     return ipaddress.IPv6Network(f"{node.overlay_address}/64", strict=False)
 
 
-# No link-local address, which would come up while a picture is compared with another.
+# No link-local address, which would come up while the state is compared with an earlier one.
 QUIET = ("link set nic0 addrgenmode none", "link set nic1 addrgenmode none")
 
 
 @pytest.fixture
-def node(labs: Labs, mode: Mode) -> Node:
-    return labs.pair(mode)[0]
+def node(shared_nodes: SharedNodes, mode: Mode) -> Node:
+    return shared_nodes.pair(mode)[0]
 
 
 # An address that is used again
@@ -56,17 +56,17 @@ def node(labs: Labs, mode: Mode) -> Node:
 @pytest.mark.parametrize("addressing", ["stable", "random"])
 @both_modes
 def test_a_pod_that_gets_an_address_again_is_found_at_once(
-    labs: Labs, mode: Mode, addressing: str, macs: tuple[str, str]
+    shared_nodes: SharedNodes, mode: Mode, addressing: str, macs: tuple[str, str]
 ) -> None:
     """By its node, by its neighbour and on the overlay, where the last pod with that address, and
     maybe another MAC, is still remembered."""
-    node, afar = labs.pair(mode)
-    (neighbour,) = labs.fresh(node)
+    node, afar = shared_nodes.pair(mode)
+    (neighbour,) = shared_nodes.new_pods(node)
     kept = attach(node, neighbour, network(mode))
     conf = network(mode, addressing=addressing)
     address = SHOP if addressing == "stable" else f"IP={subnet_of(node)[7 << 48 | 7]}"
     for mac in macs:
-        (pod,) = labs.fresh(node)
+        (pod,) = shared_nodes.new_pods(node)
         attached = attach(node, pod, conf, args=f"{address};MAC={mac}" if mac else address)
         assert not mac or attached.pod_mac == mac
         for source in (node, neighbour, afar):
@@ -80,12 +80,14 @@ def test_a_pod_that_gets_an_address_again_is_found_at_once(
 
 
 @pytest.fixture
-def neighbours(labs: Labs) -> Iterator[tuple[Node, Attached, dict[str, tuple[str, str]]]]:
+def neighbours(
+    shared_nodes: SharedNodes,
+) -> Iterator[tuple[Node, Attached, dict[str, tuple[str, str]]]]:
     """A node with a pod on its bridge; and all the MACs in use, each with its link."""
-    node = labs.pair("bridge")[0]
-    pod, beyond = labs.fresh(node, 2)
+    node = shared_nodes.pair("bridge")[0]
+    pod, beyond = shared_nodes.new_pods(node, 2)
     attached = attach(node, pod, network("bridge"), args=SHOP)
-    asked = attach(node, labs.fresh(node)[0], network("bridge"), args=f"MAC={MAC}")
+    asked = attach(node, shared_nodes.new_pods(node)[0], network("bridge"), args=f"MAC={MAC}")
     node.configure(
         # Not MACs that the kernel draws: a few of those look as if the plugin had made them.
         "link add nic0 address 02:00:00:00:00:01 type veth peer name nic1",
@@ -126,25 +128,25 @@ def neighbours(labs: Labs) -> Iterator[tuple[Node, Attached, dict[str, tuple[str
     silent(asked.delete())
 
 
-def test_a_mac_that_somebody_has_is_refused_and_nobody_notices(
-    labs: Labs, neighbours: tuple[Node, Attached, dict[str, tuple[str, str]]]
+def test_a_mac_that_is_in_use_is_refused_without_effect(
+    shared_nodes: SharedNodes, neighbours: tuple[Node, Attached, dict[str, tuple[str, str]]]
 ) -> None:
     node, attached, macs = neighbours
-    (pod,) = labs.fresh(node)
-    before = picture(node, pod)
+    (pod,) = shared_nodes.new_pods(node)
+    before = kernel_state(node, pod)
     for mac, holder in macs.values():
         call = node.plugin("ADD", network("bridge"), pod, args=f"MAC={mac}")
         refused(call, 101, says=mac)
         refused(call, 101, says=holder or "made from addresses")
         silent(node.plugin("DEL", network("bridge"), pod))
-        assert difference(before, picture(node, pod)) == []
+        assert difference(before, kernel_state(node, pod)) == []
     assert reaches(attached.pod, attached.gateway)
     assert reaches(node, attached.address)
 
 
-def test_a_pod_may_ask_for_the_mac_that_is_its_own(labs: Labs) -> None:
-    node = labs.pair("bridge")[0]
-    first, second = labs.fresh(node, 2)
+def test_a_pod_may_ask_for_the_mac_that_is_its_own(shared_nodes: SharedNodes) -> None:
+    node = shared_nodes.pair("bridge")[0]
+    first, second = shared_nodes.new_pods(node, 2)
     conf = network("bridge", addressing="stable")
     attached = attach(node, first, conf, args=SHOP)
     silent(attached.delete())
@@ -154,9 +156,9 @@ def test_a_pod_may_ask_for_the_mac_that_is_its_own(labs: Labs) -> None:
     silent(again.delete())
 
 
-def test_of_many_that_want_one_mac_exactly_one_gets_it(labs: Labs) -> None:
-    node = labs.pair("bridge")[0]
-    pods = labs.fresh(node, CROWD)
+def test_of_parallel_adds_of_one_mac_exactly_one_succeeds(shared_nodes: SharedNodes) -> None:
+    node = shared_nodes.pair("bridge")[0]
+    pods = shared_nodes.new_pods(node, CROWD)
     conf = network("bridge")
     add = partial(node.plugin, "ADD", conf, args=f"MAC={OTHER_MAC}")
     outcomes = at_once([partial(add, pod) for pod in pods])
@@ -171,10 +173,10 @@ def test_of_many_that_want_one_mac_exactly_one_gets_it(labs: Labs) -> None:
         silent(node.plugin("DEL", conf, pod))
 
 
-def test_two_routed_pods_may_have_one_mac(labs: Labs) -> None:
+def test_two_routed_pods_may_have_one_mac(shared_nodes: SharedNodes) -> None:
     """Each has a link of its own: its MAC affects nobody else."""
-    node = labs.pair("routed")[0]
-    pods = labs.fresh(node, 2)
+    node = shared_nodes.pair("routed")[0]
+    pods = shared_nodes.new_pods(node, 2)
     made = [attach(node, pod, network("routed"), args=f"MAC={MAC}") for pod in pods]
     for attached in made:
         assert reaches(node, attached.address)
@@ -185,8 +187,10 @@ def test_two_routed_pods_may_have_one_mac(labs: Labs) -> None:
 
 
 @both_modes
-def test_an_address_of_any_link_of_the_node_is_refused(labs: Labs, node: Node, mode: Mode) -> None:
-    (pod,) = labs.fresh(node)
+def test_an_address_of_any_link_of_the_node_is_refused(
+    shared_nodes: SharedNodes, node: Node, mode: Mode
+) -> None:
+    (pod,) = shared_nodes.new_pods(node)
     address = subnet_of(node)[0x77]
     # Without a carrier the address is tentative, and has no route; it is the node's all the same.
     node.configure(
@@ -195,20 +199,20 @@ def test_an_address_of_any_link_of_the_node_is_refused(labs: Labs, node: Node, m
         "link set nic0 up",
         f"address add {address}/128 dev nic0",
     )
-    before = picture(node, pod)
+    before = kernel_state(node, pod)
     call = node.plugin("ADD", network(mode), pod, args=f"IP={address}")
     refused(call, 101, says=str(address))
     refused(call, 101, says="nic0")
-    assert difference(before, picture(node, pod)) == []
+    assert difference(before, kernel_state(node, pod)) == []
     node.configure("link del nic0")
 
 
 @both_modes
 @pytest.mark.parametrize("kind", ["", "prohibit ", "blackhole "])
 def test_an_address_that_the_node_routes_elsewhere_is_refused(
-    labs: Labs, node: Node, mode: Mode, kind: str
+    shared_nodes: SharedNodes, node: Node, mode: Mode, kind: str
 ) -> None:
-    (pod,) = labs.fresh(node)
+    (pod,) = shared_nodes.new_pods(node)
     prefix = ipaddress.IPv6Network((int(subnet_of(node)[5 << 48]), 80))
     node.configure(
         "link add nic0 type veth peer name nic1",
@@ -217,20 +221,20 @@ def test_an_address_that_the_node_routes_elsewhere_is_refused(
         "link set nic1 up",
         f"route add {kind}{prefix}" + ("" if kind else " dev nic0"),
     )
-    before = picture(node, pod)
+    before = kernel_state(node, pod)
     call = node.plugin("ADD", network(mode), pod, args=f"IP={prefix[9]}")
     refused(call, 101, says=str(prefix[9]))
     refused(call, 101, says="refuses" if kind else f"{prefix} to link nic0")
-    assert difference(before, picture(node, pod)) == []
+    assert difference(before, kernel_state(node, pod)) == []
     node.configure(f"route del {kind}{prefix}", "link del nic0")
 
 
 @both_modes
 @pytest.mark.parametrize("kind", ["two ways", "a group"])
 def test_an_address_that_the_node_routes_several_ways_is_refused(
-    labs: Labs, node: Node, mode: Mode, kind: str
+    shared_nodes: SharedNodes, node: Node, mode: Mode, kind: str
 ) -> None:
-    (pod,) = labs.fresh(node)
+    (pod,) = shared_nodes.new_pods(node)
     prefix = ipaddress.IPv6Network((int(subnet_of(node)[5 << 48]), 80))
     node.configure(
         "link add nic0 type veth peer name nic1",
@@ -255,11 +259,11 @@ def test_an_address_that_the_node_routes_several_ways_is_refused(
 @pytest.mark.parametrize("mode", ["bridge", "routed"])
 @pytest.mark.parametrize("known", [True, False], ids=["known", "silent"])
 def test_an_address_of_a_guest_that_another_program_put_on_the_bridge_is_refused(
-    labs: Labs, mode: Mode, known: bool
+    shared_nodes: SharedNodes, mode: Mode, known: bool
 ) -> None:
     """Such as a micro-VM, whether it has said anything yet or not. A free one is not refused."""
-    node = labs.pair("bridge")[0]
-    kept, pod, guest = labs.fresh(node, 3)
+    node = shared_nodes.pair("bridge")[0]
+    kept, pod, guest = shared_nodes.new_pods(node, 3)
     attached = attach(node, kept, network("bridge"))  # the bridge has its address
     node.configure(
         f"link add tap0 address 02:00:00:00:00:02 master {BRIDGE}"
@@ -272,10 +276,10 @@ def test_an_address_of_a_guest_that_another_program_put_on_the_bridge_is_refused
         "link set guest0 addrgenmode none up", f"address add {address}/64 dev guest0 nodad"
     )
     assert not known or reaches(node, str(address))
-    before = picture(node, pod)
+    before = kernel_state(node, pod)
     call = node.plugin("ADD", network(mode), pod, args=f"IP={address}")
     refused(call, 101, says=f"{address} is taken: who has it is behind tap0")
-    assert difference(before, picture(node, pod)) == []
+    assert difference(before, kernel_state(node, pod)) == []
     assert reaches(node, str(address))
     beside = attach(node, pod, network(mode), args=f"IP={subnet_of(node)[9 << 48 | 6]}")
     assert reaches(node, beside.address)
@@ -286,10 +290,10 @@ def test_an_address_of_a_guest_that_another_program_put_on_the_bridge_is_refused
 
 @both_modes
 def test_an_address_that_belongs_to_another_pods_name_is_refused(
-    labs: Labs, node: Node, mode: Mode
+    shared_nodes: SharedNodes, node: Node, mode: Mode
 ) -> None:
     """Also while that pod is away, as between two lives of a StatefulSet's pod."""
-    owner, thief = labs.fresh(node, 2)
+    owner, thief = shared_nodes.new_pods(node, 2)
     conf = network(mode, addressing="stable")
     attached = attach(node, owner, conf, args=SHOP)
     silent(attached.delete())

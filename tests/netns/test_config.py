@@ -179,7 +179,7 @@ OTHER_FILES = {
 
 
 @pytest.mark.parametrize(("text", "line", "words"), OTHER_FILES.values(), ids=OTHER_FILES)
-def test_what_people_really_have_is_named_with_what_mends_it(
+def test_what_people_really_have_is_named_with_its_remedy(
     config: Config, text: str | bytes, line: int, words: str
 ) -> None:
     found = config.check(text)

@@ -178,7 +178,7 @@ def test_sigterm_ends_it_clean(command: list[str], clean: Clean) -> None:
     clean(first)
 
 
-def test_what_is_kept_is_as_shown_and_goes_when_told(command: list[str], clean: Clean) -> None:
+def test_what_is_kept_is_as_shown_until_it_is_removed(command: list[str], clean: Clean) -> None:
     document = json.loads(run([*command, "demo", "--json", "--keep"]).stdout)
     try:
         for node in document["nodes"]:
@@ -205,7 +205,7 @@ def addresses(netns: str) -> dict[str, list[str]]:
     }
 
 
-def test_the_ways_in_that_it_prints_work_as_printed(command: list[str]) -> None:
+def test_the_commands_that_it_prints_work_as_printed(command: list[str]) -> None:
     lines = run([*command, "demo", "--keep"]).stdout.splitlines()
     told = [line.strip() for line in lines if line.startswith("  ")]
     enter = [shlex.split(line, comments=True) for line in told if line.startswith("nsenter")]
@@ -260,25 +260,25 @@ def test_an_add_that_fails_is_told_in_the_plugins_words(command: list[str], clea
     clean(done.stdout)
 
 
-def test_without_root_it_says_so(command: list[str]) -> None:
+def test_without_root_it_is_refused(command: list[str]) -> None:
     assert "sudo" in refusal(["unshare", "--user", *command, "demo"])
 
 
-def test_without_tun_it_says_so(command: list[str]) -> None:
+def test_without_tun_it_is_refused(command: list[str]) -> None:
     hide = 'mount -t tmpfs none /dev/net && exec "$@"'
     line = refusal(["unshare", "--mount", "sh", "-c", hide, "sh", *command, "demo"])
     assert "modprobe tun" in line
 
 
-def test_without_namespaces_it_says_so(command: list[str]) -> None:
+def test_without_namespaces_it_is_refused(command: list[str]) -> None:
     drop = ["setpriv", "--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin"]
     assert "--privileged" in refusal([*drop, *command, "demo"])
 
 
-def test_a_daemon_that_is_not_there_is_said(command: list[str]) -> None:
+def test_a_missing_daemon_is_reported(command: list[str]) -> None:
     line = refusal([*command, "demo"], env=os.environ | {"MYCELIUM_BIN": "/nowhere/mycelium"})
     assert "MYCELIUM_BIN=/nowhere/mycelium" in line
 
 
-def test_a_lab_that_is_not_there_cannot_be_removed(command: list[str]) -> None:
+def test_a_missing_lab_cannot_be_removed(command: list[str]) -> None:
     assert "there is no lab" in refusal([*command, "demo", "--remove", "myclab-nothing"])

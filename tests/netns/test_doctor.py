@@ -149,7 +149,7 @@ def test_peers(tool: Tool) -> None:
 @pytest.mark.parametrize(
     "answer", ["", "[1, 2", '"\\u001b[31m"', "[]", '{"nodeSubnet": 7}', "null"]
 )
-def test_an_api_that_talks_nonsense_is_no_api(tool: Tool, answer: str) -> None:
+def test_an_api_with_invalid_answers_is_no_api(tool: Tool, answer: str) -> None:
     serve(tool.node, {"admin": answer, "admin/peers": answer, "admin/routes/selected": answer})
     findings = tool.json("doctor", "api", "peers")
     assert findings[0]["state"] == "skip"

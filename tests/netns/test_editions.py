@@ -15,7 +15,7 @@ import pytest
 import rawpackets as raw
 from attaching import attach, reaches, refused, silent
 from rawpackets import Capture, Wire
-from sites import NODE, REMOTE, STRANGER, Site, conf, connects
+from sites import NODE, OTHER_PEER, REMOTE, Site, conf, connects
 
 import releases
 from mycelium_lab.lab import Lab, Pod
@@ -83,7 +83,7 @@ def is_well(site: Site, networks: list[dict[str, Any]], attachments: list[Attach
 
 @contextmanager
 def bombarded(site: Site, *pods: Attached) -> Iterator[None]:
-    """While this runs a stranger sends to pods that he must not reach; nothing arrives."""
+    """While this runs a peer sends to pods that it must not reach; nothing arrives."""
     token, stop = os.urandom(16), threading.Event()
     capture = Capture()
     for attached in pods:
@@ -95,7 +95,7 @@ def bombarded(site: Site, *pods: Attached) -> Iterator[None]:
         while not stop.wait(0.0005):
             for attached in pods:
                 # Each is a flow of its own: packets of a tracked flow would pass.
-                site.tun.write([raw.udp(STRANGER, attached.address, os.urandom(16) + token)])
+                site.tun.write([raw.udp(OTHER_PEER, attached.address, os.urandom(16) + token)])
             sent += 1
 
     sender = threading.Thread(target=send)
@@ -136,7 +136,7 @@ def test_no_network_is_open_for_a_moment(
     for attached in everybody:
         attached.works()
         policy = attached.network["name"]
-        assert site.reaches(attached.pod, attached.address, STRANGER) is (policy == "wide")
+        assert site.reaches(attached.pod, attached.address, OTHER_PEER) is (policy == "wide")
         assert site.reaches(attached.pod, attached.address, REMOTE) is (policy != "shut")
     assert not connects(shut.pod, shut.address, wide.pod)
     assert not connects(everybody[-1].pod, everybody[-1].address, wide.pod)
@@ -158,7 +158,7 @@ def test_a_policy_that_changes_with_the_release_is_the_new_one(
         attached.append(Attached(site, conf("n", mode, ingress=word)))
         client = attached[-1].pod
         for each in attached[:-1]:
-            assert site.reaches(each.pod, each.address, STRANGER) is reached
+            assert site.reaches(each.pod, each.address, OTHER_PEER) is reached
             assert connects(each.pod, each.address, client) is reached
 
 
@@ -185,7 +185,7 @@ def test_each_takes_away_what_the_other_made(
     for family in ("inet", "bridge"):
         assert not [address for address in gone if address in site.table(family)]
     kept.works()
-    assert not site.reaches(kept.pod, kept.address, STRANGER)
+    assert not site.reaches(kept.pod, kept.address, OTHER_PEER)
 
 
 @pytest.mark.parametrize("first", ["previous", "this"])

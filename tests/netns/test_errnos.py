@@ -25,7 +25,7 @@ from attaching import (
     reaches,
     silent,
 )
-from observe import difference, picture
+from observe import difference, kernel_state
 
 import mycelium_cni
 from mycelium_lab.lab import Lab, Node
@@ -37,7 +37,7 @@ SOURCE = str(Path(mycelium_cni.__file__).parents[1])
 pytestmark = pytest.mark.timeout(300)
 
 
-def play(
+def run_cases(
     lab: Lab, mode: Mode, verb: Verb, cases: list[list[Any]] | None = None
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Each case and its outcome, and what the node or the pod has afterwards that was not there
@@ -58,13 +58,13 @@ def play(
         },
         "cases": cases,
     }
-    before = picture(node, pod)
+    before = kernel_state(node, pod)
     env = {"PYTHONPATH": SOURCE}
     done = node.run(
         [sys.executable, str(FAILING_PLUGIN)], env=env, input=json.dumps(job), timeout_s=240
     )
     return [json.loads(line) for line in done.stdout.splitlines()], difference(
-        before, picture(node, pod)
+        before, kernel_state(node, pod)
     )
 
 
@@ -96,12 +96,14 @@ def test_a_pod_of_two_interfaces_on_a_kernel_without_routes_for_one_source(
     assert reaches(node, first.address)
 
 
-def to_blame(command: list[str], mode: Mode, verb: Verb, cases: list[list[Any]]) -> list[str]:
+def first_that_leaves_something(
+    command: list[str], mode: Mode, verb: Verb, cases: list[list[Any]]
+) -> list[str]:
     """The first of these cases that leaves something, and what."""
     while True:
         half = cases[: len(cases) // 2]
         with Lab(command) as lab:
-            left = play(lab, mode, verb, half or cases)[1]
+            left = run_cases(lab, mode, verb, half or cases)[1]
         if not half:
             return [str(cases[0]), *left]
         cases = half if left else cases[len(half) :]
@@ -112,7 +114,7 @@ def to_blame(command: list[str], mode: Mode, verb: Verb, cases: list[list[Any]])
 def test_whichever_request_is_refused_the_answer_is_clear_and_nothing_is_left(
     command: list[str], lab: Lab, mode: Mode, verb: Verb
 ) -> None:
-    played, left = play(lab, mode, verb)
+    played, left = run_cases(lab, mode, verb)
     assert len(played) > 40
     unclear = []
     for case in played:
@@ -125,4 +127,4 @@ def test_whichever_request_is_refused_the_answer_is_clear_and_nothing_is_left(
     assert not unclear
     if left:
         cases = [[case["number"], case["errno"]] for case in played]
-        pytest.fail("\n".join(to_blame(command, mode, verb, cases)))
+        pytest.fail("\n".join(first_that_leaves_something(command, mode, verb, cases)))

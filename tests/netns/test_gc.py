@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from attaching import (
     Attached,
-    Labs,
     Mode,
+    SharedNodes,
     at_once,
     attach,
     both_modes,
@@ -23,7 +23,7 @@ from attaching import (
     refused,
     silent,
 )
-from observe import difference, picture
+from observe import difference, kernel_state
 
 from mycelium_lab.lab import Lab, Node, PluginCall, await_fact
 
@@ -32,8 +32,8 @@ CROWD = 100
 
 
 @pytest.fixture
-def node(labs: Labs, mode: Mode) -> Node:
-    return labs.pair(mode)[0]
+def node(shared_nodes: SharedNodes, mode: Mode) -> Node:
+    return shared_nodes.pair(mode)[0]
 
 
 def entry(attached: Attached) -> dict[str, str]:
@@ -49,25 +49,27 @@ def _gone(node: Node, name: str) -> bool:
     return node.link(name) is None
 
 
-def prepare(labs: Labs, node: Node, mode: Mode) -> None:
+def prepare(shared_nodes: SharedNodes, node: Node, mode: Mode) -> None:
     """A node that has had a pod of the network, and has one of another."""
     for name in ("another", "overlay"):
-        attach(node, labs.fresh(node)[0], network(mode, name=name))
+        attach(node, shared_nodes.new_pods(node)[0], network(mode, name=name))
     silent(call_gc(node, mode, []))
 
 
 @both_modes
 @pytest.mark.parametrize("key", [VALID, OLDER])
-def test_what_is_listed_stays_and_talks_on(labs: Labs, node: Node, mode: Mode, key: str) -> None:
-    kept, stale = (attach(node, pod, network(mode)) for pod in labs.fresh(node, 2))
+def test_what_is_listed_stays_and_talks_on(
+    shared_nodes: SharedNodes, node: Node, mode: Mode, key: str
+) -> None:
+    kept, stale = (attach(node, pod, network(mode)) for pod in shared_nodes.new_pods(node, 2))
     pinging = kept.pod.start(["ping", "-n", "-i", "0.01", "-c", "60", str(node.overlay_address)])
-    before = picture(kept.pod)
+    before = kernel_state(kept.pod)
     silent(call_gc(node, mode, [entry(kept)], key=key))
     assert pinging.running
     assert node.link(stale.host_link) is None
     assert stale.pod.link("eth0") is None
     silent(kept.check())
-    assert difference(before, picture(kept.pod)) == []
+    assert difference(before, kernel_state(kept.pod)) == []
     await_fact(lambda: not pinging.running, "the end of 60 pings")
     assert "60 packets transmitted, 60 received" in pinging.output()
     silent(kept.delete())
@@ -76,39 +78,41 @@ def test_what_is_listed_stays_and_talks_on(labs: Labs, node: Node, mode: Mode, k
 @both_modes
 @pytest.mark.parametrize("nothing", [[], None], ids=["empty", "null"])
 def test_where_nothing_is_listed_everything_goes(
-    labs: Labs, node: Node, mode: Mode, nothing: list[Any] | None
+    shared_nodes: SharedNodes, node: Node, mode: Mode, nothing: list[Any] | None
 ) -> None:
-    prepare(labs, node, mode)
-    pods = labs.fresh(node, 3)
-    before = picture(node, *pods)
+    prepare(shared_nodes, node, mode)
+    pods = shared_nodes.new_pods(node, 3)
+    before = kernel_state(node, *pods)
     made = [attach(node, pod, network(mode)) for pod in pods]
     silent(call_gc(node, mode, nothing))
-    assert difference(before, picture(node, *pods)) == []
+    assert difference(before, kernel_state(node, *pods)) == []
     for attached in made:
         silent(attached.delete())
     silent(call_gc(node, mode, nothing, name="another"))
 
 
 @both_modes
-def test_without_a_list_nothing_goes(labs: Labs, node: Node, mode: Mode) -> None:
+def test_without_a_list_nothing_goes(shared_nodes: SharedNodes, node: Node, mode: Mode) -> None:
     """The runtime must say what it uses; deleting everything would be a guess."""
-    (pod,) = labs.fresh(node)
+    (pod,) = shared_nodes.new_pods(node)
     attached = attach(node, pod, network(mode))
-    before = picture(node, pod)
+    before = kernel_state(node, pod)
     refused(node.plugin("GC", network(mode)), 7, says=VALID)
-    assert difference(before, picture(node, pod)) == []
+    assert difference(before, kernel_state(node, pod)) == []
     silent(attached.delete())
 
 
 @both_modes
-def test_other_networks_and_other_peoples_links_stay(labs: Labs, node: Node, mode: Mode) -> None:
+def test_other_networks_and_other_peoples_links_stay(
+    shared_nodes: SharedNodes, node: Node, mode: Mode
+) -> None:
     """Whatever their names, and though the list does not name them."""
     names = ("overlay2", "overla", "Overlay")
     theirs = [
         attach(node, pod, network(mode, name=name))
-        for name, pod in zip(names, labs.fresh(node, 3), strict=True)
+        for name, pod in zip(names, shared_nodes.new_pods(node, 3), strict=True)
     ]
-    ours = attach(node, labs.fresh(node)[0], network(mode))
+    ours = attach(node, shared_nodes.new_pods(node)[0], network(mode))
     node.configure(
         "link add myc000000000000 type veth peer name myc000000000001",
         "link add veth7 type veth peer name veth8",
@@ -128,8 +132,10 @@ def test_other_networks_and_other_peoples_links_stay(labs: Labs, node: Node, mod
 
 
 @both_modes
-def test_container_and_interface_must_both_be_listed(labs: Labs, node: Node, mode: Mode) -> None:
-    first, second = labs.fresh(node, 2)
+def test_container_and_interface_must_both_be_listed(
+    shared_nodes: SharedNodes, node: Node, mode: Mode
+) -> None:
+    first, second = shared_nodes.new_pods(node, 2)
     one = attach(node, first, network(mode), ifname="eth0")
     two = attach(node, first, network(mode), ifname="net1")
     other = attach(node, second, network(mode), ifname="net1")
@@ -143,7 +149,7 @@ def test_container_and_interface_must_both_be_listed(labs: Labs, node: Node, mod
 
 
 @both_modes
-def test_a_hundred_stale_ones_go_in_one_go(command: list[str], mode: Mode) -> None:
+def test_a_hundred_stale_links_are_deleted_at_once(command: list[str], mode: Mode) -> None:
     """In one request: the kernel waits 30 ms after each."""
     with Lab(command) as lab:
         node = lab.node("a")
@@ -152,7 +158,7 @@ def test_a_hundred_stale_ones_go_in_one_go(command: list[str], mode: Mode) -> No
         pods = [node.pod(f"p{number}") for number in range(CROWD)]
         kept = attach(node, "kept", conf)
         elsewhere = attach(node, "elsewhere", network(mode, name="another"))
-        before = picture(node, *pods[:5])
+        before = kernel_state(node, *pods[:5])
         for pod in pods:
             attach(node, pod, conf)
         trace = lab.directory / "strace"
@@ -160,7 +166,7 @@ def test_a_hundred_stale_ones_go_in_one_go(command: list[str], mode: Mode) -> No
         silent(call_gc(node, mode, [entry(kept)]))
         lab.command[:] = command
         assert trace.read_text().count("RTM_DELLINK") == 1
-        assert difference(before, picture(node, *pods[:5])) == []
+        assert difference(before, kernel_state(node, *pods[:5])) == []
         assert [pod.pod_name for pod in pods if pod.link("eth0")] == []
         for attached in (kept, elsewhere):
             silent(attached.check())
@@ -171,18 +177,18 @@ def test_a_hundred_stale_ones_go_in_one_go(command: list[str], mode: Mode) -> No
 
 
 @both_modes
-def test_gc_of_a_node_that_pods_have_left_on_their_own(labs: Labs, node: Node, mode: Mode) -> None:
+def test_gc_after_pods_ended_without_del(shared_nodes: SharedNodes, node: Node, mode: Mode) -> None:
     """A pod that ends without DEL takes its links with it; GC removes everything else."""
-    prepare(labs, node, mode)
-    before = picture(node)
-    pods = labs.fresh(node, 3)
+    prepare(shared_nodes, node, mode)
+    before = kernel_state(node)
+    pods = shared_nodes.new_pods(node, 3)
     made = [attach(node, pod, network(mode)) for pod in pods]
     for pod in pods:
         pod.remove()
     for attached in made:
         await_fact(partial(_gone, node, attached.host_link), "the kernel's tidying")
     silent(call_gc(node, mode, []))
-    assert difference(before, picture(node)) == []
+    assert difference(before, kernel_state(node)) == []
     silent(call_gc(node, mode, [], name="another"))
 
 
@@ -210,11 +216,13 @@ def test_gc_while_pods_come_and_go_harms_none_that_are_listed(
 
 
 @both_modes
-def test_gc_deletes_what_a_killed_one_had_chosen(labs: Labs, node: Node, mode: Mode) -> None:
+def test_gc_deletes_what_a_killed_one_had_chosen(
+    shared_nodes: SharedNodes, node: Node, mode: Mode
+) -> None:
     """Links that are to go are in a group of their own, which one request deletes."""
-    prepare(labs, node, mode)
-    pods = labs.fresh(node, 2)
-    before = picture(node, *pods)
+    prepare(shared_nodes, node, mode)
+    pods = shared_nodes.new_pods(node, 2)
+    before = kernel_state(node, *pods)
     made = [attach(node, pod, network(mode)) for pod in pods]
     group = node.ip("link", "show", made[0].host_link)[0]["group"]
     # The fork comes between the choice and the deletion.
@@ -228,7 +236,7 @@ def test_gc_deletes_what_a_killed_one_had_chosen(labs: Labs, node: Node, mode: M
     silent(call_gc(node, mode, [], name="third"))
     assert node.link(made[0].host_link) is not None
     silent(call_gc(node, mode, []))
-    assert difference(before, picture(node, *pods)) == []
+    assert difference(before, kernel_state(node, *pods)) == []
 
 
 def of_one_group() -> tuple[str, str]:
@@ -245,14 +253,16 @@ def of_one_group() -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("mode", ["routed"])
-def test_two_networks_with_one_hash_do_not_mix(labs: Labs, node: Node, mode: Mode) -> None:
+def test_two_networks_with_one_hash_do_not_mix(
+    shared_nodes: SharedNodes, node: Node, mode: Mode
+) -> None:
     one, other = of_one_group()
-    mine, theirs = labs.fresh(node, 2)
+    mine, theirs = shared_nodes.new_pods(node, 2)
     attached = attach(node, mine, network(mode, name=one, ingress="closed"))
-    before = picture(node, theirs)
+    before = kernel_state(node, theirs)
     call = node.plugin("ADD", network(mode, name=other), theirs)
     refused(call, 100, says=f"networks {other} and {one} have the same number")
-    assert difference(before, picture(node, theirs)) == []
+    assert difference(before, kernel_state(node, theirs)) == []
     silent(call_gc(node, mode, [], name=other))
     assert reaches(node, attached.address)
     silent(attached.check())

@@ -18,9 +18,20 @@ from string import Template
 from typing import Any
 
 import pytest
-import rawpackets as c
+import rawpackets as raw
 from rawpackets import Capture, Wire
-from sites import LAN_HOST, LAN_NODE, NODE, REMOTE, STRANGER, SUBNET, Site, answers, conf, connects
+from sites import (
+    LAN_HOST,
+    LAN_NODE,
+    NODE,
+    OTHER_PEER,
+    REMOTE,
+    SUBNET,
+    Site,
+    answers,
+    conf,
+    connects,
+)
 from tool import Tool
 
 from mycelium_cni import guard
@@ -61,7 +72,7 @@ def site(lab: Lab) -> Site:
 
 def guarded(site: Site) -> bool:
     """Whether the LAN host is safe from the overlay."""
-    return not site.delivers(site.lan, [c.udp(REMOTE, LAN_HOST, os.urandom(16))], "under0")
+    return not site.delivers(site.lan, [raw.udp(REMOTE, LAN_HOST, os.urandom(16))], "under0")
 
 
 def rules(site: Site) -> list[Any]:
@@ -190,9 +201,7 @@ def with_elements(group: int, address: str, index: int) -> list[str]:
 
 
 @pytest.mark.parametrize("part", ["chains", "elements"])
-def test_whoever_tampers_with_it_is_noticed_and_setup_undoes_it(
-    site: Site, root: Path, part: str
-) -> None:
+def test_tampering_is_noticed_and_undone_by_setup(site: Site, root: Path, part: str) -> None:
     tool = Tool(site.node, root)
     networks = [
         conf("club", "bridge", ingress="cluster", allowFrom=["4aa::/16"]),
@@ -229,7 +238,7 @@ def test_a_link_that_is_moved_to_another_group_is_noticed_and_brought_back(
         assert name in call.result["msg"]
         assert tool("setup").returncode == 0
         assert site.status(network).code == 0
-        assert not site.reaches(pod, address, STRANGER)
+        assert not site.reaches(pod, address, OTHER_PEER)
 
 
 def test_the_bridge_table_alone_is_noticed_and_restored(site: Site) -> None:
@@ -305,7 +314,7 @@ def test_it_follows_a_changed_subnet(site: Site) -> None:
 
 
 @both_modes
-def test_nobody_elses_rules_are_touched(site: Site, mode: str) -> None:
+def test_rules_of_other_programs_stay(site: Site, mode: str) -> None:
     site.node.run(["nft", "-f", "-"], input=OTHERS)
     before = rules(site)
     network = conf(mode=mode, ingress="cluster", allowFrom=["4aa::/16"], ipMasq=True)
@@ -339,7 +348,7 @@ def test_a_packet_passes_no_hook_that_no_network_asks_for(site: Site) -> None:
     assert hooked in site.table("bridge")
 
 
-def test_an_operator_can_read_it(site: Site) -> None:
+def test_nft_lists_it_with_comments(site: Site) -> None:
     site.attach(conf("front", ingress="cluster", allowFrom=["4aa:1::/32"], ipMasq=True))
     site.attach(conf("back", mode="bridge", ingress="closed"))
     inet, bridge = site.table(), site.table("bridge")
@@ -377,14 +386,14 @@ def test_what_it_remembers_of_a_pod_helps_no_other(site: Site) -> None:
     links = {entry["altnames"][0]: entry for entry in site.node.ip("link") if "altnames" in entry}
     theirs = {(links[address]["ifname"], address) for address in (own, other)}
     assert {pair for pair in learned(site) if pair[1] in (own, other)} == theirs
-    eyes = Capture()
-    eyes.watch_sockets("node", site.node)
-    wire = c.Wire(rogue, "eth0")
+    capture = Capture()
+    capture.watch_sockets("node", site.node)
+    wire = raw.Wire(rogue, "eth0")
     for source, arrives in ((other, False), (NODE, False), (own, True)):
         token = os.urandom(16)
-        wire.send([c.udp(source, NODE, token)], c.mac(links[own]["address"]))
-        assert eyes.find(token) is arrives, source
-    eyes.close()
+        wire.send([raw.udp(source, NODE, token)], raw.mac(links[own]["address"]))
+        assert capture.find(token) is arrives, source
+    capture.close()
     wire.socket.close()
     assert {pair for pair in learned(site) if pair[1] in (own, other, NODE)} == theirs
 
@@ -537,16 +546,16 @@ def test_an_unreachable_peer_is_an_error_and_no_timeout(site: Site) -> None:
     with pod.inside():
         client = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
     with client:
-        client.connect((STRANGER, 53))
+        client.connect((OTHER_PEER, 53))
         client.settimeout(1)
         client.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVERR, 1)
         client.send(b"question")
-        eyes = Capture()
-        eyes.watch_tun("tun", site.tun)
-        eyes.look(0.1)
-        asked = next(p for p in eyes.seen["tun"] if b"question" in p)
-        eyes.close()
-        site.tun.write([c.error(address, address, 1, asked)])  # as the daemon writes it
+        capture = Capture()
+        capture.watch_tun("tun", site.tun)
+        capture.look(0.1)
+        asked = next(p for p in capture.seen["tun"] if b"question" in p)
+        capture.close()
+        site.tun.write([raw.error(address, address, 1, asked)])  # as the daemon writes it
         with pytest.raises(OSError, match="unreachable"):
             client.recv(100)
 
@@ -569,7 +578,7 @@ def test_a_peer_cannot_fill_the_neighbour_table_through_a_bridge(site: Site) -> 
     def looked_for(prefix: int) -> int:
         """How many of 400 addresses are in the table once a packet to each has come."""
         free = [f"{SUBNET}:{prefix:x}::{n:x}" for n in range(400)]
-        site.tun.write([c.udp(REMOTE, each, b"?") for each in free])
+        site.tun.write([raw.udp(REMOTE, each, b"?") for each in free])
         assert site.reaches(pod, address, REMOTE)
         shown = site.node.ip("-6", "neigh", "show", "dev", "mycelium-br", "nud", "all")
         return sum(each["dst"].startswith(f"{SUBNET}:{prefix:x}:") for each in shown)
@@ -585,7 +594,7 @@ def test_a_peer_cannot_fill_the_neighbour_table_through_a_bridge(site: Site) -> 
 def test_a_free_address_is_looked_for_again_later(site: Site) -> None:
     """As many as the node may look for at once, and those of a while ago do not count."""
     site.attach(conf(mode="bridge"))
-    site.tun.write([c.udp(REMOTE, f"{SUBNET}:a::{n:x}", b"?") for n in range(200)])
+    site.tun.write([raw.udp(REMOTE, f"{SUBNET}:a::{n:x}", b"?") for n in range(200)])
     guest, there = site.node.pod("guest"), f"{SUBNET}::9"
     site.node.configure(
         f"link add tap0 master mycelium-br type veth peer name eth0 netns {guest.netns}",
@@ -615,21 +624,21 @@ def carries(site: Site, pod: Pod) -> set[str]:
         site.node.configure(
             f"link add vx0 type vxlan id 7 dstport 4789 local {NODE}", "link set vx0 up"
         )
-    inner = c.udp("fd00::1", "fd00::2", os.urandom(16))
-    frame = b"\xff" * 6 + b"\2peer!" + struct.pack("!H", c.ETH_P_IPV6) + inner
+    inner = raw.udp("fd00::1", "fd00::2", os.urandom(16))
+    frame = b"\xff" * 6 + b"\2peer!" + struct.pack("!H", raw.ETH_P_IPV6) + inner
     tunnelled = struct.pack("!II", 1 << 27, 7 << 8) + frame
     found = set()
-    if site.delivers(site.lan, [c.udp(REMOTE, NODE, os.urandom(16), dport=30081)], "under0"):
+    if site.delivers(site.lan, [raw.udp(REMOTE, NODE, os.urandom(16), dport=30081)], "under0"):
         found.add("node port")
-    if site.delivers(site.node, [c.udp(REMOTE, NODE, tunnelled, dport=4789)], "vx0"):
+    if site.delivers(site.node, [raw.udp(REMOTE, NODE, tunnelled, dport=4789)], "vx0"):
         found.add("tunnel")
-    eyes = Capture()
-    eyes.watch_wire("tunnel", Wire(site.node, "vx0"))
+    capture = Capture()
+    capture.watch_wire("tunnel", Wire(site.node, "vx0"))
     with pod.inside(), socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sender:
         sender.sendto(tunnelled, (NODE, 4789))
-    if eyes.find(frame[-16:]):
+    if capture.find(frame[-16:]):
         found.add("tunnel from a pod")
-    eyes.close()
+    capture.close()
     return found
 
 
@@ -669,20 +678,20 @@ def test_answers_reach_those_whom_the_node_translates_for(site: Site) -> None:
             }
         }""",
     )
-    eyes = Capture()
-    eyes.watch_tun("overlay", site.tun)
+    capture = Capture()
+    capture.watch_tun("overlay", site.tun)
     with site.lan.inside():
         client = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
     with client:
         client.settimeout(2)
         client.sendto(b"question from the LAN", (REMOTE, 53))
-        assert eyes.find(b"question from the LAN")
-        asked = next(p for p in eyes.seen["overlay"] if b"question" in p)
+        assert capture.find(b"question from the LAN")
+        asked = next(p for p in capture.seen["overlay"] if b"question" in p)
         port = int.from_bytes(asked[40:42], "big")
-        assert asked[8:24] == c.packed(NODE)
-        site.tun.write([c.udp(REMOTE, NODE, b"answer", dport=port, sport=53)])
+        assert asked[8:24] == raw.packed(NODE)
+        site.tun.write([raw.udp(REMOTE, NODE, b"answer", dport=port, sport=53)])
         assert client.recv(100) == b"answer"
-    eyes.close()
+    capture.close()
 
 
 # Pods cannot be peers of the node's daemon, unless the configuration says `peering`.
@@ -728,17 +737,17 @@ def test_a_pod_does_not_fill_a_bridges_table_of_groups(site: Site, whose: str) -
 
     with member:
         for group in groups:
-            wish = c.packed(group) + eth0
+            wish = raw.packed(group) + eth0
             member.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, wish)
         if whose == "another's":
             await_fact(kept, "the bridge learns from reports")
             assert pod.ping(NODE) is not None, "behind them all"
             assert kept() <= 64
         else:
-            eyes = Capture()
-            eyes.watch_wire("bridge", Wire(site.node, "mycelium-br"))
-            assert eyes.find(c.packed(groups[0]), within_s=3), "the kernel repeats a report"
-            eyes.close()
+            capture = Capture()
+            capture.watch_wire("bridge", Wire(site.node, "mycelium-br"))
+            assert capture.find(raw.packed(groups[0]), within_s=3), "the kernel repeats a report"
+            capture.close()
             assert not kept()
 
 
@@ -749,21 +758,21 @@ def test_a_pod_sends_few_errors(site: Site, mode: str) -> None:
     other, there = site.attach(conf(mode=mode))
     for _ in range(2):
         pod, address = site.attach(conf(mode=mode))
-        sender, eyes = Wire(pod, "eth0"), Capture()
-        eyes.watch_wire("there", Wire(other, "eth0"))
+        sender, capture = Wire(pod, "eth0"), Capture()
+        capture.watch_wire("there", Wire(other, "eth0"))
         gateway = (
             other.link("eth0") if mode == "bridge" else site.node.ip("link", "show", address)[0]
         )
         assert gateway
         token, start = os.urandom(16), time.monotonic()
         for _ in range(20):
-            error = c.error(address, there, 1, c.udp(there, address, token))
-            sender.send([error] * 50, c.mac(gateway["address"]))
-            eyes.look(0.01)
-        eyes.look()
-        reached.append(sum(token in each for each in eyes.seen["there"]))
+            error = raw.error(address, there, 1, raw.udp(there, address, token))
+            sender.send([error] * 50, raw.mac(gateway["address"]))
+            capture.look(0.01)
+        capture.look()
+        reached.append(sum(token in each for each in capture.seen["there"]))
         assert reached[-1] <= 201 + 100 * (time.monotonic() - start)
-        eyes.close()
+        capture.close()
         sender.socket.close()
     assert min(reached) >= 200
 
@@ -774,9 +783,9 @@ def test_a_pod_has_few_link_local_neighbours_made(site: Site) -> None:
     link = site.node.ip("link", "show", address)[0]["ifname"]
     sender, start = Wire(pod, "eth0"), time.monotonic()
     for number in range(200):
-        body = bytes(4) + c.packed("fe80::1") + bytes((1, 1)) + sender.mac
-        ask = c.icmpv6(f"fe80::5:{number:x}", "ff02::1:ff00:1", 135, body, hops=255)
-        sender.send([ask], c.multicast_mac("ff02::1:ff00:1"))
+        body = bytes(4) + raw.packed("fe80::1") + bytes((1, 1)) + sender.mac
+        ask = raw.icmpv6(f"fe80::5:{number:x}", "ff02::1:ff00:1", 135, body, hops=255)
+        sender.send([ask], raw.multicast_mac("ff02::1:ff00:1"))
     assert site.node.ping(address) is not None, "behind them all"
     shown = site.node.ip("-6", "neigh", "show", "dev", link, "nud", "all")
     made = sum(each["dst"].startswith("fe80::5:") for each in shown)
@@ -853,8 +862,10 @@ def test_without_it_add_fails_where_only_it_can_do_what_the_configuration_says(
 def test_the_rules_have_a_number(site: Site) -> None:
     """A change of a rule needs a new `guard.RULES`: only then do nodes load them again."""
     document = b'{"name": "net", "ingress": "cluster", "allowFrom": ["4aa::/16"], "ipMasq": true}'
-    wanted = guard.Wanted("net", Config(Network(document)), Node(c.packed(NODE), 1400, True, None))
-    port = guard.Port(7, bytes(6), c.packed(NODE), wanted.group)
+    wanted = guard.Wanted(
+        "net", Config(Network(document)), Node(raw.packed(NODE), 1400, True, None)
+    )
+    port = guard.Port(7, bytes(6), raw.packed(NODE), wanted.group)
     messages = [
         *ruleset.base(peers=False, confined=True, bridges=("mycelium-br",)),
         *ruleset.overlay(wanted, known=True, confined=True, bridged=True),
@@ -911,7 +922,7 @@ def test_beside_each_rule_stands_what_nft_prints_for_it(site: Site) -> None:
             "INTERFACE": "mycelium",
             "BRIDGE": "mycelium-br",
             "SUBNET": f"{SUBNET}::/64",
-            "SUBNET_NUMBER": hex(int.from_bytes(c.packed(NODE)[:8], "big")),
+            "SUBNET_NUMBER": hex(int.from_bytes(raw.packed(NODE)[:8], "big")),
             "GROUP": str(marks.group(policy["name"])),
             "INGRESS": policy["ingress"],
         }
@@ -929,4 +940,4 @@ def test_beside_each_rule_stands_what_nft_prints_for_it(site: Site) -> None:
 def test_prefixes_are_cut_at_the_right_bits() -> None:
     every = nftables.prefixes([(bytes(16), 0)])
     assert len(every) == 1, "there is no address behind the last"
-    assert len(nftables.prefixes([(c.packed("4aa::"), 16), (c.packed("ff00::"), 8)])) == 3
+    assert len(nftables.prefixes([(raw.packed("4aa::"), 16), (raw.packed("ff00::"), 8)])) == 3

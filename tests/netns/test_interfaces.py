@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from attaching import MODES, PROTOCOL, Attached, Mode, attach, network, reaches, refused, silent
-from observe import difference, picture
+from observe import difference, kernel_state
 
 from mycelium_lab.lab import Lab, Node, Pod, await_fact
 
@@ -176,7 +176,7 @@ def test_a_source_rule_goes_with_its_attachment_and_no_other(
         process.stop()
 
 
-def test_a_link_of_somebody_elses_is_not_deleted(nodes: tuple[Node, Node]) -> None:
+def test_a_link_that_is_not_ours_is_not_deleted(nodes: tuple[Node, Node]) -> None:
     node, _ = nodes
     attached = attach(node, "lost", network())
     silent(attached.delete())
@@ -219,13 +219,13 @@ def test_a_host_link_that_was_moved_away_is_missed_and_leaves_nothing(
     """Into another namespace, where nothing looks: CHECK fails, and the link goes with the pod."""
     node, _ = nodes
     attach(node, f"other-{mode}", network(mode))
-    before = picture(node)
+    before = kernel_state(node)
     attached = attach(node, f"moved-{mode}", network(mode))
     elsewhere = node.pod(f"elsewhere-{mode}")
     node.configure(f"link set {attached.host_link} netns {elsewhere.path}")
     refused(attached.check(), 103, says=f"{attached.host_link} of eth0")
     silent(attached.delete())
-    assert difference(before, picture(node)) == []
+    assert difference(before, kernel_state(node)) == []
     attached.pod.remove()
     await_fact(lambda: elsewhere.link(attached.host_link) is None, "the link's end")
 

@@ -15,7 +15,7 @@ from mycelium_ctl.echo import Echoes, ask_all
 from mycelium_lab.lab import Lab, Namespace, Node, Pod, await_fact
 
 
-class House:
+class HealthyNode:
     """A node with a daemon that has a peer, and files that say how pods are attached."""
 
     def __init__(self, tool: Tool) -> None:
@@ -33,13 +33,13 @@ class House:
         args = f"K8S_POD_NAMESPACE=shop;K8S_POD_NAME={pod.pod_name}"
         self.tool.node.plugin("ADD", conf, pod, args=args, ifname=ifname).succeeded()
 
-    def finds_nothing(self, *checks: str) -> None:
+    def doctor_finds_nothing(self, *checks: str) -> None:
         found = self.tool.json("doctor", *checks)
         alarms = [one for one in found if one["state"] not in ("ok", "skip")]
         assert alarms == []
 
-    def is_content(self) -> None:
-        self.finds_nothing()
+    def reports_no_fault(self) -> None:
+        self.doctor_finds_nothing()
         status = self.tool("status")
         assert status.returncode == 0, status.stdout
         assert "ready: a pod would get its address now" in status.stdout
@@ -50,11 +50,11 @@ def has_peer(node: Node) -> bool:
 
 
 @pytest.fixture
-def house(node: Node, lab: Lab, root: Path) -> House:
+def healthy(node: Node, lab: Lab, root: Path) -> HealthyNode:
     other = lab.node("other")
     other.start_overlay([node])
     await_fact(lambda: has_peer(node), "the daemon has its peer")
-    return House(Tool(node, root))
+    return HealthyNode(Tool(node, root))
 
 
 ROUTED: dict[str, Any] = {"name": "mycelium", "mode": "routed"}
@@ -81,11 +81,11 @@ ONE_POD = {
 
 
 @pytest.mark.parametrize("network", ONE_POD.values(), ids=ONE_POD)
-def test_after_a_normal_first_pod(house: House, network: dict[str, Any]) -> None:
+def test_after_a_normal_first_pod(healthy: HealthyNode, network: dict[str, Any]) -> None:
     """Nothing was prepared: ADD makes what is missing."""
-    house.networks(network)
-    house.attach(house.tool.node.pod("web"), network)
-    house.is_content()
+    healthy.networks(network)
+    healthy.attach(healthy.tool.node.pod("web"), network)
+    healthy.reports_no_fault()
 
 
 SEVERAL = {
@@ -97,42 +97,46 @@ SEVERAL = {
 MIXED = {"routed, then bridge": (ROUTED, BRIDGED), "bridge, then routed": (BRIDGED, ROUTED)}
 
 
-def attach_all(house: House, networks: tuple[dict[str, Any], ...]) -> None:
+def attach_all(healthy: HealthyNode, networks: tuple[dict[str, Any], ...]) -> None:
     """Two pods with an interface on each of them."""
-    house.networks(*{network["name"]: network for network in networks}.values())
+    healthy.networks(*{network["name"]: network for network in networks}.values())
     for name in ("web", "db"):
-        pod = house.tool.node.pod(name)
+        pod = healthy.tool.node.pod(name)
         for number, network in enumerate(networks):
-            house.attach(pod, network, f"net{number}")
+            healthy.attach(pod, network, f"net{number}")
 
 
 @pytest.mark.parametrize("networks", SEVERAL.values(), ids=SEVERAL)
 def test_pods_with_several_of_our_interfaces(
-    house: House, networks: tuple[dict[str, Any], ...]
+    healthy: HealthyNode, networks: tuple[dict[str, Any], ...]
 ) -> None:
-    attach_all(house, networks)
-    house.is_content()
+    attach_all(healthy, networks)
+    healthy.reports_no_fault()
 
 
 @pytest.mark.parametrize("networks", MIXED.values(), ids=MIXED)
 def test_pods_with_interfaces_of_both_modes(
-    house: House, networks: tuple[dict[str, Any], ...]
+    healthy: HealthyNode, networks: tuple[dict[str, Any], ...]
 ) -> None:
-    attach_all(house, networks)
-    house.finds_nothing("pods", "pod-routes", "pod-ways", "overlay-routes", "bridge", "guard")
+    attach_all(healthy, networks)
+    healthy.doctor_finds_nothing(
+        "pods", "pod-routes", "pod-ways", "overlay-routes", "bridge", "guard"
+    )
 
 
 @pytest.mark.parametrize("network", [ROUTED, BRIDGED], ids=["routed", "bridge"])
-def test_after_setup_and_a_restart_of_the_daemon(house: House, network: dict[str, Any]) -> None:
-    house.networks(network)
-    assert house.tool("setup").returncode == 0
-    house.is_content()
-    house.attach(house.tool.node.pod("web"), network)
-    house.tool.node.stop_overlay()
-    house.tool.node.start_overlay()
-    await_fact(lambda: has_peer(house.tool.node), "the daemon has its peer again")
-    house.is_content()
-    assert json.loads(house.tool("setup", "--json").stdout)["changes"] == []
+def test_after_setup_and_a_restart_of_the_daemon(
+    healthy: HealthyNode, network: dict[str, Any]
+) -> None:
+    healthy.networks(network)
+    assert healthy.tool("setup").returncode == 0
+    healthy.reports_no_fault()
+    healthy.attach(healthy.tool.node.pod("web"), network)
+    healthy.tool.node.stop_overlay()
+    healthy.tool.node.start_overlay()
+    await_fact(lambda: has_peer(healthy.tool.node), "the daemon has its peer again")
+    healthy.reports_no_fault()
+    assert json.loads(healthy.tool("setup", "--json").stdout)["changes"] == []
 
 
 def test_a_thousand_answers_at_once_are_all_heard(lab: Lab) -> None:

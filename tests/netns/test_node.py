@@ -23,7 +23,7 @@ from attaching import (
     refused,
     silent,
 )
-from observe import difference, picture, set_sysctl, sysctl
+from observe import difference, kernel_state, set_sysctl, sysctl
 
 from mycelium_lab.lab import UNDERLAY, Lab, Namespace, Node, Process, await_fact
 
@@ -44,9 +44,9 @@ def test_nothing_of_the_node_changes_but_what_is_documented(command: list[str], 
         node = lab.node("a")
         lab.connect(node)
         pod = node.pod("pod")
-        before = picture(node, settings=".")["a"]
+        before = kernel_state(node, settings=".")["a"]
         attached = attach(node, pod, network(mode))
-        after = picture(node, settings=".")["a"]
+        after = kernel_state(node, settings=".")["a"]
         own, subnet = node.overlay_address, attached.address.rpartition(":ff0f:")[0]
         changed = {key for key in before if before[key] != after[key]}
         assert changed <= {"links", "routes", "neighbours", "proxies", "nft", "sysctls"}
@@ -86,10 +86,10 @@ def test_nothing_of_the_node_changes_but_what_is_documented(command: list[str], 
 def test_the_second_add_changes_nothing_but_its_own(node: Node, mode: Mode) -> None:
     attach(node, "first", network(mode))
     pod = node.pod("second")
-    before = picture(node, pod, settings=".")
+    before = kernel_state(node, pod, settings=".")
     attached = attach(node, pod, network(mode))
     silent(attached.delete())
-    assert difference(before, picture(node, pod, settings=".")) == []
+    assert difference(before, kernel_state(node, pod, settings=".")) == []
 
 
 @both_modes
@@ -161,7 +161,7 @@ def default_routes(space: Namespace) -> list[dict[str, object]]:
 def test_a_default_route_learned_from_a_router_survives(lab: Lab, mode: Mode) -> None:
     node, neighbour = lab.node("a"), lab.node("router")
     lab.connect(node)
-    settings = picture(node, settings="accept_ra$")["a"]["sysctls"]
+    settings = kernel_state(node, settings="accept_ra$")["a"]["sysctls"]
     assert sysctl(node, FORWARDING) == "0"
     with router(neighbour, UNDERLAY) as gateway:
         gateway.advertise()
@@ -176,7 +176,7 @@ def test_a_default_route_learned_from_a_router_survives(lab: Lab, mode: Mode) ->
         assert default_routes(node) == []
         gateway.advertise()
         await_fact(lambda: default_routes(node), "the default route again")
-    after = picture(node, settings="accept_ra$")["a"]["sysctls"]
+    after = kernel_state(node, settings="accept_ra$")["a"]["sysctls"]
     ours = (f"conf/{attached.host_link}/", f"conf/{BRIDGE}/", f"conf/{UNDERLAY}/")
     assert sysctl(node, f"ipv6/conf/{UNDERLAY}/accept_ra") == "2"
     assert {k: v for k, v in after.items() if not any(word in k for word in ours)} == {
@@ -231,16 +231,14 @@ def test_an_address_learned_from_a_router_is_renewed(lab: Lab, mode: Mode) -> No
 
 @both_modes
 @pytest.mark.parametrize("accept_ra", ["1", "2"])
-def test_a_pod_that_poses_as_a_router_is_not_believed(
-    node: Node, mode: Mode, accept_ra: str
-) -> None:
+def test_router_advertisements_of_a_pod_are_ignored(node: Node, mode: Mode, accept_ra: str) -> None:
     """Neither by the node, whatever its default for new links, nor by other pods."""
     set_sysctl(node, "ipv6/conf/default/accept_ra", accept_ra)
     other = node.pod("other")
     set_sysctl(other, "ipv6/conf/default/accept_ra", accept_ra)
     rogue = attach(node, "rogue", network(mode))
     victim = attach(node, other, network(mode))
-    before = picture(node, other, rogue.pod)
+    before = kernel_state(node, other, rogue.pod)
     with router(rogue.pod, "eth0") as pretender:
         for _ in range(3):
             pretender.advertise(prefix="2001:db8:66::")
@@ -251,7 +249,7 @@ def test_a_pod_that_poses_as_a_router_is_not_believed(
         assert default_routes(space) == []
         shown = [a["local"] for entry in space.ip("addr") if entry for a in entry["addr_info"]]
         assert not [address for address in shown if address.startswith("2001:db8:66:")]
-    assert before[other.name]["routes"] == picture(other)[other.name]["routes"]
+    assert before[other.name]["routes"] == kernel_state(other)[other.name]["routes"]
 
 
 # The daemon away
@@ -325,7 +323,7 @@ def test_live_pods_work_again_when_the_daemon_is_back(pair: tuple[Node, Node], m
     here, there = pair
     attached = attach(here, "pod", network(mode))
     far = attach(there, "pod", network(mode))
-    before = picture(here, attached.pod)
+    before = kernel_state(here, attached.pod)
     here.stop_overlay()
     assert reaches(here, attached.address)
     refused(here.plugin("STATUS", attached.conf), 51, says="failed to find interface mycelium")
@@ -336,7 +334,7 @@ def test_live_pods_work_again_when_the_daemon_is_back(pair: tuple[Node, Node], m
     await_fact(lambda: reaches(far.pod, attached.address), what, within_s=15)
     silent(attached.check())
     silent(here.plugin("STATUS", attached.conf))
-    gone = [line for line in difference(before, picture(here, attached.pod)) if "gone" in line]
+    gone = [line for line in difference(before, kernel_state(here, attached.pod)) if "gone" in line]
     assert [line for line in gone if "fe80::" not in line] == []
 
 
@@ -363,9 +361,9 @@ def test_del_needs_no_daemon(node: Node, mode: Mode) -> None:
     pod = node.pod("pod")
     attached = attach(node, pod, network(mode))
     node.stop_overlay()
-    before = picture(node, pod)
+    before = kernel_state(node, pod)
     silent(attached.delete())
-    after = picture(node, pod)
+    after = kernel_state(node, pod)
     assert attached.host_link in before["a"]["links"]
     assert attached.host_link not in after["a"]["links"]
     assert pod.link("eth0") is None

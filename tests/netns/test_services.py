@@ -182,7 +182,7 @@ def test_doctor_tells_services_that_are_silent_and_whose_chain_drops(cluster: Se
 
 
 @pytest.mark.parametrize("host", ("$(reboot)", "fd00::1%\x1b[2J", ""))
-def test_doctor_believes_no_nonsense_of_a_pod(site: Site, root: Path, host: str) -> None:
+def test_doctor_ignores_invalid_environments_of_pods(site: Site, root: Path, host: str) -> None:
     cluster = ServicesSite(site, root, "nameserver fd00::53\n")  # its node's, not the cluster's
     cluster.run(conf(serviceNetworks=[NETWORK]), host=host, port="0443443")
     ((mark, found),) = cluster.findings()

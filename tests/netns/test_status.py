@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from attaching import BRIDGE, Mode, attach, both_modes, network, reaches, refused, silent
-from observe import difference, picture, set_sysctl
+from observe import difference, kernel_state, set_sysctl
 
 from mycelium_lab.lab import Lab, Node, PluginCall
 
@@ -24,9 +24,9 @@ def status(node: Node, mode: Mode, **keys: Any) -> PluginCall:
 
 def quietly(node: Node, call: Callable[[], PluginCall]) -> PluginCall:
     """A call that changes nothing."""
-    before = picture(node)
+    before = kernel_state(node)
     outcome = call()
-    assert difference(before, picture(node)) == []
+    assert difference(before, kernel_state(node)) == []
     return outcome
 
 
@@ -107,9 +107,9 @@ def test_a_node_that_must_be_repaired_serves_no_new_pods(
     keys, says = broken(node)
     refused(quietly(node, lambda: status(node, mode, **keys)), 50, says=says)
     pod = node.pod("new")
-    before = picture(node, pod)
+    before = kernel_state(node, pod)
     refused(node.plugin("ADD", network(mode, **keys), pod), 100, says=says)
-    assert difference(before, picture(node, pod)) == []
+    assert difference(before, kernel_state(node, pod)) == []
 
 
 def key_of_another(node: Node) -> Broken:
@@ -149,9 +149,9 @@ def test_sources_of_the_subnet_that_disagree_are_shown(
     keys, says = broken(node)
     refused(quietly(node, lambda: status(node, "bridge", **keys)), 50, says=says)
     pod = node.pod("new")
-    before = picture(node, pod)
+    before = kernel_state(node, pod)
     refused(node.plugin("ADD", network("bridge", **keys), pod), 100, says=says)
-    assert difference(before, picture(node, pod)) == []
+    assert difference(before, kernel_state(node, pod)) == []
 
 
 def test_a_key_that_is_the_daemons_is_accepted_with_whatever_follows_it(node: Node) -> None:

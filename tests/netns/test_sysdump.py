@@ -141,7 +141,7 @@ def test_the_kernels_secrets_are_left_out(tool: Tool, tmp_path: Path) -> None:
     ] == []
 
 
-def test_a_place_that_cannot_be_written_is_said(tool: Tool) -> None:
+def test_an_output_that_cannot_be_written_is_reported(tool: Tool) -> None:
     done = tool("sysdump", "--output", "/nonexistent/x.tar.gz")
     assert done.returncode == 1
     assert "cannot write /nonexistent/x.tar.gz" in done.stderr

@@ -22,7 +22,7 @@ from typing import Literal
 
 import pytest
 from attaching import Attached, Mode, at_once, attach, both_modes, network, reaches, refused, silent
-from observe import difference, picture, set_sysctl
+from observe import difference, kernel_state, set_sysctl
 
 import mycelium_cni
 from mycelium_lab.lab import Lab, PluginCall, await_fact
@@ -76,12 +76,12 @@ class Stage:
             self.ifname = "net1"
         for link in () if ipv6 else ("all", "default", "lo"):
             set_sysctl(self.pod, f"ipv6/conf/{link}/disable_ipv6", "1")
-        self.before = picture(self.node, self.pod)
+        self.before = kernel_state(self.node, self.pod)
         self._known = {link["ifname"] for link in self.node.ip("link")}
         self._trace = lab.directory / "strace"
 
     def run(self, argv: list[str]) -> PluginCall:
-        """ADD, by this command line."""
+        """ADD with this command line."""
         env = {
             "CNI_COMMAND": "ADD",
             "CNI_CONTAINERID": self.pod.container_id,
@@ -113,7 +113,7 @@ class Stage:
 
     def changes(self) -> list[str]:
         """What has changed."""
-        return difference(self.before, picture(self.node, self.pod))
+        return difference(self.before, kernel_state(self.node, self.pod))
 
 
 @contextmanager
@@ -356,7 +356,7 @@ def flap(stage: Stage, call: Future[PluginCall]) -> None:
 
 
 def leave_it(stage: Stage, call: Future[PluginCall]) -> None:
-    """What the test has done to the pod is enough."""
+    """Nothing more: the pod has been changed before."""
 
 
 def test_an_add_waits_seven_seconds_in_all_and_is_undone(command: list[str]) -> None:
@@ -369,7 +369,7 @@ def test_an_add_waits_seven_seconds_in_all_and_is_undone(command: list[str]) -> 
                 # A rule of somebody's own: without one the kernel asks no rules.
                 stage.pod.run(["ip", "-6", "rule", "add", "preference", "9", "lookup", "main"])
                 stage.pod.run(["ip", "-6", "rule", "delete", "preference", "0"])
-                stage.before = picture(stage.node, stage.pod)
+                stage.before = kernel_state(stage.node, stage.pod)
             slow = "inject=sendto:delay_enter=200000:when=5..16"
             watch = ("-ttt", "-e", "trace=sendto,clock_nanosleep", "-e", slow)
             call = pool.submit(stage.strace, *watch)
@@ -398,7 +398,7 @@ def kill(name: str, number: int) -> str:
 
 @every_state
 @both_modes
-def test_a_result_that_nobody_can_be_told_is_undone(
+def test_an_add_whose_result_cannot_be_written_is_undone(
     command: list[str], mode: Mode, state: State
 ) -> None:
     with staged(command, mode, state) as stage:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Throw-away nodes and pods, and a witness: a listener to every change that the kernel reports.
+"""Temporary nodes and pods, and a witness: a listener to every change that the kernel reports.
 
 Nothing here uses the plugin's code: namespaces are made and inspected with `ip`.
 """
@@ -256,7 +256,7 @@ class Witness:
     """Hears every link, address, route, rule, neighbour and forwarding change in one namespace.
 
     The kernel queues the notice before the change returns to the caller, so an empty
-    queue proves that nothing was touched, not even for a moment; a before-and-after picture
+    queue proves that nothing was touched, not even for a moment; a before-and-after kernel_state
     cannot say that.
     """
 
@@ -314,7 +314,7 @@ cat /proc/sys/net/ipv6/conf/all/forwarding /proc/sys/net/ipv4/ip_forward
 """
 
 
-def picture(host: Host, *pods: Pod) -> str:
+def kernel_state(host: Host, *pods: Pod) -> str:
     """Everything a plugin could have changed on a node and in pods, as text to compare."""
     parts = [host.run("sh", "-c", _PICTURE)]
     parts += [host.run("ip", "netns", "exec", pod.name, "sh", "-c", _PICTURE) for pod in pods]

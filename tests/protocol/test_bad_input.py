@@ -17,7 +17,7 @@ import pytest
 
 from .calls import Plugin, encoded, network
 from .conftest import Quiet
-from .hosts import NODE, PREFIX, Host, picture
+from .hosts import NODE, PREFIX, Host, kernel_state
 
 UNREADABLE = "error unmarshall network config:"
 VALID = json.dumps(network()).encode()
@@ -653,15 +653,15 @@ def test_a_key_file_that_is_no_key_of_this_node_is_refused(quiet: Quiet, kind: s
     quiet.plugin.add(quiet.pod, conf).error(5, 7, 11, 100, says=path)
 
 
-# ── the whole corpus once more, by a picture before and after ────────────────────────────────────
+# ── the whole corpus once more: the state before and after ────────────────────────────────────
 @pytest.fixture(scope="module", autouse=True)
 def nothing_is_left_of_the_whole_corpus(quiet_place: Any) -> Iterator[None]:
     """The kernel's state as `ip` shows it, before the first case and after the last."""
     place = quiet_place.get()
-    before = picture(place.plugin.host, place.pod)
+    before = kernel_state(place.plugin.host, place.pod)
     yield
     if quiet_place.get() is place:  # a test that disturbed it has failed, and has said so
-        assert picture(place.plugin.host, place.pod) == before
+        assert kernel_state(place.plugin.host, place.pod) == before
 
 
 def test_the_valid_configuration_of_the_corpus_is_valid(plugin: Plugin, host: Host) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from .calls import Outcome, Plugin, attachment_env, encoded, network
 from .conftest import Listen, Quiet
-from .hosts import Host, Pod, picture, tool
+from .hosts import Host, Pod, kernel_state, tool
 
 UNPRIVILEGED = ("setpriv", "--bounding-set=-all", "--inh-caps=-all", "--")
 
@@ -153,18 +153,18 @@ def test_an_add_that_cannot_tell_its_result_fails_and_undoes_itself(
 ) -> None:
     pod, other_pod = alone.host.pod(), alone.host.pod()
     alone.add(other_pod, network()).result()  # what stays on a node after its first ADD is there
-    before = picture(alone.host, pod)
+    before = kernel_state(alone.host, pod)
     argv = through_shell(alone, f'exec "$@" {redirection}')
     env = {"CNI_COMMAND": "ADD", **attachment_env(pod)}
     outcome = alone.run(env, encoded(network()), argv=argv)
     assert outcome.code == 1, outcome
-    assert picture(alone.host, pod) == before
+    assert kernel_state(alone.host, pod) == before
 
 
 def test_an_add_whose_reader_is_gone_fails_and_undoes_itself(alone: Plugin) -> None:
     pod, other_pod = alone.host.pod(), alone.host.pod()
     alone.add(other_pod, network()).result()
-    before = picture(alone.host, pod)
+    before = kernel_state(alone.host, pod)
     reader, writer = os.pipe()
     os.close(reader)
     try:
@@ -181,7 +181,7 @@ def test_an_add_whose_reader_is_gone_fails_and_undoes_itself(alone: Plugin) -> N
         os.close(writer)
     outcome = Outcome("ADD", done.returncode, b"", done.stderr)
     assert outcome.code == 1, outcome
-    assert picture(alone.host, pod) == before
+    assert kernel_state(alone.host, pod) == before
 
 
 def test_add_without_privileges_is_one_error_and_leaves_nothing(quiet: Quiet) -> None:

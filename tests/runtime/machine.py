@@ -228,7 +228,7 @@ class Machine:
     # The end
 
     def power_off(self) -> None:
-        """End it as a power cut does; the disk stays. May be called again."""
+        """End it as a power cut does; the disk stays. Idempotent."""
         if self._unshare.poll() is None:
             with suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)

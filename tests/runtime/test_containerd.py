@@ -316,7 +316,7 @@ def test_an_add_that_hangs_after_its_work_is_undone(cluster: Cluster) -> None:
     left.pod("another").end()  # the first one's name is free when containerd has tidied up
 
 
-def test_a_crash_shows_its_last_words(cluster: Cluster) -> None:
+def test_a_crash_shows_what_it_printed(cluster: Cluster) -> None:
     left, _ = cluster
     left.machine.install(
         '[ "$CNI_COMMAND" = ADD ] || exec $PLUGIN\necho "out of ideas" >&2; exit 1'
@@ -326,7 +326,7 @@ def test_a_crash_shows_its_last_words(cluster: Cluster) -> None:
     assert left.sandboxes() == {}
 
 
-def test_a_failed_del_is_asked_again(cluster: Cluster) -> None:
+def test_a_failed_del_is_repeated(cluster: Cluster) -> None:
     left, _ = cluster
     left.configure(network())
     web = left.pod("web")

@@ -70,7 +70,7 @@ def mounts() -> list[str]:
     return Path("/proc/self/mounts").read_text().splitlines()
 
 
-def test_a_running_lab_is_nobody_elses_to_remove(command: list[str]) -> None:
+def test_a_running_lab_is_not_removed(command: list[str]) -> None:
     with machine.owned_lab(command, "stand-in") as lab:
         done = subprocess.run(
             [sys.executable, "-c", "from runtime.machine import *; print(remove_abandoned())"],

@@ -150,7 +150,7 @@ def test_of_a_dual_stack_pod_the_primary_address_comes_first(cluster: Cluster) -
     left.machine.node.configure("link delete cni0")
 
 
-def test_a_host_network_pod_is_none_of_ours(cluster: Cluster) -> None:
+def test_a_host_network_pod_is_not_attached(cluster: Cluster) -> None:
     left, _ = cluster
     log = left.machine.record()
     left.configure(network(mode="routed"))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The lives of the pods: what is done to each is random; what must be true of it is fixed."""
+"""Pods that come and go: what is done to each is random, what must hold for it is fixed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from itertools import count
 from random import Random
 from typing import Final
 
-from observe import difference, picture
+from observe import difference, kernel_state
 
 from mycelium_lab.errors import LabError
 from mycelium_lab.lab import Lab, Pod, await_fact
@@ -110,7 +110,7 @@ class Churn:
         `ended` is told their number now and then; no pod begins once `go_on` says no.
         """
         self._each_network_once()
-        before = picture(self.node, *self._free)
+        before = kernel_state(self.node, *self._free)
         self._residents.extend(self._resident(number) for number in range(len(self.networks)))
         tried = 0
         numbers = count(1)
@@ -347,7 +347,7 @@ class Churn:
 
         def settled() -> bool:
             # Sets and chains of networks come in the order in which they were last needed.
-            lines = difference(before, picture(self.node, *pods))
+            lines = difference(before, kernel_state(self.node, *pods))
             left[:] = [line for line in lines if line != f"/{self.node.name}/nft: other order"]
             return not left
 

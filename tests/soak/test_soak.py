@@ -14,7 +14,7 @@ TESTS = Path(__file__).parents[1]
 
 
 @pytest.mark.timeout(300)
-def test_a_minute_of_killed_calls_leaves_nothing_and_no_pod_deaf() -> None:
+def test_a_minute_of_killed_calls_leaves_nothing_and_every_pod_answers() -> None:
     argv = [sys.executable, "-m", "soak", "--count", "600", "--seconds", "60"]
     done = subprocess.run(
         ["nice", *argv],

@@ -65,7 +65,7 @@ def test_a_time_that_is_none_is_refused(
 @pytest.mark.parametrize(
     "words", ["--help", "help doctor", "config check --help", "config new", "version --json"]
 )
-def test_a_full_disk_is_said_in_a_line(command: list[str], words: str) -> None:
+def test_a_full_disk_is_one_line(command: list[str], words: str) -> None:
     argv = ["sh", "-c", f'"$@" {words} >/dev/full', "sh", *command]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     said = "mycelium-cni: cannot write the output: No space left on device\n"
@@ -146,7 +146,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
         cli.main(["broken"])
 
 
-def test_a_reader_that_has_enough_gets_no_complaint(command: list[str]) -> None:
+def test_a_closed_pipe_is_no_error(command: list[str]) -> None:
     script = '"$@" | head -n 0; exit ${PIPESTATUS[0]}'
     argv = ["bash", "-c", script, "bash", *command, "demo", "--help"]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)

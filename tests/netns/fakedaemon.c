@@ -4,7 +4,7 @@
  * namespace and holds a TUN of the daemon's name, which was made in a user and network namespace of
  * its own. Its `--version` leaves a file that says who ran it.
  *
- * stranger INTERFACE [here]
+ * fakedaemon INTERFACE [here]
  * With `here`, or as root, it takes the TUN of the namespace that it is in.
  */
 #define _GNU_SOURCE
@@ -21,8 +21,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#ifndef LOOT
-#error "LOOT: the file that --version writes"
+#ifndef MARKER
+#error "MARKER: the file that --version writes"
 #endif
 
 static void send_tun(int channel, const char *name, int here)
@@ -58,13 +58,13 @@ int main(int argc, char **argv)
 		.msg_control = space, .msg_controllen = sizeof(space)};
 
 	if (argc > 1 && !strcmp(argv[1], "--version")) {
-		int loot = open(LOOT, O_WRONLY | O_CREAT | O_APPEND, 0644);
-		dprintf(loot, "uid=%d\n", geteuid());
+		int marker = open(MARKER, O_WRONLY | O_CREAT | O_APPEND, 0644);
+		dprintf(marker, "uid=%d\n", geteuid());
 		puts("mycelium 6.6.6");
 		return 0;
 	}
 	if (argc < 2)
-		errx(2, "usage: stranger INTERFACE [here]");
+		errx(2, "usage: fakedaemon INTERFACE [here]");
 	if (socketpair(AF_UNIX, SOCK_STREAM, 0, channel))
 		err(1, "socketpair");
 	if (!fork()) {

@@ -27,20 +27,19 @@ exec setpriv --reuid=65534 --regid=65534 --clear-groups "$@"
 """
 
 
-class Stranger:
-    """A program of an unprivileged user that poses as the daemon; it writes the file `loot` when it
-    is asked for its version."""
+class FakeDaemon:
+    """A program of an unprivileged user that looks like the daemon; it writes the file `marker`
+    when it is asked for its version."""
 
     def __init__(self, folder: Path) -> None:
         self.program = folder / "mycelium"
-        self.loot = folder / "open-to-all" / "loot"
-        self.loot.parent.mkdir()
-        self.loot.parent.chmod(0o777)
-        source = Path(__file__).with_name("stranger.c")
-        subprocess.run(
-            ["gcc", "-O1", "-Wall", "-Werror", f'-DLOOT="{self.loot}"', source, "-o", self.program],
-            check=True,
-        )
+        self.marker = folder / "open-to-all" / "marker"
+        self.marker.parent.mkdir()
+        self.marker.parent.chmod(0o777)
+        source = str(Path(__file__).with_name("fakedaemon.c"))
+        marker = f'-DMARKER="{self.marker}"'
+        gcc = ["gcc", "-O1", "-Wall", "-Werror", marker, source, "-o", str(self.program)]
+        subprocess.run(gcc, check=True)
 
     def run(self, node: Node, *arguments: str) -> Process:
         """Run it in the node's namespace, as nobody."""
@@ -50,52 +49,52 @@ class Stranger:
     def hold_a_tun(self, node: Node) -> None:
         """Have it hold a TUN of the daemon's name that was made elsewhere."""
         process = self.run(node, "mycelium")
-        await_fact(lambda: "ready" in process.output(), what="the stranger holds its TUN")
+        await_fact(lambda: "ready" in process.output(), what="the fake daemon holds its TUN")
 
 
 @pytest.fixture
-def stranger() -> Iterator[Stranger]:
-    folder = Path(tempfile.mkdtemp(prefix="stranger-"))  # tmp_path is root's alone
+def fake_daemon() -> Iterator[FakeDaemon]:
+    folder = Path(tempfile.mkdtemp(prefix="fakedaemon-"))  # tmp_path is root's alone
     folder.chmod(0o755)
-    yield Stranger(folder)
+    yield FakeDaemon(folder)
     shutil.rmtree(folder)
 
 
-def test_a_stranger_with_a_tun_of_the_same_name_is_not_the_daemon(
-    node: Node, root: Path, stranger: Stranger
+def test_a_tun_of_another_user_with_the_same_name_is_not_the_daemons(
+    node: Node, root: Path, fake_daemon: FakeDaemon
 ) -> None:
     tool = Tool(node, root)
     node.stop_overlay()
-    stranger.hold_a_tun(node)
+    fake_daemon.hold_a_tun(node)
     alone = tool.json("status")["daemon"]
     tool("doctor")
     node.start_overlay()
     assert node.overlay
     beside = tool.json("status")["daemon"]
-    assert not stranger.loot.exists(), stranger.loot.read_text()
+    assert not fake_daemon.marker.exists(), fake_daemon.marker.read_text()
     assert alone["process"] is None
     assert beside["process"] == node.overlay.pid
 
 
 @pytest.mark.parametrize("owner", ["", "user root"])
 def test_an_interface_that_any_user_can_take_is_named(
-    tool: Tool, stranger: Stranger, owner: str
+    tool: Tool, fake_daemon: FakeDaemon, owner: str
 ) -> None:
     """The kernel refuses users other than its owner, and nobody if it has none."""
     tool.node.configure("tuntap del mycelium mode tun", f"tuntap add mycelium mode tun {owner}")
     tool.node.configure("link set mycelium mtu 1400 up", f"address add {NODE}/7 dev mycelium")
-    process = stranger.run(tool.node, "mycelium", "here")
+    process = fake_daemon.run(tool.node, "mycelium", "here")
     says = "TUNSETIFF: Operation not permitted" if owner else "ready"
     await_fact(lambda: says in process.output(), what=says)
     assert ("any user" in tool.doctor("interface")["found"]) == (owner == "")
     assert tool.json("status")["daemon"]["process"] is None
-    assert not stranger.loot.exists()
+    assert not fake_daemon.marker.exists()
 
 
-def install_daemon(stranger: Stranger, node: Node, path: Path) -> Process:
+def install_daemon(fake_daemon: FakeDaemon, node: Node, path: Path) -> Process:
     """The program, as root's, with the node's own TUN."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy(stranger.program, path)
+    shutil.copy(fake_daemon.program, path)
     process = node.start([str(path), "mycelium"])
     await_fact(lambda: "ready" in process.output(), what="the daemon holds its TUN")
     return process
@@ -103,55 +102,55 @@ def install_daemon(stranger: Stranger, node: Node, path: Path) -> Process:
 
 @pytest.mark.parametrize("place", ["usr/bin/mycelium", "opt/overlay/daemon"])
 def test_the_daemon_that_root_installed_tells_its_version(
-    tool: Tool, stranger: Stranger, place: str
+    tool: Tool, fake_daemon: FakeDaemon, place: str
 ) -> None:
     """But not when others may write to its directory, or when the file was replaced."""
     unit = tool.root / "etc/systemd/system/mycelium.service"
     unit.parent.mkdir(parents=True)
     unit.write_text(f"[Service]\nExecStart=/{place} --tun-name mycelium\n")
     path = tool.root / place
-    process = install_daemon(stranger, tool.node, path)
+    process = install_daemon(fake_daemon, tool.node, path)
     shown = tool.json("status")["daemon"]
     assert (shown["process"], shown["version"]) == (process.pid, "6.6.6")
-    stranger.loot.unlink()
+    fake_daemon.marker.unlink()
     for changed in (path, path.parent):
         mode = changed.stat().st_mode
         changed.chmod(0o777)
         assert tool.json("status")["daemon"]["version"] is None
         changed.chmod(mode)
     path.rename(path.with_name("old"))
-    shutil.copy(stranger.program, path)
+    shutil.copy(fake_daemon.program, path)
     shown = tool.json("status")["daemon"]
     assert (shown["process"], shown["version"]) == (process.pid, None)
-    assert not stranger.loot.exists()
+    assert not fake_daemon.marker.exists()
 
 
 def test_a_daemon_from_anywhere_is_not_asked_for_its_version(
-    tool: Tool, stranger: Stranger
+    tool: Tool, fake_daemon: FakeDaemon
 ) -> None:
-    process = install_daemon(stranger, tool.node, tool.root / "home/somebody/mycelium")
+    process = install_daemon(fake_daemon, tool.node, tool.root / "home/somebody/mycelium")
     shown = tool.json("status")["daemon"]
     assert (shown["process"], shown["version"]) == (process.pid, None)
-    assert not stranger.loot.exists()
+    assert not fake_daemon.marker.exists()
 
 
-def trap(path: Path, loot: Path) -> None:
-    path.write_text(f"#!/bin/sh\nid >>{loot}\n")
+def trap(path: Path, marker: Path) -> None:
+    path.write_text(f"#!/bin/sh\nid >>{marker}\n")
     path.chmod(0o755)
 
 
 def test_programs_in_a_directory_that_others_may_write_are_not_run(
     tool: Tool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loot, open_to_all = tmp_path / "loot", tmp_path / "open-to-all"
+    marker, open_to_all = tmp_path / "marker", tmp_path / "open-to-all"
     open_to_all.mkdir()
     for name in ("unshare", "ip", "nft", "ip6tables-legacy-save", "mycelium"):
-        trap(open_to_all / name, loot)
+        trap(open_to_all / name, marker)
     monkeypatch.setenv("PATH", f"{open_to_all}:{os.environ['PATH']}")
     tool("setup")
     tool("test")
-    assert "uid=0" in loot.read_text()  # so it would be if root owned the directory
-    loot.unlink()
+    assert "uid=0" in marker.read_text()  # so it would be if root owned the directory
+    marker.unlink()
     open_to_all.chmod(0o777)
     assert "all that was tried works" in tool("test").stdout
     tool("doctor")
@@ -161,7 +160,7 @@ def test_programs_in_a_directory_that_others_may_write_are_not_run(
     with tool.node.inside():
         done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert "all that was tried works" in done.stdout
-    assert not loot.exists()
+    assert not marker.exists()
 
 
 def test_a_configuration_that_others_may_write_is_said(tool: Tool) -> None:
@@ -175,11 +174,11 @@ def test_a_configuration_that_others_may_write_is_said(tool: Tool) -> None:
 
 
 def test_a_plugin_that_others_may_replace_is_not_run(tool: Tool, tmp_path: Path) -> None:
-    loot, bins = tmp_path / "loot", tool.root / "opt/cni/bin"
-    trap(bins / "mycelium-cni", loot)
+    marker, bins = tmp_path / "marker", tool.root / "opt/cni/bin"
+    trap(bins / "mycelium-cni", marker)
     tool.doctor("plugin")
-    assert "uid=0" in loot.read_text()
-    loot.unlink()
+    assert "uid=0" in marker.read_text()
+    marker.unlink()
     for changed in (bins / "mycelium-cni", bins, tool.root / "opt"):
         mode = changed.stat().st_mode
         changed.chmod(0o775)
@@ -192,12 +191,12 @@ def test_a_plugin_that_others_may_replace_is_not_run(tool: Tool, tmp_path: Path)
         os.chown(changed, 65534, 0)
         assert "belongs to user 65534" in tool.doctor("plugin")["found"]
         os.chown(changed, 0, 0)
-    # The same behind a symbolic link of a stranger.
+    # The same behind a symbolic link of another user.
     real = bins.rename(tool.root / "real")
     bins.symlink_to(real)
     os.chown(bins, 65534, 0, follow_symlinks=False)
     assert "belongs to user 65534" in tool.doctor("plugin")["found"]
-    assert not loot.exists()
+    assert not marker.exists()
 
 
 # What answers at the daemon's API: any user's program can while the daemon is away.
@@ -256,7 +255,7 @@ ANSWERS = {
 
 
 @pytest.mark.parametrize("body", ANSWERS.values(), ids=ANSWERS)
-def test_an_api_that_answers_nonsense_is_no_daemon(tool: Tool, body: bytes) -> None:
+def test_an_api_with_invalid_answers_is_no_daemon(tool: Tool, body: bytes) -> None:
     with api(tool.node, body):
         for argv in (["status"], ["status", "--json"], ["doctor", "api", "peers"], ["inspect"]):
             done = tool(*argv)
@@ -282,12 +281,12 @@ exec sleep infinity
 
 @pytest.mark.parametrize("whose", ["root", "nobody"])
 def test_a_path_in_a_container_is_not_opened_before_it_is_known_what_is_there(
-    tool: Tool, stranger: Stranger, whose: str
+    tool: Tool, fake_daemon: FakeDaemon, whose: str
 ) -> None:
     """Its mounts may name a path as a namespace, and a link there may lead to a device of the host.
     Mounts of a user namespace, where anybody may mount, are skipped."""
     pod = tool.attach("web")
-    folder = stranger.loot.parent / "mounts"
+    folder = fake_daemon.marker.parent / "mounts"
     folder.mkdir()
     folder.chmod(0o777)
     rights = [] if whose == "root" else ["setpriv", "--reuid=65534", "--regid=65534"]
@@ -295,7 +294,7 @@ def test_a_path_in_a_container_is_not_opened_before_it_is_known_what_is_there(
     shell = ["unshare", "--mount", "sh", "-ec", NAMED, "sh", str(folder), tool.node.path]
     process = pod.start([*rights, *user, *shell])
     await_fact(lambda: "ready" in process.output(), what="the mounts are there")
-    log = stranger.loot.parent / "calls"
+    log = fake_daemon.marker.parent / "calls"
     trace = ["strace", "-f", "-e", "trace=openat", "-o", str(log)]
     done = tool.node.run([*trace, *tool.node.lab.command, "gc", "--dry-run"], check=False)
     assert "every attachment has its pod" in done.stdout
