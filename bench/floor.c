@@ -3,7 +3,7 @@
 //
 // Reads a recording (bench/recording.py) from standard input: the system calls that the plugin made for
 // an earlier pod, with this pod's names and addresses put in. Makes the same calls in the same order.
-// Only the link indexes, which nobody knows before the kernel has chosen them, are filled in here.
+// Only the link indexes, which the kernel chooses, are filled in here.
 
 #define _GNU_SOURCE
 #include <errno.h>
@@ -35,7 +35,7 @@ struct patch {
 	uint16_t end;
 } __attribute__((packed));
 
-enum { HOST_END, POD_END };
+enum { HOST_LINK, POD_LINK };
 
 static char recording[1 << 16], received[32768], text[256];
 static uint32_t indexes[2];
@@ -46,15 +46,15 @@ static void die(const struct step *step) {
 	_exit(1);
 }
 
-// The indexes of both ends of a veth, from the kernel's description of one.
+// The indexes of both links of a veth pair, from the kernel's description of one.
 static void learn(void) {
 	struct nlmsghdr *header = (void *)received;
 	struct ifinfomsg *link = NLMSG_DATA(header);
 	int left = (int)IFLA_PAYLOAD(header);
-	indexes[HOST_END] = (uint32_t)link->ifi_index;
+	indexes[HOST_LINK] = (uint32_t)link->ifi_index;
 	for (struct rtattr *attr = IFLA_RTA(link); RTA_OK(attr, left); attr = RTA_NEXT(attr, left))
 		if (attr->rta_type == IFLA_LINK)
-			memcpy(&indexes[POD_END], RTA_DATA(attr), 4);
+			memcpy(&indexes[POD_LINK], RTA_DATA(attr), 4);
 }
 
 // Ask until the kernel refuses: then the link is gone.
@@ -75,7 +75,7 @@ static void until_refused(const struct step *step, const char *data) {
 	}
 }
 
-static long play(const struct step *step, const char *data) {
+static long run(const struct step *step, const char *data) {
 	struct stat status;
 	int option[3];
 	switch (step->call) {
@@ -145,7 +145,7 @@ int main(void) {
 				at += step->argument;
 			else if (child < 0)
 				die(step);
-		} else if (play(step, data) < 0) {
+		} else if (run(step, data) < 0) {
 			die(step);
 		}
 	}

@@ -2,7 +2,7 @@
 """Keep this node and its pods as `setup` and ADD made them, until it is told to stop.
 
 The kernel reports every change to links, addresses, routes and the packet filter, on the node and
-in the pods. The agent makes what is absent, as `doctor --fix` would, and logs a line: rules that a
+in the pods. The agent makes what is missing, as `doctor --fix` would, and logs a line: rules that a
 firewall's restart has flushed, routes of a link that was down, a bridge that has lost its address.
 It checks everything when it starts, once a minute and on SIGHUP, because the kernel does not report
 most settings below /proc/sys. A repair that is undone again and again is repeated after 1, 2, 4 …

@@ -17,7 +17,7 @@ Level = Literal["info", "warning", "error"]
 
 
 class Log:
-    """The log of the agent. Names from aliases and files are strangers': nothing that is not
+    """The log of the agent. Names from aliases and files are untrusted: nothing that is not
     printable gets into a line."""
 
     def __init__(self, *, as_json: bool) -> None:

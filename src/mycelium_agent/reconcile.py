@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Looks at the facts of the node and of its attachments, and makes what is absent.
+"""Looks at the facts of the node and of its attachments, and makes what is missing.
 
 The facts, the question whether they hold and the way to make them are those of `setup`, `doctor
 --fix` and ADD (docs/adr/0008). Here is when to look, at what, and when not to

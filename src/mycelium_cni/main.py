@@ -172,5 +172,5 @@ def _fail(version: str, log: Log | None, error: CniError) -> None:
 
 
 def _one_line(text: str) -> str:
-    """Escape what cannot be printed: strangers choose names, and a Kubernetes event is one line."""
+    """Escape what cannot be printed: names are untrusted, and a Kubernetes event is one line."""
     return "".join([c if c.isprintable() else ascii(c)[1:-1] for c in text])

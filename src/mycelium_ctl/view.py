@@ -3,7 +3,7 @@
 
 On a terminal: colour (none with NO_COLOR), wrapped to its width, through rich, which is imported
 only when something is drawn. In a pipe: one fact a line, never wrapped, and words where
-a terminal has signs. What strangers wrote (names of pods, files, peers) is shown with its control
+a terminal has signs. What is untrusted (names of pods, files, peers) is shown with its control
 characters escaped, in both.
 """
 
@@ -38,7 +38,7 @@ def visible(text: str) -> str:
 
 
 def readable(text: str) -> str:
-    """The same, cut to what a person reads: a stranger's name may have megabytes."""
+    """The same, cut to what a person reads: an untrusted name may have megabytes."""
     if len(text) > LONGEST:
         return f"{visible(text[:LONGEST])}… ({len(text)} characters)"
     return visible(text)

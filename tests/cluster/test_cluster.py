@@ -326,8 +326,8 @@ def test_only_the_clusters_nodes_reach_a_guarded_pod_as_they_come_and_go(
     assert all(node.get(url) for node in cluster.nodes)
     assert not cluster.world_gets(url)
     meta = {"name": "world", "annotations": {SUBNET: subnet(world)}}
-    stranger = json.dumps({"apiVersion": "v1", "kind": "Node", "metadata": meta})
-    cluster.kubectl("apply", "-f", "-", stdin=stranger)
+    forged = json.dumps({"apiVersion": "v1", "kind": "Node", "metadata": meta})
+    cluster.kubectl("apply", "-f", "-", stdin=forged)
     await_subnets(cluster, guarded, world)
     await_fact(lambda: cluster.world_gets(url), "a node of the cluster reaches the pod")
     cluster.kubectl("annotate", "--overwrite", "node/world", f"{SUBNET}=400::/7")

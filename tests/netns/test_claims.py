@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -207,53 +208,56 @@ def test_an_address_of_any_link_of_the_node_is_refused(
     node.configure("link del nic0")
 
 
+@contextmanager
+def routed_elsewhere(node: Node, *lines: str) -> Iterator[ipaddress.IPv6Network]:
+    """A prefix of the node's subnet, while these lines route it; PREFIX in them stands for it."""
+    prefix = ipaddress.IPv6Network((int(subnet_of(node)[5 << 48]), 80))
+    node.configure(
+        "link add nic0 type veth peer name nic1",
+        *QUIET,
+        *(f"link set nic{n} up" for n in (0, 1)),
+        *(f"address add fd99:{n}::1/64 dev nic{n} nodad" for n in (0, 1)),
+        *(line.replace("PREFIX", str(prefix)) for line in lines),
+    )
+    yield prefix
+    node.configure(f"route flush root {prefix}", "link del nic0")
+
+
 @both_modes
 @pytest.mark.parametrize("kind", ["", "prohibit ", "blackhole "])
 def test_an_address_that_the_node_routes_elsewhere_is_refused(
     shared_nodes: SharedNodes, node: Node, mode: Mode, kind: str
 ) -> None:
     (pod,) = shared_nodes.new_pods(node)
-    prefix = ipaddress.IPv6Network((int(subnet_of(node)[5 << 48]), 80))
-    node.configure(
-        "link add nic0 type veth peer name nic1",
-        *QUIET,
-        "link set nic0 up",
-        "link set nic1 up",
-        f"route add {kind}{prefix}" + ("" if kind else " dev nic0"),
-    )
-    before = kernel_state(node, pod)
-    call = node.plugin("ADD", network(mode), pod, args=f"IP={prefix[9]}")
-    refused(call, 101, says=str(prefix[9]))
-    refused(call, 101, says="refuses" if kind else f"{prefix} to link nic0")
-    assert difference(before, kernel_state(node, pod)) == []
-    node.configure(f"route del {kind}{prefix}", "link del nic0")
+    route = f"route add {kind}PREFIX" if kind else "route add PREFIX dev nic0"
+    with routed_elsewhere(node, route) as prefix:
+        before = kernel_state(node, pod)
+        call = node.plugin("ADD", network(mode), pod, args=f"IP={prefix[9]}")
+        refused(call, 101, says=str(prefix[9]))
+        refused(call, 101, says="refuses" if kind else f"{prefix} to link nic0")
+        assert difference(before, kernel_state(node, pod)) == []
+
+
+WAYS = [f"via fd99:{n}::2 dev nic{n}" for n in (0, 1)]
+SEVERAL = {
+    "two ways": ["route add PREFIX " + " ".join(f"nexthop {way}" for way in WAYS)],
+    "a group": [
+        *(f"nexthop add id {n + 1} {way}" for n, way in enumerate(WAYS)),
+        "nexthop add id 3 group 1/2",
+        "route add PREFIX nhid 3",
+    ],
+}
 
 
 @both_modes
-@pytest.mark.parametrize("kind", ["two ways", "a group"])
+@pytest.mark.parametrize("kind", SEVERAL)
 def test_an_address_that_the_node_routes_several_ways_is_refused(
     shared_nodes: SharedNodes, node: Node, mode: Mode, kind: str
 ) -> None:
     (pod,) = shared_nodes.new_pods(node)
-    prefix = ipaddress.IPv6Network((int(subnet_of(node)[5 << 48]), 80))
-    node.configure(
-        "link add nic0 type veth peer name nic1",
-        *QUIET,
-        *(f"link set {link} up" for link in ("nic0", "nic1")),
-        *(f"address add fd99:{n}::1/64 dev nic{n} nodad" for n in (0, 1)),
-    )
-    ways = [f"via fd99:{n}::2 dev nic{n}" for n in (0, 1)]
-    if kind == "a group":
-        node.configure(
-            *(f"nexthop add id {n + 1} {way}" for n, way in enumerate(ways)),
-            "nexthop add id 3 group 1/2",
-            f"route add {prefix} nhid 3",
-        )
-    else:
-        node.configure(f"route add {prefix} " + " ".join(f"nexthop {way}" for way in ways))
-    call = node.plugin("ADD", network(mode), pod, args=f"IP={prefix[9]}")
-    refused(call, 101, says=f"{prefix} to several links")
-    node.configure(f"route del {prefix}", "link del nic0")
+    with routed_elsewhere(node, *SEVERAL[kind]) as prefix:
+        call = node.plugin("ADD", network(mode), pod, args=f"IP={prefix[9]}")
+        refused(call, 101, says=f"{prefix} to several links")
 
 
 @pytest.mark.parametrize("mode", ["bridge", "routed"])

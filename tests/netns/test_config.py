@@ -339,7 +339,7 @@ def test_faults_have_a_line_and_a_remedy(
         (beside('"ingress": "closed"'), "into the entry of type mycelium-cni"),
         (beside('"ingress:": "closed"'), 'move it, as "ingress", into'),
         (beside('"disablecheck": true'), 'did you mean "disableCheck"?'),
-        (beside('"adapterName": ""'), 'nobody reads "adapterName" beside plugins'),
+        (beside('"adapterName": ""'), '"adapterName" beside plugins is ignored'),
         (plugin('"mtu": 1400,', '"mtu": 1300'), "given twice"),
         ('{"name": "n", "plugins": [{"type": "mycelium-cni"}]}', "assume 0.1.0"),
     ],

@@ -233,10 +233,10 @@ def test_bridge(tool: Tool) -> None:
     assert tool.doctor("bridge", "--mode", "bridge")["state"] == "warn"
     tool.node.configure("link add mycelium-br type bridge", "link set mycelium-br up")
     # network_setup.sh was faster than the daemon; ADD would fix it
-    fails(tool, "bridge", f"absent: address {SUBNET}::1/64", mark="warn")
+    fails(tool, "bridge", f"missing: address {SUBNET}::1/64", mark="warn")
     fixes(tool, "bridge")
     tool.node.configure("link set mycelium-br down")
-    fails(tool, "bridge", "absent: link", "mycelium-br up", mark="warn")
+    fails(tool, "bridge", "missing: link", "mycelium-br up", mark="warn")
     fixes(tool, "bridge")
     tool.node.configure("link del mycelium-br", "link add mycelium-br type veth peer name other0")
     fails(tool, "bridge", "not a bridge")
@@ -300,7 +300,7 @@ def test_pod_links(tool: Tool) -> None:
     link = tool.host_link("web")
     address = tool.json("list")[0]["address"]
     tool.node.configure(f"route del {address}/128 dev {link}")
-    found = fails(tool, "pods", f"absent: route {address}", f"dev {link}")
+    found = fails(tool, "pods", f"missing: route {address}", f"dev {link}")
     for command in found["run"]:
         tool.node.run(["sh", "-c", command])
     passes(tool, "pods")

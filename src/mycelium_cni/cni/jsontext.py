@@ -84,5 +84,5 @@ _write = make_encoder(
 
 
 def dump(value: Json) -> str:
-    """One line of JSON, ASCII only, so that any byte a stranger sent is printed escaped."""
+    """One line of JSON, ASCII only, so that untrusted bytes are printed escaped."""
     return "".join(_write(value, 0))

@@ -52,7 +52,7 @@ class Log:
     def _line(self, level: str, event: str) -> bytes:
         now = strftime("%Y-%m-%dT%H:%M:%SZ", gmtime())
         line = f"{now} {level} mycelium-cni {self._subject}: {event}"
-        # Names come from strangers: nothing they hold may move a cursor or look like a second line.
+        # Names are untrusted: nothing in them may move a cursor or look like a second line.
         return "".join([c if " " <= c <= "~" else "?" for c in line]).encode() + b"\n"
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ADD's part of a node's facts: ADD makes what is absent, DEL drops none.
+"""ADD's part of a node's facts: ADD makes what is missing, DEL drops none.
 
 Only what a call made itself is undone when it fails.
 """

@@ -40,7 +40,7 @@ class Attachment:
         `mac` is the pod's if it was requested, and not made from the address; `table` the routing
         table that the pod has for this link alone, if it needs one.
 
-        Pod and network name come from strangers: only visible ASCII gets through, and the alias
+        Pod and network name are untrusted: only visible ASCII gets through, and the alias
         keeps to the kernel's limit. The container ID comes last, where cutting hurts least.
         """
         words = [ALIAS_PREFIX, f"v={ALIAS_FORMAT}", f"address={address}", f"mode={mode}"]

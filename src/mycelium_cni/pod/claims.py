@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether a pod may have the requested address or MAC, and who has it already.
 
-Strangers may fill `args` and CNI_ARGS (docs/security.md), so a request never takes what another
+`args` and CNI_ARGS are untrusted (docs/security.md), so a request never takes what another
 has. Between two simultaneous requests the kernel decides, later: only one gets an alternative name
 (`datapath.reserve`), or an entry of the bridge's table (`datapath.raise_host_link`).
 """

@@ -218,7 +218,7 @@ def _absent(
     found += [
         Finding(
             "fail" if state.attachments and fact.needed else "warn",
-            f"absent: {fact.label} ({fact.why})",
+            f"missing: {fact.label} ({fact.why})",
             run=(str(fact),),
             fix=_setup(state),
         )

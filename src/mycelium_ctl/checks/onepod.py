@@ -67,7 +67,7 @@ def _told(facts: list[Fact], seen: Snapshot) -> list[Finding]:
         if fact.holds(seen)
         else Finding(
             "fail" if fact.is_missed(seen) else "warn",
-            f"absent: {fact.label} ({fact.why})",
+            f"missing: {fact.label} ({fact.why})",
             run=commands(fact, seen),
         )
         for fact in facts

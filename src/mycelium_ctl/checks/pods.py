@@ -245,7 +245,7 @@ def pods(state: State) -> list[Finding] | Finding:
     if found:
         return found
     hidden = f", {unseen} of them from outside" if unseen else ""
-    return ok(f"{count(looked, 'pod')} looked at{hidden}, nothing is absent")
+    return ok(f"{count(looked, 'pod')} looked at{hidden}, nothing is missing")
 
 
 def _lost(state: State) -> list[Finding]:
@@ -277,7 +277,7 @@ def _lacks(one: Attached, missing: Sequence[Absent], restore: Callable[[], objec
     more = f" and {len(labels) - 3} more" if len(labels) > 3 else ""
     return Finding(
         "fail",
-        f"{one.who}: absent: {', '.join(labels[:3])}{more} ({missing[0].fact.why})",
+        f"{one.who}: missing: {', '.join(labels[:3])}{more} ({missing[0].fact.why})",
         run=tuple(command for each in missing for command in each.commands),
         fix=restore,
     )

@@ -20,7 +20,7 @@ from mycelium_ctl.node.state import Attached, State, show_subnet
 from mycelium_ctl.view import count
 
 AT_ONCE: Final = 256  # pods that ask at the same time, with a socket each
-OTHERS_ASKED: Final = 8  # nodes of the overlay: some are off, some answer no strangers
+OTHERS_ASKED: Final = 8  # nodes of the overlay: some are off, some do not answer
 OVERLAY_ROUND_S: Final = 0.5
 MOST_LOOKED: Final = 8  # silent pods for which it looks for what may drop their packets
 

@@ -2,8 +2,8 @@
 """Check this node for every known problem: what is wrong, why it matters, what to run.
 
 Each check says what it found; one that fails also why it matters and what to run. --fix makes what
-is absent and breaks nothing that works, then checks again and sends packets. It writes no file. The
-exit code is 1 if a check fails; a warning alone leaves it 0.
+is missing and breaks nothing that works, then checks again and sends packets. It writes no file.
+The exit code is 1 if a check fails; a warning alone leaves it 0.
 
 With a pod (its name, container ID, address or link) it tells everything about that one: its facts
 on the node and in the pod, which way packets go there and back, and whether test packets arrive.

@@ -96,7 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
         expected.make()
         left = Expected(State(where))
         if not left.complete:
-            raise ToolError(f"still absent after setup: {left.changes[0].command}")
+            raise ToolError(f"still missing after setup: {left.changes[0].command}")
     _report(expected, dry_run=arguments.dry_run, as_json=arguments.json)
     return 0
 

@@ -265,7 +265,7 @@ class _Checker:
             else:
                 near = meant(key, _LIST_KEYS)
                 remedy = f"did you mean {json.dumps(near)}?" if near else "remove it"
-            what = f"nobody reads {_shown(key)} beside plugins"
+            what = f"{_shown(key)} beside plugins is ignored"
             self._fault((key,), what, remedy, fatal=False)
 
     def _single(self, document: dict[str, Any]) -> None:
@@ -416,7 +416,7 @@ def _good_route(number: int) -> dict[str, Any]:
 
 
 def _shown(value: Any) -> str:
-    """A value for a message: strangers' names have no limit."""
+    """A value for a message: untrusted names have no limit."""
     text = json.dumps(value)
     return text if len(text) < 100 else f"{text[:96]}..."
 

@@ -494,7 +494,7 @@ class _Reader:
             before = self._at
             one()
             comma = self._comma(closing)
-            if self._at == before:  # never happens; but a stranger's text must not loop
+            if self._at == before:  # never happens; but untrusted text must not loop
                 raise _StopError
         self._open.pop()
 
