@@ -212,15 +212,16 @@ def test_an_address_of_any_link_of_the_node_is_refused(
 def routed_elsewhere(node: Node, *lines: str) -> Iterator[ipaddress.IPv6Network]:
     """A prefix of the node's subnet, while these lines route it; PREFIX in them stands for it."""
     prefix = ipaddress.IPv6Network((int(subnet_of(node)[5 << 48]), 80))
+    filled = [line.replace("PREFIX", str(prefix)) for line in lines]
     node.configure(
         "link add nic0 type veth peer name nic1",
         *QUIET,
         *(f"link set nic{n} up" for n in (0, 1)),
         *(f"address add fd99:{n}::1/64 dev nic{n} nodad" for n in (0, 1)),
-        *(line.replace("PREFIX", str(prefix)) for line in lines),
+        *filled,
     )
     yield prefix
-    node.configure(f"route flush root {prefix}", "link del nic0")
+    node.configure(filled[-1].replace("route add", "route del"), "link del nic0")
 
 
 @both_modes
