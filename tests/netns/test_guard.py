@@ -241,6 +241,27 @@ def test_a_link_that_is_moved_to_another_group_is_noticed_and_brought_back(
         assert not site.reaches(pod, address, OTHER_PEER)
 
 
+@both_modes
+def test_a_link_is_guarded_until_it_is_gone(site: Site, mode: str) -> None:
+    """GC moves links to a group of their own before it deletes them; a killed one leaves them."""
+    network = conf(mode=mode)
+    pod, address = site.attach(network)
+    other, there = site.attach(network)
+    link = site.node.ip("link", "show", address)[0]
+    site.node.configure(f"link set {link['ifname']} group {0x70000001}")
+    to = link if mode == "routed" else other.link("eth0")
+    assert to
+    sender, eyes = Wire(pod, "eth0"), Capture()
+    eyes.watch_wire("other", Wire(other, "eth0"))
+    false, true = os.urandom(16), os.urandom(16)
+    packets = [raw.udp(LAN_HOST, there, false), raw.udp(address, there, true)]
+    sender.send(packets, raw.mac(to["address"]))
+    assert eyes.find(true)
+    assert not eyes.places(false)
+    eyes.close()
+    sender.socket.close()
+
+
 def test_the_bridge_table_alone_is_noticed_and_restored(site: Site) -> None:
     network = conf(mode="bridge")
     pod, _ = site.attach(network)
@@ -877,7 +898,7 @@ def test_the_rules_have_a_number(site: Site) -> None:
     digest = hashlib.blake2b(digest_size=8)
     for message in messages:
         digest.update(bytes((message.kind & 0xFF,)) + message.body)
-    assert (guard.RULES, digest.hexdigest()) == (8, "c5c43489d0a5f999")
+    assert (guard.RULES, digest.hexdigest()) == (8, "36c8df1dd895c635")
 
 
 def written() -> dict[str, list[str]]:

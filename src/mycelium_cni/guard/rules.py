@@ -29,7 +29,7 @@ from mycelium_cni.guard.wanted import (
 from mycelium_cni.kernel import netlink as nl
 from mycelium_cni.kernel import nftables as nf
 from mycelium_cni.node.facts import LINK_LOCAL_GATEWAY
-from mycelium_cni.node.marks import BRIDGE_GROUP, GROUP, GROUP_MASK
+from mycelium_cni.node.marks import BRIDGE_GROUP, GROUP, GUARDED_MASK
 from mycelium_cni.overlay import MYCELIUM
 
 TYPE_CHECKING = False
@@ -69,7 +69,7 @@ _NO_TCP = (_TCP[0], nf.compare(_NEQ, bytes((nf.IPPROTO_TCP,))))
 _UDP = (_TCP[0], nf.compare(_EQ, bytes((nf.IPPROTO_UDP,))))
 _DESTINATION_PORT = nf.payload(nf.NFT_PAYLOAD_TRANSPORT_HEADER, _PORT_DEST, 2)
 _OURS = (
-    nf.mask(nf.host32(GROUP_MASK)),
+    nf.mask(nf.host32(GUARDED_MASK)),
     nf.compare(_EQ, nf.host32(GROUP)),
 )
 _FROM_OURS = (nf.meta(nf.NFT_META_IIFGROUP), *_OURS)
@@ -257,7 +257,7 @@ def base(*, peers: bool, confined: bool, bridges: tuple[str, ...]) -> list[nl.Me
         table.flush_chain("arrival"),
         # nft: iifname vmap @transit
         table.rule("arrival", "", nf.meta(nf.NFT_META_IIFNAME), nf.vmap("transit")),
-        # nft: iifgroup 1610612736/4 goto translated
+        # nft: iifgroup 1610612736/3 goto translated
         table.rule("arrival", "", *_FROM_OURS, nf.verdict(nf.NFT_GOTO, "translated")),
         # nft: chain inet bridged
         table.chain("bridged"),
@@ -345,7 +345,7 @@ def base(*, peers: bool, confined: bool, bridges: tuple[str, ...]) -> list[nl.Me
         # nft: type filter hook prerouting priority raw; policy accept;
         table.chain("prerouting", *nf.base("filter", nf.NF_INET_PRE_ROUTING, _RAW)),
         table.flush_chain("prerouting"),
-        # nft: iifgroup 1610612736/4 goto pods-$RULES
+        # nft: iifgroup 1610612736/3 goto pods-$RULES
         table.rule("prerouting", "", *_FROM_OURS, nf.verdict(nf.NFT_GOTO, PODS_CHAIN)),
         # With br_netfilter, packets from port to port come here too, after the bridge table.
         # nft: iifgroup 1342177280 goto bridged
@@ -860,14 +860,14 @@ def bridge_base() -> list[nl.Message]:
         # nft: type filter hook prerouting priority dstnat; policy accept;
         table.chain("prerouting", *nf.base("filter", nf.NF_BR_PRE_ROUTING, _RAW)),
         table.flush_chain("prerouting"),
-        # nft: iifgroup 1610612736/4 goto from-pods
+        # nft: iifgroup 1610612736/3 goto from-pods
         table.rule("prerouting", "", *_FROM_OURS, nf.verdict(nf.NFT_GOTO, "from-pods")),
         # The bridge learns the sender of these too, and no other hook sees them.
         # nft: chain bridge input
         # nft: type filter hook input priority filter; policy accept;
         table.chain("input", *nf.base("filter", nf.NF_BR_LOCAL_IN, _BRIDGE_FILTER)),
         table.flush_chain("input"),
-        # nft: iifgroup 1610612736/4 ether daddr & ff:ff:ff:ff:ff:f0 == 01:80:c2:00:00:00 counter
+        # nft: iifgroup 1610612736/3 ether daddr & ff:ff:ff:ff:ff:f0 == 01:80:c2:00:00:00 counter
         #      drop comment "reserved multicast"
         table.rule(
             "input",

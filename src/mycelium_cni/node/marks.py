@@ -9,6 +9,7 @@ from _blake2 import blake2b
 # links; 28 bits tell networks apart. The bridge, and links being deleted, have other high bits.
 GROUP_MASK, GROUP = 0xF0000000, 0x60000000
 BRIDGE_GROUP, DELETE_GROUP = 0x50000000, 0x70000000
+GUARDED_MASK = GROUP_MASK & ~(GROUP ^ DELETE_GROUP)  # a pod may send until its link is gone
 
 # Who made a route, a neighbour or an address of the node (`ip route show proto 77`); rt_protos
 # leaves the number free. `mycelium-cni teardown` removes what carries it.
