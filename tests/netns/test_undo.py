@@ -255,11 +255,12 @@ sys.exit(status)
 """
 
 
-@every_state
+@pytest.mark.parametrize("state", ["bare", "second"])
 @both_modes
 def test_whichever_message_the_kernel_refuses_everything_is_undone(
     command: list[str], mode: Mode, state: State
 ) -> None:
+    """A pod's first interface on a prepared node: test_errnos.py."""
     with staged(command, mode, state) as stage:
         told = stage.lab.directory / "sent"
 
