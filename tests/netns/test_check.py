@@ -58,6 +58,20 @@ def assert_noticed(attached: Attached, says: str, *codes: int) -> None:
 
 
 @both_modes
+def test_a_pod_is_checked_in_the_mode_in_which_it_was_attached(node: Node, mode: Mode) -> None:
+    """Whatever the configuration says by now."""
+    attached, other = fresh(node, mode), "bridge" if mode == "routed" else "routed"
+    silent(node.plugin("STATUS", {**attached.conf, "mode": other}))
+    silent(attached.check(mode=other))
+    again = attach(node, "again", {**attached.conf, "mode": other})
+    for each in (attached, again):
+        silent(each.check(mode=other))
+        assert reaches(node, each.address)
+        each.pod.ip("link", "set", "eth0", "down")
+        refused(each.check(mode=other), 103, says="eth0")
+
+
+@both_modes
 @pytest.mark.parametrize("version", ["0.4.0", "1.0.0", "1.1.0"])
 def test_what_add_made_passes_again_and_again(
     shared_nodes: SharedNodes, mode: Mode, version: str

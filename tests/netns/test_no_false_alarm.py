@@ -124,6 +124,25 @@ def test_pods_with_interfaces_of_both_modes(
     )
 
 
+def test_pods_of_two_modes(healthy: HealthyNode) -> None:
+    """They do not reach each other, as docs/operate.md says."""
+    healthy.networks(ROUTED, BRIDGED)
+    healthy.attach(healthy.tool.node.pod("web"), ROUTED)
+    healthy.attach(healthy.tool.node.pod("db"), BRIDGED)
+    healthy.doctor_finds_nothing("pods", "pod-routes", "pod-ways", "reach")
+
+
+def test_a_pod_that_was_attached_in_another_mode_is_named(healthy: HealthyNode) -> None:
+    now = {**ROUTED, "mode": "bridge"}
+    healthy.attach(healthy.tool.node.pod("before"), ROUTED)
+    healthy.attach(healthy.tool.node.pod("since"), now)
+    healthy.networks(now)
+    found = healthy.tool.json("doctor", "pods", "reach")
+    (alarm,) = [one for one in found if one["state"] not in ("ok", "skip")]
+    assert alarm["state"] == "warn"
+    assert "shop/before was attached in routed mode" in alarm["found"]
+
+
 @pytest.mark.parametrize("network", [ROUTED, BRIDGED], ids=["routed", "bridge"])
 def test_after_setup_and_a_restart_of_the_daemon(
     healthy: HealthyNode, network: dict[str, Any]

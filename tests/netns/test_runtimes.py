@@ -104,26 +104,32 @@ RUNTIMES = {
     "CRI-O's drop-in": {
         "etc/crio/crio.conf": '[crio.network]\nnetwork_dir = "/etc/cni/elsewhere"\n',
         "etc/crio/crio.conf.d/00-default.conf": (
-            '[crio.network]\nnetwork_dir = "/my/cni/net"\nplugin_dirs = ["/none", "/my/cni/exe"]\n'
+            '[crio.network]\nnetwork_dir = "/my/net"\nplugin_dirs = ["/none", "/my/exe"]\n'
         ),
     },
     "only a drop-in": {
         "etc/crio/crio.conf.d/10-crio.conf": (
-            '[crio.network]\nnetwork_dir = "/my/cni/net/"\nplugin_dirs = ["/my/cni/exe/"]\n'
+            '[crio.network]\nnetwork_dir = "/my/net/"\nplugin_dirs = ["/my/exe/"]\n'
+        ),
+    },
+    "the older name of CRI-O's executables": {
+        "etc/crio/crio.conf": (
+            '[crio.network]\nnetwork_dir = "/my/net"\nplugin_dir = "/my/exe"\n'
+            '[crio.other]\nnetwork_dir = "/none"\n'
         ),
     },
     "what containerd imports": {
         "etc/containerd/config.toml": 'version = 3\nimports = ["/etc/containerd/conf.d/*.toml"]\n',
         "etc/containerd/conf.d/cni.toml": (
             "[plugins.'io.containerd.cri.v1.runtime'.cni]\n"
-            "conf_dir = '/my/cni/net'\nbin_dirs = ['/my/cni/exe']\n"
+            "conf_dir = '/my/net'\nbin_dirs = ['/my/exe']\n"
         ),
     },
     "imports beside it, in a circle": {
         "etc/containerd/config.toml": 'version = 2\nimports = ["config.toml", "more.toml"]\n',
         "etc/containerd/more.toml": (
             'imports = ["config.toml"]\n[plugins."io.containerd.grpc.v1.cri".cni]\n'
-            'conf_dir = "/my/cni/net"\nbin_dir = "/my/cni/exe"\n'
+            'conf_dir = "/my/net"\nbin_dir = "/my/exe"\n'
         ),
     },
 }
@@ -133,14 +139,14 @@ RUNTIMES = {
 def test_directories_are_those_that_the_runtime_was_told(
     tool: Tool, written: dict[str, str]
 ) -> None:
-    move_ours(tool, "my/cni/net", "my/cni/exe")
+    move_ours(tool, "my/net", "my/exe")
     write(tool.root / "etc/cni/net.d/10-left-over.conflist", FOREIGN)
     for place, text in written.items():
         write(tool.root / place, text)
     for check in ("conf", "conf-valid", "plugin", "chain"):
         assert "/etc/cni/net.d" not in tool.doctor(check)["found"]
         passes(tool, check)
-    assert tool.json("status")["configuration"].endswith("/my/cni/net/10-mycelium.conflist")
+    assert tool.json("status")["configuration"].endswith("/my/net/10-mycelium.conflist")
 
 
 def test_crio_takes_the_network_that_it_is_told(tool: Tool) -> None:

@@ -211,7 +211,11 @@ class Survey:
         messages = [*rules.bridge_base()]
         if "forward" in self._bridge.hooks or any(record.ingress == "closed" for record in records):
             messages += rules.bridge_closed()
-        yield from _shared(rules.BRIDGE, self._bridge, messages, BRIDGE_CHAIN)
+        # Before the first bridged pod, as where a routed node's configuration changes its mode,
+        # there is nothing to filter, and the table comes with the pod.
+        needed = bool(self._ports or self._bridge.hooks)
+        for lack in _shared(rules.BRIDGE, self._bridge, messages, BRIDGE_CHAIN):
+            yield Lack(lack.words, lack.messages, fault=lack.fault and needed)
 
     def _closed(self, records: Iterable[Record]) -> Iterator[Lack]:
         wanted, there = self._wanted, self._bridge

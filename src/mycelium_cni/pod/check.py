@@ -18,6 +18,7 @@ from mycelium_cni.kernel.link import Link, find_link
 from mycelium_cni.kernel.snapshot import Snapshot
 from mycelium_cni.node import facts as node_facts
 from mycelium_cni.node import subnet
+from mycelium_cni.node.marks import word
 from mycelium_cni.pod import facts
 from mycelium_cni.pod.attachment import Attachment
 
@@ -48,9 +49,9 @@ def check(
     if said.lower() != format_mac(pod_link.mac):
         raise _broken(f"{pod_link.name} has MAC {format_mac(pod_link.mac)}, the result says {said}")
 
-    node = subnet.find(host, config)
+    node = _node(host, config, host_link)
     if node.bridged and not node.bridge:
-        raise _broken(f"bridge {config.bridge_name} is missing")
+        raise _lost(f"bridge {config.bridge_name} is missing")
     port = guard.port_of(host_link)
     if port and port.mac != pod_link.mac:
         raise _broken(
@@ -77,9 +78,19 @@ def check(
     _look(pod, _in_pod(pod, shape, host_link.alias), "pod")
     for address in filter(None, addresses):
         if (pod_link.index, address) not in pod.addresses:
-            raise _broken(f"{pod_link.name} has lost its address {format_address(address)}")
+            raise _lost(f"{pod_link.name} has lost its address {format_address(address)}")
     if config.policy.required:
         guard.inspect(host, guard.Wanted(attachment.network, config, node), port)
+
+
+def _node(host: nl.Socket, config: Config, host_link: Link) -> subnet.Node:
+    """The node, in the mode in which the pod was attached: the configuration's may have changed."""
+    node = subnet.find(host, config)
+    mode = word(host_link.alias, "mode")  # 0.1.0 did not say
+    if not mode or (mode == "bridge") == node.bridged:
+        return node
+    bridge = find_link(host, config.bridge_name) if mode == "bridge" else None
+    return subnet.Node(node.address, node.mtu, mode == "bridge", bridge)
 
 
 def _on_node(config: Config, node: subnet.Node, shape: facts.Shape) -> list[Fact]:
@@ -112,10 +123,15 @@ def _in_pod(pod: Snapshot, shape: facts.Shape, alias: str) -> list[Fact]:
 def _look(seen: Snapshot, wanted: Sequence[Fact], side: str) -> None:
     lost = absent(wanted, seen)
     if lost:
-        raise _broken(f"the {side} has lost {lost[0].label} ({lost[0].why})")
+        raise _lost(f"the {side} has lost {lost[0].label} ({lost[0].why})")
 
 
 def _broken(what: str) -> CniError:
+    advice = "delete the pod: its successor gets a new attachment"
+    return CniError(ATTACHMENT_BROKEN, what, advice)
+
+
+def _lost(what: str) -> CniError:
     return CniError(
         ATTACHMENT_BROKEN,
         what,

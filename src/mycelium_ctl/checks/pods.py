@@ -238,6 +238,8 @@ def pods(state: State) -> list[Finding] | Finding:
             continue
         expected = ExpectedPod(state, one)
         missing = expected.absent()
+        if expected.config and state.bridges(expected.config) != one.bridged:
+            found.append(_in_another_mode(one))
         looked += 1
         unseen += not _can_enter(state, one)
         if missing:
@@ -266,6 +268,16 @@ def _lost(state: State) -> list[Finding]:
             )
         )
     return found
+
+
+def _in_another_mode(one: Attached) -> Finding:
+    mode, now = ("bridge", "routed") if one.bridged else ("routed", "bridge")
+    return Finding(
+        "warn",
+        f"{one.who} was attached in {mode} mode, and network {one.network} attaches in {now} mode "
+        "now: such pods do not reach each other",
+        "delete the pod: its successor gets a new attachment",
+    )
 
 
 def _can_enter(state: State, one: Attached) -> bool:

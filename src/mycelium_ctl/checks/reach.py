@@ -103,7 +103,8 @@ def _outwards(
             if other:
                 targets[other] = f"node {show_subnet(other[:8])}"
             neighbour = live[(place + 1) % len(live)]
-            if neighbour.link.nsid != one.link.nsid and _lets_in(state, neighbour):
+            apart = neighbour.bridged != one.bridged  # such pods do not reach each other
+            if neighbour.link.nsid != one.link.nsid and not apart and _lets_in(state, neighbour):
                 targets[neighbour.octets] = neighbour.who
             targets = {to: who for to, who in targets.items() if has_route(state, one, to)}
             with state.inside(one) as entered:

@@ -191,18 +191,21 @@ def _toml(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def _look(value: Any, confs: list[str], bins: list[str], networks: list[str]) -> None:
-    """Find the keys at any depth: it differs with the runtime's version."""
+def _look(
+    value: Any, confs: list[str], bins: list[str], networks: list[str], section: str = ""
+) -> None:
+    """Find the keys at any depth: it differs with the runtime's version. The section's name tells
+    them from others' keys of that name."""
     for key, item in value.items() if isinstance(value, dict) else ():
-        if key in ("conf_dir", "network_dir") and isinstance(item, str) and "cni" in item:
+        if section not in ("cni", "network"):
+            _look(item, confs, bins, networks, key)
+        elif key in ("conf_dir", "network_dir") and isinstance(item, str) and item:
             confs.append(item)
-        elif key in ("bin_dir", "bin_dirs", "plugin_dirs"):
+        elif key in ("bin_dir", "bin_dirs", "plugin_dir", "plugin_dirs"):
             listed = item if isinstance(item, list) else [item]
             bins += [one for one in listed if isinstance(one, str) and one]
         elif key == "cni_default_network" and isinstance(item, str):
             networks.append(item)
-        else:
-            _look(item, confs, bins, networks)
 
 
 class ConfDir(NamedTuple):

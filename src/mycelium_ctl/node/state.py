@@ -356,9 +356,13 @@ class State:
 
     @cached_property
     def bridged(self) -> bool:
-        """Whether pods are on the bridge, as `subnet.find` decides it."""
-        mode = self.config.mode
-        return mode == "bridge" or (mode == "auto" and self.bridge is not None)
+        """Whether pods are on the bridge."""
+        return self.bridges(self.config)
+
+    def bridges(self, config: Config) -> bool:
+        """Whether a network's next pod will be on its bridge, as `subnet.find` decides it."""
+        there = self.link(config.bridge_name) is not None
+        return config.mode == "bridge" or (config.mode == "auto" and there)
 
     @cached_property
     def attachments(self) -> list[Attached]:
@@ -396,8 +400,10 @@ class State:
     @property
     def stranded(self) -> list[Attached]:
         """Attachments whose address is not of the node's subnet: its key has changed."""
-        own = self.address
-        return [a for a in self.attachments if own and a.subnet and a.subnet != own[:8]]
+        # Somebody may have given the interface an address of another one, too.
+        index = self.interface.index if self.interface else 0
+        own = {a.address[:8] for a in self.addresses if a.link == index and on_mycelium(a.address)}
+        return [a for a in self.attachments if own and a.subnet and a.subnet not in own]
 
     @cached_property
     def daemon(self) -> Daemon:
