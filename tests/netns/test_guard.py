@@ -251,14 +251,14 @@ def test_a_link_is_guarded_until_it_is_gone(site: Site, mode: str) -> None:
     site.node.configure(f"link set {link['ifname']} group {0x70000001}")
     to = link if mode == "routed" else other.link("eth0")
     assert to
-    sender, eyes = Wire(pod, "eth0"), Capture()
-    eyes.watch_wire("other", Wire(other, "eth0"))
+    sender, capture = Wire(pod, "eth0"), Capture()
+    capture.watch_wire("other", Wire(other, "eth0"))
     false, true = os.urandom(16), os.urandom(16)
     packets = [raw.udp(LAN_HOST, there, false), raw.udp(address, there, true)]
     sender.send(packets, raw.mac(to["address"]))
-    assert eyes.find(true)
-    assert not eyes.places(false)
-    eyes.close()
+    assert capture.find(true)
+    assert not capture.places(false)
+    capture.close()
     sender.socket.close()
 
 

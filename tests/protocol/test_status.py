@@ -39,7 +39,7 @@ def down(plugin: Plugin) -> str:
 
 
 sick = pytest.mark.parametrize(
-    "sicken", [without_link, without_address, with_another_address, down]
+    "break_node", [without_link, without_address, with_another_address, down]
 )
 
 
@@ -50,9 +50,9 @@ def test_status_of_a_node_that_can_serve_is_silent_and_changes_nothing(quiet: Qu
 
 @sick
 def test_status_tells_why_add_cannot_be_served(
-    bare: Plugin, sicken: Callable[[Plugin], str], listen: Listen
+    bare: Plugin, break_node: Callable[[Plugin], str], listen: Listen
 ) -> None:
-    says = sicken(bare)
+    says = break_node(bare)
     witness = listen(bare.host.netns)
     bare.status(network()).error(50, 51, says=says)
     assert witness.heard() == []
@@ -60,22 +60,22 @@ def test_status_tells_why_add_cannot_be_served(
 
 @sick
 def test_add_on_such_a_node_asks_to_be_tried_again_and_leaves_nothing(
-    bare: Plugin, sicken: Callable[[Plugin], str], listen: Listen
+    bare: Plugin, break_node: Callable[[Plugin], str], listen: Listen
 ) -> None:
     pod = bare.host.pod()
-    says = sicken(bare)
+    says = break_node(bare)
     witnesses = [listen(bare.host.netns), listen(pod.netns)]
     bare.add(pod, network()).error(11, says=says)
     assert [witness.heard() for witness in witnesses] == [[], []]
 
 
 @sick
-def test_del_on_such_a_node_succeeds(bare: Plugin, sicken: Callable[[Plugin], str]) -> None:
+def test_del_on_such_a_node_succeeds(bare: Plugin, break_node: Callable[[Plugin], str]) -> None:
     pod = bare.host.pod()
     bare.host.give_tun("other", f"{NODE}/7")
     bare.add(pod, network(myceliumInterface="other")).result()
     bare.host.run("ip", "link", "del", "other")
-    sicken(bare)
+    break_node(bare)
     bare.delete(pod, network()).is_silent_success()
     assert "eth0" not in pod.links()
 

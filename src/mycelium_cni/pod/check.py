@@ -145,7 +145,7 @@ def _pod_link(pod: Snapshot, host_link: Link, sandbox: str) -> Link:
     link = pod.links.get(host_link.peer)
     # Each namespace counts its own indexes: another link may have the one our link had elsewhere.
     if link is None or link.peer != host_link.index:
-        raise _broken(f"the pod end of {host_link.name} is not in {sandbox!a}")
+        raise _broken(f"the pod link of {host_link.name} is not in {sandbox!a}")
     return link
 
 

@@ -105,7 +105,7 @@ def forget_neighbour(host: nl.Socket, bridge: int, address: bytes) -> None:
 
 
 def delete_links(host: nl.Socket, indexes: list[int], addresses: Collection[bytes] = ()) -> None:
-    """Delete host links, and return when they, their pod ends, addresses and routes are gone.
+    """Delete host links, and return when they, their pod links, addresses and routes are gone.
     Tracked connections of these addresses end soon after.
 
     The kernel does that within 2 ms, and then makes the caller wait another 30 until the last

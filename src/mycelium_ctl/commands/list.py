@@ -21,7 +21,7 @@ from mycelium_ctl.node.stale import verdicts
 from mycelium_ctl.node.state import State
 from mycelium_ctl.view import Mark, Page, amount, worst
 
-HEADERS = ("pod", "address", "container", "host link", "received", "sent", "pod end")
+HEADERS = ("pod", "address", "container", "host link", "received", "sent", "pod link")
 TRAFFIC = ("received", "sent")  # bytes, packets
 
 

@@ -41,7 +41,7 @@ MEANINGS: Final = {
     "network that says so opens the daemon to all pods of the node.",
     "serviceNetworks": "Kubernetes' Service networks. The node, and pods without a default route, "
     "get routes to them.",
-    "mtu": "The MTU of both ends of the pod link, in bytes. By default that of the Mycelium "
+    "mtu": "The MTU of host link and pod link, in bytes. By default that of the Mycelium "
     "interface.",
     "guard": "`required`: ADD fails where the packet filter rules cannot be loaded. `optional`: "
     "ADD works without them, unless `ingress` or `ipMasq` needs them.",

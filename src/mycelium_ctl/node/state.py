@@ -129,7 +129,7 @@ class LinkFacts:
 
 
 class Attached(NamedTuple):
-    """One attachment: a host link of ours, with what its alias says and its pod end shows."""
+    """One attachment: a host link of ours, with what its alias says and its pod link shows."""
 
     link: LinkFacts
     namespace: str
@@ -139,7 +139,7 @@ class Attached(NamedTuple):
     network: str
     address: str
     octets: bytes  # the address; b"" if the link has none
-    answers: bool  # the pod end is there
+    answers: bool  # the pod link is there
     pod_link: str  # its name; "" if it does not answer
     pod_mtu: int  # bytes; 0 if it does not answer
     pod_up: bool
