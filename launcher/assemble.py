@@ -66,8 +66,8 @@ PLUGIN_OBJECTS = """
 PLUGIN_FILES = "main.o snapshot.o _json.o start_*.o *crt*.o *libc.a: *libm*.a: *libgcc*.a:"
 
 
-# Room for what CPython allocates before its snapshot: bytes.
-MOST_HEAP = 8 << 20
+# Room for what CPython allocates before its snapshot (snapshot.ld): bytes.
+MOST = {".read": 8 << 20, ".written": 2 << 20}
 
 # Functions of libc that snapshot.c wraps.
 WRAPPED = ["malloc", "calloc", "realloc", "free", "pthread_self"]
@@ -107,9 +107,9 @@ class Toolchain:
         run(self._compiler, *self._flags, *flags, "-c", source, "-o", output)
         return output
 
-    def link(self, objects: list[Path], output: Path, heap: int) -> None:
-        """The static executable, without glibc's warnings: see below. `heap`: the bytes that its
-        snapshot may have."""
+    def link(self, objects: list[Path], output: Path, room: dict[str, int]) -> None:
+        """The static executable, without glibc's warnings: see below. `room`: the bytes that the
+        sections of its snapshot may have."""
         libraries = self._sysroot / "usr/lib" / self._triplet
         gcc = self._sysroot / "usr/lib/gcc" / self._triplet / "12"
         options = [
@@ -117,7 +117,7 @@ class Toolchain:
             "-Wl,--gc-sections,--build-id=none,-z,relro,-z,now",
             "-Wl,-z,noseparate-code",  # two segments to map instead of four: 0.04 ms
             *[f"-Wl,--wrap={function}" for function in WRAPPED],
-            f"-Wl,--defsym=heap_size={heap}",
+            *[f"-Wl,--defsym={name.lstrip('.')}_size={size}" for name, size in room.items()],
             *[f"-Wl,-T,{LAUNCHER / 'snapshot.ld'}", f"-Wl,-T,{self._objects / 'layout.ld'}"],
             # glibc warns that getaddrinfo() and its like look for name service modules on the
             # host. The plugin calls none of them; the tool asks for numbers and localhost only.
@@ -136,18 +136,41 @@ class Toolchain:
             output,
         )
 
-    def take_snapshot(self, linked: Path, output: Path) -> int:
+    def survey(self, linked: Path) -> bytes:
+        """What becomes of each block that CPython allocates before its snapshot; see snapshot.c."""
+        return self._start(linked, b"")
+
+    def take_snapshot(self, linked: Path, survey: bytes, output: Path) -> dict[str, int]:
         """The executable with an interpreter's snapshot in it; see snapshot.c. Returns how many
-        bytes of the heap it has."""
-        names = (".state", ".heap", ".pristine")
+        bytes of its sections it fills."""
+        names = (".state", *MOST, ".pristine")
         files = {name: linked.with_suffix(name) for name in names}
         sections = [f"{name}={path}" for name, path in files.items()]
         self._objcopy(linked, output, *[f"--dump-section={each}" for each in sections])
-        state, _, room = (path.read_bytes() for path in files.values())
-        # Nothing of this machine's environment gets in, nor its time zone.
+        pristine = zlib.compress(files[".state"].read_bytes(), 9)
+        room = files[".pristine"].stat().st_size
+        if len(pristine) > room:
+            raise BuildError(f"snapshot.c: `pristine` needs {len(pristine)} bytes")
+        addresses = self._addresses(linked)
+        memory = self._start(linked, survey)
+        filled = {}
+        for name in (".state", *MOST):
+            start = addresses[name] - addresses[".read"]
+            part = memory[start : start + files[name].stat().st_size]
+            files[name].write_bytes(part)
+            filled[name] = int.from_bytes(part[:8], "little")
+        files[".pristine"].write_bytes(pristine.ljust(room, b"\0"))
+        self._objcopy(linked, output, *[f"--update-section={each}" for each in sections])
+        del filled[".state"]
+        return filled
+
+    def _start(self, linked: Path, survey: bytes) -> bytes:
+        """What the linker's output prints. Nothing of this machine's environment gets in, nor its
+        time zone."""
         started = subprocess.run(
             [*EMULATORS[self._triplet], linked],
             env={"TZ": "UTC0"},
+            input=survey,
             stdout=subprocess.PIPE,
             check=False,
         )
@@ -155,14 +178,13 @@ class Toolchain:
             raise BuildError(
                 f"{linked} did not take its snapshot (exit status {started.returncode})"
             )
-        pristine = zlib.compress(state, 9)
-        if len(pristine) > len(room):
-            raise BuildError(f"snapshot.c: `pristine` needs {len(pristine)} bytes")
-        files[".state"].write_bytes(started.stdout[: len(state)])
-        files[".heap"].write_bytes(started.stdout[len(state) :])
-        files[".pristine"].write_bytes(pristine.ljust(len(room), b"\0"))
-        self._objcopy(linked, output, *[f"--update-section={each}" for each in sections])
-        return int.from_bytes(started.stdout[len(state) :][:8], "little")
+        return started.stdout
+
+    def _addresses(self, linked: Path) -> dict[str, int]:
+        """The addresses of the sections."""
+        headers = run(f"{self._triplet}-objdump", "--section-headers", linked)
+        found = re.findall(r"(?m)^ *\d+ (\S+) +\w+ +(\w+)", headers)
+        return {name: int(address, 16) for name, address in found}
 
     def _objcopy(self, source: Path, output: Path, *options: str) -> None:
         run(f"{self._triplet}-objcopy", *options, source, output)
@@ -304,10 +326,11 @@ def assemble(facts: dict[str, Any], output: Path) -> None:
         ]
     # With symbols, for the instruction budget and for debuggers; they are not shipped.
     linked, whole = objects / "linked", objects / "mycelium-cni"
-    toolchain.link(compiled, linked, MOST_HEAP)
-    used = toolchain.take_snapshot(linked, whole)
-    toolchain.link(compiled, linked, used)  # again, without what is left of it
-    toolchain.take_snapshot(linked, whole)
+    toolchain.link(compiled, linked, MOST)
+    survey = toolchain.survey(linked)
+    filled = toolchain.take_snapshot(linked, survey, whole)
+    toolchain.link(compiled, linked, filled)  # again, without what is left of the room
+    toolchain.take_snapshot(linked, survey, whole)
     part = output.with_name(f".{output.name}.part")
     output.parent.mkdir(parents=True, exist_ok=True)
     toolchain.strip(whole, part)

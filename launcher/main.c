@@ -193,7 +193,8 @@ what_cannot_sleep(int descriptors)
     return NULL;
 }
 
-// Start the interpreter, have it import everything, and write its snapshot to standard output.
+// Start the interpreter, have it import everything, and write its snapshot to standard output. The
+// first time, standard input is empty and the survey is written; the second time it is the input.
 //
 // A module must do nothing but compute. Besides what is checked here, it cannot be one that needs
 // more than the core of an interpreter: there are no warning filters (warnings, and so inspect and
@@ -204,9 +205,7 @@ fall_asleep(void)
 {
     int descriptors = count_descriptors();
     signal(SIGSEGV, crashed);
-    snapshot_begin();
-    PyObject_SetArenaAllocator(
-        &(PyObjectArenaAllocator){NULL, snapshot_arena, snapshot_drop_arena});
+    bool survey = snapshot_begin(STDIN_FILENO);
     PyStatus status = start_plugin_interpreter();
     if (PyStatus_Exception(status))
         Py_ExitStatusException(status);
@@ -221,10 +220,20 @@ fall_asleep(void)
     }
     plugin_main = import_attribute("mycelium_cni.main", "main");
     environment = import_attribute("posix", "environ");
+    PyObject *rehearse = import_attribute("rehearsal", "rehearse");
+    // It keeps names alive, which ones depends on their addresses, and these on the survey.
+    PyType_ClearCache();
+    Py_XDECREF(PyErr_Occurred() ? NULL : PyObject_CallNoArgs(rehearse));
+    if (survey && !PyErr_Occurred()) {
+        snapshot_watch();
+        Py_XDECREF(PyObject_CallNoArgs(rehearse));
+    }
     if (PyErr_Occurred()) {
         PyErr_Print();
         return 1;
     }
+    if (survey)
+        return !snapshot_write_plan(STDOUT_FILENO);
 
     // These belong to this process alone.
     PyThread_tss_delete(&_PyRuntime.gilstate.autoTSSkey);
@@ -270,11 +279,14 @@ wake_up(void)
 }
 
 static int
-run_plugin(void)
+run_plugin(const char *verb)
 {
     // As in every Python: if the reader is gone, write() fails, and ADD undoes its steps.
     signal(SIGPIPE, SIG_IGN);
 
+    // VERSION and the text about the program need little.
+    if (verb && *verb && strcmp(verb, "VERSION") != 0)
+        snapshot_expect_writes();
     // main() reads and writes descriptors 0, 1 and 2 itself, and returns the exit code.
     PyObject *result = wake_up() == 0 ? PyObject_CallNoArgs(plugin_main) : NULL;
     long code = result ? PyLong_AsLong(result) : -1;
@@ -368,6 +380,6 @@ main(int argc, char **argv)
     // The same rule as mycelium_entry's, for the pip-installed command.
     const char *verb = getenv("CNI_COMMAND");
     if ((verb && *verb) || argc < 2)
-        return run_plugin();
+        return run_plugin(verb);
     return run_tool(argc, argv);
 }

@@ -212,24 +212,28 @@ _INSTEAD: dict[object, Callable[..., object]] = {
 }
 
 
-def _rehearse() -> None:
-    replaced = [
-        (module, name, value)
-        for module in [m for name, m in sys.modules.items() if name.startswith("mycelium_cni")]
-        for name, value in vars(module).items()
-        if callable(value) and value in _INSTEAD
-    ]
-    for module, name, value in replaced:
+# Gathered once: to look at every name would count as a call's writes (snapshot.c).
+_REPLACED = [
+    (module, name, value)
+    for module in [m for name, m in sys.modules.items() if name.startswith("mycelium_cni")]
+    for name, value in vars(module).items()
+    if callable(value) and value in _INSTEAD
+]
+
+
+def rehearse(times: int = 1) -> None:
+    """ADD of a node's first pod, of a later one, and of one in bridge mode, each so many times."""
+    for module, name, value in _REPLACED:
         setattr(module, name, _INSTEAD[value])
     environ.update(_ENVIRONMENT)
     for _Kernel.bare, _Kernel.bridged in ((True, False), (False, False), (False, True)):
-        for _ in range(_TIMES):
+        for _ in range(times):
             _inputs.append(_CONF % (b',"mode":"bridge"' if _Kernel.bridged else b""))
             if main() != 0:
                 raise SystemError("a rehearsed ADD has failed")
     environ.clear()
-    for module, name, value in replaced:
+    for module, name, value in _REPLACED:
         setattr(module, name, value)
 
 
-_rehearse()
+rehearse(_TIMES)

@@ -8,16 +8,22 @@
 // Whether this file has one. The file that the linker makes has none.
 bool snapshot_is_taken(void);
 
-// From now on all that CPython allocates is placed in this file's data, and kept.
-void snapshot_begin(void);
+// From now on all that CPython allocates is placed in this file's data, and kept. `plan` is a
+// descriptor of what a survey has written; true where it is empty, and this becomes the survey.
+bool snapshot_begin(int plan);
 
-// Write the data, with the interpreter in it, for launcher/assemble.py to put into the file.
-// False where a write fails; errno says why.
+// Of the survey: all is allocated, and what is written from now on is what a call writes.
+void snapshot_watch(void);
+
+// Write what the survey has found. False where a write fails; errno says why.
+bool snapshot_write_plan(int fd);
+
+// Write the data, with the interpreter in it, for launcher/assemble.py to put into the file. The
+// same in case of failure.
 bool snapshot_write(int fd);
+
+// Have the pages that a call writes copied at once.
+void snapshot_expect_writes(void);
 
 // Make CPython's data what it is in a process in which no interpreter was ever started.
 void snapshot_forget(void);
-
-// Memory for CPython's small objects (PyObjectArenaAllocator).
-void *snapshot_arena(void *unused, size_t size);
-void snapshot_drop_arena(void *unused, void *arena, size_t size);
