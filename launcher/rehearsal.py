@@ -156,6 +156,9 @@ _USES = {
 }
 
 
+_KINDS = {_LO: b"", _TUN: b"tun", _BRIDGE: b"bridge", _HOST_LINK: b"veth"}
+
+
 def _link(index: int, name: str) -> bytes:
     """RTM_NEWLINK, with about as many attributes as a kernel's."""
     return nl.IFINFOMSG.pack(nl.AF_UNSPEC, 0, index, nl.IFF_UP, 0) + nl.encode(
@@ -166,6 +169,7 @@ def _link(index: int, name: str) -> bytes:
             (nl.IFLA_MTU, 1400),
             (nl.IFLA_GROUP, BRIDGE_GROUP if index == _BRIDGE else 0),
             *((kind, 0) for kind in range(38, 62)),
+            (nl.IFLA_LINKINFO, [(nl.IFLA_INFO_KIND, _KINDS[index])]),
             (nl.IFLA_LINK, 2),
             (nl.IFLA_ADDRESS, b"\2\4" + _NODE[4:8]),
             (nl.IFLA_IFALIAS, BRIDGE_ALIAS),
