@@ -56,6 +56,8 @@ _ICMP6_TYPE, _ND_TARGET, _ND_OPTIONS, _ND_LINK_ADDRESS = 0, 8, 24, 26
 # Matches, each as `nft` makes it of the words above it.
 # meta nfproto ipv6; in a bridge `meta protocol ip6` says it
 _IPV6 = (nf.meta(nf.NFT_META_NFPROTO), nf.compare(_EQ, bytes((nf.NFPROTO_IPV6,))))
+_NOT_IPV6 = (_IPV6[0], nf.compare(_NEQ, bytes((nf.NFPROTO_IPV6,))))
+_ROUTED_BY_SOURCE = (nf.exthdr_present(nf.IPPROTO_ROUTING), nf.compare(_EQ, b"\1"))
 _BRIDGED_IPV6 = (nf.meta(nf.NFT_META_PROTOCOL), nf.compare(_EQ, nf.ETH_P_IPV6))
 _SADDR = nf.payload(nf.NFT_PAYLOAD_NETWORK_HEADER, _IPV6_SADDR, _ADDRESS_LEN)
 _DADDR = nf.payload(nf.NFT_PAYLOAD_NETWORK_HEADER, _IPV6_DADDR, _ADDRESS_LEN)
@@ -78,6 +80,7 @@ _ROUTED_BACK = nf.fib_present(nf.NFTA_FIB_F_SADDR | nf.NFTA_FIB_F_IIF)
 _MISSING, _EXISTS = nf.host32(0), nf.host32(1)
 # fib daddr type != unicast: whatever the node takes for itself, by multicast and anycast too
 _TO_NODE = (nf.fib_type(nf.NFTA_FIB_F_DADDR), nf.compare(_NEQ, nf.host32(nf.RTN_UNICAST)))
+_TO_OTHERS = (_TO_NODE[0], nf.compare(_EQ, nf.host32(nf.RTN_UNICAST)))
 _DROP = (nf.counter(), nf.verdict(nf.NF_DROP))
 _ACCEPT = nf.verdict(nf.NF_ACCEPT)
 
@@ -113,6 +116,11 @@ _OTHERS = f"others-{RULES}"
 _SOLICITATION, _ADVERTISEMENT = f"solicitation-{RULES}", f"advertisement-{RULES}"
 _UNSPECIFIED = f"unspecified-{RULES}"
 _UNATTACHED, _SEEK = f"unattached-{RULES}", f"sought-{RULES}"
+_INTO_TUNNELS = (*_NO_TCP, nf.verdict(nf.NFT_JUMP, _TUNNELS))
+_IF_UNATTACHED = (
+    *(*_IPV6, _DADDR, nf.lookup("attached", inverted=True)),
+    nf.verdict(nf.NFT_JUMP, _UNATTACHED),
+)
 
 
 def _type(number: int) -> tuple[nl.Attribute, ...]:
@@ -188,7 +196,6 @@ def base(*, peers: bool, confined: bool, bridges: tuple[str, ...]) -> list[nl.Me
         *(*_IPV6, *_ICMPV6, _SADDR, nf.lookup("attached", inverted=True)),
         *(_SADDR, nf.learn("guests")),
     )
-    into_tunnels = (*_NO_TCP, nf.verdict(nf.NFT_JUMP, _TUNNELS))
     link = nf.meta(nf.NFT_META_IIF)
     sender = (
         link,
@@ -250,7 +257,7 @@ def base(*, peers: bool, confined: bool, bridges: tuple[str, ...]) -> list[nl.Me
         # nft: @th,0,32 & 0xfffe == 0x25b2 jump peering-$RULES
         *(() if peers else [_to_daemon("translated")]),
         # nft: meta l4proto != tcp jump tunnels-$RULES
-        *([table.rule("translated", "", *into_tunnels)] if confined else ()),
+        *([table.rule("translated", "", *_INTO_TUNNELS)] if confined else ()),
         # nft: chain inet arrival
         # nft: type nat hook input priority mangle; policy accept;
         table.chain("arrival", *nf.base("nat", nf.NF_INET_LOCAL_IN, _MANGLE)),
@@ -267,7 +274,7 @@ def base(*, peers: bool, confined: bool, bridges: tuple[str, ...]) -> list[nl.Me
         # nft: @th,0,32 & 0xfffe == 0x25b2 jump peering-$RULES
         *(() if peers else [_to_daemon("bridged")]),
         # nft: meta l4proto != tcp jump tunnels-$RULES
-        *([table.rule("bridged", "", *into_tunnels)] if confined else ()),
+        *([table.rule("bridged", "", *_INTO_TUNNELS)] if confined else ()),
         # nft: accept
         table.rule("bridged", "", _ACCEPT),
         # nft: chain inet pods-$RULES
@@ -278,15 +285,14 @@ def base(*, peers: bool, confined: bool, bridges: tuple[str, ...]) -> list[nl.Me
         # nft: meta l4proto tcp iif . ip6 saddr @own-address accept
         table.rule(PODS_CHAIN, "", *_IPV6, *_TCP, *sender, nf.lookup("own-address"), _ACCEPT),
         # nft: meta l4proto != tcp jump tunnels-$RULES
-        *([table.rule(PODS_CHAIN, "", *into_tunnels)] if confined else ()),
+        *([table.rule(PODS_CHAIN, "", *_INTO_TUNNELS)] if confined else ()),
         # nft: meta l4proto != ipv6-icmp iif . ip6 saddr @own-address accept
         table.rule(PODS_CHAIN, "", *_IPV6, *_NO_ICMPV6, *sender, nf.lookup("own-address"), _ACCEPT),
         # nft: meta nfproto != ipv6 counter drop comment "not IPv6"
         table.rule(
             PODS_CHAIN,
             "not IPv6",
-            nf.meta(nf.NFT_META_NFPROTO),
-            nf.compare(_NEQ, bytes((nf.NFPROTO_IPV6,))),
+            *_NOT_IPV6,
             *_DROP,
         ),
         # A virtual machine's own stack asks from its link-local address, again and again. Each
@@ -445,6 +451,30 @@ def _tunnels() -> list[nl.Message]:
     ]
 
 
+def _bridge(wanted: Wanted) -> list[nl.Message]:
+    """What is known of a network's bridge. One that somebody else made is told by its name; ours
+    has a group."""
+    key, own = wanted.bridge_key, nf.element(wanted.address)
+    return [
+        INET.elements(nf.NFT_MSG_NEWSETELEM, "overlays", [nf.element(key, "bridged")]),
+        INET.elements(nf.NFT_MSG_NEWSETELEM, "transit", [nf.element(key, "translated")]),
+        INET.elements(nf.NFT_MSG_NEWSETELEM, "attached", [own]),
+    ]
+
+
+def _translated(chain: str, elsewhere: tuple[nl.Attribute, ...]) -> list[nl.Message]:
+    """Where address translation may lead what the overlay delivers."""
+    words = "destination is not in this node's subnet"
+    return [
+        # nft: chain inet transit-$INTERFACE
+        # nft: meta l4proto != tcp jump tunnels-$RULES
+        INET.rule(chain, "", *_INTO_TUNNELS),
+        # nft: ip6 daddr != $SUBNET fib daddr type unicast counter drop comment "destination is not
+        #      in this node's subnet"
+        INET.rule(chain, words, *elsewhere, *_TO_OTHERS, *_DROP),
+    ]
+
+
 def overlay(wanted: Wanted, *, known: bool, confined: bool, bridged: bool) -> list[nl.Message]:
     """What a Mycelium interface may deliver. `known`: the table has something of that name.
     `confined`: to this node's pods and to the node itself, also by translation and by tunnel; so is
@@ -452,43 +482,11 @@ def overlay(wanted: Wanted, *, known: bool, confined: bool, bridged: bool) -> li
     table, chain, subnet = INET, overlay_chain(wanted.interface), wanted.subnet
     transit = transit_chain(wanted.interface)
     elsewhere = (*_IPV6, _DESTINATION_SUBNET, nf.compare(_NEQ, subnet))
-    into_tunnels = (*_NO_TCP, nf.verdict(nf.NFT_JUMP, _TUNNELS))
-    translated = [
-        # nft: chain inet transit-$INTERFACE
-        # nft: meta l4proto != tcp jump tunnels-$RULES
-        table.rule(transit, "", *into_tunnels),
-        # nft: ip6 daddr != $SUBNET fib daddr type unicast counter drop comment "destination is not
-        #      in this node's subnet"
-        table.rule(
-            transit,
-            "destination is not in this node's subnet",
-            *elsewhere,
-            *(nf.fib_type(nf.NFTA_FIB_F_DADDR), nf.compare(_EQ, nf.host32(nf.RTN_UNICAST))),
-            *_DROP,
-        ),
-    ]
-    unattached = table.rule(
-        chain,
-        "",
-        *(*_IPV6, _DADDR, nf.lookup("attached", inverted=True)),
-        nf.verdict(nf.NFT_JUMP, _UNATTACHED),
-    )
-    own = [nf.element(wanted.address)]
-    bridge = [
-        # A bridge that somebody else made is told by its name; ours has a group.
-        table.elements(
-            nf.NFT_MSG_NEWSETELEM, "overlays", [nf.element(wanted.bridge_key, "bridged")]
-        ),
-        table.elements(
-            nf.NFT_MSG_NEWSETELEM, "transit", [nf.element(wanted.bridge_key, "translated")]
-        ),
-        table.elements(nf.NFT_MSG_NEWSETELEM, "attached", own),
-    ]
     return [
-        *(bridge if wanted.bridged else ()),
+        *(_bridge(wanted) if wanted.bridged else ()),
         table.chain(transit),
         table.flush_chain(transit),
-        *(translated if confined else ()),
+        *(_translated(transit, elsewhere) if confined else ()),
         table.elements(
             nf.NFT_MSG_NEWSETELEM, "transit", [nf.element(wanted.interface_key, transit)]
         ),
@@ -499,8 +497,7 @@ def overlay(wanted: Wanted, *, known: bool, confined: bool, bridged: bool) -> li
         table.rule(
             chain,
             "not IPv6",
-            nf.meta(nf.NFT_META_NFPROTO),
-            nf.compare(_NEQ, bytes((nf.NFPROTO_IPV6,))),
+            *_NOT_IPV6,
             *_DROP,
         ),
         # nft: ip6 daddr != $SUBNET counter drop comment "not for this node's subnet"
@@ -515,8 +512,7 @@ def overlay(wanted: Wanted, *, known: bool, confined: bool, bridged: bool) -> li
             chain,
             "routing header",
             *_IPV6,
-            nf.exthdr_present(nf.IPPROTO_ROUTING),
-            nf.compare(_EQ, b"\1"),
+            *_ROUTED_BY_SOURCE,
             *_DROP,
         ),
         # nft: ip6 saddr != 400::/7 counter drop comment "source is not on the overlay"
@@ -524,9 +520,9 @@ def overlay(wanted: Wanted, *, known: bool, confined: bool, bridged: bool) -> li
             chain, "source is not on the overlay", *_IPV6, *_in(_SADDR, MYCELIUM, _NEQ), *_DROP
         ),
         # nft: ip6 daddr != @attached jump unattached-$RULES
-        *([unattached] if bridged else ()),
+        *([table.rule(chain, "", *_IF_UNATTACHED)] if bridged else ()),
         # nft: meta l4proto != tcp jump tunnels-$RULES
-        *([table.rule(chain, "", *into_tunnels)] if confined else ()),
+        *([table.rule(chain, "", *_INTO_TUNNELS)] if confined else ()),
         # Most packets are of TCP or UDP, and done with after this.
         # nft: meta l4proto != ipv6-icmp ip6 saddr != $SUBNET accept
         table.rule(
