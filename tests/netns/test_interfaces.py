@@ -207,9 +207,21 @@ def test_a_host_link_that_was_renamed_is_found(nodes: tuple[Node, Node]) -> None
         f"link set {attached.host_link} name other0",
         "link set other0 up",
     )
+    error = refused(attached.check(), 103, says=f"{attached.host_link} is named other0 now")
+    assert "doctor --fix" in error["msg"]
     silent(attached.delete())
     assert node.link("other0") is None
     assert attached.pod.link("eth0") is None
+
+
+def test_a_host_link_without_our_marks_is_missed(nodes: tuple[Node, Node]) -> None:
+    """No rule of its network sees it any more."""
+    node, _ = nodes
+    attached = attach(node, "unmarked", network())
+    node.ip("link", "set", attached.host_link, "group", "default", "alias", "")
+    error = refused(attached.check(), 103, says="has lost its group and its alias")
+    assert "doctor" not in error["msg"]
+    attached.pod.remove()
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -19,7 +19,7 @@ from mycelium_cni.kernel.snapshot import Snapshot
 from mycelium_cni.node import facts as node_facts
 from mycelium_cni.node import subnet
 from mycelium_cni.node.marks import word
-from mycelium_cni.pod import facts
+from mycelium_cni.pod import facts, removal
 from mycelium_cni.pod.attachment import Attachment
 
 TYPE_CHECKING = False
@@ -40,9 +40,13 @@ def check(
 ) -> None:
     """Raises CniError: ATTACHMENT_BROKEN for the first difference, or what `subnet.find` raises,
     because without the overlay the attachment does not work."""
-    host_link = find_link(host, attachment.host_link)
+    host_link = removal.find(host, attachment)
     if host_link is None:
-        raise _broken(f"host link {attachment.host_link} of {attachment} is missing")
+        unmarked = find_link(host, attachment.host_link)
+        lost = "has lost its group and its alias" if unmarked else "is missing"
+        raise _broken(f"host link {attachment.host_link} of {attachment} {lost}")
+    if host_link.name != attachment.host_link:
+        raise _lost(f"host link {attachment.host_link} is named {host_link.name} now")
     pod_link = _pod_link(pod, host_link, sandbox)
     place = _place(result, pod_link.name, sandbox)
     said = str(result.interfaces[place].get("mac") or format_mac(pod_link.mac))
