@@ -312,6 +312,29 @@ def test_for_multus_the_node_gets_the_plugin_and_no_first_network(tool: Tool, ro
     assert list((root / "etc/cni/net.d").iterdir()) == []
 
 
+def test_runtimes_that_share_a_network_find_the_plugin_each_in_its_directory(
+    tool: Tool, root: Path
+) -> None:
+    """As on Debian, whose containerd has /usr/lib/cni, beside a CRI-O as its makers ship it."""
+    (root / "usr/lib/cni").mkdir(parents=True)
+    for path, text in {
+        "etc/containerd/config.toml": """version = 2
+            [plugins."io.containerd.grpc.v1.cri".cni]
+              bin_dir = "/usr/lib/cni"
+        """,
+        "etc/crio/crio.conf": "[crio.network]\nplugin_dirs = ['/opt/cni/bin/']\n",
+    }.items():
+        (root / path).parent.mkdir(exist_ok=True)
+        (root / path).write_text(text)
+    before = tree(root)
+    done(tool, "install")
+    made = tree(root)
+    assert made["usr/lib/cni/mycelium-cni"] == made[PLUGIN]
+    assert "nothing to do" in done(tool, "install")
+    done(tool, "uninstall")
+    assert tree(root) == before
+
+
 def test_podman_gets_a_network_beside_its_own(tool: Tool, root: Path) -> None:
     (root / "usr/lib").mkdir(parents=True, exist_ok=True)
     (root / "opt/cni/bin").rename(root / "usr/lib/cni")

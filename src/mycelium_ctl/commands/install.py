@@ -57,7 +57,8 @@ class Installation:
         self._source: Final = Path(own_executable())
         self._live: Final = where.root == Path("/")
         self.dirs: Final = choose_dirs(where, arguments.runtime)
-        self.plugin: Final = _plugin_place(self.dirs)
+        self._places: Final = _plugin_places(self.dirs)
+        self.plugin: Final = self._places[0]
         self._place: Final = self._receipt.place(self.plugin)
         self.notes: Final[list[str]] = []
         self.conflist: Path | None = None
@@ -73,13 +74,15 @@ class Installation:
 
     def _executable(self) -> list[Step]:
         octets = self._source.read_bytes()
-        if self.plugin.is_file() and self.plugin.read_bytes() == octets:
-            return []
-        return [Step(f"write {self.plugin}", lambda: self._copy(octets))]
+        return [
+            Step(f"write {place}", partial(self._copy, octets, place))
+            for place in self._places
+            if not (place.is_file() and place.read_bytes() == octets)
+        ]
 
-    def _copy(self, octets: bytes) -> None:
+    def _copy(self, octets: bytes, place: Path) -> None:
         """Only an executable that answers as a plugin gets the name that a runtime uses."""
-        self._receipt.write(self.plugin, octets, 0o755, lambda path: plugins.ask(path).fault)
+        self._receipt.write(place, octets, 0o755, lambda path: plugins.ask(path).fault)
 
     def _tool(self) -> list[Step]:
         """A link in PATH. Where /usr is read-only, /opt/bin is often in PATH."""
@@ -192,16 +195,24 @@ class Installation:
             time.sleep(0.2)
 
 
-def _plugin_place(dirs: CniDirs) -> Path:
-    """Where the runtime finds the executable: in the first of its directories that can be written.
+def _plugin_places(dirs: CniDirs) -> list[Path]:
+    """Where each runtime finds the executable: in the first of its directories that can be written.
     Raises ToolError if there is none, or another one hides it."""
-    for directory in dirs.bins:
+    places: list[Path] = []
+    for searched in dirs.searched or (dirs.bins,):
+        if not any(place.parent in searched for place in places):
+            places.append(_plugin_place(searched))
+    return places
+
+
+def _plugin_place(searched: tuple[Path, ...]) -> Path:
+    for directory in searched:
         path = directory / TYPE
         if files.writable(path):
             return path
         if path.exists():
             raise ToolError(f"{path} cannot be replaced, its disk is read-only")
-    looked = " and ".join(str(directory) for directory in dirs.bins)
+    looked = " and ".join(str(directory) for directory in searched)
     raise ToolError(
         f"{looked} cannot be written: have the runtime look for plugins in a directory that can "
         "(containerd's bin_dirs, CRI-O's plugin_dirs), and name that with --bin-dir"

@@ -42,13 +42,15 @@ MOST_FILES: Final = 100  # of one runtime's configuration
 
 class CniDirs(NamedTuple):
     """A pair of directories that a runtime uses. `named`: a runtime's configuration names it;
-    `network`: the one that CRI-O is told to take (cni_default_network)."""
+    `network`: the one that CRI-O is told to take (cni_default_network); `searched`: where several
+    runtimes share `conf` and not `bins`, the `bins` of each."""
 
     conf: Path
     bins: tuple[Path, ...]
     whose: str
     named: bool = False
     network: str = ""
+    searched: tuple[tuple[Path, ...], ...] = ()
 
 
 def find_dirs(where: Options) -> list[CniDirs]:
@@ -85,9 +87,11 @@ def find_dirs(where: Options) -> list[CniDirs]:
         conf = _below(root, [said.conf or usual_conf])[0]
         bins = where.bin_dirs or _below(root, said.bins or usual_bins)
         other = found.get(conf)
+        searched: tuple[tuple[Path, ...], ...] = ()
         if other and other.named and other.bins != bins:
+            searched = (*(other.searched or (other.bins,)), bins)
             bins = tuple(dict.fromkeys((*other.bins, *bins)))
-        found[conf] = CniDirs(conf, bins, whose, True, said.network)
+        found[conf] = CniDirs(conf, bins, whose, True, said.network, searched)
     if not found:
         conf = root / USUAL[0]
         found[conf] = CniDirs(conf, where.bin_dirs or _below(root, USUAL[1]), USUAL[2])
