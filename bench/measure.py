@@ -45,6 +45,7 @@ _ORDER: Final = (
     *(traffic.UNGUARDED, traffic.TRACKED, traffic.GUARDED, traffic.HOSTS, traffic.PODS),
 )
 
+PARALLEL: Final = (1, 4, 16)  # ADDs at a time
 _SETTLE_S: Final = 0.06  # the kernel goes on working for 30 ms after a DEL
 _PING_WAIT_S: Final = 0.002
 
@@ -247,10 +248,10 @@ class Bench:
                 self.testbed.remove([pod.netns])
 
     def bursts(self) -> None:
-        """Many ADDs, 1, 4 and 16 at a time."""
+        """Many ADDs, some of them at a time."""
         count = self.size.burst
         for repeat in self._turns(self.size.burst_repeats):
-            for parallel in (1, 4, 16):
+            for parallel in PARALLEL:
                 for candidate in (self.static, self.pip, self.floor, self.bridge):
                     node = self.nodes[candidate.name]
                     pods = self._pods(f"b{repeat}-{parallel}-{candidate.name.split()[0]}", count)

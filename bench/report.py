@@ -27,6 +27,7 @@ from bench.measure import (
     FLOOR,
     KERNEL,
     LOOPBACK,
+    PARALLEL,
     PTP,
     STATIC,
     Figures,
@@ -83,6 +84,7 @@ class Report:
         first, last = self.size.levels[0], self.size.levels[-1]
         add, delete, peak = at("ADD"), at("DEL"), "peak memory of ADD"
         stale = f"GC of {self.size.stale} stale"
+        burst = f"{self.size.burst} ADDs, {PARALLEL[-1]} at a time"
         alone = at(stale, KERNEL)
         packet = self.figures["first packet"][STATIC].p90
         grown = at(f"ADD of pod {last}") / at(f"ADD of pod {first}")
@@ -96,15 +98,16 @@ class Report:
             if GUARDED in by_rules and measure.startswith("TCP")
         )
         return [
-            Target("ADD at most 0.45 x bridge + host-local", add / at("ADD", BRIDGE), 0.45),
+            Target("ADD at most 0.33 x bridge + host-local", add / at("ADD", BRIDGE), 0.33),
             Target("ADD at most 0.01 x ptp + host-local", add / at("ADD", PTP), 0.01),
-            Target("ADD at most 3.5 x the C floor", add / at("ADD", FLOOR), 3.5),
+            Target("ADD at most 1.5 x the C floor", add / at("ADD", FLOOR), 1.5),
             Target("a node's first ADD at most 2.5 x a later one", first_add, 2.5),
             Target("DEL at most 0.5 x bridge + host-local", delete / at("DEL", BRIDGE), 0.5),
             Target("first packet after ADD answered within 5 ms (nine of ten)", packet, 5, " ms"),
             # A wait for each link would be dozens of times what one request for all of them takes.
             Target(f"{stale} in one kernel wait (1.5 x one request)", at(stale) / alone, 1.5),
-            Target(f"ADD of pod {last} at most 1.4 x of pod {first}", grown, 1.4),
+            Target(f"ADD of pod {last} at most 1.3 x of pod {first}", grown, 1.3),
+            Target(f"{burst} at most 1.3 x the C floor", at(burst) / at(burst, FLOOR), 1.3),
             Target("peak memory at most 1.5 x the Go plugin's", at(peak) / at(peak, BRIDGE), 1.5),
             Target("VERSION no slower than the Go loopback plugin", start, 1),
             Target("TCP between pods loses at most 5 % to the guard", max(lost, 0) * 100, 5, " %"),
@@ -186,6 +189,10 @@ class Report:
                 for target in self.targets
             ),
             "",
+            "## What is between an ADD and the targets",
+            "",
+            *_LIMITS,
+            "",
             "## Figures",
             "",
             "Whole processes, from `posix_spawn` to `wait4`, and ratios to the first of each group."
@@ -216,6 +223,21 @@ class Report:
         ]
         return "\n".join(lines)
 
+
+_LIMITS: Final = (
+    "- Both an ADD and the floor make the pair, its addresses, routes and settings, which is"
+    " the kernel's work and most of either. The settings take four system calls each, because no"
+    " netlink request has them (`accept_ra`, `proxy_ndp`, `keep_addr_on_down`, `ndisc_notify`).",
+    "- Above the floor an ADD has an interpreter: two million instructions, a file of which 2"
+    " MB are mapped and read, and some 240 pages that the kernel copies or makes. In a process"
+    " that lives for two milliseconds nothing is in the processor's caches.",
+    "- In a burst every processor is busy all the time, for the floor too, so its ratio is that"
+    " of the CPU time of one ADD, and no waiting hides it.",
+    "- The kernel keeps the directory `net/ipv6` of all namespaces in one hash chain: a look-up"
+    " takes 0.17 ms with a thousand of them, and that of a new namespace twice as long. ADD"
+    " makes one for the node and one for the pod. In the measure of pod 1,000 the first pods pay"
+    " for it as well, for the namespaces of all nodes are in that chain.",
+)
 
 _METHOD: Final = (
     "- Everything is in one run and takes turns: in each round every candidate attaches and"

@@ -85,7 +85,7 @@ def test_the_bench_yields_every_figure(tmp_path: Path) -> None:
         assert measure in done.stdout
         for figure in by_candidate.values():
             assert 0 < figure["p10"] <= figure["median"] <= figure["p90"]
-    assert len(report["targets"]) == 11
+    assert len(report["targets"]) == 12
     assert all(report["machine"].values())
     assert all(report["versions"].values())
     assert "mycelium_cni.verbs" in [each["name"] for each in report["imports"]]
