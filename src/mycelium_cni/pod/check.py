@@ -42,9 +42,9 @@ def check(
     because without the overlay the attachment does not work."""
     host_link = removal.find(host, attachment)
     if host_link is None:
-        unmarked = find_link(host, attachment.host_link)
-        lost = "has lost its group and its alias" if unmarked else "is missing"
-        raise _broken(f"host link {attachment.host_link} of {attachment} {lost}")
+        if find_link(host, attachment.host_link):
+            raise _broken(f"host link {attachment.host_link} has lost its group and its alias")
+        raise _broken(f"host link {attachment.host_link} of {attachment} is missing")
     if host_link.name != attachment.host_link:
         raise _lost(f"host link {attachment.host_link} is named {host_link.name} now")
     pod_link = _pod_link(pod, host_link, sandbox)
