@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the plugin really loads: `sys.modules` after a successful call.
+"""What the plugin really loads: `sys.modules` after a successful call. And circles of imports.
 
 Linters see imports that are written down; this sees those that happened. A module that should be
 allowed costs every pod its milliseconds: see docs/adr/0004.
@@ -7,9 +7,13 @@ allowed costs every pod its milliseconds: see docs/adr/0004.
 
 from __future__ import annotations
 
+import ast
 import json
 import posix
 import sys
+from collections.abc import Collection
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
 
 import pytest
 
@@ -85,3 +89,29 @@ def test_a_version_has_loaded_next_to_nothing(node: Node, bare: set[str]) -> Non
         *("mycelium_entry", "mycelium_cni", "mycelium_cni.main", "mycelium_cni.cni"),
         *(f"mycelium_cni.cni.{name}" for name in ("errors", "jsontext", "request")),
     }
+
+
+def imported(path: Path, modules: Collection[str]) -> set[str]:
+    """The modules of ours that a file names in imports, those for type checkers included."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            found |= {name if name in modules else node.module for name in names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found & set(modules)
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    """Not even for type checkers, which import-linter lets pass: one of the two is then too big."""
+    files = {
+        ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in Path(SOURCE).rglob("*.py")
+    }
+    graph = {name: imported(path, files) - {name} for name, path in files.items()}
+    assert len(graph) > 100
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as circle:
+        pytest.fail(" → ".join(circle.args[1]))

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files whose path others choose: opened without blocking, and only if they are regular files."""
+"""Files whose path others choose, opened without blocking and only if they are regular files; and
+directories that stay open."""
 
 from __future__ import annotations
 
@@ -25,3 +26,15 @@ def open_regular(path: str, flags: int) -> int:
         return fd
     close(fd)
     raise OSError(EINVAL, "it is not a regular file", path)
+
+
+class Directory:
+    """An open directory, closed when nothing refers to it."""
+
+    __slots__ = ("fd",)
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def __del__(self) -> None:
+        close(self.fd)

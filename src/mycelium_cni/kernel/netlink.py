@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from typing import Final, Self
 
-    from mycelium_cni.kernel.sysctl import Directory
+    from mycelium_cni.kernel.files import Directory
 
     Value = bytes | int | str | list["Attribute"]
     # Kind and value; bytes where all of it is encoded already.

@@ -25,6 +25,7 @@ from posix import (
     write,
 )
 
+from mycelium_cni.kernel.files import Directory
 from mycelium_cni.kernel.shell import quoted
 
 TYPE_CHECKING = False
@@ -32,18 +33,6 @@ if TYPE_CHECKING:
     from mycelium_cni.kernel.netlink import Socket
 
 _ROOT = "/proc/sys/net/ipv6/"
-
-
-class Directory:
-    """An open directory, closed when nobody refers to it."""
-
-    __slots__ = ("fd",)
-
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
-
-    def __del__(self) -> None:
-        close(self.fd)
 
 
 def conf(link: str, switch: str) -> str:
