@@ -25,7 +25,7 @@ from attaching import Attached, Mode, at_once, attach, both_modes, network, reac
 from observe import difference, kernel_state, set_sysctl
 
 import mycelium_cni
-from mycelium_lab.lab import Lab, PluginCall, await_fact
+from mycelium_lab.lab import UNDERLAY, Lab, PluginCall, await_fact
 
 pytestmark = pytest.mark.timeout(300)  # some of it is a few hundred executions of the plugin
 
@@ -62,23 +62,29 @@ class Stage:
         self.conf = network(mode, defaultRoute=True)
         if state == "prepared":
             attach(self.node, "earlier", self.conf)
-            # A worker of the kernel makes the local route of the node's address on lo.
-            local = ("-6", "route", "show", "table", "local", "dev", "lo")
-            address = self.node.overlay_address
-            await_fact(
-                lambda: any(route["dst"] == address for route in self.node.ip(*local)),
-                f"a local route to {address}",
-            )
         self.pod = self.node.pod("pod")
         self.ifname = "eth0"
         if state == "second":
             attach(self.node, self.pod, self.conf)
             self.ifname = "net1"
+        await_fact(self._settled, "a local route for each address")
         for link in () if ipv6 else ("all", "default", "lo"):
             set_sysctl(self.pod, f"ipv6/conf/{link}/disable_ipv6", "1")
         self.before = kernel_state(self.node, self.pod)
         self._known = {link["ifname"] for link in self.node.ip("link")}
         self._trace = lab.directory / "strace"
+
+    def _settled(self) -> bool:
+        """Whether node and pod have a local route for each address: a worker of the kernel makes
+        them. The lab's own link is not looked at by `kernel_state` either."""
+        return all(
+            {(link["ifname"], entry["local"]) for entry in link["addr_info"]}
+            <= {(route.get("dev"), route["dst"]) for route in routes}
+            for space in (self.node, self.pod)
+            for routes in [space.ip("-6", "route", "show", "table", "local")]
+            for link in space.ip("-6", "addr", "show")
+            if link["ifname"] != UNDERLAY
+        )
 
     def run(self, argv: list[str]) -> PluginCall:
         """ADD with this command line."""
