@@ -5,7 +5,7 @@
 // different interpreters: the plugin one that is ready at once, the tool a whole one.
 //
 // So the plugin's is started when the file is built, imports all modules, and is stored in the file
-// as a snapshot (snapshot.c). A call of the plugin wakes it.
+// as a snapshot (snapshot.c). A call of the plugin restores it.
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -180,7 +180,7 @@ count_descriptors(void)
 
 // What the module just imported has done that would not be so in another process; NULL if nothing.
 static const char *
-what_cannot_sleep(int descriptors)
+what_cannot_be_stored(int descriptors)
 {
     PyInterpreterState *interpreter = PyInterpreterState_Get();
     if (count_descriptors() != descriptors)
@@ -189,7 +189,7 @@ what_cannot_sleep(int descriptors)
         return "starts a thread";
     if (interpreter->before_forkers || interpreter->after_forkers_parent ||
         interpreter->after_forkers_child)
-        return "hooks into fork(), and waking would call it";
+        return "hooks into fork(), and a call would run the hook";
     return NULL;
 }
 
@@ -201,7 +201,7 @@ what_cannot_sleep(int descriptors)
 // dataclasses), no open() and no streams (tokenize, and so traceback and logging), no signal
 // handlers (signal, and so subprocess), and no files to import from.
 static int
-fall_asleep(void)
+make_snapshot(void)
 {
     int descriptors = count_descriptors();
     signal(SIGSEGV, crashed);
@@ -211,7 +211,7 @@ fall_asleep(void)
         Py_ExitStatusException(status);
 
     for (const char *const *name = plugin_imports; *name != NULL; name++) {
-        const char *trouble = import_whole(*name) ? what_cannot_sleep(descriptors) : "";
+        const char *trouble = import_whole(*name) ? what_cannot_be_stored(descriptors) : "";
         if (trouble != NULL) {
             complain(*trouble ? trouble : "cannot be imported");
             PyErr_Print();
@@ -251,7 +251,7 @@ fall_asleep(void)
 // As after fork(), correct what the interpreter knows of threads. Here the process, and even the
 // machine, is another, and so is its one thread.
 static int
-wake_up(void)
+restore(void)
 {
     PyThreadState *thread = PyThreadState_Get();
     thread->thread_id = PyThread_get_thread_ident();
@@ -288,7 +288,7 @@ run_plugin(const char *verb)
     if (verb && *verb && strcmp(verb, "VERSION") != 0)
         snapshot_expect_writes();
     // main() reads and writes descriptors 0, 1 and 2 itself, and returns the exit code.
-    PyObject *result = wake_up() == 0 ? PyObject_CallNoArgs(plugin_main) : NULL;
+    PyObject *result = restore() == 0 ? PyObject_CallNoArgs(plugin_main) : NULL;
     long code = result ? PyLong_AsLong(result) : -1;
     if (PyErr_Occurred()) {
         PyErr_Print(); // a bug: main() answers with a CNI error whatever happens in it
@@ -375,7 +375,7 @@ int
 main(int argc, char **argv)
 {
     if (!snapshot_is_taken())
-        return fall_asleep(); // launcher/assemble.py started what the linker made
+        return make_snapshot(); // launcher/assemble.py started what the linker made
 
     // The same rule as mycelium_entry's, for the pip-installed command.
     const char *verb = getenv("CNI_COMMAND");

@@ -150,8 +150,8 @@ keep(size_t size)
     return block;
 }
 
-// In a process that was woken: freed blocks by capacity, and what is left of the memory for new
-// ones. Larger blocks are libc's.
+// In a process that has restored it: freed blocks by capacity, and what is left of the memory for
+// new ones. Larger blocks are libc's.
 enum { LARGEST = 520, FRESH_AT_ONCE = 16 << 10 };
 static void *spares[LARGEST / 16 + 1];
 static char *fresh = fresh_start;
@@ -246,7 +246,7 @@ release_frames(void *unused, void *block, size_t size)
     release(unused, block);
 }
 
-// The linker puts these in place of libc's (--wrap). In a process that was woken they call
+// The linker puts these in place of libc's (--wrap). In a process that has restored it they call
 // libc's, except for blocks of the snapshot.
 
 void *

@@ -24,7 +24,7 @@ from .conftest import ROOT
     ids=["file", "signal-handlers", "warning-filters"],
 )
 @pytest.mark.usefixtures("executable")
-def test_a_module_that_cannot_sleep_is_not_built(
+def test_a_module_that_cannot_be_stored_is_not_built(
     tmp_path: Path, statement: str, says: str
 ) -> None:
     for name in ("launcher", "src"):
