@@ -188,6 +188,22 @@ def test_each_takes_away_what_the_other_made(
     assert not site.reaches(kept.pod, kept.address, OTHER_PEER)
 
 
+def test_a_network_that_was_closed_after_a_downgrade_is_no_fault(node: Releases) -> None:
+    """The previous release loads its own chain for that beside this one's rules."""
+    site = node.site
+    wide = Attached(site, conf("wide", "bridge"))
+    node.install("previous")
+    shut = Attached(site, conf("shut", "bridge", ingress="closed"))
+    node.install("this")
+    networks = [wide.network, shut.network]
+    is_well(site, networks, [wide, shut])
+    assert not connects(shut.pod, shut.address, wide.pod)
+    newest = Attached(site, shut.network)
+    is_well(site, networks, [wide, shut, newest])
+    for attached in (shut, newest):
+        assert not connects(attached.pod, attached.address, wide.pod)
+
+
 @pytest.mark.parametrize("first", ["previous", "this"])
 def test_what_the_previous_release_did_to_a_pods_first_interface_is_found_and_repaired(
     node: Releases, tmp_path: Path, first: str

@@ -215,7 +215,13 @@ class Survey:
         # there is nothing to filter, and the table comes with the pod.
         needed = bool(self._ports or self._bridge.hooks)
         for lack in _shared(rules.BRIDGE, self._bridge, messages, BRIDGE_CHAIN):
-            yield Lack(lack.words, lack.messages, fault=lack.fault and needed)
+            fault = lack.fault and needed and not self._closed_by_another()
+            yield Lack(lack.words, lack.messages, fault=fault)
+
+    def _closed_by_another(self) -> bool:
+        """Whether all that differs is that 0.1.0 has closed a network beside those of this release,
+        as after a downgrade. Its rules do the same; the next ADD replaces them."""
+        return not self._lacks([*rules.bridge_base(), *rules.bridge_closed_before()])
 
     def _closed(self, records: Iterable[Record]) -> Iterator[Lack]:
         wanted, there = self._wanted, self._bridge

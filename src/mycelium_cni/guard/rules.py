@@ -917,6 +917,16 @@ def bridge_network(group: int, *, closed: bool) -> list[nl.Message]:
 @_once
 def bridge_closed() -> list[nl.Message]:
     """From port to port nothing is tracked: only packets that open no connection pass."""
+    return _bridge_closed(_ERROR)
+
+
+@_once
+def bridge_closed_before() -> list[nl.Message]:
+    """The same as 0.1.0 loads it, also into a table of this release."""
+    return _bridge_closed(_types(1, 4))
+
+
+def _bridge_closed(error: tuple[nl.Attribute, ...]) -> list[nl.Message]:
     table, v6 = BRIDGE, _BRIDGED_IPV6
     return [
         # nft: chain bridge to-closed
@@ -939,7 +949,7 @@ def bridge_closed() -> list[nl.Message]:
             _ACCEPT,
         ),
         # nft: icmpv6 type <= 127 accept
-        table.rule("to-closed", "", *v6, *_ERROR, _ACCEPT),
+        table.rule("to-closed", "", *v6, *error, _ACCEPT),
         # nft: icmpv6 type echo-reply accept
         table.rule("to-closed", "", *v6, *_type(_ECHO_REPLY), _ACCEPT),
         # nft: counter drop comment "ingress: closed"
