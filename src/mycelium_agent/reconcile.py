@@ -165,7 +165,7 @@ class Reconciler:
 
         expected = ExpectedPod(state, one)
         try:
-            absent = expected.absent(preferred=True, in_pod=in_pod)
+            absent = expected.absent(preferred=True, in_pod=None if in_pod else ())
         except OSError as error:
             if not ended():
                 self._failed(one.who, error)

@@ -146,13 +146,8 @@ def check(request: Request, network: Network, _: Reply) -> str:
     result = Result(config.prev_result, network.cni_version)
     host = nl.Socket()
     pod_netns, home = _open_netns(request, host)
-
-    def inside(read: Callable[[], str]) -> str:
-        with netns.inside(pod_netns, home=home):
-            return read()
-
     with netns.inside(pod_netns, home=home):
-        pod = Snapshot(nl.Socket(), inside)
+        pod = Snapshot(nl.Socket())
     attachment = Attachment(network.name, request.container, request.ifname)
     comparison.check(host, pod, config, attachment, result, request.netns)
     return "as ADD made it"

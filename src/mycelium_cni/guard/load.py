@@ -229,7 +229,8 @@ def _survey(
 
 def _host_links(host: nl.Socket) -> list[Link]:
     veth: nl.Attribute = (nl.IFLA_LINKINFO, [(nl.IFLA_INFO_KIND, b"veth")])
-    return [Link(p) for p in host.dump(nl.link(nl.RTM_GETLINK, "list links", veth))]
+    question = nl.link(nl.RTM_GETLINK, "list links", veth, nl.WITHOUT_COUNTERS)
+    return [Link(p) for p in host.dump(question)]
 
 
 def forget(*links: Link) -> nl.Socket | None:

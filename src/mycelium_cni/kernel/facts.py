@@ -286,8 +286,7 @@ class NoLinkLocal(Part):
 
     def holds(self, seen: Snapshot) -> bool:
         link = seen.links.get(self.index)
-        families = nl.decode(link.attribute(nl.IFLA_AF_SPEC), 0) if link else {}
-        said = nl.decode(families.get(nl.AF_INET6, b""), 0)
+        said = link.of_family(nl.AF_INET6) if link else {}
         return said.get(nl.IFLA_INET6_ADDR_GEN_MODE) == nl.IN6_ADDR_GEN_MODE_NONE
 
 
@@ -305,8 +304,7 @@ class NoArp(Part):
 
     def holds(self, seen: Snapshot) -> bool:
         link = seen.links.get(self.index)
-        families = nl.decode(link.attribute(nl.IFLA_AF_SPEC), 0) if link else {}
-        settings = nl.decode(families.get(nl.AF_INET, b""), 0).get(nl.IFLA_INET_CONF, b"")
+        settings = link.of_family(nl.AF_INET).get(nl.IFLA_INET_CONF, b"") if link else b""
         # One u32 for each setting, counted from 1.
         end = 4 * nl.IPV4_DEVCONF_ARP_IGNORE
         return settings[end - 4 : end] == nl.encode(((0, 8),))[4:]
@@ -478,14 +476,14 @@ class Neighbour(Part):
 
     def holds(self, seen: Snapshot) -> bool:
         """The neighbour may have advertised another MAC meanwhile."""
-        found = seen.neighbours.get((self.index, self.address))
+        found = seen.neighbour(self.index, self.address)
         if found is None or found.mac == self.mac:
             return found is not None
         return found.valid and not found.fixed and not self.permanent
 
     def is_missed(self, seen: Snapshot) -> bool:
         """The kernel never corrects the MAC of an entry that it does not probe."""
-        found = seen.neighbours.get((self.index, self.address))
+        found = seen.neighbour(self.index, self.address)
         return found is not None and found.fixed and found.mac != self.mac
 
 
@@ -635,10 +633,9 @@ class Route(Object):
             return self._leads(seen)
         kind = nl.RTN_UNICAST if self.index else nl.RTN_UNREACHABLE
         return any(
-            (route.destination, route.table, route.kind) == (self.destination, self.table, kind)
-            and route.sender == self.sender
+            (route.table, route.kind, route.sender) == (self.table, kind, self.sender)
             and (route.link == self.index if self.index else route.priority == self.priority)
-            for route in seen.routes
+            for route in seen.routes_to.get(self.destination, ())
         )
 
     def obstacles(self, seen: Snapshot) -> list[Object]:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from sys import byteorder
+
 from mycelium_cni.kernel import netlink as nl
 
 TYPE_CHECKING = False
@@ -30,6 +32,17 @@ class Link:
         """One of its IFLA_* attributes. It has fifty, of which a caller wants one or two."""
         value = nl.attribute(self._payload, nl.IFINFOMSG.size, kind)
         return default if value is None else value
+
+    def of_family(self, family: int) -> dict[int, bytes]:
+        """What IPv4 or IPv6 has for it (IFLA_AF_SPEC); nothing where that is off on the link."""
+        families = nl.decode(self.attribute(nl.IFLA_AF_SPEC), 0)
+        return nl.decode(families.get(family, b""), 0)
+
+    def setting(self, number: int) -> str:
+        """One of its IPv6 settings, as its file in /proc/sys has it; "" where there is no IPv6."""
+        settings = self.of_family(nl.AF_INET6).get(nl.IFLA_INET6_CONF, b"")
+        value = settings[4 * number : 4 * number + 4]
+        return str(int.from_bytes(value, byteorder, signed=True)) if value else ""
 
     @property
     def name(self) -> str:
@@ -71,6 +84,25 @@ class Link:
     def altnames(self) -> list[str]:
         listed = nl.attributes(self.attribute(nl.IFLA_PROP_LIST), 0)
         return [nl.text(name) for kind, name in listed if kind == nl.IFLA_ALT_IFNAME]
+
+
+class KnownLink(Link):
+    """One of which a caller wants most attributes: each is decoded once."""
+
+    __slots__ = ("_families", "_said")
+
+    def __init__(self, payload: bytes) -> None:
+        super().__init__(payload)
+        self._said: Final = nl.decode(payload, nl.IFINFOMSG.size)
+        self._families: Final[dict[int, dict[int, bytes]]] = {}
+
+    def attribute(self, kind: int, default: bytes = b"") -> bytes:
+        return self._said.get(kind, default)
+
+    def of_family(self, family: int) -> dict[int, bytes]:
+        if family not in self._families:
+            self._families[family] = super().of_family(family)
+        return self._families[family]
 
 
 def read_link(host: nl.Socket, index: int, what: str = "read link") -> Link:

@@ -20,7 +20,7 @@ from mycelium_cni.kernel.patience import Patience
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
     from typing import Final, Self
 
     from mycelium_cni.kernel.files import Directory
@@ -52,6 +52,7 @@ AF_UNSPEC, AF_INET, AF_BRIDGE, AF_INET6 = 0, 2, 7, 10
 
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
 IFLA_OPERSTATE, IFLA_LINKINFO, IFLA_IFALIAS, IFLA_AF_SPEC, IFLA_GROUP = 16, 18, 20, 26, 27
+IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS = 29, 8
 IFLA_NUM_TX_QUEUES, IFLA_NUM_RX_QUEUES = 31, 32
 IFLA_NET_NS_FD, IFLA_LINK_NETNSID, IFLA_PROP_LIST, IFLA_ALT_IFNAME = 28, 37, 52, 53
 NETNSA_NSID, NETNSA_FD = 1, 3
@@ -60,7 +61,7 @@ IFLA_BR_MCAST_SNOOPING = 23
 IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 4, 5
 IFLA_BRPORT_LEARNING, IFLA_BRPORT_MCAST_MAX_GROUPS = 8, 42
 IFLA_INET_CONF, IPV4_DEVCONF_ARP_IGNORE = 1, 19
-IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE = 8, b"\x01"
+IFLA_INET6_CONF, IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE = 2, 8, b"\x01"
 IFF_UP, IFF_NOARP = 0x01, 0x80
 IF_OPER_UP = 6
 
@@ -70,7 +71,7 @@ IFA_F_MANAGETEMPADDR, IFA_F_NOPREFIXROUTE = 0x100, 0x200
 
 RTA_DST, RTA_SRC, RTA_IIF, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY = 1, 2, 3, 4, 5, 6
 RTA_PREFSRC, RTA_METRICS, RTA_TABLE, RTA_ENCAP_TYPE, RTA_IP_PROTO = 7, 8, 15, 21, 27
-RTAX_MTU, RTAX_ADVMSS = 2, 8
+RTAX_MTU, RTAX_ADVMSS, RTAX_HOPLIMIT = 2, 8, 10
 RT_TABLE_UNSPEC, RT_TABLE_MAIN, RT_TABLE_LOCAL = 0, 254, 255
 RTPROT_UNSPEC, RTPROT_KERNEL, RTPROT_RA = 0, 2, 9
 RTM_F_FIB_MATCH = 0x2000
@@ -97,6 +98,7 @@ FIB_RULE_HDR = Struct("=BBBBBBBBI")  # family, dst_len, src_len, tos, table, 0, 
 NDMSG = Struct("=BxxxiHBB")  # family, ifindex, state, flags, type
 SO_RCVBUFFORCE = 33  # asm-generic/socket.h
 _ROOM = 8 << 20  # bytes; the kernel counts about 1,300 for a route
+_BATCH = 32  # links are the largest: 2 KB each, of 208 KB that a socket has room for by default
 _RECEIVE_SIZE = 32768  # the largest datagram the kernel builds for a dump (netlink_dump)
 
 
@@ -210,6 +212,10 @@ def link(
     change = 0 if state is None else IFF_UP
     body = IFINFOMSG.pack(AF_UNSPEC, 0, index, state or 0, change) + encode(attributes)
     return Message(kind, flags, body, what)
+
+
+# An attribute for RTM_GETLINK: of each link the kernel would add up some hundred counters.
+WITHOUT_COUNTERS: Final = encode(((IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS),))
 
 
 def get_link(name: str) -> Message:
@@ -465,6 +471,18 @@ class Socket:
                 raise refusals[index]
         found = iter(payloads)
         return [None if index in refusals else next(found) for index in range(len(messages))]
+
+    def answers(self, messages: Sequence[Message]) -> list[bytes | NetlinkError]:
+        """One per message: the object, or the refusal. They may be many: they are sent in batches
+        whose answers the socket has room for."""
+        found: list[bytes | NetlinkError] = []
+        for start in range(0, len(messages), _BATCH):
+            batch = tuple(messages[start : start + _BATCH])
+            payloads, refusals = self._exchange(batch, answered=True)
+            objects = iter(payloads)
+            for place in range(len(batch)):
+                found.append(refusals[place] if place in refusals else next(objects))
+        return found
 
     def numbered(self, message: Message) -> bytes:
         """A request for `send`, whose answer is ignored."""

@@ -8,7 +8,7 @@ from errno import ENODEV, ENOENT
 from mycelium_cni.kernel import netlink as nl
 from mycelium_cni.kernel import sysctl
 from mycelium_cni.kernel.address import format_prefix
-from mycelium_cni.kernel.link import Link
+from mycelium_cni.kernel.link import KnownLink, Link
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,6 +17,14 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
+# linux/ipv6.h: where the settings of a link are in its IFLA_INET6_CONF, an array of s32.
+_SETTINGS = {
+    "forwarding": 0,
+    "hop_limit": 1,
+    "accept_ra": 3,
+    "proxy_ndp": 22,
+    "disable_ipv6": 26,
+}
 # States in which the kernel sends to a neighbour at once (include/net/neighbour.h, NUD_VALID).
 _NUD_VALID = 0xDE
 
@@ -42,8 +50,8 @@ class Route:
     nobody says."""
 
     __slots__ = (
-        *("destination", "gateway", "kind", "link", "priority", "protocol", "sender", "source"),
-        *("table", "wrapped"),
+        *("destination", "gateway", "hops", "kind", "link", "priority", "protocol", "sender"),
+        *("source", "table", "wrapped"),
     )
 
     def __init__(self, payload: bytes) -> None:
@@ -56,6 +64,8 @@ class Route:
         self.gateway: Final = said.get(nl.RTA_GATEWAY, b"")
         self.source: Final = said.get(nl.RTA_PREFSRC, b"")
         self.wrapped: Final = nl.RTA_ENCAP_TYPE in said
+        metrics = nl.decode(said.get(nl.RTA_METRICS, b""), 0)
+        self.hops: Final = nl.u32(metrics.get(nl.RTAX_HOPLIMIT, zero))
         self.protocol: Final[int] = protocol
         self.kind: Final[int] = kind
         self.priority: Final = nl.u32(said.get(nl.RTA_PRIORITY, zero))
@@ -118,20 +128,17 @@ class Rule:
 
 
 class Snapshot:
-    """A namespace as it is now. `socket` is in it; `inside`, if the calling thread is in another,
-    moves it there while a switch is read."""
+    """The namespace of a socket as it is now."""
 
-    __slots__ = ("_inside", "_read", "_switches", "socket")
+    __slots__ = ("_read", "_switches", "socket")
 
-    def __init__(
-        self, socket: nl.Socket, inside: Callable[[Callable[[], str]], str] | None = None
-    ) -> None:
+    def __init__(self, socket: nl.Socket) -> None:
         self.socket: Final = socket
-        self._inside: Final = inside
         self._read: dict[str, object] = {}
         self._switches: dict[str, str] = {}
 
-    def _once(self, name: str, read: Callable[[], T]) -> T:
+    def once(self, name: str, read: Callable[[], T]) -> T:
+        """What `read` returns; later on what it returned first under this name."""
         if name not in self._read:
             self._read[name] = read()
         return self._read[name]  # type: ignore[return-value] # what `read` returned under this name
@@ -142,10 +149,10 @@ class Snapshot:
     @property
     def links(self) -> dict[int, Link]:
         def read() -> dict[int, Link]:
-            found = [Link(p) for p in self.socket.dump(nl.link(nl.RTM_GETLINK, "list links"))]
+            found = [KnownLink(p) for p in self.socket.dump(nl.link(nl.RTM_GETLINK, "list links"))]
             return {link.index: link for link in found}
 
-        return self._once("links", read)
+        return self.once("links", read)
 
     @property
     def addresses(self) -> dict[tuple[int, bytes], Address]:
@@ -154,7 +161,7 @@ class Snapshot:
             found = [Address(p) for p in self._dump(nl.RTM_GETADDR, header, "list addresses")]
             return {(each.link, each.address): each for each in found}
 
-        return self._once("addresses", read)
+        return self.once("addresses", read)
 
     @property
     def routes(self) -> list[Route]:
@@ -164,20 +171,22 @@ class Snapshot:
             header = nl.RTMSG.pack(nl.AF_INET6, 0, 0, 0, 0, 0, 0, 0, 0)
             return [Route(p) for p in self._dump(nl.RTM_GETROUTE, header, "list routes")]
 
-        return self._once("routes", read)
+        return self.once("routes", read)
 
     def _neighbours(self, family: int, flags: int, what: str) -> list[Neighbour]:
         header = nl.NDMSG.pack(family, 0, 0, flags, 0)
         found = [Neighbour(p) for p in self._dump(nl.RTM_GETNEIGH, header, what)]
         return [each for each in found if each.flags & nl.NTF_PROXY == flags]
 
-    @property
-    def neighbours(self) -> dict[tuple[int, bytes], Neighbour]:
-        def read() -> dict[tuple[int, bytes], Neighbour]:
-            found = self._neighbours(nl.AF_INET6, 0, "list neighbours")
-            return {(each.link, each.address): each for each in found}
+    def neighbour(self, link: int, address: bytes) -> Neighbour | None:
+        """One is asked for: the kernel has the neighbours of all namespaces in one table, and goes
+        through all of it to list those of one (net/core/neighbour.c, neigh_dump_table)."""
 
-        return self._once("neighbours", read)
+        def read() -> Neighbour | None:
+            payload = self.socket.ask(nl.get_neighbour("read neighbour", link, address))[0]
+            return Neighbour(payload) if payload else None
+
+        return self.once(f"neighbour {link} {address.hex()}", read)
 
     @property
     def proxies(self) -> dict[tuple[int, bytes], Neighbour]:
@@ -185,7 +194,7 @@ class Snapshot:
             found = self._neighbours(nl.AF_INET6, nl.NTF_PROXY, "list proxy entries")
             return {(each.link, each.address): each for each in found}
 
-        return self._once("proxies", read)
+        return self.once("proxies", read)
 
     @property
     def forwarding(self) -> set[tuple[int, bytes]]:
@@ -195,7 +204,7 @@ class Snapshot:
             found = self._neighbours(nl.AF_BRIDGE, 0, "list forwarding entries")
             return {(each.link, each.mac) for each in found if each.state & nl.NUD_NOARP}
 
-        return self._once("forwarding", read)
+        return self.once("forwarding", read)
 
     @property
     def rules(self) -> list[Rule]:
@@ -203,22 +212,43 @@ class Snapshot:
             header = nl.FIB_RULE_HDR.pack(nl.AF_INET6, 0, 0, 0, 0, 0, 0, 0, 0)
             return [Rule(p) for p in self._dump(nl.RTM_GETRULE, header, "list rules")]
 
-        return self._once("rules", read)
+        return self.once("rules", read)
+
+    @property
+    def by_name(self) -> dict[str, Link]:
+        return self.once("by name", lambda: {each.name: each for each in self.links.values()})
+
+    @property
+    def routes_to(self) -> dict[tuple[bytes, int], list[Route]]:
+        """The routes by their destination."""
+
+        def read() -> dict[tuple[bytes, int], list[Route]]:
+            found: dict[tuple[bytes, int], list[Route]] = {}
+            for route in self.routes:
+                found.setdefault(route.destination, []).append(route)
+            return found
+
+        return self.once("routes to", read)
 
     def switch(self, path: str) -> str:
         """The value of a setting below /proc/sys/net/ipv6; "" where there is no such setting.
 
-        Raises OSError.
+        Those of a link come with the list of links. For others the calling thread must be in the
+        namespace. Raises OSError.
         """
         if path not in self._switches:
-
-            def read() -> str:
-                try:
-                    return sysctl.get(path)
-                except OSError as error:
-                    if error.errno not in (ENOENT, ENODEV):
-                        raise
-                    return ""
-
-            self._switches[path] = self._inside(read) if self._inside else read()
+            self._switches[path] = self._switch(path)
         return self._switches[path]
+
+    def _switch(self, path: str) -> str:
+        family, _, rest = path.partition("/")
+        name, _, switch = rest.partition("/")
+        if family == "conf" and name not in ("all", "default") and switch in _SETTINGS:
+            link = self.by_name.get(name)
+            return link.setting(_SETTINGS[switch]) if link else ""
+        try:
+            return sysctl.get(path, self.socket)
+        except OSError as error:
+            if error.errno not in (ENOENT, ENODEV):
+                raise
+            return ""

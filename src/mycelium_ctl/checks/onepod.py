@@ -6,13 +6,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from mycelium_cni.kernel import netlink as nl
 from mycelium_cni.kernel.address import format_address
 from mycelium_cni.kernel.facts import Fact
 from mycelium_cni.kernel.snapshot import Snapshot
 from mycelium_ctl.checks.finding import Finding, ok, skip
 from mycelium_ctl.checks.pods import ExpectedPod, astray_in_pod, commands, inside
-from mycelium_ctl.checks.routing import ELSEWHERE, Way
+from mycelium_ctl.checks.routing import ELSEWHERE, Packet, Way, find_ways
 from mycelium_ctl.checks.ruleset import read_dropping
 from mycelium_ctl.echo import (
     ALL_HOPS,
@@ -81,12 +80,10 @@ def _on_node(state: State, one: Attached) -> list[Finding]:
 
 def _in_pod(state: State, one: Attached) -> list[Finding]:
     expected = ExpectedPod(state, one)
-    with state.inside(one) as entered:
-        if not entered:
+    with state.look_inside(one) as seen:
+        if not seen:
             return [skip("the pod's network namespace cannot be entered from here")]
-        with nl.Socket() as socket:
-            seen = Snapshot(socket)
-            told = _told(expected.in_pod(seen), seen)
+        told = _told(expected.in_pod(seen), seen)
     return [
         Finding(found.mark, found.found, run=tuple(inside(state, one, line) for line in found.run))
         for found in told
@@ -98,23 +95,26 @@ def _ways(state: State, one: Attached) -> Iterator[Finding]:
     interface = state.interface
     names = {link.index: link.name for link in state.links}
     far = format_address(ELSEWHERE[0])
-    with state.inside(one) as entered:
-        if entered:
-            with nl.Socket() as socket:
-                way = Way(socket, ELSEWHERE[0], one.octets)
-                astray = astray_in_pod(state, one, Snapshot(socket))
-            yield _hop("pod → overlay, in the pod", way, one.link.peer, one.pod_link, far)
-            yield from astray
+    with state.look_inside(one) as seen:
+        if seen:
+            [way] = find_ways(seen.socket, Packet(ELSEWHERE[0], one.octets))
+            astray = astray_in_pod(state, one, seen)
+    if seen:
+        yield _hop("pod → overlay, in the pod", way, one.link.peer, one.pod_link, far)
+        yield from astray
     if interface is None:
         yield skip("pod → overlay, on the node: there is no interface")
         return
     came_in = one.link.master or one.link.index
-    way = Way(state.host, ELSEWHERE[0], one.octets, came_in)
+    way, back = find_ways(
+        state.host,
+        Packet(ELSEWHERE[0], one.octets, came_in),
+        Packet(one.octets, ELSEWHERE[0], interface.index),
+    )
     where = names.get(way.link, "?")
     yield _hop("pod → overlay, on the node", way, interface.index, where, far)
-    way = Way(state.host, one.octets, ELSEWHERE[0], interface.index)
-    where = names.get(way.link, "?")
-    yield _hop("overlay → pod, on the node", way, came_in, where, one.address)
+    where = names.get(back.link, "?")
+    yield _hop("overlay → pod, on the node", back, came_in, where, one.address)
 
 
 def _hop(what: str, way: Way, wanted: int, name: str, destination: str) -> Finding:
@@ -215,6 +215,6 @@ def _counters(state: State) -> dict[str, int]:
                     found[_SNMP[name]] = int(number)
     except (OSError, ValueError):
         pass
-    for link in nodestate.read_links(state.host):
+    for link in nodestate.read_links(Snapshot(state.host)):
         found[f"dropped by link {link.name}"] = link.dropped_packets
     return found

@@ -3,16 +3,16 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from functools import lru_cache
 from itertools import islice
 from typing import Final, NamedTuple
 
 from mycelium_cni.cni.config import IPV6_MIN_MTU
 from mycelium_cni.kernel import facts as kinds
 from mycelium_cni.kernel import netlink as nl
+from mycelium_cni.kernel import sysctl
 from mycelium_cni.kernel.address import covers, format_address, format_prefix, parse_mac
 from mycelium_cni.kernel.facts import AlternativeName, Fact, Setting, Up
 from mycelium_cni.kernel.link import Link
@@ -26,8 +26,10 @@ from mycelium_cni.pod.attachment import Attachment
 from mycelium_ctl.checks.finding import Finding, names, ok, own, skip
 from mycelium_ctl.checks.routing import (
     ELSEWHERE,
+    Packet,
     Way,
     culprit,
+    find_ways,
     foreign_rule,
     lost_rule,
     on_overlay,
@@ -128,25 +130,31 @@ class ExpectedPod:
         """The node's side, once there is a carrier."""
         return facts.host_reach(self.shape)
 
-    def absent(self, *, preferred: bool = False, in_pod: bool = True) -> list[Absent]:
-        """What is absent, in the order of ADD; `preferred`: also facts that packets pass without.
-        Raises OSError."""
-
-        def lacking(wanted: Sequence[Fact], seen: Snapshot) -> list[Fact]:
-            return [f for f in wanted if f.is_missed(seen) or (preferred and not f.holds(seen))]
-
+    def absent(
+        self, *, preferred: bool = False, in_pod: Sequence[Absent] | None = None
+    ) -> list[Absent]:
+        """What is absent, in the order of ADD; `preferred`: also facts that packets pass without;
+        `in_pod`: the pod's part of it, if it is not to be looked at now. Raises OSError."""
         seen = self.state.seen
-        found = [Absent(fact, commands(fact, seen)) for fact in lacking(self.on_node(), seen)]
-        with self.state.inside(self.one) if in_pod else nullcontext(False) as entered:
-            if entered:
-                with nl.Socket() as pod:
-                    inner = Snapshot(pod)
-                    for fact in lacking(self.in_pod(inner), inner):
-                        lines = [
-                            inside(self.state, self.one, line) for line in commands(fact, inner)
-                        ]
-                        found.append(Absent(fact, tuple(lines), "in the pod "))
-        return found + [Absent(f, commands(f, seen)) for f in lacking(self.reach(), seen)]
+        if in_pod is None:
+            with self.state.look_inside(self.one) as inner:
+                in_pod = self.absent_in_pod(inner, preferred=preferred) if inner else []
+        return [
+            *_absent(self.on_node(), seen, preferred=preferred),
+            *in_pod,
+            *_absent(self.reach(), seen, preferred=preferred),
+        ]
+
+    def absent_in_pod(self, seen: Snapshot, *, preferred: bool = False) -> list[Absent]:
+        """The pod's part of it, as `seen` shows it. Raises OSError."""
+        return [
+            Absent(
+                each.fact,
+                tuple(inside(self.state, self.one, line) for line in each.commands),
+                "in the pod ",
+            )
+            for each in _absent(self.in_pod(seen), seen, preferred=preferred)
+        ]
 
     def restore(self) -> None:
         """Make what is absent now, in the order of ADD. Raises OSError."""
@@ -159,11 +167,9 @@ class ExpectedPod:
         """Make what was absent when `state` was read. Raises OSError."""
         host, seen = self.state.host, self.state.seen
         made = self._make(host, self.on_node(), seen)
-        with self.state.inside(self.one) as entered:
-            if entered:
-                with nl.Socket() as pod:
-                    there = Snapshot(pod)
-                    self._make(pod, self.in_pod(there), there)
+        with self.state.look_inside(self.one) as there:
+            if there:
+                self._make(there.socket, self.in_pod(there), there)
         _await_carrier(host, self.one.link.index)
         # A link that was down or without IPv6 has lost its routes too.
         self._make(host, self.reach(), Snapshot(host) if made else seen)
@@ -180,6 +186,14 @@ class ExpectedPod:
         return bool(absent)
 
 
+def _absent(wanted: Sequence[Fact], seen: Snapshot, *, preferred: bool) -> list[Absent]:
+    return [
+        Absent(fact, commands(fact, seen))
+        for fact in wanted
+        if fact.is_missed(seen) or (preferred and not fact.holds(seen))
+    ]
+
+
 def commands(fact: Fact, seen: Snapshot) -> tuple[str, ...]:
     """What a person would type to make it, and to drop what is in its way."""
     return *(other.removal for other in fact.obstacles(seen)), str(fact)
@@ -193,6 +207,26 @@ def _await_carrier(there: nl.Socket, index: int) -> None:
         if link.attribute(nl.IFLA_OPERSTATE)[0] == nl.IF_OPER_UP:
             return
         time.sleep(0.01)
+
+
+class Look(NamedTuple):
+    """What a look into a pod has shown, for two checks."""
+
+    absent: list[Absent]
+    astray: list[Finding]
+
+
+@lru_cache(maxsize=1)
+def _looks(state: State) -> dict[int, Look]:
+    """A look into each pod that can be entered, by its host link. Raises OSError."""
+    looks = {}
+    for one in state.attachments:
+        if one.octets and one.answers:
+            with state.look_inside(one) as seen:
+                if seen:
+                    absent = ExpectedPod(state, one).absent_in_pod(seen)
+                    looks[one.link.index] = Look(absent, astray_in_pod(state, one, seen))
+    return looks
 
 
 def pods(state: State) -> list[Finding] | Finding:
@@ -214,6 +248,7 @@ def pods(state: State) -> list[Finding] | Finding:
         )
     found += _lost(state)
     unused = {each.attached.link.index for each in gone}
+    looks = _looks(state)
     looked = unseen = 0
     for one in state.attachments:
         if one.link.index in unused or one.subnet != state.address[:8]:
@@ -237,11 +272,12 @@ def pods(state: State) -> list[Finding] | Finding:
             )
             continue
         expected = ExpectedPod(state, one)
-        missing = expected.absent()
+        look = looks.get(one.link.index)
+        missing = expected.absent(in_pod=look.absent if look else [])
         if expected.config and state.bridges(expected.config) != one.bridged:
             found.append(_in_another_mode(one))
         looked += 1
-        unseen += not _can_enter(state, one)
+        unseen += look is None
         if missing:
             found.append(_lacks(one, missing, expected.restore))
     if found:
@@ -280,10 +316,6 @@ def _in_another_mode(one: Attached) -> Finding:
     )
 
 
-def _can_enter(state: State, one: Attached) -> bool:
-    return one.link.nsid is not None and one.link.nsid in state.netns
-
-
 def _lacks(one: Attached, missing: Sequence[Absent], restore: Callable[[], object]) -> Finding:
     labels = [f"{each.where}{each.fact.label}" for each in missing]
     more = f" and {len(labels) - 3} more" if len(labels) > 3 else ""
@@ -304,20 +336,11 @@ def inside(state: State, one: Attached, fact: object) -> str:
 def pod_routes(state: State) -> list[Finding] | Finding:
     """What a pod sends to the overlay takes its link and bears its address, and what it gets
     arrives, whatever else is in the pod: a daemon of its own, a VPN, a blackhole, a rule."""
-    found = []
     if state.attachments and not state.may_configure:
         return skip(f"{count(len(state.attachments), 'pod')} not looked at: {state.blindness}")
-    looked = 0
-    for one in state.attachments:
-        if not one.octets or not one.answers:
-            continue
-        with state.inside(one) as entered:
-            if not entered:
-                continue
-            with nl.Socket() as pod:
-                looked += 1
-                found += astray_in_pod(state, one, Snapshot(pod))
-    return found or ok(f"{count(looked, 'pod')} looked into, each has one way to the overlay")
+    looks = _looks(state).values()
+    found = [astray for look in looks for astray in look.astray]
+    return found or ok(f"{count(len(looks), 'pod')} looked into, each has one way to the overlay")
 
 
 def astray_in_pod(state: State, one: Attached, seen: Snapshot) -> list[Finding]:
@@ -348,8 +371,12 @@ def astray_in_pod(state: State, one: Attached, seen: Snapshot) -> list[Finding]:
         return []  # the check `pods` reports this, and that:
     if not any(route.link == one.link.peer and route.gateway for route in seen.routes):
         return []
-    for destination in _needed(state, one):
-        bound, free = (Way(seen.socket, destination, own) for own in (one.octets, b""))
+    needed = _needed(state, one)
+    asked = [Packet(each, source) for each in needed for source in (one.octets, b"")]
+    if state.address:
+        asked.append(Packet(one.octets, state.address, one.link.peer))
+    ways = iter(find_ways(seen.socket, *asked))
+    for destination, bound, free in zip(needed, ways, ways, strict=False):
         sent = f"what {one.who} sends to {format_address(destination)} is "
         if not bound.leads(one.link.peer):
             sent += bound.refusal or "sent over another link of the pod's"
@@ -359,12 +386,12 @@ def astray_in_pod(state: State, one: Attached, seen: Snapshot) -> list[Finding]:
             sent += free.refusal or "sent over another link of the pod's"
         elif free.source not in mine.values():
             sent += f"sent from {format_address(free.source)}, an address that is not the pod's"
-        elif (hops := _hops(destination)) < HOPS_TO_PEER:
+        elif (hops := _hops(bound, seen)) < HOPS_TO_PEER:
             sent += f"sent with a hop limit of {hops}, and ends on the way"
         else:
             continue
         return [_because(state, one, sent, seen, destination)]
-    if state.address and not Way(seen.socket, one.octets, state.address, one.link.peer).arrives:
+    if not all(way.arrives for way in ways):
         got = f"what {one.who} gets does not arrive at its address"
         return [_because(state, one, got, seen, one.octets)]
     return []
@@ -382,11 +409,9 @@ def _via(way: Way) -> str:
     return format_address(way.gateway) if way.gateway else "the link alone"
 
 
-def _hops(destination: bytes) -> int:
-    """The hop limit of what this thread's namespace sends there. Sends nothing. Raises OSError."""
-    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sending:
-        sending.connect((format_address(destination), 9))
-        return sending.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS)
+def _hops(way: Way, seen: Snapshot) -> int:
+    """The hop limit of what a program sends that way (net/ipv6/output_core.c, ip6_dst_hoplimit)."""
+    return way.hops or int(seen.switch(sysctl.conf(seen.links[way.link].name, "hop_limit")))
 
 
 def _needed(state: State, one: Attached) -> list[bytes]:

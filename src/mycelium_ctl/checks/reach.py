@@ -14,7 +14,7 @@ from typing import Final
 from mycelium_ctl.checks import suspects
 from mycelium_ctl.checks.finding import Finding, ok, own, skip
 from mycelium_ctl.checks.pods import has_route
-from mycelium_ctl.checks.routing import Way
+from mycelium_ctl.checks.routing import Packet, find_ways
 from mycelium_ctl.echo import HOPS_TO_PEER, Echoes, ask_all
 from mycelium_ctl.node.state import Attached, State, show_subnet
 from mycelium_ctl.view import count
@@ -72,9 +72,9 @@ def _overlay(state: State, node: Echoes) -> tuple[list[Finding], bytes]:
     interface = state.interface
     if interface is None or not interface.up or state.address is None:
         return [], b""
-    others = [
-        each for each in state.others[:OTHERS_ASKED] if Way(state.host, each).leads(interface.index)
-    ]
+    others = state.others[:OTHERS_ASKED]
+    ways = find_ways(state.host, *map(Packet, others))
+    others = [each for each, way in zip(others, ways, strict=True) if way.leads(interface.index)]
     asked = dict.fromkeys(others, HOPS_TO_PEER - 1)
     answered = ask_all({node: asked}, state.address[:8], OVERLAY_ROUND_S)[node]
     first = next((each for each in others if each in answered), b"")

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from errno import EACCES, EHOSTUNREACH, EINVAL, ENETUNREACH
 from functools import partial
 from socket import IPPROTO_TCP
-from typing import Final
+from typing import Final, NamedTuple
 
 from mycelium_cni.kernel import facts, snapshot
 from mycelium_cni.kernel import netlink as nl
@@ -37,39 +37,54 @@ _REFUSALS: Final = {
 }
 
 
-class Way:
-    """Where the kernel sends a packet of TCP, as programs do: the output link, or why there is
-    none; and from which address, if the sender leaves that to the kernel."""
+class Packet(NamedTuple):
+    """A packet of TCP, as programs send them; without a source the kernel chooses one."""
 
-    def __init__(
-        self, host: nl.Socket, destination: bytes, source: bytes = b"", came_in: int = 0
-    ) -> None:
-        attributes: list[nl.Attribute] = [
-            (nl.RTA_DST, destination),
-            (nl.RTA_IP_PROTO, bytes((IPPROTO_TCP,))),
-        ]
-        if source:
-            attributes.append((nl.RTA_SRC, source))
-        if came_in:
-            attributes.append((nl.RTA_IIF, came_in))
-        lengths = (128, 128 if source else 0)
-        header = nl.RTMSG.pack(nl.AF_INET6, *lengths, 0, 0, 0, 0, 0, 0)
-        question = nl.Message(nl.RTM_GETROUTE, 0, header + nl.encode(attributes), "ask for a route")
+    destination: bytes
+    source: bytes = b""
+    came_in: int = 0  # index of the link; 0 for a packet of this namespace
+
+    def question(self) -> nl.Message:
+        """RTM_GETROUTE: where the kernel would send it."""
+        attributes: list[nl.Attribute] = [(nl.RTA_DST, self.destination), _TCP]
+        if self.source:
+            attributes.append((nl.RTA_SRC, self.source))
+        if self.came_in:
+            attributes.append((nl.RTA_IIF, self.came_in))
+        header = nl.RTMSG.pack(nl.AF_INET6, 128, 128 if self.source else 0, 0, 0, 0, 0, 0, 0)
+        return nl.Message(nl.RTM_GETROUTE, 0, header + nl.encode(attributes), "ask for a route")
+
+
+_TCP: Final = nl.encode(((nl.RTA_IP_PROTO, bytes((IPPROTO_TCP,))),))
+
+
+def find_ways(host: nl.Socket, *packets: Packet) -> list[Way]:
+    """Where the kernel sends each packet, in the namespace of the socket. Raises OSError."""
+    answers = host.answers([packet.question() for packet in packets])
+    return list(map(Way, packets, answers))
+
+
+class Way:
+    """Where the kernel sends a packet: the output link, or why there is none; and from which
+    address, if the sender leaves that to the kernel."""
+
+    def __init__(self, packet: Packet, answer: bytes | nl.NetlinkError) -> None:
         self.link = 0
         self.gateway = b""
-        self.source = source
+        self.source = packet.source
+        self.hops = 0  # the hop limit, if the route has one
         self.arrives = False  # at a program of this namespace
         self.refusal = ""
-        try:
-            route = snapshot.Route(host.request(question)[0])
-        except nl.NetlinkError as error:
-            if error.errno not in _REFUSALS:
-                raise
-            self.refusal = _REFUSALS[error.errno]
+        if isinstance(answer, nl.NetlinkError):
+            if answer.errno not in _REFUSALS:
+                raise answer
+            self.refusal = _REFUSALS[answer.errno]
             return
+        route = snapshot.Route(answer)
         self.link = route.link
         self.gateway = route.gateway
-        self.source = source or route.source
+        self.source = packet.source or route.source
+        self.hops = route.hops
         self.arrives = route.kind == nl.RTN_LOCAL
         if route.wrapped:
             self.refusal = "wrapped into other packets (encap)"
@@ -107,28 +122,28 @@ def _astray(state: State, interface: LinkFacts, own: bytes) -> list[Finding]:
     """The first packets that do not go to the daemon: the node's, with its own address or the one
     that the kernel chooses, and those of each pod."""
     far = [*ELSEWHERE, *state.others]
-    asked = [("the node's packets", source, 0, far) for source in (b"", own)]
+    asked = [("the node's packets", Packet(each, source)) for source in (b"", own) for each in far]
     for one in state.attachments:
         if one.octets and one.octets[:8] == own[:8] and one.link.up:
             came_in = one.link.master or one.link.index
-            asked.append((f"packets of {one.who}", one.octets, came_in, far))
+            whose = f"packets of {one.who}"
+            asked += [(whose, Packet(each, one.octets, came_in)) for each in far]
             far = list(ELSEWHERE)  # of one pod all; few rules tell one pod from another
-    for whose, source, came_in, destinations in asked:
-        for destination in destinations:
-            way = Way(state.host, destination, source, came_in)
-            if way.leads(interface.index):
-                continue
-            if route := _lost_route(state, interface):
-                return [
-                    Finding(
-                        "fail",
-                        f"{interface.name} has lost its route to {OVERLAY}",
-                        run=(str(route),),
-                        fix=partial(route.restore, state.host),
-                    )
-                ]
-            what = f"{whose} for {_part(state, destination)} are {where(state, way)}"
-            return [because(state, f"{what}, not to the daemon", destination, OVERLAY)]
+    ways = find_ways(state.host, *[packet for _, packet in asked])
+    for (whose, packet), way in zip(asked, ways, strict=True):
+        if way.leads(interface.index):
+            continue
+        if route := _lost_route(state, interface):
+            return [
+                Finding(
+                    "fail",
+                    f"{interface.name} has lost its route to {OVERLAY}",
+                    run=(str(route),),
+                    fix=partial(route.restore, state.host),
+                )
+            ]
+        what = f"{whose} for {_part(state, packet.destination)} are {where(state, way)}"
+        return [because(state, f"{what}, not to the daemon", packet.destination, OVERLAY)]
     return []
 
 
@@ -339,20 +354,30 @@ def pod_ways(state: State) -> list[Finding] | Finding:
         return skip("there is no interface yet")
     names = {link.index: link.name for link in state.links}
     holders = {held.address: held for held in state.addresses}
+    # The check `pods` reports the others.
+    live = [one for one in state.attachments if one.octets and one.answers and one.link.up]
+    asked = [
+        packet
+        for one in live
+        for packet in (
+            Packet(one.octets, ELSEWHERE[0], interface.index),
+            Packet(one.octets),
+            Packet(own, one.octets, one.link.master or one.link.index),
+        )
+    ]
+    ways = iter(find_ways(state.host, *asked))
     found = []
-    for one in state.attachments:
-        if not one.octets or not one.answers or not one.link.up:
-            continue  # the check `pods` reports these
-        link = one.link.master or one.link.index
+    for one, from_overlay, from_node, home in zip(live, ways, ways, ways, strict=True):
         holder = holders.get(one.octets)
         if holder:
             what = f"{names.get(holder.link, '?')} of the node has the address of {one.who}"
             found.append(Finding("fail", what, run=(_without(holder, names),)))
         elif not _has_no_route(state, one):
-            found += _misled(state, one, interface.index, link)
-        way = Way(state.host, own, one.octets, link)
-        if not way.arrives:
-            what = f"packets of {one.who} for its node are {where(state, way)}"
+            found += _misled(state, one, "packets", from_overlay) or _misled(
+                state, one, "the node's packets", from_node
+            )
+        if not home.arrives:
+            what = f"packets of {one.who} for its node are {where(state, home)}"
             found.append(because(state, what, own, f"{format_address(own)}/128"))
     once = {each.run or each.found: each for each in reversed(found)}
     return list(reversed(once.values())) or ok(
@@ -360,24 +385,18 @@ def pod_ways(state: State) -> list[Finding] | Finding:
     )
 
 
-def _misled(state: State, one: Attached, interface: int, link: int) -> list[Finding]:
+def _misled(state: State, one: Attached, whose: str, way: Way) -> list[Finding]:
     """Packets to a pod that do not go to its link, or that it cannot answer."""
-    for whose, source, came_in in (
-        ("packets", ELSEWHERE[0], interface),
-        ("the node's packets", b"", 0),
-    ):
-        way = Way(state.host, one.octets, source, came_in)
-        what = f"{whose} for {one.who} are "
-        if not way.leads(link):
-            what += f"{where(state, way)}, not to {one.link.name}"
-        elif way.gateway:
-            what += f"sent via {format_address(way.gateway)}, which is not the pod"
-        elif not came_in and not on_mycelium(way.source):
-            what += f"sent from {format_address(way.source)}, to which it has no route"
-        else:
-            continue
-        return [because(state, what, one.octets, OVERLAY)]
-    return []
+    what = f"{whose} for {one.who} are "
+    if not way.leads(one.link.master or one.link.index):
+        what += f"{where(state, way)}, not to {one.link.name}"
+    elif way.gateway:
+        what += f"sent via {format_address(way.gateway)}, which is not the pod"
+    elif not on_mycelium(way.source):
+        what += f"sent from {format_address(way.source)}, to which it has no route"
+    else:
+        return []
+    return [because(state, what, one.octets, OVERLAY)]
 
 
 def _has_no_route(state: State, one: Attached) -> bool:
@@ -385,8 +404,9 @@ def _has_no_route(state: State, one: Attached) -> bool:
     links = (one.link.index, one.link.master)
     prefixes = ((one.octets, 128), (one.octets[:8] + bytes(8), 64))
     return not any(
-        route.destination in prefixes and route.link in links and route.kind == nl.RTN_UNICAST
-        for route in state.seen.routes
+        route.link in links and route.kind == nl.RTN_UNICAST
+        for prefix in prefixes
+        for route in state.seen.routes_to.get(prefix, ())
     )
 
 

@@ -51,6 +51,11 @@ class Guard(Fact):
         return f"table inet {guard.TABLE_NAME}, network {self.wanted.network}: {policy}"
 
     def holds(self, seen: Snapshot) -> bool:
+        wanted = self.wanted
+        words = f"guard {wanted.network_words} {wanted.overlay_words}"
+        return seen.once(words, self._is_current)
+
+    def _is_current(self) -> bool:
         try:
             return not guard.outdated(self.wanted)
         except PermissionError:

@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -22,8 +22,8 @@ from mycelium_cni.guard import counterpart
 from mycelium_cni.kernel import netlink as nl
 from mycelium_cni.kernel import netns, sysctl
 from mycelium_cni.kernel.address import format_address, format_mac, parse_address, parse_mac
-from mycelium_cni.kernel.link import Link
-from mycelium_cni.kernel.snapshot import Address, Route, Snapshot
+from mycelium_cni.kernel.link import KnownLink, Link
+from mycelium_cni.kernel.snapshot import Address, Neighbour, Route, Snapshot
 from mycelium_cni.node import subnet
 from mycelium_cni.node.marks import DELETE_GROUP, GROUP, GROUP_MASK, word
 from mycelium_cni.overlay import on_mycelium
@@ -62,8 +62,7 @@ class LinkFacts:
         *("received_bytes", "received_packets", "sent_bytes", "sent_packets", "up"),
     )
 
-    def __init__(self, payload: bytes) -> None:
-        link = Link(payload)
+    def __init__(self, link: Link) -> None:
         info = nl.decode(link.attribute(nl.IFLA_LINKINFO), 0)
         kind = link.kind
         tun = nl.decode(info.get(nl.IFLA_INFO_DATA, b""), 0) if kind == "tun" else {}
@@ -188,26 +187,23 @@ def show_subnet(prefix: bytes) -> str:
     return f"{format_address(prefix + bytes(8))}/64"
 
 
-def read_links(host: nl.Socket) -> list[LinkFacts]:
-    """All links of the namespace that `host` is in."""
-    return [LinkFacts(payload) for payload in host.dump(nl.link(nl.RTM_GETLINK, "list links"))]
+def read_links(seen: Snapshot) -> list[LinkFacts]:
+    """All links of a namespace."""
+    return list(map(LinkFacts, seen.links.values()))
 
 
 def read_attachments(host: nl.Socket, links: Sequence[LinkFacts]) -> list[Attached]:
     """The attachments among these links, sorted by pod."""
-    found = []
-    for link in links:
-        if link.ours:
-            found.append(_attached(host, link))
+    ours = [link for link in links if link.ours]
+    found = list(map(_attached, ours, _pod_links(host, ours)))
     return sorted(found, key=lambda one: (one.namespace, one.pod, one.container, one.ifname))
 
 
-def _attached(host: nl.Socket, link: LinkFacts) -> Attached:
+def _attached(link: LinkFacts, end: LinkFacts | None) -> Attached:
     said = {}
     words = link.alias.split(" ")
     if words[0] == ALIAS_PREFIX:
         said = dict(word.split("=", 1) for word in words[1:] if "=" in word)
-    end = _pod_end(host, link)
     namespace, _, pod = said.get("pod", "").rpartition("/")
     # The alternative name is the reservation; the alias only repeats it.
     address = next((name for name in link.altnames if ":" in name), said.get("address", ""))
@@ -237,18 +233,28 @@ def _octets(address: str) -> bytes:
         return b""
 
 
-def _pod_end(host: nl.Socket, link: LinkFacts) -> LinkFacts | None:
-    """The other end, asked for through its namespace's number: no path to it is needed."""
-    if link.nsid is None or link.nsid < 0:
-        return None
-    attributes = ((IFLA_TARGET_NETNSID, link.nsid),)
-    try:
-        end = LinkFacts(
-            host.request(nl.link(nl.RTM_GETLINK, "read pod link", *attributes, index=link.peer))[0]
+def _pod_links(host: nl.Socket, links: Sequence[LinkFacts]) -> list[LinkFacts | None]:
+    """Their other ends, asked for through the number of their namespace: no path to it is needed.
+    None where there is none, or it is not visible."""
+    asked = [link for link in links if link.nsid is not None and link.nsid >= 0]
+    questions = [
+        nl.link(
+            *(
+                nl.RTM_GETLINK,
+                "read pod link",
+                (IFLA_TARGET_NETNSID, link.nsid or 0),
+                nl.WITHOUT_COUNTERS,
+            ),
+            index=link.peer,
         )
-    except nl.NetlinkError:
-        return None
-    return end if end.peer == link.index else None
+        for link in asked
+    ]
+    ends = {}
+    for link, answer in zip(asked, host.answers(questions), strict=True):
+        if isinstance(answer, bytes):
+            end = LinkFacts(KnownLink(answer))
+            ends[link.index] = end if end.peer == link.index else None
+    return [ends.get(link.index) for link in links]
 
 
 # Switches
@@ -260,6 +266,17 @@ def switch(link: str, name: str) -> str:
         return sysctl.get(sysctl.conf(link, name))
     except OSError:
         return ""
+
+
+class _NodeTables(Snapshot):
+    """A namespace that has neighbours for all pods, so that they are listed at once."""
+
+    def neighbour(self, link: int, address: bytes) -> Neighbour | None:
+        def read() -> dict[tuple[int, bytes], Neighbour]:
+            found = self._neighbours(nl.AF_INET6, 0, "list neighbours")
+            return {(each.link, each.address): each for each in found}
+
+        return self.once("neighbours", read).get((link, address))
 
 
 class State:
@@ -336,10 +353,14 @@ class State:
 
     @cached_property
     def links(self) -> list[LinkFacts]:
-        return read_links(self.host)
+        return read_links(self.seen)
+
+    @cached_property
+    def _links_by_name(self) -> dict[str, LinkFacts]:
+        return {link.name: link for link in self.links}
 
     def link(self, name: str) -> LinkFacts | None:
-        return next((link for link in self.links if link.name == name), None)
+        return self._links_by_name.get(name)
 
     @property
     def interface(self) -> LinkFacts | None:
@@ -379,7 +400,7 @@ class State:
     @cached_property
     def seen(self) -> Snapshot:
         """The tables of this namespace."""
-        return Snapshot(self.host)
+        return _NodeTables(self.host)
 
     @property
     def addresses(self) -> list[Address]:
@@ -449,6 +470,12 @@ class State:
         finally:
             os.close(there)
             os.close(home)
+
+    @contextmanager
+    def look_inside(self, one: Attached) -> Iterator[Snapshot | None]:
+        """The same, with the tables of that namespace."""
+        with self.inside(one) as entered, nl.Socket() if entered else nullcontext() as socket:
+            yield Snapshot(socket) if socket else None
 
     @cached_property
     def may_configure(self) -> bool:
