@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median, quantiles
 from typing import Any, Final
 
@@ -214,7 +215,9 @@ class Bench:
             self.testbed.remove([pod.netns for pod in pods])
 
     def start_up(self) -> None:
-        """VERSION, which is little more than starting, and STATUS."""
+        """VERSION, which is little more than starting, and STATUS; and how large the files are."""
+        for candidate in (self.loopback, self.static, self.bridge):
+            self._note("size", candidate, Path(candidate.argv[0]).stat().st_size / 1e6)
         for _ in self._turns(self.size.start_rounds):
             for candidate in (self.loopback, self.static, self.bridge, self.pip):
                 node = self.nodes.get(candidate.name, self.nodes[STATIC])

@@ -92,6 +92,11 @@ class Report:
             at("the node's first ADD", mode) / at("ADD", mode) for mode in (STATIC, BRIDGE_MODE)
         )
         start = at("VERSION") / at("VERSION", LOOPBACK)
+        few, many = self.size.tool_levels
+        slowest = {
+            pods: max(at(f"{command} with {pods} pods") for command in ("list", "status", "doctor"))
+            for pods in (few, many)
+        }
         lost = max(
             1 - median(map(truediv, by_rules[GUARDED].values, by_rules[UNGUARDED].values))
             for measure, by_rules in self.figures.items()
@@ -109,6 +114,13 @@ class Report:
             Target(f"ADD of pod {last} at most 1.3 x of pod {first}", grown, 1.3),
             Target(f"{burst} at most 1.3 x the C floor", at(burst) / at(burst, FLOOR), 1.3),
             Target("peak memory at most 1.5 x the Go plugin's", at(peak) / at(peak, BRIDGE), 1.5),
+            Target("the file at most 10 MB", at("size"), 10, " MB"),
+            Target(
+                f"list, status and doctor with {few} pods within 150 ms", slowest[few], 150, " ms"
+            ),
+            Target(
+                f"list, status and doctor with {many} pods within 500 ms", slowest[many], 500, " ms"
+            ),
             Target("VERSION no slower than the Go loopback plugin", start, 1),
             Target("TCP between pods loses at most 5 % to the guard", max(lost, 0) * 100, 5, " %"),
         ]
@@ -374,7 +386,13 @@ def _field(file: str, name: str) -> str:
 
 
 def _unit(measure: str) -> str:
-    units = {"peak memory": "MiB", "TCP": "Gbit/s", "packet": "µs", "ICMPv6 error": "µs"}
+    units = {
+        "peak memory": "MiB",
+        "size": "MB",
+        "TCP": "Gbit/s",
+        "packet": "µs",
+        "ICMPv6 error": "µs",
+    }
     return next((unit for words, unit in units.items() if measure.startswith(words)), "ms")
 
 

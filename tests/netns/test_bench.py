@@ -33,6 +33,7 @@ FIGURES = {
     "peak memory of ADD": ALL,
     "VERSION": {OURS, PIP, BRIDGE, "loopback"},
     "peak memory of VERSION": {OURS, PIP, BRIDGE, "loopback"},
+    "size": {OURS, BRIDGE, "loopback"},
     "STATUS": {OURS, PIP, BRIDGE},
     "first packet": {OURS, BRIDGE, PTP},
     **{f"8 ADDs, {parallel} at a time": BURST for parallel in (1, 4, 16)},
@@ -85,7 +86,7 @@ def test_the_bench_yields_every_figure(tmp_path: Path) -> None:
         assert measure in done.stdout
         for figure in by_candidate.values():
             assert 0 < figure["p10"] <= figure["median"] <= figure["p90"]
-    assert len(report["targets"]) == 12
+    assert len(report["targets"]) == 15
     assert all(report["machine"].values())
     assert all(report["versions"].values())
     assert "mycelium_cni.verbs" in [each["name"] for each in report["imports"]]
