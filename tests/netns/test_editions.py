@@ -204,6 +204,16 @@ def test_a_network_that_was_closed_after_a_downgrade_is_no_fault(node: Releases)
         assert not connects(attached.pod, attached.address, wide.pod)
 
 
+def test_a_routed_network_that_was_closed_after_a_downgrade_is_no_fault(node: Releases) -> None:
+    """A bridge with open pods needs no rules for it."""
+    site = node.site
+    wide = Attached(site, conf("wide", "bridge"))
+    node.install("previous")
+    shut = Attached(site, conf("shut", "routed", ingress="closed"))
+    node.install("this")
+    is_well(site, [wide.network, shut.network], [wide, shut])
+
+
 @pytest.mark.parametrize("first", ["previous", "this"])
 def test_what_the_previous_release_did_to_a_pods_first_interface_is_found_and_repaired(
     node: Releases, tmp_path: Path, first: str

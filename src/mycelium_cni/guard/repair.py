@@ -209,7 +209,9 @@ class Survey:
 
     def _bridge_base(self, records: Iterable[Record]) -> Iterator[Lack]:
         messages = [*rules.bridge_base()]
-        if "forward" in self._bridge.hooks or any(record.ingress == "closed" for record in records):
+        bridged = {port.group for port in self._ports}
+        closed = {record.group for record in records if record.ingress == "closed"}
+        if "forward" in self._bridge.hooks or bridged & closed:
             messages += rules.bridge_closed()
         # Before the first bridged pod, as where a routed node's configuration changes its mode,
         # there is nothing to filter, and the table comes with the pod.
