@@ -116,7 +116,8 @@ class _Kernel:
                 ((nl.IFA_ADDRESS, _NODE), (nl.IFA_FLAGS, 0x80))
             )
         if kind == nl.RTM_GETROUTE and flags & nl.NLM_F_DUMP != nl.NLM_F_DUMP:
-            return nl.RTMSG.pack(nl.AF_INET6, 128, 0, 0, 255, 2, 0, nl.RTN_LOCAL, 0)
+            kind, output = nl.RTN_LOCAL, ((nl.RTA_OIF, _BRIDGE),)
+            return nl.RTMSG.pack(nl.AF_INET6, 128, 0, 0, 255, 2, 0, kind, 0) + nl.encode(output)
         standing = kind == nl.RTM_NEWROUTE and body[7] == nl.RTN_UNREACHABLE
         if kind == nl.RTM_NEWADDR:
             standing = index in (_LO, _BRIDGE)

@@ -7,6 +7,7 @@ Everything here is broken with `ip` on a real kernel, and CHECK must not repair 
 from __future__ import annotations
 
 import copy
+import ipaddress
 from collections.abc import Callable
 from typing import Any
 
@@ -292,10 +293,24 @@ def route_to_the_node_deleted(it: Attached) -> str:
     return str(it.node.overlay_address)
 
 
+def part_of_the_subnet_routed_elsewhere(it: Attached) -> str:
+    part = ipaddress.ip_network(f"{it.address}/124", strict=False)
+    it.node.ip("-6", "route", "add", str(part), "dev", "mycelium")
+    return f"ip -6 route show match {it.address}"
+
+
+def address_refused_by_the_node(it: Attached) -> str:
+    it.node.ip("-6", "route", "add", "unreachable", it.address)
+    return f"the node does not send packets for {it.address} to {BRIDGE}"
+
+
 @pytest.mark.parametrize("mode", ["bridge"])
 @pytest.mark.parametrize(
     "broken",
-    [port_taken_out, port_of_another_bridge, route_to_the_node_deleted],
+    [
+        *(port_taken_out, port_of_another_bridge, route_to_the_node_deleted),
+        *(part_of_the_subnet_routed_elsewhere, address_refused_by_the_node),
+    ],
     ids=lambda b: b.__name__,
 )
 def test_it_is_noticed_in_bridge_mode(attached: Attached, broken: Break) -> None:

@@ -438,6 +438,22 @@ FAULTS = [
         NO_VPN,
     ),
     Fault(
+        "a route to a part of the subnet",
+        VPN + "ip -6 route add $ADDR/124 dev vpn0",
+        "pod-ways",
+        "run",
+        NO_VPN,
+        BRIDGE,
+    ),
+    Fault(
+        "the pod's address refused by a route",
+        "ip -6 route add unreachable $ADDR",
+        "pod-ways",
+        "run",
+        "",
+        BRIDGE,
+    ),
+    Fault(
         "the pod's address on the node",
         VPN + "ip address add $ADDR/128 dev vpn0",
         "pod-ways",

@@ -7,7 +7,9 @@ whatever its mode: the node drops it on any other.
 
 from __future__ import annotations
 
+import ipaddress
 import itertools
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -197,6 +199,21 @@ def test_a_route_of_somebody_elses_to_a_pods_address_is_named(nodes: tuple[Node,
     says = f"another route to {attached.address}: `ip -6 route show {attached.address}` shows it"
     refused(node.plugin("ADD", asking, attached.pod), 101, says=says)
     node.configure(f"route del unreachable {attached.address}")
+
+
+def test_a_route_that_takes_a_bridged_pods_packets_is_named(nodes: tuple[Node, Node]) -> None:
+    node, _ = nodes
+    attached = attach(node, "led-away", network("bridge"))
+    silent(attached.delete())
+    half = ipaddress.ip_network(f"{attached.address}/65", strict=False)  # of all random addresses
+    for route in (f"{half} dev mycelium", f"blackhole {half}", f"unreachable {half}"):
+        node.configure(f"route add {route}")
+        before = kernel_state(node, attached.pod)
+        message = refused(node.plugin("ADD", network("bridge"), attached.pod), 101)["msg"]
+        assert difference(before, kernel_state(node, attached.pod)) == []
+        says = r"does not send packets for (\S+) to mycelium-br: `ip -6 route show match \1` shows"
+        assert re.search(says, message), message
+        node.configure(f"route del {route}")
 
 
 def test_a_host_link_that_was_renamed_is_found(nodes: tuple[Node, Node]) -> None:

@@ -19,7 +19,7 @@ from mycelium_cni.kernel.snapshot import Snapshot
 from mycelium_cni.node import facts as node_facts
 from mycelium_cni.node import subnet
 from mycelium_cni.node.marks import word
-from mycelium_cni.pod import facts, removal
+from mycelium_cni.pod import datapath, facts, removal
 from mycelium_cni.pod.attachment import Attachment
 
 TYPE_CHECKING = False
@@ -79,6 +79,11 @@ def check(
         _routes(result, config, node),
     )
     _look(Snapshot(host), _on_node(config, node, shape), "node")
+    try:
+        datapath.require_way(host, shape)
+    except CniError as error:
+        error.code = ATTACHMENT_BROKEN
+        raise
     _look(pod, _in_pod(pod, shape, host_link.alias), "pod")
     for address in filter(None, addresses):
         if (pod_link.index, address) not in pod.addresses:

@@ -17,14 +17,13 @@ from mycelium_cni.kernel import netlink as nl
 from mycelium_cni.kernel.address import format_address, format_mac, format_prefix
 from mycelium_cni.kernel.link import Link
 from mycelium_cni.pod.addresses import POD_MARK, mac_of
-from mycelium_cni.pod.datapath import taken
+from mycelium_cni.pod.datapath import SUBNET_PREFIXLEN, taken
 from mycelium_cni.pod.removal import forget_neighbour
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from mycelium_cni.node.subnet import Node
 
-_SUBNET_PREFIXLEN = 64
 # A guest of another program on the bridge: a virtual machine that is not busy answers within 1 ms.
 _GUEST_TIMEOUT_S, _POLL_S = 0.2, 0.002
 
@@ -34,7 +33,7 @@ def check_address(host: nl.Socket, node: Node, address: bytes, stable: bytes | N
     where addresses belong to pods by name, this pod's own, b'' without a name."""
     requested = f"requested IP {format_address(address)}"
     if address[:8] != node.subnet:
-        prefix = format_prefix((node.subnet + bytes(8), _SUBNET_PREFIXLEN))
+        prefix = format_prefix((node.subnet + bytes(8), SUBNET_PREFIXLEN))
         raise CniError(
             INVALID_CONFIG,
             f"{requested} is not in the node's subnet {prefix}",
@@ -75,8 +74,8 @@ def _check_node(host: nl.Socket, address: bytes, requested: str) -> None:
     length = nl.RTMSG.unpack_from(answer)[1]
     attributes = nl.decode(answer, nl.RTMSG.size)
     output = attributes.get(nl.RTA_OIF)  # of a route with several next hops each has its own
-    if length <= _SUBNET_PREFIXLEN:
-        if length == _SUBNET_PREFIXLEN and output:
+    if length <= SUBNET_PREFIXLEN:
+        if length == SUBNET_PREFIXLEN and output:
             _refuse_guest(host, nl.u32(output), address, requested)
         return
     link = _link(host, nl.u32(output)) if output else None

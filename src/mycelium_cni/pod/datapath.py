@@ -53,6 +53,7 @@ if TYPE_CHECKING:
 
 # No route, or one that refuses (net/ipv6/route.c, fib6_prop).
 _NO_ROUTE = (ENETUNREACH, EHOSTUNREACH, EACCES, EINVAL)
+SUBNET_PREFIXLEN: Final = 64
 # As a veth has anyhow. If not told, the kernel makes one per CPU and switches all but one off, with
 # a grace period for either end in which nobody else can configure links (net/core/dev.c,
 # netif_set_real_num_tx_queues).
@@ -310,6 +311,32 @@ def reach_pod(host: nl.Socket, shape: Shape, undo: Undo) -> None:
             )
         if place < len(wanted) or refused[place].errno != EINVAL:  # before Linux 6.17
             raise refused[place]
+    # The route to a routed pod is its own, and comes before all but another to the same address.
+    if shape.bridge:
+        require_way(host, shape)
+
+
+def require_way(host: nl.Socket, shape: Shape) -> None:
+    """Raises CniError (ADDRESS_TAKEN) if a route within the node's subnet takes the pod's packets
+    elsewhere. Rules before the main table are not judged: they need not apply to all packets."""
+    elsewhere = True
+    try:
+        answer = host.read(nl.get_route("read the route to the pod", shape.address))
+    except nl.NetlinkError as error:
+        if error.errno not in _NO_ROUTE:
+            raise
+    else:
+        if nl.RTMSG.unpack_from(answer)[1] <= SUBNET_PREFIXLEN:
+            return
+        output = nl.decode(answer, nl.RTMSG.size).get(nl.RTA_OIF)  # none if it has several
+        elsewhere = not output or nl.u32(output) != shape.beyond.index
+    if elsewhere:
+        address = format_address(shape.address)
+        raise CniError(
+            ADDRESS_TAKEN,
+            f"the node does not send packets for {address} to {shape.beyond.name}",
+            f"`ip -6 route show match {address}` shows the route that takes them: remove it",
+        )
 
 
 def enter_pod(pod_netns: int, home: int, pod_link: str, undo: Undo) -> nl.Socket:
