@@ -21,7 +21,7 @@ from mycelium_cni.cni.errors import (
 )
 from mycelium_cni.cni.result import Result
 from mycelium_cni.kernel import netlink as nl
-from mycelium_cni.kernel import netns
+from mycelium_cni.kernel import netns, sysctl
 from mycelium_cni.kernel.address import format_address, format_mac, format_prefix
 from mycelium_cni.kernel.link import Link, find_link
 from mycelium_cni.kernel.snapshot import Snapshot
@@ -180,6 +180,7 @@ def status(_request: Request, network: Network, _: Reply) -> str:
         netns.require_right(host.fileno())
         subnet.require_way(host, config, node)
         lo = prepare.loopback(host)
+        sysctl.require_right()
         if config.policy.required:
             # Until the first pod, or `setup`, has prepared the node, there is nothing to guard.
             if subnet.carries(host, lo, node.address):

@@ -112,6 +112,19 @@ def test_a_node_that_must_be_repaired_serves_no_new_pods(
     assert difference(before, kernel_state(node, pod)) == []
 
 
+@both_modes
+def test_settings_that_cannot_be_written_are_said_before_the_first_add(
+    node: Node, mode: Mode, command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = 'mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && exec "$@"'
+    argv = ["unshare", "--mount", "sh", "-c", script, "sh", *command]
+    monkeypatch.setattr(node.lab, "command", argv)
+    says = "Read-only file system: run it on the host, or with /proc/sys writable"
+    refused(quietly(node, lambda: status(node, mode)), 50, says=says)
+    pod = node.pod("new")
+    refused(quietly(node, lambda: node.plugin("ADD", network(mode), pod)), 104, says=says)
+
+
 def key_of_another(node: Node) -> Broken:
     path = node.lab.directory / "netseed"
     path.write_bytes(b"\x01" * 32)

@@ -83,6 +83,12 @@ def put(name: str, value: str, socket: Socket | None = None) -> None:
         close(fd)
 
 
+def require_right() -> None:
+    """Part of STATUS. Raises OSError that names the file if settings cannot be written, as ADD does
+    for each pod: /proc/sys is read-only in a container that is not privileged."""
+    close(_open(conf("lo", "disable_ipv6"), O_RDWR, None))
+
+
 def _open(name: str, flags: int, socket: Socket | None) -> int:
     path = _ROOT + name
     try:
