@@ -137,6 +137,16 @@ OTHER_FILES = {
     "plugin among keys": (lines("{", V1, '"name": "n", "type": "mycelium-cni",', '{"type": "b"}}'),
                           4, 'plugins belong into "plugins"'),
     "Python": (plugin('"defaultRoute": True'), 6, "write true"),
+    "Python's nothing": (plugin('"defaultRoute": None'), 6, "write null"),
+    "not a number": (plugin('"mtu": NaN'), 6, "write a number"),
+    "infinity": (plugin('"mtu": -Infinity'), 6, "write a number"),
+    "a point behind a number": (plugin('"mtu": 1400.'), 6, "write 1400"),
+    "full-width comma": (plugin('"mtu": 1400\uff0c', '"mode": "routed"'), 6, "write , wherever"),
+    "full-width colon": (plugin('"mtu"\uff1a1400'), 6, "write : wherever"),
+    "full-width quotes": (plugin('"mode": \uff02routed\uff02'), 6, 'write "'),
+    "full-width braces": (plugin('"args": \uff5b\uff5d'), 6, "write { wherever"),
+    "wrapped value": (plugin('"netseed": "/etc/', 'netseed", "mtu": 1400'), 6, "in one line"),
+    "wrapped key": (plugin('"allow', 'From": [], "mtu": 1400'), 6, "in one line"),
     "hexadecimal": (plugin('"mtu": 0x578'), 6, "write 1400"),
     "prefix without quotes": (plugin('"routes": [{"dst": 400::/7}]'), 6, 'write "400::/7"'),
     "backslash": (plugin(r'"logFile": "C:\Users"'), 6, "write \\\\ for a backslash"),
@@ -176,6 +186,20 @@ OTHER_FILES = {
     "version as a number": ('{"cniVersion": 1.0, "name": "n", "plugins": [{"type": "x"}]}', 1,
                             'write "1.0.0"'),
 }  # fmt: skip
+
+
+ONE_FAULT = [
+    plugin('"mtu"\uff1a 1400,', '"mode"\uff1a "routed"'),
+    plugin('"mode": "routed"\u3001', '"mtu": 1400'),
+    plugin('"mtu": Infinity'),
+    plugin('"netseed": "/etc/', "  mycelium/", '  netseed"'),
+]
+
+
+@pytest.mark.parametrize("text", ONE_FAULT)
+def test_one_fault_is_told_as_one(config: Config, text: str) -> None:
+    fatal = [fault for fault in config.check(text)["faults"] if fault["fatal"]]
+    assert len(fatal) == 1, fatal
 
 
 @pytest.mark.parametrize(("text", "line", "words"), OTHER_FILES.values(), ids=OTHER_FILES)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -29,6 +30,13 @@ WHO_REACHES_THE_POD = {
     "ipMask": "ipMasq",
     "Guard": "guard",
     "gaurd": "guard",
+    "\uff49\uff4e\uff47\uff52\uff45\uff53\uff53": "ingress",  # full-width
+    "\U0001d422\U0001d427\U0001d420\U0001d42b\U0001d41e\U0001d42c\U0001d42c": "ingress",  # bold
+    "\u0430ll\u043ewFr\u043em": "allowFrom",  # Cyrillic
+    "ingressPolicy": "ingress",
+    "ingress_policy": "ingress",
+    "defaultIngress": "ingress",
+    "allow-from-prefixes": "allowFrom",
 }
 ANYTHING_ELSE = {
     "MTU": "mtu",
@@ -42,6 +50,8 @@ ANYTHING_ELSE = {
     "route": "routes",
     "prevresult": "prevResult",
     "capabilites": "capabilities",
+    "interface_name_in_pod": "interfaceName",
+    "\uff4d\uff54\uff55": "mtu",
 }
 # Below the top: where it stands, and which key was meant.
 INSIDE: dict[str, tuple[dict[str, Any], str]] = {
@@ -58,6 +68,7 @@ OTHER_PEOPLES = [
     *("isGateway", "isDefaultGateway", "hairpinMode", "ipMasqBackend", "promiscMode", "vlan"),
     *("delegates", "kubeconfig", "policy", "kubernetes", "guid", "comment", "_comment", "//"),
     *("cniVersions", "datastore_type", "", "é", "ingress and egress"),
+    *("ingressRate", "ingressBurst", "wireguard"),
 ]
 
 
@@ -66,7 +77,8 @@ OTHER_PEOPLES = [
 def test_a_key_that_may_say_who_reaches_the_pod_is_refused(
     quiet: Quiet, verb: str, key: str, meant: str
 ) -> None:
-    error = quiet.plugin.call(verb, network(**{key: "closed"}), quiet.pod).error(7, says=key)
+    outcome = quiet.plugin.call(verb, network(**{key: "closed"}), quiet.pod)
+    error = outcome.error(7, says=json.dumps(key))
     assert f'did you mean "{meant}"?' in error["msg"]
 
 
@@ -84,7 +96,7 @@ def test_any_other_key_near_ours_is_warned_of_on_every_add(
         outcome.result()
         (line,) = outcome.err.decode().splitlines()
         assert " warning " in line
-        assert f'key "{key}" is ignored: did you mean "{meant}"?' in line
+        assert f'key {json.dumps(key)} is ignored: did you mean "{meant}"?' in line
 
 
 @pytest.mark.parametrize("place", INSIDE)

@@ -67,6 +67,7 @@ KEYS = (*CHOICES, *LINKS, *PATHS, *NUMBERS, *SWITCHES, *PREFIX_LISTS, "routes", 
 _COMMON_KEYS = (
     *("cniVersion", "cniVersions", "name", "type", "args", "capabilities", "ipam"),
     *("runtimeConfig", "prevResult", "cni.dev/valid-attachments", "cni.dev/attachments"),
+    *("ingressRate", "ingressBurst"),  # of `bandwidth`, and no policy
 )
 _KNOWN = frozenset((*KEYS, *_COMMON_KEYS))
 _POLICY_KEYS = ("ingress", "allowFrom", "clusterFile", "ipMasq", "guard")

@@ -11,6 +11,7 @@ import json
 import re
 from bisect import bisect_left
 from collections.abc import Callable
+from functools import partial
 from itertools import islice
 from typing import Any, Final, NamedTuple
 
@@ -23,12 +24,20 @@ _WHITE: Final = re.compile(r"[ \t\n\r]*")
 _STRING: Final = re.compile(r'"(?:[^"\\\x00-\x1f]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*"')
 _NUMBER: Final = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?(?![\w.:/+-])", re.ASCII)
 _BARE_KEY: Final = re.compile(r"[\w.$/-]+")
-_BARE_VALUE: Final = re.compile(r'[^\s,;{}\[\]"\u201c\u201d]+')
+_BARE_VALUE: Final = re.compile(
+    r'[^\s,;{}\[\]"\u201c\u201d\uff02\uff0c\u3001\uff1b\uff3b\uff3d\uff5b\uff5d]+'
+)
 _WORDS: Final = {"true": True, "false": False, "null": None}
 _ELSEWHERE: Final = {  # in Python, YAML and others
     **dict.fromkeys(("True", "TRUE", "yes", "Yes", "on", "On"), True),
     **dict.fromkeys(("False", "FALSE", "no", "No", "off", "Off"), False),
     **dict.fromkeys(("None", "Null", "NULL", "nil", "undefined"), None),
+}
+_NO_NUMBERS: Final = frozenset(("nan", "inf", "infinity"))  # Python, JavaScript and YAML have them
+# Punctuation of Chinese and Japanese keyboards, and what JSON has instead.
+_WIDE: Final = {
+    "\u3001": ",",
+    **dict(zip("\uff0c\uff1a\uff1b\uff3b\uff3d\uff5b\uff5d", ",:,[]{}", strict=True)),
 }
 # Quotes as some keyboards and word processors write them, and the ones that close them.
 _QUOTES: Final = {
@@ -40,6 +49,7 @@ _QUOTES: Final = {
     "\u201d": "\u201d",
     "\u201e": "\u201c\u201d",  # and low
     "\u00ab": "\u00bb",  # guillemets
+    "\uff02": "\uff02",  # full-width
 }
 # What editors, word processors and web pages put between words. The tables of unicodedata, with the
 # names of all characters, would be a megabyte of the static executable.
@@ -91,6 +101,7 @@ _FORMS: Final = tuple(
     )
 )
 _CONFLICT: Final = re.compile(r"^<<<<<<< ", re.MULTILINE)
+_MOST_WRAPPED: Final = 500  # characters of a string behind the line in which it begins
 _MAGIC: Final = (
     (b"\x1f\x8b", "it is compressed (gzip)", "unpack it: gunzip"),
     (b"PK\x03\x04", "it is a zip archive", "unpack it"),
@@ -220,6 +231,19 @@ def _something_else(text: str) -> list[Fault]:
     return [Fault(line, what.format(shown), remedy) for line, shown in list(found.items())[:5]]
 
 
+def _as_number(word: str) -> int | float | None:
+    """The number that another language would read."""
+    if len(word) >= 20 or not word.strip("+-.")[:1].isdigit():
+        return None
+    for read in (partial(int, base=0), int, float):
+        try:
+            number = read(word)
+            return int(number) if number == int(number) else number
+        except (ValueError, OverflowError):
+            continue
+    return None
+
+
 class _StopError(Exception):
     """The rest cannot be understood."""
 
@@ -261,7 +285,9 @@ class _Reader:
         return bisect_left(self._ends, at) + 1
 
     def _peek(self) -> str:
-        return self._text[self._at : self._at + 1]
+        """The next character, of punctuation the one that JSON has; '' at the end."""
+        here = self._text[self._at : self._at + 1]
+        return _WIDE.get(here, here)
 
     def _shown(self) -> str:
         """The next few characters, for a message."""
@@ -280,8 +306,12 @@ class _Reader:
         while True:
             match = _WHITE.match(self._text, self._at)
             self._at = match.end() if match else self._at
-            here = self._peek()
-            if not here:
+            here = self._text[self._at : self._at + 1]
+            if here in _WIDE:
+                plain = _WIDE[here]
+                what = f"JSON has {plain} here, and not {here} (U+{ord(here):04X})"
+                self._fault(what, f"write {plain} wherever it stands")
+            if not here or here in _WIDE:
                 return
             if here == "\ufeff" and self._at == 0:
                 what, remedy = "it begins with a byte order mark", "save it as UTF-8 without BOM"
@@ -350,16 +380,19 @@ class _Reader:
             meant = json.dumps(_ELSEWHERE[word])
             self._fault(f"{word} is not JSON", f"write {meant}", start)
             return _ELSEWHERE[word]
-        try:
-            number = int(word, 0) if len(word) < 20 else None
-        except ValueError:
-            number = int(word) if word.isascii() and word.isdigit() and len(word) < 20 else None
+        if word.lstrip("+-.").casefold() in _NO_NUMBERS:
+            self._fault(
+                f"{word} is no number in JSON", "write a number, or leave out the key", start
+            )
+            return None
+        number = _as_number(word)
         remedy = f"write {number}" if number is not None else f"write {json.dumps(word[:60])}"
         what = "is not a JSON number" if number is not None else "is not in quotes"
         self._fault(f"{word[:60]} {what}", remedy, start)
         return word if number is None else number
 
-    def _string(self) -> str:
+    def _string(self, follows: str = ",}]") -> str:
+        """A string, behind which one of these characters is expected."""
         match = _STRING.match(self._text, self._at)
         if match:
             text: str = json.loads(match[0])
@@ -379,9 +412,10 @@ class _Reader:
         held = ""
         self._at += 1
         while True:
-            here = self._peek()
+            here = self._text[self._at : self._at + 1]
             if here in ("", "\n"):
-                return self._unended(held, start)
+                whole = self._wrapped(held, closing, follows)
+                return self._unended(held, start) if whole is None else whole
             self._at += 1
             if here in closing:
                 return held
@@ -403,6 +437,17 @@ class _Reader:
         shown = self._peek()
         self._fault(f"\\{shown} means nothing in JSON", "write \\\\ for a backslash")
         return "\\"
+
+    def _wrapped(self, held: str, closing: str, follows: str) -> str | None:
+        """The whole of a string that goes on in the next lines; None if its quote is missing."""
+        rest = self._text[self._at : self._at + _MOST_WRAPPED]
+        end = min((at for at in map(rest.find, closing) if at >= 0), default=-1)
+        behind = rest[end + 1 :].lstrip()[:1]
+        if end < 0 or _WIDE.get(behind, behind) not in follows or held.rstrip()[-1:] in (*",;}]",):
+            return None
+        self._fault("a string goes on in the next line", "write it in one line")
+        self._at += end + 1
+        return held.rstrip() + "".join(line.strip() for line in rest[:end].split("\n"))
 
     def _unended(self, held: str, start: int) -> str:
         """A string that the line ends: its quote is missing before what closes there."""
@@ -502,7 +547,7 @@ class _Reader:
         """Whether a comma follows, that another member follows."""
         self._white()
         at, here = self._at, self._peek()
-        if here not in (",", ";") or not here:
+        if here not in (",", ";"):
             return False
         if here == ";":
             self._fault("a semicolon where a comma belongs", "write a comma")
@@ -517,7 +562,7 @@ class _Reader:
         """A key, and the colon behind it."""
         start, here = self._at, self._peek()
         if here == '"' or here in _QUOTES:
-            key = self._string()
+            key = self._string(":")
         else:
             match = _BARE_KEY.match(self._text, self._at)
             if not match:
