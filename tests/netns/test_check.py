@@ -367,6 +367,21 @@ def test_another_container_has_no_attachment(shared_nodes: SharedNodes, attached
 
 
 @both_modes
+def test_after_a_rename_of_the_network_the_former_one_is_named(attached: Attached) -> None:
+    conf = {**attached.conf, "prevResult": attached.result}
+    call = attached.node.plugin("CHECK", {**conf, "name": "renamed"}, attached.pod)
+    refused(call, 103, says=f"eth0 is attached to network {conf['name']}, not renamed: if the")
+
+
+@pytest.mark.parametrize("mode", ["bridge"])
+def test_with_another_bridge_in_the_configuration_the_pods_own_is_named(attached: Attached) -> None:
+    conf = {**attached.conf, "prevResult": attached.result, "bridge": "br-new"}
+    call = attached.node.plugin("CHECK", conf, attached.pod)
+    says = f"no bridge br-new: {attached.host_link} is a port of {BRIDGE}"
+    assert '"bridge"' in refused(call, 103, says=says)["msg"]
+
+
+@both_modes
 def test_a_missing_namespace_is_reported(attached: Attached) -> None:
     conf = {**attached.conf, "prevResult": attached.result}
     where = attached.pod.path

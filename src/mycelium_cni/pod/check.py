@@ -14,7 +14,7 @@ from mycelium_cni.cni.errors import ATTACHMENT_BROKEN, CniError
 from mycelium_cni.kernel import netlink as nl
 from mycelium_cni.kernel.address import format_address, format_mac, format_prefix, parse_prefix
 from mycelium_cni.kernel.facts import AlternativeName, Fact, absent, master
-from mycelium_cni.kernel.link import Link, find_link
+from mycelium_cni.kernel.link import Link, find_link, read_link
 from mycelium_cni.kernel.snapshot import Snapshot
 from mycelium_cni.node import facts as node_facts
 from mycelium_cni.node import subnet
@@ -44,6 +44,13 @@ def check(
     if host_link is None:
         if find_link(host, attachment.host_link):
             raise _broken(f"host link {attachment.host_link} has lost its group and its alias")
+        former = _former_network(host, pod, attachment)
+        if former:
+            raise CniError(
+                ATTACHMENT_BROKEN,
+                f"{attachment.ifname} is attached to network {former}, not {attachment.network}",
+                "if the network was renamed, give it its old name again until its pods are gone",
+            )
         raise _broken(f"host link {attachment.host_link} of {attachment} is missing")
     if host_link.name != attachment.host_link:
         raise _lost(f"host link {attachment.host_link} is named {host_link.name} now")
@@ -55,6 +62,14 @@ def check(
 
     node = _node(host, config, host_link)
     if node.bridged and not node.bridge:
+        if host_link.master:
+            raise CniError(
+                ATTACHMENT_BROKEN,
+                f"there is no bridge {config.bridge_name}: {host_link.name} is a port of "
+                f"{read_link(host, host_link.master).name}",
+                'set "bridge" to that one, or delete the pod: its successor gets a new attachment',
+                about="bridge",
+            )
         raise _lost(f"bridge {config.bridge_name} is missing")
     port = guard.port_of(host_link)
     if port and port.mac != pod_link.mac:
@@ -90,6 +105,21 @@ def check(
             raise _lost(f"{pod_link.name} has lost its address {format_address(address)}")
     if config.policy.required:
         guard.inspect(host, guard.Wanted(attachment.network, config, node), port)
+
+
+def _former_network(host: nl.Socket, pod: Snapshot, attachment: Attachment) -> str:
+    """The other network to which the interface is attached, as its host link's alias says."""
+    who = (attachment.ifname, attachment.container)
+    for link in pod.links.values():
+        if not link.peer:
+            continue
+        (found,) = host.ask(nl.link(nl.RTM_GETLINK, "read link", index=link.peer))
+        peer = Link(found) if found else None
+        if peer is None or peer.peer != link.index or not removal.is_ours(peer):
+            continue
+        if (word(peer.alias, "ifname"), word(peer.alias, "container")) == who:
+            return word(peer.alias, "network")
+    return ""
 
 
 def _node(host: nl.Socket, config: Config, host_link: Link) -> subnet.Node:

@@ -309,8 +309,10 @@ class _Reader:
             here = self._text[self._at : self._at + 1]
             if here in _WIDE:
                 plain = _WIDE[here]
-                what = f"JSON has {plain} here, and not {here} (U+{ord(here):04X})"
-                self._fault(what, f"write {plain} wherever it stands")
+                self._fault(
+                    f"JSON has {plain} here, and not {here} (U+{ord(here):04X})",
+                    f"write {plain} wherever it stands",
+                )
             if not here or here in _WIDE:
                 return
             if here == "\ufeff" and self._at == 0:
