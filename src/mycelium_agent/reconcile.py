@@ -125,7 +125,7 @@ class Reconciler:
             self._trouble("node", error.msg if isinstance(error, CniError) else str(error))
             return state
         self._well("node")
-        todo = [_restoring(fact) for fact in expected.absent]
+        todo = [_restoring(fact) for fact in expected.missing]
         todo += [Repair("stale", f"dropped {old.label}", old.why) for old in expected.stale]
         return State(self.where) if todo and self._repair("node", todo, expected.make) else state
 
@@ -165,17 +165,17 @@ class Reconciler:
 
         expected = ExpectedPod(state, one)
         try:
-            absent = expected.absent(preferred=True, in_pod=None if in_pod else ())
+            missing = expected.missing(preferred=True, in_pod=None if in_pod else ())
         except OSError as error:
             if not ended():
                 self._failed(one.who, error)
             return
-        if not any(each.fact.needed for each in absent):
+        if not any(each.fact.needed for each in missing):
             self._whole.add(index)
         if not self._is_settled(index, now):
             self.due = min(self.due, self._attached[index] + ADD_S)
-        elif absent and not ended():
-            todo = [_restoring(each.fact, each.where) for each in absent]
+        elif missing and not ended():
+            todo = [_restoring(each.fact, each.where) for each in missing]
             self._repair(one.who, todo, expected.make, ended)
 
     def _is_settled(self, index: int, now: float) -> bool:
@@ -189,7 +189,7 @@ class Reconciler:
         make: Callable[[], object],
         ended: Callable[[], bool] = lambda: False,
     ) -> bool:
-        """Make what is absent, unless all of it is in a pause; returns whether it tried. `ended`:
+        """Make what is missing, unless all of it is in a pause; returns whether it tried. `ended`:
         whether what it belongs to has gone meanwhile."""
         now = time.monotonic()
         subjects = {f"{whose}: {each.words}": each for each in todo}

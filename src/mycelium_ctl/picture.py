@@ -87,7 +87,7 @@ def read_node(state: State) -> NodeShape:
     def mark(one: Attached) -> Mark:
         """The mark of a pod: that of `list`, and of its facts."""
         found = seen[one.link.index][0]
-        return "fail" if found == "ok" and ExpectedPod(state, one).absent() else found
+        return "fail" if found == "ok" and ExpectedPod(state, one).missing() else found
 
     address = state.address
     gateway = f"{format_address(address[:8] + bytes(7) + bytes((1,)))}/64" if address else ""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the tests of the operator's commands share.
 
-shared_nodes           two connected nodes for each mode, shared by the tests of a module
+shared_nodes   two connected nodes for each mode, shared by the tests of a module
 bridges_ask    whether bridges hand packets to the rules of inet too
 checked_nodes  a node with two pods for each mode, which doctor or the agent looks at
 root           a directory tree with the files that a command looks for on a good node

@@ -332,6 +332,16 @@ def test_a_link_without_name_alias_and_group_is_still_known_by_its_address(tool:
     assert tool("doctor", "reach").returncode == 1  # its addresses went when it was down
 
 
+def test_a_link_that_says_nowhere_which_address_it_has_is_reported(tool: Tool) -> None:
+    tool.attach("web")
+    link, address = tool.host_link("web"), tool.json("list")[0]["address"]
+    tool.node.configure(
+        f"link property del dev {link} altname {address}",
+        f'link set {link} alias "mycelium-cni v=2 pod=default/web"',
+    )
+    fails(tool, "pods", f"{link} of default/web has lost its address")
+
+
 def test_route_limit(tool: Tool) -> None:
     passes(tool, "route-limit")
     sysctl(tool.node, "net.ipv6.route.max_size=10")

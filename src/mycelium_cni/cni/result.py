@@ -129,6 +129,6 @@ def _no_result(what: str) -> CniError:
 
 
 def _without(entry: Document, words: tuple[str, ...]) -> Document:
-    """A copy without these keys, and without empty values: an optional field is absent, never
+    """A copy without these keys, and without empty values: an optional field is left out, never
     null or "" (Go's omitempty)."""
     return {k: v for k, v in entry.items() if k not in words and v not in (None, "", [])}

@@ -69,7 +69,7 @@ class Fact:
         return self.needed and not self.holds(seen)
 
     def ensure(self, host: nl.Socket, undo: Steps) -> bool:
-        """Make it if it is absent, and push its undo; whether it was. Raises OSError.
+        """Make it if it is missing, and push its undo; whether it was. Raises OSError.
 
         `host` and the calling thread are in the namespace.
         """
@@ -711,7 +711,7 @@ class Rule(Object):
 
 
 def ensure(objects: Sequence[Object], host: nl.Socket, undo: Steps) -> bool:
-    """Make the absent ones in one request, each with its undo; whether any was. Raises
+    """Make the missing ones in one request, each with its undo; whether any was. Raises
     NetlinkError."""
     refused = host.attempt(*[each.message() for each in objects])
     for place, each in enumerate(objects):
@@ -723,6 +723,6 @@ def ensure(objects: Sequence[Object], host: nl.Socket, undo: Steps) -> bool:
     return len(refused) < len(objects)
 
 
-def absent(facts: Sequence[Fact], seen: Snapshot) -> list[Fact]:
+def missing(facts: Sequence[Fact], seen: Snapshot) -> list[Fact]:
     """Those that the namespace needs and does not have, in order. Raises OSError."""
     return [fact for fact in facts if fact.is_missed(seen)]

@@ -13,7 +13,7 @@ from mycelium_cni.cni.config import Config, Route
 from mycelium_cni.cni.errors import ATTACHMENT_BROKEN, CniError
 from mycelium_cni.kernel import netlink as nl
 from mycelium_cni.kernel.address import format_address, format_mac, format_prefix, parse_prefix
-from mycelium_cni.kernel.facts import AlternativeName, Fact, absent, master
+from mycelium_cni.kernel.facts import AlternativeName, Fact, master, missing
 from mycelium_cni.kernel.link import Link, find_link, read_link
 from mycelium_cni.kernel.snapshot import Snapshot
 from mycelium_cni.node import facts as node_facts
@@ -160,7 +160,7 @@ def _in_pod(pod: Snapshot, shape: facts.Shape, alias: str) -> list[Fact]:
 
 
 def _look(seen: Snapshot, wanted: Sequence[Fact], side: str) -> None:
-    lost = absent(wanted, seen)
+    lost = missing(wanted, seen)
     if lost:
         raise _lost(f"the {side} has lost {lost[0].label} ({lost[0].why})")
 

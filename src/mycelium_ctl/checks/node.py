@@ -120,7 +120,7 @@ def bridge(state: State) -> list[Finding] | Finding:
         return waiting
     # On somebody else's bridge, `setup` makes what pods of older versions need.
     wanted = _of_bridge if link.group == BRIDGE_GROUP else _of_any_bridge
-    return _absent(state, wanted, f"{name} is complete")
+    return _missing(state, wanted, f"{name} is complete")
 
 
 def _spanning_tree(state: State) -> Finding | None:
@@ -171,7 +171,7 @@ _WAITING = (1, 2, 4)  # linux/if_bridge.h: BR_STATE_LISTENING, _LEARNING, _BLOCK
 
 
 def standing(state: State) -> list[Finding] | Finding:
-    return _absent(state, _stands, "without the daemon, the node refuses overlay packets")
+    return _missing(state, _stands, "without the daemon, the node refuses overlay packets")
 
 
 def _of_bridge(fact: Fact) -> bool:
@@ -194,10 +194,10 @@ def _routing(fact: Fact) -> bool:
     return isinstance(fact, Switch) and fact.path.endswith(("/forwarding", "/accept_ra"))
 
 
-def _absent(
+def _missing(
     state: State, wanted: Callable[[Fact], bool], all_there: str
 ) -> list[Finding] | Finding:
-    """The node's facts of one kind that are absent or stale.
+    """The node's facts of one kind that are missing or stale.
 
     A node that no pod has used yet is not broken: the first pod makes them all.
     """
@@ -209,7 +209,7 @@ def _absent(
         return of_error("skip", error)
     except ToolError as error:
         return Finding("fail", str(error), own("setup"))
-    absent = [fact for fact in expected.absent if wanted(fact)]
+    missing = [fact for fact in expected.missing if wanted(fact)]
     stale = [fact for fact in expected.stale if wanted(fact)]
     found = [
         Finding("warn", f"stale: {fact.label} ({fact.why})", run=(fact.removal,), fix=_setup(state))
@@ -222,7 +222,7 @@ def _absent(
             run=(str(fact),),
             fix=_setup(state),
         )
-        for fact in absent
+        for fact in missing
     ]
     return found or ok(all_there)
 

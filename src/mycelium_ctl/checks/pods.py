@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The facts of each attachment, on the node and in the pod, and which of them are absent."""
+"""The facts of each attachment, on the node and in the pod, and which of them are missing."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from mycelium_ctl.view import count
 CARRIER_S: Final = 2.0  # how long a link may take to get a carrier once it is up
 
 
-class Absent(NamedTuple):
+class Missing(NamedTuple):
     """A fact that does not hold, the commands that make it, and where."""
 
     fact: Fact
@@ -130,41 +130,41 @@ class ExpectedPod:
         """The node's side, once there is a carrier."""
         return facts.host_reach(self.shape)
 
-    def absent(
-        self, *, preferred: bool = False, in_pod: Sequence[Absent] | None = None
-    ) -> list[Absent]:
-        """What is absent, in the order of ADD; `preferred`: also facts that packets pass without;
+    def missing(
+        self, *, preferred: bool = False, in_pod: Sequence[Missing] | None = None
+    ) -> list[Missing]:
+        """What is missing, in the order of ADD; `preferred`: also facts that packets pass without;
         `in_pod`: the pod's part of it, if it is not to be looked at now. Raises OSError."""
         seen = self.state.seen
         if in_pod is None:
             with self.state.look_inside(self.one) as inner:
-                in_pod = self.absent_in_pod(inner, preferred=preferred) if inner else []
+                in_pod = self.missing_in_pod(inner, preferred=preferred) if inner else []
         return [
-            *_absent(self.on_node(), seen, preferred=preferred),
+            *_missing(self.on_node(), seen, preferred=preferred),
             *in_pod,
-            *_absent(self.reach(), seen, preferred=preferred),
+            *_missing(self.reach(), seen, preferred=preferred),
         ]
 
-    def absent_in_pod(self, seen: Snapshot, *, preferred: bool = False) -> list[Absent]:
+    def missing_in_pod(self, seen: Snapshot, *, preferred: bool = False) -> list[Missing]:
         """The pod's part of it, as `seen` shows it. Raises OSError."""
         return [
-            Absent(
+            Missing(
                 each.fact,
                 tuple(inside(self.state, self.one, line) for line in each.commands),
                 "in the pod ",
             )
-            for each in _absent(self.in_pod(seen), seen, preferred=preferred)
+            for each in _missing(self.in_pod(seen), seen, preferred=preferred)
         ]
 
     def restore(self) -> None:
-        """Make what is absent now, in the order of ADD. Raises OSError."""
+        """Make what is missing now, in the order of ADD. Raises OSError."""
         fresh = State(self.state.where)
         one = next((a for a in fresh.attachments if a.link.index == self.one.link.index), None)
         if one is not None and one.octets:
             ExpectedPod(fresh, one).make()  # the bridge may be back by now
 
     def make(self) -> None:
-        """Make what was absent when `state` was read. Raises OSError."""
+        """Make what was missing when `state` was read. Raises OSError."""
         host, seen = self.state.host, self.state.seen
         made = self._make(host, self.on_node(), seen)
         with self.state.look_inside(self.one) as there:
@@ -175,20 +175,20 @@ class ExpectedPod:
         self._make(host, self.reach(), Snapshot(host) if made else seen)
 
     def _make(self, there: nl.Socket, wanted: Sequence[Fact], seen: Snapshot) -> bool:
-        """Make what is absent; return whether anything was."""
-        absent = [fact for fact in wanted if not fact.holds(seen)]
-        for fact in absent:
+        """Make what is missing; return whether anything was."""
+        missing = [fact for fact in wanted if not fact.holds(seen)]
+        for fact in missing:
             for other in fact.obstacles(seen):
                 there.request(other.drop())
             fact.restore(there)
             if isinstance(fact, Up):
                 _await_carrier(there, fact.index)
-        return bool(absent)
+        return bool(missing)
 
 
-def _absent(wanted: Sequence[Fact], seen: Snapshot, *, preferred: bool) -> list[Absent]:
+def _missing(wanted: Sequence[Fact], seen: Snapshot, *, preferred: bool) -> list[Missing]:
     return [
-        Absent(fact, commands(fact, seen))
+        Missing(fact, commands(fact, seen))
         for fact in wanted
         if fact.is_missed(seen) or (preferred and not fact.holds(seen))
     ]
@@ -212,7 +212,7 @@ def _await_carrier(there: nl.Socket, index: int) -> None:
 class Look(NamedTuple):
     """What a look into a pod has shown, for two checks."""
 
-    absent: list[Absent]
+    missing: list[Missing]
     astray: list[Finding]
 
 
@@ -224,8 +224,8 @@ def _looks(state: State) -> dict[int, Look]:
         if one.octets and one.answers:
             with state.look_inside(one) as seen:
                 if seen:
-                    absent = ExpectedPod(state, one).absent_in_pod(seen)
-                    looks[one.link.index] = Look(absent, astray_in_pod(state, one, seen))
+                    missing = ExpectedPod(state, one).missing_in_pod(seen)
+                    looks[one.link.index] = Look(missing, astray_in_pod(state, one, seen))
     return looks
 
 
@@ -251,8 +251,8 @@ def pods(state: State) -> list[Finding] | Finding:
     looks = _looks(state)
     looked = unseen = 0
     for one in state.attachments:
-        if one.link.index in unused or one.subnet != state.address[:8]:
-            continue  # the check `subnet` reports those of an old one
+        if one.link.index in unused:
+            continue
         if not one.octets:
             found.append(
                 Finding(
@@ -262,6 +262,8 @@ def pods(state: State) -> list[Finding] | Finding:
                 )
             )
             continue
+        if one.subnet != state.address[:8]:
+            continue  # the check `subnet` reports those of an old one
         if not one.container:
             found.append(
                 Finding(
@@ -273,7 +275,7 @@ def pods(state: State) -> list[Finding] | Finding:
             continue
         expected = ExpectedPod(state, one)
         look = looks.get(one.link.index)
-        missing = expected.absent(in_pod=look.absent if look else [])
+        missing = expected.missing(in_pod=look.missing if look else [])
         if expected.config and state.bridges(expected.config) != one.bridged:
             found.append(_in_another_mode(one))
         looked += 1
@@ -316,7 +318,7 @@ def _in_another_mode(one: Attached) -> Finding:
     )
 
 
-def _lacks(one: Attached, missing: Sequence[Absent], restore: Callable[[], object]) -> Finding:
+def _lacks(one: Attached, missing: Sequence[Missing], restore: Callable[[], object]) -> Finding:
     labels = [f"{each.where}{each.fact.label}" for each in missing]
     more = f" and {len(labels) - 3} more" if len(labels) > 3 else ""
     return Finding(

@@ -153,7 +153,7 @@ def _part(state: State, destination: bytes) -> str:
 
 
 def _lost_route(state: State, interface: LinkFacts) -> facts.Route | None:
-    """The daemon's route to the overlay if it is absent. The kernel makes it with the address."""
+    """The daemon's route to the overlay if it is missing. The kernel makes it with the address."""
     route = facts.Route(
         MYCELIUM,
         "it leads to the overlay",
@@ -400,7 +400,7 @@ def _misled(state: State, one: Attached, whose: str, way: Way) -> list[Finding]:
 
 
 def _has_no_route(state: State, one: Attached) -> bool:
-    """The check `pods` reports this as an absent fact."""
+    """The check `pods` reports this as a missing fact."""
     links = (one.link.index, one.link.master)
     prefixes = ((one.octets, 128), (one.octets[:8] + bytes(8), 64))
     return not any(

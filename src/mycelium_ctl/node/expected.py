@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The node's facts for its pods: which are absent, and which objects of ours are stale."""
+"""The node's facts for its pods: which are missing, and which objects of ours are stale."""
 
 from __future__ import annotations
 
@@ -80,10 +80,10 @@ class Expected:
         self.guards: Final = read_guards(state, self.node)
         bridge = self.node.bridge
         self.facts: Final = self._facts(bridge.index if bridge else 0, unfinished=bridge is None)
-        self.absent: Final = [fact for fact in self.facts if not fact.holds(state.seen)]
+        self.missing: Final = [fact for fact in self.facts if not fact.holds(state.seen)]
         self.stale: Final = [
             *stale(state, self.node),
-            *(other for fact in self.absent for other in fact.obstacles(state.seen)),
+            *(other for fact in self.missing for other in fact.obstacles(state.seen)),
         ]
 
     def _facts(self, bridge: int, *, unfinished: bool) -> list[Fact]:
@@ -102,18 +102,18 @@ class Expected:
     @property
     def complete(self) -> bool:
         """Whether there is nothing to make or drop."""
-        return not self.stale and not self.absent
+        return not self.stale and not self.missing
 
     @property
     def changes(self) -> list[Change]:
         """What `make` does, in order, as a person would type it."""
         return [
             *(Change(fact.removal, fact.why) for fact in self.stale),
-            *(Change(str(fact), fact.why) for fact in self.absent),
+            *(Change(str(fact), fact.why) for fact in self.missing),
         ]
 
     def make(self) -> None:
-        """Drop what is stale and make what is absent; all of it or nothing.
+        """Drop what is stale and make what is missing; all of it or nothing.
 
         Raises ToolError that says which step failed.
         """

@@ -134,5 +134,5 @@ def new(wanted: argparse.Namespace, dirs: CniDirs) -> tuple[dict[str, Any], list
 
 
 def _default(said: bool | None, first: bool) -> bool | None:
-    """A key of the pods' first network: on unless it was switched off, and absent when off."""
+    """A key of the pods' first network: on unless it was switched off, and left out when off."""
     return (first if said is None else said) or None
