@@ -219,7 +219,7 @@ resize(void *unused, void *block, size_t size)
     if (block == NULL)
         return allocate(unused, size);
     if (!is_ours(block))
-        return __real_realloc(block, size);
+        return __real_realloc(block, size ? size : 1); // libc's frees the block at 0; CPython's not
     size_t had = *capacity_of(block);
     if (!filling && had >= size)
         return block;

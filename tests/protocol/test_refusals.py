@@ -159,6 +159,14 @@ def test_the_largest_number_of_routes_is_made(alone: Plugin) -> None:
     assert sum(route.get("dev") == "eth0" for route in pod.routes()) >= 1024
 
 
+def test_a_call_that_needs_megabytes_succeeds(alone: Plugin) -> None:
+    """The static executable has one for new objects; what is more comes from the C library."""
+    prefixes = [f"400:{n:x}::/32" for n in range(1000)]
+    alone.add(alone.host.pod(), network(ingress="cluster", allowFrom=prefixes)).result()
+    routes = [{"dst": prefix} for prefix in prefixes]
+    alone.add(alone.host.pod(), network(routes=routes)).result()
+
+
 @pytest.mark.parametrize("number", [1025, 40_000])
 def test_more_routes_are_refused_at_once(quiet: Quiet, number: int) -> None:
     routes = [{"dst": f"400:{n:x}::/32"} for n in range(number)]
