@@ -26,7 +26,7 @@ NEVER = """
     curses distutils doctest email._header_value_parser email.policy ensurepip ftplib getpass
     gettext gzip idlelib importlib.metadata ipywidgets jupyter lib2to3 locale lzma markdown_it
     multiprocessing nturl2path optparse pdb pickle pip pkg_resources plistlib pydoc pygments
-    rich._emoji_codes rich._win32_console rich._windows rich._windows_renderer rich.markdown
+    rich._win32_console rich._windows rich._windows_renderer rich.markdown
     rich.syntax rich.traceback setuptools sqlite3 statistics tarfile test tkinter tomllib
     tracemalloc turtle unittest venv webbrowser xml xmlrpc
 """
