@@ -50,7 +50,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(autouse=True)
-def bridges_ask(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+def bridges_ask(request: pytest.FixtureRequest) -> Iterator[bool]:
     asks: bool = getattr(request, "param", True)
     make = Lab.node
 
@@ -59,9 +59,11 @@ def bridges_ask(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
         set_sysctl(made, CALLS_IP6TABLES, "0")
         return made
 
-    if not asks:
-        monkeypatch.setattr(Lab, "node", node)
-    return asks
+    # Not the fixture: a test's own patches are to end before its lab does.
+    with pytest.MonkeyPatch.context() as patch:
+        if not asks:
+            patch.setattr(Lab, "node", node)
+        yield asks
 
 
 @pytest.fixture(scope="module")
