@@ -158,6 +158,30 @@ def test_after_a_primary_plugin_the_pod_gains_an_interface(
     assert set(own) <= {"mycelium", "mycelium-br"}
 
 
+def test_nomads_allocation_has_ipv4_first_and_the_overlay_beside_it(
+    lab: Lab, reference_plugins: Path
+) -> None:
+    """The list that `config new --for nomad` writes."""
+    node = lab.node("a")
+    lab.connect(node)
+    new = ["config", "new", "--for", "nomad", "--bin-dir", str(reference_plugins)]
+    written = node.run([*lab.command, *new], env={"PATH": os.environ["PATH"]})
+    plugins = json.loads(written.stdout)["plugins"]
+    (bridge,) = (one for one in plugins if one["type"] == "bridge")
+    bridge["ipam"]["dataDir"] = str(lab.directory)
+    pod = node.pod("one")
+    pod.configure("link set lo down")  # as Nomad leaves it
+    chain = Chain(plugins, pod, node, reference_plugins)
+    links = [link["name"] for link in chain.add()["interfaces"] if link.get("sandbox")]
+    assert links == ["eth0", "mycelium0"], "Nomad takes the address of the first"
+    assert reaches(pod, "127.0.0.1")
+    assert reaches(pod, str(pod.ip("-4", "route", "show", "default")[0]["gateway"]))
+    assert reaches(node, address_of(chain, "mycelium0"))
+    assert pod.ip("-6", "route", "show", "default") == []
+    chain.delete()
+    assert {link["ifname"] for link in pod.ip("link")} == {"lo"}
+
+
 EARLIER: dict[str, dict[str, Any]] = {
     "0.1.0": {"ip4": {"ip": "10.88.0.7/16"}},
     "0.2.0": {"ip4": {"ip": "10.88.0.7/16", "gateway": "10.88.0.1"}, "dns": {}},

@@ -416,11 +416,15 @@ NEW = (*OLD, "1.1.0")
 
 def portmap(directory: Path, *versions: str) -> tuple[str, str]:
     """A plugin that speaks these versions, and the arguments that let it be found."""
+    speaking(directory / "portmap", *versions)
+    return "--bin-dir", str(directory)
+
+
+def speaking(plugin: Path, *versions: str) -> None:
+    """Write a plugin that speaks these versions."""
     said = json.dumps({"cniVersion": "1.0.0", "supportedVersions": versions})
-    plugin = directory / "portmap"
     plugin.write_text(f"#!/bin/sh\necho '{said}'\n")
     plugin.chmod(0o755)
-    return "--bin-dir", str(directory)
 
 
 def made(config: Config, *flags: str) -> dict[str, Any]:
@@ -431,7 +435,7 @@ def made(config: Config, *flags: str) -> dict[str, Any]:
     return network
 
 
-FIRST = ("kubeadm", "k3s", "rke2", "microk8s", "containerd", "cri-o", "podman", "nomad")
+FIRST = ("kubeadm", "k3s", "rke2", "microk8s", "containerd", "cri-o", "podman")
 
 
 @pytest.mark.parametrize("runtime", FIRST)
@@ -447,6 +451,35 @@ def test_new_writes_the_same_first_network_for_every_runtime(
             {"type": "portmap", "capabilities": {"portMappings": True}},
         ],
     }
+
+
+def test_new_gives_nomad_ipv4_before_ours(config: Config, tmp_path: Path) -> None:
+    for name in ("loopback", "bridge", "host-local"):
+        speaking(tmp_path / name, *NEW)
+    flags = ("--for", "nomad", *portmap(tmp_path, *NEW))
+    assert config("new", *flags).stderr == ""
+    network = made(config, *flags)
+    lo, bridge, ours, portmapper = network["plugins"]
+    assert lo == {"type": "loopback"}
+    assert (bridge["type"], bridge["ipMasq"]) == ("bridge", True)
+    assert bridge["ipam"]["ranges"] == [[{"subnet": "172.26.80.0/20"}]]
+    assert ours == {"type": "mycelium-cni"}
+    assert portmapper["type"] == "portmap"
+    assert network["disableCheck"] is True
+    assert network["cniVersions"] == ["1.0.0", "1.1.0"]
+    out = made(config, *flags, "--default-route", "--no-portmap")["plugins"]
+    assert out[2:] == [{"type": "mycelium-cni", "defaultRoute": True}]
+
+
+def test_new_names_the_plugins_of_nomads_network_that_are_not_there(
+    config: Config, tmp_path: Path
+) -> None:
+    speaking(tmp_path / "loopback", *NEW)
+    done = config("new", "--for", "nomad", *portmap(tmp_path, *NEW))
+    assert [one["type"] for one in json.loads(done.stdout)["plugins"]][1] == "bridge"
+    (said,) = done.stderr.splitlines()
+    assert f"no bridge and no host-local in {tmp_path}" in said
+    assert "install the CNI plugins" in said
 
 
 def test_new_writes_a_second_network_for_multus(config: Config, tmp_path: Path) -> None:

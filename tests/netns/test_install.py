@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 from pathlib import Path
 
@@ -349,9 +350,64 @@ def test_podman_gets_a_network_beside_its_own(tool: Tool, root: Path) -> None:
     assert tree(root) == before
 
 
+def with_bridge(root: Path) -> None:
+    """Add the plugins that give Nomad's allocations IPv4."""
+    for name in ("bridge", "host-local"):
+        (root / "opt/cni/bin" / name).write_text("")
+
+
 def test_nomads_network_is_where_nomad_looks(tool: Tool, root: Path) -> None:
+    with_bridge(root)
+    before = tree(root)
     done(tool, "install", "--for", "nomad")
-    assert {"opt/cni/config/10-mycelium.conflist", PLUGIN} <= tree(root).keys()
+    (path,) = (root / "opt/cni/config").iterdir()
+    written = json.loads(path.read_text())["plugins"]
+    assert [one["type"] for one in written] == ["loopback", "bridge", "mycelium-cni"]
+    assert PLUGIN in tree(root)
+    done(tool, "install", "--for", "nomad", "--ingress", "closed")
+    assert list(path.parent.iterdir()) == [path]
+    assert json.loads(path.read_text())["plugins"][2]["ingress"] == "closed"
+    done(tool, "uninstall")
+    assert tree(root) == before
+
+
+def test_nomads_other_networks_stay_where_its_directory_is_named(tool: Tool, root: Path) -> None:
+    with_bridge(root)
+    folder = root / "etc/nomad-cni"
+    folder.mkdir()
+    (folder / "10-theirs.conflist").write_text(json.dumps(FLANNEL))
+    done(tool, "install", "--for", "nomad", "--conf-dir", str(folder))
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["10-theirs.conflist", "90-mycelium.conflist"]
+
+
+def test_for_nomad_no_containerd_is_asked(tool: Tool, root: Path) -> None:
+    with_bridge(root)
+    (root / "run/containerd").mkdir(parents=True)
+    with socket.socket(socket.AF_UNIX) as containerd:
+        containerd.bind(str(root / "run/containerd/containerd.sock"))
+        assert "the runtime at" in done(tool, "install")
+        assert "the runtime at" not in done(tool, "install", "--for", "nomad")
+
+
+def test_without_the_plugins_of_nomads_network_nothing_is_touched(tool: Tool, root: Path) -> None:
+    (root / "opt/cni/bin/bridge").write_text("")
+    before = tree(root)
+    refused = tool("install", "--for", "nomad")
+    assert refused.returncode == 1
+    assert "there is no host-local in " in refused.stderr
+    assert tree(root) == before
+
+
+def test_a_node_that_only_nomad_uses_gets_nomads_network_unasked(tool: Tool, root: Path) -> None:
+    (root / "etc/cni/net.d").rmdir()
+    with_bridge(root)
+    (root / "opt/cni/config").mkdir()
+    done(tool, "install")
+    (path,) = (root / "opt/cni/config").iterdir()
+    assert json.loads(path.read_text())["plugins"][1]["bridge"] == "nomad-cni"
+    passes(tool, "conf")
+    passes(tool, "chain")
 
 
 def test_without_loopback_nothing_is_touched(tool: Tool, root: Path) -> None:

@@ -70,7 +70,8 @@ def commands(text: str) -> list[list[str]]:
         for call in re.split(r"\||&&|;|\$\(", line):
             words = re.sub(r"^\s*[#$]\s+|\s+#\s.*$|[<>].*$", "", call.strip()).split(" ", 1)
             if Path(words[0]).name.startswith("mycelium-cni") and len(words) == 2:
-                found.append(shlex.split(words[1].replace("…", "x")))
+                whole = words[1].replace("--for …", "--for nomad").replace("…", "x")
+                found.append(shlex.split(whole))
     return [words for words in found if words]
 
 

@@ -48,9 +48,9 @@ def conf(state: State) -> Finding:
                 f"{winner.path} comes first and is invalid: the runtime loads nothing",
                 run=(own("config", "check", str(winner.path)),),
             )
-        elif winner and ours and (winner is ours or directory.by_multus or directory.by_name):
+        elif winner and ours and (winner is ours or directory.by_multus or directory.dirs.by_name):
             by = f", called by {winner.path.name}" if directory.by_multus else ""
-            how = f", for containers that name {ours.network}" if directory.by_name else by
+            how = f", for containers that name {ours.network}" if directory.dirs.by_name else by
             good.append(f"{ours.path} is in use{how}")
         elif winner and ours:
             return Finding(
@@ -58,12 +58,12 @@ def conf(state: State) -> Finding:
                 f"{winner.path} ({', '.join(winner.types)}) comes before {ours.path.name}",
                 run=(shlex.join(["mv", str(ours.path), f"{folder}/{_earlier(winner.path.name)}"]),),
             )
-        elif winner and directory.by_name:
+        elif winner and directory.dirs.by_name:
             path = f"{folder}/{LAST}"
             return Finding(
                 "fail",
                 f"no network in {folder} calls mycelium-cni",
-                run=(own("config", "new", "--output", path),),
+                run=(own("config", "new", "--for", directory.dirs.whose, "--output", path),),
             )
         elif winner and directory.by_multus:
             good.append(f"{winner.path} is in use, and may call ours")

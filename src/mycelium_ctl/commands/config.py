@@ -66,10 +66,12 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.action == "check":
         return _check(arguments.file, where, as_json=arguments.json)
     dirs = runtimes.choose_dirs(where, arguments.runtime)
-    made, notes = network.new(arguments, dirs)
-    for note in notes:
+    made = network.new(arguments, dirs)
+    for note in (*made.notes, *filter(None, (network.lacking(made.needs, dirs),))):
         print(note, file=sys.stderr)
-    text = manifest(made) if arguments.manifest else json.dumps(made, indent=2) + "\n"
+    text = (
+        manifest(made.network) if arguments.manifest else json.dumps(made.network, indent=2) + "\n"
+    )
     if arguments.output is None:
         print(text, end="")
     else:

@@ -32,7 +32,7 @@ from mycelium_ctl.errors import ToolError
 from mycelium_ctl.node import cri, network, options, plugins
 from mycelium_ctl.node.conflist import TYPE
 from mycelium_ctl.node.options import Options
-from mycelium_ctl.node.runtimes import LAST, CniDirs, choose_dirs, find_executable, read_confs
+from mycelium_ctl.node.runtimes import LAST, CniDirs, choose_dirs, read_confs
 from mycelium_ctl.node.state import State
 from mycelium_ctl.receipt import Receipt
 from mycelium_ctl.units import Step
@@ -133,36 +133,34 @@ class Installation:
         if self._arguments.runtime == "multus":
             self.notes.append(f"a second interface for pods that ask: {MULTUS}")
             return []
-        found = next((one for one in read_confs(self._where) if one.dirs == self.dirs), None)
+        found = next(
+            (one for one in read_confs(self._where) if one.dirs.conf == self.dirs.conf), None
+        )
         winner = found.winner if found else None
         kept = found.ours if found else None
-        by_name = found is not None and found.by_name
-        primary = winner and not winner.entries and not (found and found.by_multus) and not by_name
-        if winner and (primary or (found and found.by_multus)) and not self._arguments.primary:
+        by_multus, by_name = found is not None and found.by_multus, self.dirs.by_name
+        primary = winner and not winner.entries and not by_multus and not by_name
+        if winner and (primary or by_multus) and not self._arguments.primary:
             self.notes.append(_second(winner.path, self.dirs))
             return []
         if kept and not self._asked():
             self.conflist, self.name = kept.path, kept.network
             self.notes.append(f"{kept.path} stays as it is")
             return []
-        if find_executable("loopback", self.dirs) is None:
-            lacking = (
-                f"there is no loopback in {self.dirs.bins[0]}, which runtimes call for every pod: "
-                "install the CNI plugins (containernetworking/plugins) there"
-            )
+        made = network.new(self._arguments, self.dirs)
+        if lacking := network.lacking(["loopback", *made.needs], self.dirs):
             if self._live or any(folder.is_dir() for folder in self.dirs.bins):
                 raise ToolError(f"{lacking} first")
             self.notes.append(lacking)  # not a node: files are staged there
-        made, notes = network.new(self._arguments, self.dirs)
-        self.notes.extend(notes)
-        text = json.dumps(made, indent=2) + "\n"
+        self.notes.extend(made.notes)
+        text = json.dumps(made.network, indent=2) + "\n"
         path = self.dirs.conf / (FIRST if primary else LAST if by_name else FILE)
         if not files.writable(path):
             raise ToolError(
                 f"{path} cannot be written, its disk is read-only: have the runtime read its "
                 "network configuration in another directory, and name that with --conf-dir"
             )
-        self.conflist, self.name = path, str(made["name"])
+        self.conflist, self.name = path, str(made.network["name"])
         if path.is_file() and path.read_text() == text:
             return []
         return [Step(f"write {path}", lambda: self._receipt.write(path, text.encode()))]
@@ -176,9 +174,10 @@ class Installation:
         )
 
     def await_runtime(self) -> str:
-        """Wait until the runtime has loaded the network; returns what it says."""
+        """Wait until the runtime has loaded the network; returns what it says. One whose containers
+        name their network loads it for each of them."""
         socket = cri.find_socket(self._where.root)
-        if socket is None or self.conflist is None:
+        if socket is None or self.conflist is None or self.dirs.by_name:
             return ""
         deadline = time.monotonic() + TAKEN_UP_S
         while True:

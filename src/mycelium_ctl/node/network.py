@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from mycelium_cni.cni.config import CHOICES
 from mycelium_ctl.errors import ToolError
@@ -15,11 +16,50 @@ from mycelium_ctl.node.runtimes import CniDirs
 
 PORTMAP: Final[dict[str, Any]] = {"type": "portmap", "capabilities": {"portMappings": True}}
 
-# As the pods' first network ours is the same for all of these (docs/adr/0012).
-RUNTIMES: Final = (
-    *("kubeadm", "k3s", "rke2", "microk8s", "containerd", "cri-o", "podman", "nomad"),
-    "multus",
-)
+# IPv4 for Nomad's allocations. The subnet is the one behind that of Nomad's own bridge.
+BRIDGE: Final[dict[str, Any]] = {
+    "type": "bridge",
+    "bridge": "nomad-cni",
+    "isGateway": True,
+    "ipMasq": True,
+    "ipam": {
+        "type": "host-local",
+        "ranges": [[{"subnet": "172.26.80.0/20"}]],
+        "routes": [{"dst": "0.0.0.0/0"}],
+    },
+}
+
+
+class Needs(NamedTuple):
+    """What a runtime's network needs beside our plugin. `before`: the plugins that come first;
+    `leads_out`: pods leave the overlay through ours; `ports`: the runtime publishes ports;
+    `keys`: of the list itself."""
+
+    before: tuple[dict[str, Any], ...]
+    leads_out: bool
+    ports: bool
+    keys: dict[str, Any]
+
+
+# As the pods' first network ours is the same for every runtime that takes it (docs/adr/0012).
+FIRST: Final = Needs(before=(), leads_out=True, ports=True, keys={})
+RUNTIMES: Final = {
+    **dict.fromkeys(("kubeadm", "k3s", "rke2", "microk8s", "containerd", "cri-o", "podman"), FIRST),
+    # Nomad takes no network without IPv4 and leaves `lo` down. It calls CHECK when it restarts,
+    # which fails in `bridge` as soon as another plugin of the list adds an address.
+    "nomad": FIRST._replace(
+        before=({"type": "loopback"}, BRIDGE), leads_out=False, keys={"disableCheck": True}
+    ),
+    "multus": FIRST._replace(leads_out=False, ports=False),
+}
+
+
+class Made(NamedTuple):
+    """A new network configuration, the executables that it needs beside ours, and notes on it."""
+
+    network: dict[str, Any]
+    needs: list[str]
+    notes: list[str]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -85,10 +125,10 @@ def arguments() -> list[str]:
     return [*vars(parser.parse_args([])), "mode", "interface", "bridge", "netseed"]
 
 
-def new(wanted: argparse.Namespace, dirs: CniDirs) -> tuple[dict[str, Any], list[str]]:
-    """The network configuration that the arguments ask for, for the runtime of these directories;
-    and notes on it. Raises ToolError if it would be refused."""
-    first = wanted.runtime != "multus"
+def new(wanted: argparse.Namespace, dirs: CniDirs) -> Made:
+    """The network configuration that the arguments ask for, for the runtime of these directories.
+    Raises ToolError if it would be refused."""
+    runtime = RUNTIMES.get(wanted.runtime or dirs.whose, FIRST)
     said = {
         "mode": wanted.mode,
         "myceliumInterface": wanted.interface,
@@ -99,8 +139,8 @@ def new(wanted: argparse.Namespace, dirs: CniDirs) -> tuple[dict[str, Any], list
         "interfaceName": wanted.interface_name,
         "routes": [{"dst": prefix} for prefix in wanted.route or ()] or None,
         "serviceNetworks": wanted.service_network,
-        "defaultRoute": _default(wanted.default_route, first),
-        "ipMasq": _default(wanted.ip_masq, first),
+        "defaultRoute": _default(wanted.default_route, runtime),
+        "ipMasq": _default(wanted.ip_masq, runtime),
         "ingress": wanted.ingress,
         "allowFrom": wanted.allow_from,
         "transit": wanted.transit,
@@ -113,26 +153,41 @@ def new(wanted: argparse.Namespace, dirs: CniDirs) -> tuple[dict[str, Any], list
     plugin |= {key: value for key, value in said.items() if value is not None}
     if wanted.capability:
         plugin["capabilities"] = dict.fromkeys(sorted(wanted.capability), True)
-    chain, notes = [plugin], []
+    chain, notes = [*runtime.before, plugin], []
     there = runtimes.find_executable("portmap", dirs) is not None
-    if wanted.portmap or (first and wanted.portmap is None and there):
+    if wanted.portmap or (runtime.ports and wanted.portmap is None and there):
         chain.append(PORTMAP)
-    elif first and wanted.portmap is None:
-        looked = " or ".join(str(directory) for directory in dirs.bins)
-        notes.append(f"hostPort will not work: there is no portmap in {looked}")
+    elif runtime.ports and wanted.portmap is None:
+        notes.append(f"hostPort will not work: there is no portmap in {_looked(dirs)}")
     kinds = [one["type"] for one in chain]
     network = {
         **plugins.offer(kinds, dirs),
         "name": wanted.name or "mycelium",
+        **runtime.keys,
         "plugins": chain,
     }
     checked = conflist.check(json.dumps(network).encode(), Path("new.conflist"))
     fatal = [fault for fault in checked.faults if fault.fatal]
     if fatal:
         raise ToolError(f"{fatal[0].what}; {fatal[0].remedy}")
-    return network, notes
+    return Made(network, [kind for kind in checked.needs if kind != conflist.TYPE], notes)
 
 
-def _default(said: bool | None, first: bool) -> bool | None:
-    """A key of the pods' first network: on unless it was switched off, and left out when off."""
-    return (first if said is None else said) or None
+def lacking(kinds: Sequence[str], dirs: CniDirs) -> str:
+    """Which of these plugins the runtime would not find, and what to do; "" if it finds all."""
+    names = [kind for kind in kinds if runtimes.find_executable(kind, dirs) is None]
+    if not names:
+        return ""
+    return (
+        f"there is no {' and no '.join(dict.fromkeys(names))} in {_looked(dirs)}, which the "
+        "runtime calls for every pod: install the CNI plugins (containernetworking/plugins) there"
+    )
+
+
+def _looked(dirs: CniDirs) -> str:
+    return " or ".join(str(directory) for directory in dirs.bins)
+
+
+def _default(said: bool | None, runtime: Needs) -> bool | None:
+    """A key of a network that leads out: on unless it was switched off, and left out when off."""
+    return (runtime.leads_out if said is None else said) or None

@@ -52,6 +52,12 @@ class CniDirs(NamedTuple):
     network: str = ""
     searched: tuple[tuple[Path, ...], ...] = ()
 
+    @property
+    def by_name(self) -> bool:
+        """Whether the order of the files does not matter, because each container names its
+        network."""
+        return self.whose in ("podman", "nomad")
+
 
 def find_dirs(where: Options) -> list[CniDirs]:
     """The directories that the runtimes of this node read. Those that the command line names, else
@@ -113,9 +119,11 @@ def _data_directory(root: Path, name: str) -> str:
 
 def choose_dirs(where: Options, runtime: str | None) -> CniDirs:
     """The directories of the runtime of this name. Without a name, or if it has none here: those
-    that a configuration names, else the first."""
+    that a configuration names, else the first. Those of the command line are its own."""
     found = find_dirs(where)
-    if runtime == "nomad" and not where.conf_dirs:  # Nomad does not make the directory
+    if where.conf_dirs and runtime:
+        return found[0]._replace(whose=runtime)
+    if runtime == "nomad":  # Nomad does not make the directory
         conf, bins, whose = NOMAD
         found.append(CniDirs(where.root / conf, where.bin_dirs or _below(where.root, bins), whose))
     wanted = (runtime or "").casefold()
@@ -239,12 +247,6 @@ class ConfDir(NamedTuple):
         winner = self.winner
         ours = [conf for conf in self.files if conf.valid and conf.entries]
         return next((conf for conf in ours if conf is winner), ours[0] if ours else None)
-
-    @property
-    def by_name(self) -> bool:
-        """Whether the order of the files does not matter, because each container names its
-        network."""
-        return self.dirs.whose in ("podman", "nomad")
 
     @property
     def by_multus(self) -> bool:
