@@ -342,6 +342,14 @@ def test_a_link_that_says_nowhere_which_address_it_has_is_reported(tool: Tool) -
     fails(tool, "pods", f"{link} of default/web has lost its address")
 
 
+def test_pods_of_a_large_bridge_leave_room_in_the_neighbour_table(tool: Tool) -> None:
+    """All network namespaces of the machine share it, and it has 1,024 entries by default."""
+    pods = [tool.attach(f"p{number}", mode="bridge") for number in range(160)]
+    passes(tool, "reach")
+    entries = [entry for pod in pods for entry in pod.ip("-6", "neigh")]
+    assert sum("PERMANENT" not in entry["state"] for entry in entries) <= 256
+
+
 def test_route_limit(tool: Tool) -> None:
     passes(tool, "route-limit")
     sysctl(tool.node, "net.ipv6.route.max_size=10")

@@ -20,6 +20,9 @@ from mycelium_ctl.node.state import Attached, State, show_subnet
 from mycelium_ctl.view import count
 
 AT_ONCE: Final = 256  # pods that ask at the same time, with a socket each
+# Bridged pods that ask a neighbour. Both of them get a neighbour entry, in a table that all network
+# namespaces of the machine share, of 1,024 by default (gc_thresh3).
+NEIGHBOURS_ASKED: Final = 128
 OTHERS_ASKED: Final = 8  # nodes of the overlay: some are off, some do not answer
 OVERLAY_ROUND_S: Final = 0.5
 MOST_LOOKED: Final = 8  # silent pods for which it looks for what may drop their packets
@@ -93,8 +96,10 @@ def _overlay(state: State, node: Echoes) -> tuple[list[Finding], bytes]:
 def _outwards(
     state: State, live: Sequence[Attached], start: int, other: bytes
 ) -> Iterator[Finding]:
-    """From each pod to the node, to the next pod whose network lets it in, and to another node."""
+    """From each pod to the node, to the next pod whose network lets it in, and to another node; on
+    a large bridge only some pods ask another."""
     own_address = state.address or bytes(16)
+    step = 1 + sum(one.bridged for one in live) // NEIGHBOURS_ASKED
     with ExitStack() as stack:
         asked: dict[Echoes, dict[bytes, int]] = {}
         asking: dict[Echoes, tuple[Attached, dict[bytes, str]]] = {}
@@ -104,7 +109,13 @@ def _outwards(
                 targets[other] = f"node {show_subnet(other[:8])}"
             neighbour = live[(place + 1) % len(live)]
             apart = neighbour.bridged != one.bridged  # such pods do not reach each other
-            if neighbour.link.nsid != one.link.nsid and not apart and _lets_in(state, neighbour):
+            asks = not one.bridged or place % step == 0
+            if (
+                asks
+                and neighbour.link.nsid != one.link.nsid
+                and not apart
+                and _lets_in(state, neighbour)
+            ):
                 targets[neighbour.octets] = neighbour.who
             targets = {to: who for to, who in targets.items() if has_route(state, one, to)}
             with state.inside(one) as entered:
