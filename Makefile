@@ -3,8 +3,8 @@
 
 PYTHON ?= python3
 VENV := .venv
-# One more than there are CPUs: tests wait for the kernel, which takes 30 ms to delete a link.
-JOBS ?= $(shell expr $$(nproc) + 1)
+# Two for each CPU: tests wait half of their time, for the kernel, which takes 30 ms to delete a link.
+JOBS ?= $(shell expr $$(nproc) \* 2)
 PYTEST := $(VENV)/bin/pytest -n $(JOBS) --dist loadgroup --durations 20 --durations-min 5
 
 .DEFAULT_GOAL := help
