@@ -220,8 +220,16 @@ def routed_elsewhere(node: Node, *lines: str) -> Iterator[ipaddress.IPv6Network]
         *(f"address add fd99:{n}::1/64 dev nic{n} nodad" for n in (0, 1)),
         *filled,
     )
-    yield prefix
-    node.configure(filled[-1].replace("route add", "route del"), "link del nic0")
+
+    def carry() -> bool:
+        links = [link for link in node.ip("link") if link["ifname"] in ("nic0", "nic1")]
+        return [link["operstate"] for link in links] == ["UP", "UP"]
+
+    await_fact(carry, "carriers")  # before it, routes by way of them have the flag linkdown
+    try:
+        yield prefix
+    finally:
+        node.configure(filled[-1].replace("route add", "route del"), "link del nic0")
 
 
 @both_modes
