@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from threading import Thread
-from typing import Any, Final
+from threading import Semaphore, Thread
+from typing import IO, Any, Final
 
 from bench.candidates import Candidate, Executables, Pod, ours
 from bench.testbed import BenchError, Testbed
@@ -43,6 +43,7 @@ class Pair:
 
     source: str
     address: str
+    listening: Semaphore  # of the server, which opens a new socket after each test
 
     def gbits(self, testbed: Testbed, megabytes: int) -> float:
         """TCP throughput, in Gbit/s."""
@@ -73,19 +74,16 @@ class Pair:
             return (time.perf_counter() - start) / _ERRORS * 1e6
 
     def _iperf3(self, testbed: Testbed, *options: str) -> Any:
-        # Once in some hundred rounds its server closes the control connection before the client
-        # has read the end of the test.
-        for _ in range(3):
-            with testbed.inside(self.source):
-                client = subprocess.Popen(
-                    ["iperf3", "-c", self.address, "-J", *options],
-                    stdout=subprocess.PIPE,
-                    text=True,
-                )
-            document = json.loads(client.communicate()[0])
-            if "error" not in document:
-                return document["end"]
-        raise BenchError(f"iperf3: {document['error']}")
+        if not self.listening.acquire(timeout=30):
+            raise BenchError("iperf3 does not listen")
+        with testbed.inside(self.source):
+            client = subprocess.Popen(
+                ["iperf3", "-c", self.address, "-J", *options], stdout=subprocess.PIPE, text=True
+            )
+        document = json.loads(client.communicate()[0])
+        if "error" in document:
+            raise BenchError(f"iperf3: {document['error']}")
+        return document["end"]
 
 
 @contextmanager
@@ -121,8 +119,9 @@ def _pair(
             guard.remove()
         if rules == TRACKED:
             _track()
-    with _server(testbed, target.netns):
-        yield Pair(source.netns, results[1]["ips"][0]["address"].partition("/")[0])
+    address = results[1]["ips"][0]["address"].partition("/")[0]
+    with _server(testbed, target.netns) as listening:
+        yield Pair(source.netns, address, listening)
 
 
 def _track() -> None:
@@ -156,25 +155,29 @@ def overlay_pairs(testbed: Testbed, programs: Executables) -> Iterator[dict[str,
             (PODS, pods, addresses[1]),
         ]
         for name, (source, target), address in sides:
-            stack.enter_context(_server(testbed, target.path))
-            found[name] = Pair(source.path, address)
+            listening = stack.enter_context(_server(testbed, target.path))
+            found[name] = Pair(source.path, address, listening)
         yield found
 
 
 @contextmanager
-def _server(testbed: Testbed, netns: str) -> Iterator[None]:
+def _server(testbed: Testbed, netns: str) -> Iterator[Semaphore]:
+    """Its semaphore counts the times at which it began to listen."""
+    listening = Semaphore(0)
     with testbed.inside(netns):
         server = subprocess.Popen(
             ["iperf3", "-s", "--forceflush"], stdout=subprocess.PIPE, text=True
         )
+
+    def read(report: IO[str]) -> None:
+        for line in report:
+            if "listening" in line:
+                listening.release()
+
     try:
         assert server.stdout is not None
-        while "listening" not in (line := server.stdout.readline()):
-            if not line:
-                raise BenchError("iperf3 does not listen")
-        # It prints a report of every round, and would block if nobody read it.
-        Thread(target=server.stdout.read).start()
-        yield
+        Thread(target=read, args=(server.stdout,)).start()
+        yield listening
     finally:
         server.kill()
         server.wait()
