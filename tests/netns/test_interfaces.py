@@ -109,11 +109,11 @@ def test_check_names_the_route_without_which_one_of_two_is_deaf(
 
 @pytest.mark.parametrize("mode", MODES)
 def test_del_with_another_pods_namespace_leaves_that_pod_alone(
-    nodes: tuple[Node, Node], mode: Mode
+    nodes: tuple[Node, Node], mode: Mode, bridges_ask: bool
 ) -> None:
     """As with /proc/PID/ns/net when the PID was reused."""
     node, _ = nodes
-    mine, theirs = node.pod(f"mine-{mode}"), node.pod(f"theirs-{mode}")
+    mine, theirs = (node.pod(f"{whose}-{mode}-{bridges_ask}") for whose in ("mine", "theirs"))
     both: tuple[Mode, ...] = (mode, mode)
     pods = [interfaces(node, pod, both, one_network=True) for pod in (mine, theirs)]
     victim = pods[1]
@@ -239,18 +239,19 @@ def test_a_host_link_without_our_marks_is_missed(nodes: tuple[Node, Node]) -> No
     error = refused(attached.check(), 103, says="has lost its group and its alias")
     assert "doctor" not in error["msg"]
     attached.pod.remove()
+    await_fact(lambda: node.link(attached.host_link) is None, "the link's end")
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_host_link_that_was_moved_away_is_missed_and_leaves_nothing(
-    nodes: tuple[Node, Node], mode: Mode
+    nodes: tuple[Node, Node], mode: Mode, bridges_ask: bool
 ) -> None:
     """Into another namespace, where nothing looks: CHECK fails, and the link goes with the pod."""
     node, _ = nodes
-    attach(node, f"other-{mode}", network(mode))
+    attach(node, f"other-{mode}-{bridges_ask}", network(mode))
     before = kernel_state(node)
-    attached = attach(node, f"moved-{mode}", network(mode))
-    elsewhere = node.pod(f"elsewhere-{mode}")
+    attached = attach(node, f"moved-{mode}-{bridges_ask}", network(mode))
+    elsewhere = node.pod(f"elsewhere-{mode}-{bridges_ask}")
     node.configure(f"link set {attached.host_link} netns {elsewhere.path}")
     refused(attached.check(), 103, says=f"{attached.host_link} of eth0")
     silent(attached.delete())
