@@ -336,7 +336,8 @@ def remove() -> bool:
 def inspect(host: nl.Socket, wanted: Wanted, port: Port | None = None) -> None:
     """Part of STATUS, and of CHECK, with the `port` of a bridged pod. Raises CniError
     (NODE_MISCONFIGURED) that says what is wrong."""
-    wrong = fault(host, wanted, port)
+    # Two looks: the tables are read set by set, and a parallel call may change them in between.
+    wrong = fault(host, wanted, port) and fault(host, wanted, port)
     if wrong:
         raise CniError(
             NODE_MISCONFIGURED,
