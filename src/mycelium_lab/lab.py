@@ -427,9 +427,10 @@ class Lab:
         self.overlay_kind: Final[OverlayKind] = "stand-in" if daemon is None else "daemon"
         self.overlay_command: Final = [*self.command, "overlay"] if daemon is None else [daemon]
         _remove_abandoned()
-        self.directory: Final = Path(tempfile.mkdtemp(prefix=PREFIX, dir=STATE_DIRECTORY))
+        with _undisturbed():  # the directory of a lab without an owner is that of a kept one
+            self.directory: Final = Path(tempfile.mkdtemp(prefix=PREFIX, dir=STATE_DIRECTORY))
+            self._owner: Final = _own(self.directory)
         self.name: Final = self.directory.name
-        self._owner: Final = _own(self.directory)
         self.nodes: Final[list[Node]] = []
         self._processes: Final[list[Process]] = []
         self._handlers: Final[dict[int, Any]] = {}
@@ -479,8 +480,9 @@ class Lab:
 
     def start(self, argv: Sequence[str], name: str) -> Process:
         """Start a program that ends with the lab; its output goes to a file named after `name`."""
-        process = Process(argv, self.directory / f"{name}.{len(self._processes)}.log")
-        self._processes.append(process)
+        with _undisturbed():  # a process that is not in the list would outlive the lab
+            process = Process(argv, self.directory / f"{name}.{len(self._processes)}.log")
+            self._processes.append(process)
         return process
 
     def keep(self) -> None:
@@ -588,13 +590,26 @@ def _identity(path: Path) -> tuple[int, int]:
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Hold back SIGINT, SIGTERM and SIGHUP until the clean-up is done."""
-    numbers = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    """Hold back SIGINT, SIGTERM and SIGHUP until the block is done, whole.
+
+    Not with the signal mask: programs that are started in the block would inherit it. Only the main
+    thread runs handlers, so nothing disturbs another one.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, _frame: came.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    }
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for held in came:
+            signal.raise_signal(held)
 
 
 def _exit_by_signal(number: int, _frame: FrameType | None) -> NoReturn:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -104,12 +105,39 @@ def test_a_signal_ends_a_lab_cleanly(
         assert program.stdout is not None
         name = program.stdout.readline().strip()
         assert name in Lab.names()
-        # Earlier, a signal may find Python between fork and exec of what it starts.
         await_fact(partial(_busy, f"{name}-a"), "the program's own program")
         program.send_signal(number)
         program.communicate(timeout=20)
         assert program.returncode == code
     assert left_of(name) == []
+
+
+STARTING = """
+from mycelium_lab.lab import Lab
+with Lab(["true"], overlay="stand-in") as lab:
+    node = lab.node("a")
+    print(lab.name, flush=True)
+    node.start(["sleep", "100"])
+"""
+
+
+@pytest.mark.usefixtures("ctrl_c")
+def test_ctrl_c_while_a_process_starts_ends_it_too(tmp_path: Path, left_of: LeftOf) -> None:
+    """The signal comes right after fork; the child takes a while to enter its namespace.
+
+    strace ends when everything has that the program started.
+    """
+    forks = tmp_path / "forks"
+    program = [sys.executable, "-c", STARTING]
+    subprocess.run(["strace", "-o", str(forks), "-e", "trace=vfork", *program], check=True)
+    start = len(re.findall(r"^vfork\(", forks.read_text(), re.MULTILINE)) - 1  # `netns del` is last
+    strace = ["strace", "-f", "-o", "/dev/null", "-e", f"inject=vfork:signal=INT:when={start}"]
+    strace += ["-e", "inject=setns:delay_enter=200ms", "-e", "trace=vfork,setns"]
+    done = subprocess.run(
+        [*strace, *program], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == -signal.SIGINT
+    assert left_of(done.stdout.strip()) == []
 
 
 def test_what_a_killed_lab_left_goes_with_the_next_lab(command: list[str], left_of: LeftOf) -> None:
