@@ -27,8 +27,8 @@ from mycelium_lab.lab import Lab, Node
 # Where packets between bridged pods are what is tested. A new namespace has 1; machines without
 # br_netfilter are as those with 0, and every Kubernetes node has 1.
 BOTH_KINDS_OF_BRIDGES = {
-    *("test_attach", "test_chain", "test_claims", "test_gc", "test_guard", "test_interfaces"),
-    *("test_masq", "test_policy", "test_services"),
+    *("test_attach", "test_chain", "test_check", "test_claims", "test_gc", "test_guard"),
+    *("test_interfaces", "test_masq", "test_policy", "test_services"),
 }
 CALLS_IP6TABLES = "bridge/bridge-nf-call-ip6tables"
 

@@ -97,7 +97,9 @@ def test_what_others_add_is_fine(attached: Attached) -> None:
         "route add 2001:db8:7::/64 dev eth0",
         "route add default via 10.1.1.2",
     )
-    attached.node.configure(f"link property add dev {attached.host_link} altname another-name")
+    attached.node.configure(
+        f"link property add dev {attached.host_link} altname also-{attached.host_link}"
+    )
     silent(attached.check())
 
 
@@ -284,7 +286,8 @@ def port_taken_out(it: Attached) -> str:
 
 
 def port_of_another_bridge(it: Attached) -> str:
-    it.node.configure("link add br-other type bridge", f"link set {it.host_link} master br-other")
+    other = f"br{it.host_link[3:]}"  # the node is other tests' too
+    it.node.configure(f"link add {other} type bridge", f"link set {it.host_link} master {other}")
     return it.host_link
 
 
