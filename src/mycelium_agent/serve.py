@@ -116,7 +116,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(octets)))
         self.end_headers()
-        self.wfile.write(octets)
+        if self.command != "HEAD":
+            self.wfile.write(octets)
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
 
     def log_message(self, format: str, *_: object) -> None:  # noqa: A002 - as it is called there
         """Requests are not logged."""

@@ -336,6 +336,24 @@ def numbers(watched: Watched) -> dict[str, float]:
     return found
 
 
+@in_mode()
+def test_a_probe_that_asks_with_head_gets_the_head_of_the_page(watched: Watched) -> None:
+    def asked(verb: str, page: str) -> list[str]:
+        with watched.checked.node.inside():
+            connection = socket.create_connection(("127.0.0.1", PORT), 5)
+        with connection, connection.makefile("rw") as stream:
+            stream.write(f"{verb} {page} HTTP/1.0\r\n\r\n")
+            stream.flush()
+            return [line for line in stream.read().splitlines() if not line.startswith("Date:")]
+
+    for page in ("/healthz", "/readyz"):
+        head, whole = asked("HEAD", page), asked("GET", page)
+        assert "200" in head[0]
+        assert head == whole[: len(head)]
+        assert (len(whole) - len(head), head[-1]) == (1, "")
+    assert "404" in asked("HEAD", "/")[0]
+
+
 def dropped(watched: Watched) -> float:
     name = "mycelium_cni_guard_dropped_packets_total"
     return sum(value for key, value in numbers(watched).items() if key.startswith(name))
