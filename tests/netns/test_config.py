@@ -453,6 +453,14 @@ def test_new_writes_the_same_first_network_for_every_runtime(
     }
 
 
+def test_a_runtime_is_known_however_its_name_is_written(config: Config) -> None:
+    for name in ("crio", "CRI-O", "RKE2", "MicroK8s"):
+        assert made(config, "--for", name)["plugins"][0]["type"] == "mycelium-cni"
+    refused = config("new", "--for", "docker")
+    assert refused.returncode == 2
+    assert "cri-o" in refused.stderr
+
+
 def test_new_gives_nomad_ipv4_before_ours(config: Config, tmp_path: Path) -> None:
     for name in ("loopback", "bridge", "host-local"):
         speaking(tmp_path / name, *NEW)

@@ -66,7 +66,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The arguments that say what a new network configuration holds; each is None if not given."""
     flag = argparse.BooleanOptionalAction
     group = parser.add_argument_group("the network configuration")
-    group.add_argument("--for", dest="runtime", choices=RUNTIMES, help="where the pods run")
+    group.add_argument(
+        "--for", dest="runtime", type=_runtime, choices=RUNTIMES, help="where the pods run"
+    )
     group.add_argument("--name", help="of the network (mycelium)")
     group.add_argument("--default-route", action=flag, help="give pods a default route")
     group.add_argument(
@@ -116,6 +118,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="the least severe event that is logged (warning)",
     )
     group.add_argument("--log-file", metavar="FILE", help="where the plugin logs (standard error)")
+
+
+def _runtime(text: str) -> str:
+    """A name of RUNTIMES, however it is written: crio, RKE2."""
+    plain = text.casefold().replace("-", "")
+    return next((name for name in RUNTIMES if name.replace("-", "") == plain), text)
 
 
 def arguments() -> list[str]:
