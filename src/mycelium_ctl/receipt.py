@@ -19,8 +19,8 @@ _DISPLACED: Final = ".displaced-by-mycelium-cni"  # no suffix that a runtime rea
 
 
 class Receipt:
-    """Our files by path, each with a hash of what was written ("" for a link), and the directories
-    that were made for them.
+    """Our files by path, each with a hash of what was written, and the directories that were made
+    for them. In place of the hash: the target of a link; "" for what may change.
 
     Paths are as the node has them, wherever its root is mounted here.
     """
@@ -78,11 +78,15 @@ class Receipt:
             raise ToolError(f"cannot write {path}: {refused(error)}") from error
 
     def link(self, path: Path, target: str) -> None:
-        """Make a symbolic link. Raises ToolError."""
+        """Make a symbolic link atomically; what was there and is not ours is kept beside it. Raises
+        ToolError."""
+        beside = path.with_name(f".{path.name}.new")
         try:
             self._make(path.parent)
-            self._note(path, "")
-            path.symlink_to(target)
+            beside.unlink(missing_ok=True)
+            beside.symlink_to(target)
+            self._note(path, target)
+            beside.replace(path)
         except OSError as error:
             raise ToolError(f"cannot link {path}: {refused(error)}") from error
 
@@ -106,7 +110,7 @@ class Receipt:
         self._folders.extend(place for place in missing if place not in self._folders)
 
     def _note(self, path: Path, digest: str) -> None:
-        if self.place(path) not in self._files and path.exists():
+        if self.place(path) not in self._files and os.path.lexists(path):  # a dangling link, too
             path.rename(displaced(path))
         self._files[self.place(path)] = digest
         self._save()
@@ -118,14 +122,15 @@ class Receipt:
         files.write(self.path, json.dumps(told, indent=2) + "\n")
 
     def take_back(self, path: Path) -> None:
-        """Remove a file, and put back what it had displaced. An edited one is kept as *.saved.
-        Raises ToolError."""
+        """Remove a file, and put back what it had displaced. An edited one is kept as *.saved, and
+        another program's, in the place of a link of ours, is left alone. Raises ToolError."""
         try:
             if self.edited(path):
                 path.rename(path.with_name(f"{path.name}.saved"))
-            path.unlink(missing_ok=True)
-            if displaced(path).exists():
-                displaced(path).rename(path)
+            if not self.taken_over(path):
+                path.unlink(missing_ok=True)
+                if os.path.lexists(displaced(path)):
+                    displaced(path).rename(path)
         except OSError as error:
             raise ToolError(f"cannot remove {path}: {refused(error)}") from error
         self._files.pop(self.place(path), None)
@@ -142,10 +147,20 @@ class Receipt:
     def edited(self, path: Path) -> bool:
         """Whether somebody has changed a file of ours."""
         digest = self._files.get(self.place(path))
+        if not digest or digest.startswith("/"):
+            return False
         try:
-            return bool(digest) and hashlib.sha256(path.read_bytes()).hexdigest() != digest
+            return hashlib.sha256(path.read_bytes()).hexdigest() != digest
         except OSError:
             return False
+
+    def taken_over(self, path: Path) -> bool:
+        """Whether something else is in the place of a link of ours, as where another network's
+        installer has brought the plugin itself."""
+        target = self._files.get(self.place(path), "")
+        if not target.startswith("/") or not os.path.lexists(path):
+            return False
+        return not path.is_symlink() or str(path.readlink()) != target
 
 
 def displaced(path: Path) -> Path:

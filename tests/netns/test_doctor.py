@@ -464,15 +464,33 @@ def test_conf_of_kubelet(tool: Tool) -> None:
     passes(tool, "conf")
 
 
-def test_conf_of_k3s(tool: Tool) -> None:
-    confs = tool.root / "var/lib/rancher/k3s/agent/etc/cni/net.d"
-    bins = tool.root / "var/lib/rancher/k3s/data/cni"
-    for directory in (confs, bins):
-        directory.mkdir(parents=True)
-    command = fails(tool, "conf", "k3s finds nothing", "cp ")["run"][0].split()
+def test_a_configuration_where_the_clusters_runtime_does_not_look(tool: Tool) -> None:
+    config = tool.root / "var/snap/microk8s/current/args/containerd.toml"
+    config.parent.mkdir(parents=True)
+    config.write_text(
+        '[plugins."io.containerd.grpc.v1.cri".cni]\nconf_dir = "${SNAP_DATA}/args/cni-network"\n'
+    )
+    confs = config.parent / "cni-network"
+    confs.mkdir()
+    command = fails(tool, "conf", "microk8s finds nothing", "cp ")["run"][0].split()
     tool.node.run(command)
     passes(tool, "conf")
     assert (confs / "10-mycelium.conflist").is_file()
+
+
+def test_k3s_without_flannel_looks_in_the_usual_directories(tool: Tool) -> None:
+    k3s, loopback = tool.root / "var/lib/rancher/k3s", tool.root / "opt/cni/bin/loopback"
+    (k3s / "agent/etc/containerd").mkdir(parents=True)
+    (k3s / "agent/etc/containerd/config.toml").write_text("version = 3\n")
+    (k3s / "agent/etc/cni/net.d").mkdir(parents=True)
+    (k3s / "agent/etc/cni/net.d/10-flannel.conflist").write_text('{"name": "cbr0"}')
+    passes(tool, "conf")
+    (k3s / "data/cni").mkdir(parents=True)
+    loopback.rename(k3s / "data/cni/loopback")
+    command = fails(tool, "chain", "loopback", "ln -s ")["run"][0].split()
+    tool.node.run(command)
+    passes(tool, "chain")
+    assert loopback.is_symlink()
 
 
 def test_dirs_that_containerd_names(tool: Tool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 from pathlib import Path
@@ -195,10 +196,17 @@ def test_a_read_only_directory_of_plugins_is_refused_with_the_way_out(
     assert {CONFLIST, "var/cni/bin/mycelium-cni"} <= tree(root).keys()
 
 
+# What k3s writes where flannel is the pods' network; without it, k3s names no directories.
+K3S = """\
+version = 3
+[plugins.'io.containerd.cri.v1.runtime'.cni]
+  bin_dirs = ["/var/lib/rancher/k3s/data/cni"]
+  conf_dir = "/var/lib/rancher/k3s/agent/etc/cni/net.d"
+"""
 RUNTIMES = {
     # the files of a node and their texts; where the network and the executable must go then
     "k3s": (
-        {"var/lib/rancher/k3s/agent/etc/containerd/config.toml": "version = 3\n"},
+        {"var/lib/rancher/k3s/agent/etc/containerd/config.toml": K3S},
         "var/lib/rancher/k3s/agent/etc/cni/net.d",
         "var/lib/rancher/k3s/data/cni",
     ),
@@ -206,10 +214,18 @@ RUNTIMES = {
         {
             "etc/rancher/k3s/config.yaml": "data-dir: /old\n",
             "etc/rancher/k3s/config.yaml.d/10-disk.yaml": 'data-dir: "/mnt/k3s" # the disk\n',
-            "mnt/k3s/agent/etc/containerd/config.toml": "version = 3\n",
+            "mnt/k3s/agent/etc/containerd/config.toml": K3S.replace("/var/lib/rancher", "/mnt"),
         },
         "mnt/k3s/agent/etc/cni/net.d",
         "mnt/k3s/data/cni",
+    ),
+    "k3s without flannel": (
+        {
+            "var/lib/rancher/k3s/agent/etc/containerd/config.toml": "version = 3\n",
+            "var/lib/rancher/k3s/agent/etc/cni/net.d/10-flannel.conflist": json.dumps(FLANNEL),
+        },
+        "etc/cni/net.d",
+        "opt/cni/bin",
     ),
     "rke2": (
         {
@@ -256,6 +272,46 @@ def test_the_runtimes_directories_are_found(
     done(tool, "install")
     assert (root / conf / "10-mycelium.conflist").is_file()
     assert (root / bins / "mycelium-cni").is_file()
+
+
+@pytest.mark.parametrize("brought", ["data/cni", "data/current/bin"])
+def test_plugins_that_k3s_brings_are_linked_to_where_its_containerd_looks(
+    brought: str, tool: Tool, root: Path
+) -> None:
+    k3s = root / "var/lib/rancher/k3s"
+    plugins = k3s / brought
+    plugins.mkdir(parents=True)
+    (k3s / "agent/etc/containerd").mkdir(parents=True)
+    (k3s / "agent/etc/containerd/config.toml").write_text("version = 3\n")
+    (root / "opt/cni/bin/loopback").rename(plugins / "loopback")
+    shutil.copy(plugins / "loopback", plugins / "portmap")
+    (root / "opt/cni/bin/portmap").symlink_to("/of/an/older/k3s")
+    before = tree(root)
+    links = {
+        f"opt/cni/bin/{name}": f"/var/lib/rancher/k3s/{brought}/{name}".encode()
+        for name in ("loopback", "portmap")
+    }
+    said = done(tool, "install", "--dry-run")
+    assert tree(root) == before
+    assert done(tool, "install") == said
+    assert links.items() <= tree(root).items()
+    plugins_of_the_chain = json.loads((root / CONFLIST).read_text())["plugins"]
+    assert [plugin["type"] for plugin in plugins_of_the_chain] == ["mycelium-cni", "portmap"]
+    done(tool, "uninstall")
+    assert tree(root) == before
+
+
+def test_uninstall_leaves_what_another_program_put_in_the_place_of_a_link(
+    tool: Tool, root: Path
+) -> None:
+    done(tool, "install")
+    link = root / "usr/local/bin/mycelium-cni"
+    link.unlink()
+    link.write_text("another program's")
+    assert f"leave {link}" in done(tool, "uninstall", "--dry-run")
+    done(tool, "uninstall")
+    assert link.read_text() == "another program's"
+    assert not (root / PLUGIN).exists()
 
 
 def test_a_second_install_changes_nothing_and_says_so(tool: Tool, root: Path) -> None:

@@ -15,7 +15,7 @@ from mycelium_ctl.checks.finding import Finding, ok, own, skip
 from mycelium_ctl.node import conflist, plugins
 from mycelium_ctl.node.conflist import ConfFile
 from mycelium_ctl.node.lenient import Fault
-from mycelium_ctl.node.runtimes import LAST, ConfDir, find_executable
+from mycelium_ctl.node.runtimes import LAST, ConfDir, find_executable, with_brought
 from mycelium_ctl.node.state import State
 from mycelium_ctl.view import count
 
@@ -24,10 +24,13 @@ _REFERENCE_PLUGINS: Final = (
     *("portmap", "bandwidth", "firewall", "sbr", "tuning", "vrf", "host-local", "dhcp", "static"),
 )
 
+_KUBERNETES: Final = ("k3s", "rke2", "microk8s")  # these runtimes start pods, or nothing
+
 
 def conf(state: State) -> Finding:
     """In every directory that a runtime reads, a configuration of ours is the one used."""
     good, hidden = [], []
+    elsewhere = [str(one.ours.path) for one in state.confs if one.ours]
     for directory in state.confs:
         winner, ours = directory.winner, directory.ours
         folder = directory.dirs.conf
@@ -75,9 +78,11 @@ def conf(state: State) -> Finding:
                 "keep it, and add mycelium-cni behind it in its chain, or as a second network "
                 "through Multus (docs/operate.md); a file of ours before it takes over all pods",
             )
-        elif directory.dirs.whose.startswith("k3s"):
+        elif directory.dirs.whose in _KUBERNETES and elsewhere:
             return Finding(
-                "fail", f"k3s finds nothing in {folder}", run=(_conf_for_k3s(state, directory),)
+                "fail",
+                f"{directory.dirs.whose} finds nothing in {folder}",
+                run=(shlex.join(["cp", elsewhere[0], f"{folder}/10-mycelium.conflist"]),),
             )
     for directory in state.confs:
         folder = directory.dirs.conf
@@ -97,14 +102,6 @@ def conf(state: State) -> Finding:
         f"no network configuration in {folder}",
         run=(own("config", "new", "--output", f"{folder}/10-mycelium.conflist"),),
     )
-
-
-def _conf_for_k3s(state: State, k3s: ConfDir) -> str:
-    target = f"{k3s.dirs.conf}/10-mycelium.conflist"
-    for other in state.confs:
-        if other.ours:
-            return shlex.join(["cp", str(other.ours.path), target])
-    return own("config", "new", "--for", "k3s", "--output", target)
 
 
 def _earlier(name: str) -> str:
@@ -198,12 +195,17 @@ def chain(state: State) -> Finding:
             if name == conflist.TYPE or find_executable(name, directory.dirs):
                 continue
             folder = directory.dirs.bins[0]
+            what = f'failed to find plugin "{name}" in {folder}: {reason}'
+            if brought := find_executable(name, with_brought(directory.dirs)):
+                return Finding(
+                    "fail", what, run=(shlex.join(["ln", "-s", str(brought), str(folder)]),)
+                )
             advice = (
                 f"install the CNI plugins (containernetworking/plugins) into {folder}"
                 if name in _REFERENCE_PLUGINS
                 else f"install it into {folder}, or, if it is left over, remove what names it"
             )
-            return Finding("fail", f'failed to find plugin "{name}" in {folder}: {reason}', advice)
+            return Finding("fail", what, advice)
     for directory in _used(state):
         for winner in filter(None, (directory.winner,)):
             for fault in plugins.unfit(winner, directory.dirs, state.where.root):

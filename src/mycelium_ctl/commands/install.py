@@ -23,6 +23,7 @@ import json
 import shlex
 import shutil
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -32,7 +33,14 @@ from mycelium_ctl.errors import ToolError
 from mycelium_ctl.node import cri, network, options, plugins
 from mycelium_ctl.node.conflist import TYPE
 from mycelium_ctl.node.options import Options
-from mycelium_ctl.node.runtimes import LAST, CniDirs, choose_dirs, read_confs
+from mycelium_ctl.node.runtimes import (
+    LAST,
+    CniDirs,
+    choose_dirs,
+    find_executable,
+    read_confs,
+    with_brought,
+)
 from mycelium_ctl.node.state import State
 from mycelium_ctl.receipt import Receipt
 from mycelium_ctl.units import Step
@@ -146,9 +154,10 @@ class Installation:
         if kept and not self._asked():
             self.conflist, self.name = kept.path, kept.network
             self.notes.append(f"{kept.path} stays as it is")
-            return []
-        made = network.new(self._arguments, self.dirs)
-        if lacking := network.lacking(["loopback", *made.needs], self.dirs):
+            return self._brought(kept.needs)
+        there = with_brought(self.dirs)
+        made = network.new(self._arguments, there)
+        if lacking := network.lacking(["loopback", *made.needs], there):
             if self._live or any(folder.is_dir() for folder in self.dirs.bins):
                 raise ToolError(f"{lacking} first")
             self.notes.append(lacking)  # not a node: files are staged there
@@ -161,9 +170,24 @@ class Installation:
                 "network configuration in another directory, and name that with --conf-dir"
             )
         self.conflist, self.name = path, str(made.network["name"])
-        if path.is_file() and path.read_text() == text:
-            return []
-        return [Step(f"write {path}", lambda: self._receipt.write(path, text.encode()))]
+        steps = self._brought(made.needs)
+        if not (path.is_file() and path.read_text() == text):
+            write = partial(self._receipt.write, path, text.encode())
+            steps.append(Step(f"write {path}", write))
+        return steps
+
+    def _brought(self, needs: Sequence[str]) -> list[Step]:
+        """Links to the plugins that the runtime brings and does not look for."""
+        steps = []
+        for bins in self.dirs.searched or (self.dirs.bins,):
+            folder = next(place.parent for place in self._places if place.parent in bins)
+            for kind in dict.fromkeys(("loopback", *needs)):
+                path = find_executable(kind, with_brought(self.dirs._replace(bins=bins)))
+                if path and path.parent not in bins:
+                    link, target = folder / kind, self._receipt.place(path)
+                    make = partial(self._receipt.link, link, target)
+                    steps.append(Step(f"link {link} to {target}", make))
+        return steps
 
     def _asked(self) -> bool:
         """Whether an argument says something about the network configuration."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 
 from mycelium_ctl import programs, units
@@ -45,8 +46,13 @@ def run(arguments: argparse.Namespace) -> int:
     paths = sorted(receipt.paths, key=lambda path: _rank(path.suffix, path.name))
     words = []
     for path in paths:
+        if receipt.taken_over(path):
+            words.append(f"leave {path}, which is another program's now")
+            continue
         back = (
-            f", put back what it displaced ({displaced(path)})" if displaced(path).exists() else ""
+            f", put back what it displaced ({displaced(path)})"
+            if os.path.lexists(displaced(path))
+            else ""
         )
         kept = f", keep your changes in {path}.saved" if receipt.edited(path) else ""
         words.append(f"remove {path}{kept}{back}")

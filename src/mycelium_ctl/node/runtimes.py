@@ -19,7 +19,7 @@ from mycelium_ctl.node.conflist import ConfFile, list_files
 from mycelium_ctl.node.conflist import read as read_conf
 from mycelium_ctl.node.options import Options
 
-# Where runtimes look: configurations, executables, runtime. The grid's k3s image comes last.
+# Where runtimes look: configurations, executables, runtime.
 USUAL: Final = ("etc/cni/net.d", ("opt/cni/bin",), "kubelet")
 SNAP_DATA: Final = "var/snap/microk8s/current"
 MICROK8S: Final = (f"{SNAP_DATA}/args/cni-network", (f"{SNAP_DATA}/opt/cni/bin",), "microk8s")
@@ -27,15 +27,20 @@ NOMAD: Final = ("opt/cni/config", ("opt/cni/bin",), "nomad")
 # Podman makes this file. It looks in more directories; these are where distributions have plugins.
 PODMANS_NETWORK: Final = "etc/cni/net.d/87-podman-bridge.conflist"
 PODMANS_PLUGINS: Final = ("usr/libexec/cni", "usr/lib/cni", "opt/cni/bin")
-GRID: Final = ("mnt/data/agent/etc/cni/net.d", ("mnt/data/data/cni",), "k3s of the ThreeFold Grid")
+GRIDS_K3S: Final = "mnt/data"  # the data directory of the ThreeFold Grid's k3s image
 
-# Runtimes' configurations: the file, a directory of drop-ins, of which runtime, and the defaults.
+# Runtimes' configurations: the file, a directory of drop-ins, of which runtime, the defaults, and
+# where the runtime has plugins of its own.
 CONFIGS: Final = (
-    ("etc/containerd/config.toml", "", "containerd", USUAL),
-    (f"{SNAP_DATA}/args/containerd.toml", "", "microk8s", MICROK8S),
-    ("etc/crio/crio.conf", "etc/crio/crio.conf.d", "CRI-O", USUAL),
+    ("etc/containerd/config.toml", "", "containerd", USUAL, ()),
+    (f"{SNAP_DATA}/args/containerd.toml", "", "microk8s", MICROK8S, ()),
+    ("etc/crio/crio.conf", "etc/crio/crio.conf.d", "CRI-O", USUAL, ()),
 )
-CONTAINERD_OF_RANCHER: Final = "agent/etc/containerd/config.toml"  # below the data directory
+# Below the data directories of k3s and RKE2. Without their own network (`flannel-backend: none`,
+# `cni: none`) the file names no directories for CNI: containerd looks in the usual ones, where the
+# plugins that k3s brings are not.
+CONTAINERD_OF_RANCHER: Final = "agent/etc/containerd/config.toml"
+PLUGINS_OF_K3S: Final = ("data/cni", "data/current/bin")  # the first since k3s 1.31
 LAST: Final = "90-mycelium.conflist"  # beside networks that containers name
 MOST_FILES: Final = 100  # of one runtime's configuration
 
@@ -43,7 +48,8 @@ MOST_FILES: Final = 100  # of one runtime's configuration
 class CniDirs(NamedTuple):
     """A pair of directories that a runtime uses. `named`: a runtime's configuration names it;
     `network`: the one that CRI-O is told to take (cni_default_network); `searched`: where several
-    runtimes share `conf` and not `bins`, the `bins` of each."""
+    runtimes share `conf` and not `bins`, the `bins` of each; `brought`: where the runtime has
+    plugins of its own that it may not look for."""
 
     conf: Path
     bins: tuple[Path, ...]
@@ -51,6 +57,7 @@ class CniDirs(NamedTuple):
     named: bool = False
     network: str = ""
     searched: tuple[tuple[Path, ...], ...] = ()
+    brought: tuple[Path, ...] = ()
 
     @property
     def by_name(self) -> bool:
@@ -66,27 +73,17 @@ def find_dirs(where: Options) -> list[CniDirs]:
     if where.conf_dirs:
         bins = where.bin_dirs or _below(root, USUAL[1])
         return [CniDirs(conf, bins, "you") for conf in where.conf_dirs]
-    k3s, rke2 = (_data_directory(root, name) for name in ("k3s", "rke2"))
-    of_k3s = (
-        f"{k3s}/agent/etc/cni/net.d",
-        (f"{k3s}/data/cni", f"{k3s}/data/current/bin", "opt/cni/bin"),
-        "k3s",
-    )
     found = {
         root / conf: CniDirs(root / conf, where.bin_dirs or _below(root, bins), whose)
-        for conf, bins, whose in (USUAL, of_k3s, MICROK8S, NOMAD, GRID)
+        for conf, bins, whose in (USUAL, MICROK8S, NOMAD)
         if os.path.isdir(root / conf)  # noqa: PTH112 - also False where it may not be looked at
     }
     usual = root / USUAL[0]
     if usual in found and (root / PODMANS_NETWORK).exists():
         there = [place for place in PODMANS_PLUGINS if (root / place).is_dir()]
         found[usual] = CniDirs(usual, where.bin_dirs or _below(root, there or USUAL[1]), "podman")
-    configs = (
-        *CONFIGS,
-        (f"{k3s}/{CONTAINERD_OF_RANCHER}", "", "k3s", of_k3s),
-        (f"{rke2}/{CONTAINERD_OF_RANCHER}", "", "rke2", USUAL),
-    )
-    for config, drop_ins, whose, (usual_conf, usual_bins, _) in configs:
+    configs = (*CONFIGS, *_configs_of_rancher(root))
+    for config, drop_ins, whose, (usual_conf, usual_bins, _), brought in configs:
         said = _said(root, config, drop_ins)
         if said is None:
             continue
@@ -97,11 +94,20 @@ def find_dirs(where: Options) -> list[CniDirs]:
         if other and other.named and other.bins != bins:
             searched = (*(other.searched or (other.bins,)), bins)
             bins = tuple(dict.fromkeys((*other.bins, *bins)))
-        found[conf] = CniDirs(conf, bins, whose, True, said.network, searched)
+        own = _below(root, brought)
+        found[conf] = CniDirs(conf, bins, whose, True, said.network, searched, own)
     if not found:
         conf = root / USUAL[0]
         found[conf] = CniDirs(conf, where.bin_dirs or _below(root, USUAL[1]), USUAL[2])
     return list(found.values())
+
+
+def _configs_of_rancher(root: Path) -> Iterator[tuple[Any, ...]]:
+    """The rows of CONFIGS for k3s and RKE2, by their data directories."""
+    for data in (_data_directory(root, "k3s"), GRIDS_K3S):
+        own = tuple(f"{data}/{place}" for place in PLUGINS_OF_K3S)
+        yield f"{data}/{CONTAINERD_OF_RANCHER}", "", "k3s", USUAL, own
+    yield f"{_data_directory(root, 'rke2')}/{CONTAINERD_OF_RANCHER}", "", "rke2", USUAL, ()
 
 
 def _data_directory(root: Path, name: str) -> str:
@@ -278,8 +284,9 @@ def find_executable(name: str, dirs: CniDirs) -> Path | None:
     """The executable that the runtime starts for a plugin type."""
     if "/" in name or name in ("", ".", ".."):
         return None  # libcni refuses such a type
-    for directory in dirs.bins:
-        path = directory / name
-        if path.is_file():
-            return path
-    return None
+    return next((path for folder in dirs.bins if (path := folder / name).is_file()), None)
+
+
+def with_brought(dirs: CniDirs) -> CniDirs:
+    """The directories as they are once the plugins that the runtime brings are linked there."""
+    return dirs._replace(bins=(*dirs.bins, *dirs.brought))
