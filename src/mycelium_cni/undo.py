@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-# It went with something else: a bridge that is set down loses its addresses.
+# It went with something else: a bridge that goes down loses its addresses.
 _GONE = (ENOENT, ENODEV, EADDRNOTAVAIL, ESRCH)
 
 

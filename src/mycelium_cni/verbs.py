@@ -73,7 +73,7 @@ def add(request: Request, network: Network, reply: Reply) -> str:
             if not datapath.configure_pod(pod, shape, undo):
                 table = sourcerule.table(shape)
                 datapath.set_alias(host, shape, plan.alias(_pod_name(request), table))
-                sourcerule.lead(pod, shape, undo)
+                sourcerule.add(pod, shape, undo)
             wanted = guard.Wanted(network.name, config, node)
             guard.protect(host, wanted, undo, datapath.port(shape, network.name))
             used = bool(options.address) or config.addressing == "stable"
@@ -112,7 +112,7 @@ def add(request: Request, network: Network, reply: Reply) -> str:
                 ],
             )
             result.dns = options.dns or config.dns or result.dns
-            reply(result.speak(network.cni_version))
+            reply(result.in_version(network.cni_version))
             # For a socket that is left open CPython writes a warning, in a fiftieth of the
             # instructions of an ADD.
             pod.close()

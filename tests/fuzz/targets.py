@@ -72,7 +72,7 @@ def prev_result(data: bytes) -> None:
                     result = Result(document, version)
                     pair: list[dict[str, Any]] = [{"name": "m"}, {"name": "e", "sandbox": "/x"}]
                     result.add(pair, {"address": "5a1::2/128", "gateway": "fe80::1"}, [])
-                    dump(result.speak(version))
+                    dump(result.in_version(version))
 
 
 class _Answers:

@@ -75,7 +75,7 @@ _MOST_UNKNOWN = 256
 
 _DEFAULT_ROUTE = (bytes(16), 0)
 MOST_PREFIXES = 1024  # of a list, and of a cluster's nodes
-# What a runtime may ask of a plugin (CONVENTIONS.md) and we cannot do, and who can.
+# Capabilities (CONVENTIONS.md) that we lack, and the plugins that have them.
 OTHERS_CAPABILITIES = {
     "portMappings": "portmap",
     "bandwidth": "bandwidth",
@@ -92,12 +92,12 @@ _INNER: Read = {
     "dns": dict.fromkeys((*DNS_LISTS, "domain")),
     "routes": dict.fromkeys(("dst", "gw", *ROUTE_NUMBERS)),
 }
-_MOST_UNKNOWN_INSIDE = 16  # strangers fill `args`, and each may be a line of the log
+_MOST_UNKNOWN_INSIDE = 16  # `args` is untrusted, and each unknown key may be a line of the log
 
 
 class Route:
-    """A route of the pod, via its gateway. `metrics` holds what the configuration said of `mtu`,
-    `advmss`, `priority`, `table`, `scope` (SPEC.md 1.1.0), and nothing else."""
+    """A route of the pod, via its gateway. `metrics` holds those of `mtu`, `advmss`, `priority`,
+    `table` and `scope` (SPEC.md 1.1.0) that the configuration sets."""
 
     __slots__ = ("destination", "metrics")
 
@@ -130,7 +130,7 @@ class Policy:
         self.allow_from: Final = _outermost(allowed)
 
     def words(self, subnet: bytes) -> str:
-        """The policy in words, different for different policies."""
+        """The policy as text, which differs for different policies."""
         text = f"ingress {self.ingress}"
         if self.ingress == "cluster":
             members = b"".join([base + bytes((length,)) for base, length in self.allow_from])
@@ -269,7 +269,7 @@ def _misspelt(doc: Document) -> list[tuple[str, str]]:
 
 
 def _misspelt_inside(value: Json, read: Read | None, place: str) -> list[tuple[str, str]]:
-    """The same below the top, where `read` are the known ones. Each comes with its place."""
+    """The same for nested objects, whose known keys `read` lists. Each key comes with its place."""
     if read is None or not isinstance(value, dict | list):
         return []
     found = []
@@ -339,7 +339,7 @@ class PodOptions:
     Of several requests, the one in runtimeConfig (capabilities) counts, then `args.cni`, then
     CNI_ARGS (CONVENTIONS.md). Raises CniError: INVALID_CONFIG that names where the value is from,
     UNSUPPORTED_FIELD if the configuration declares a capability for us that we lack, and the
-    runtime uses it. What only informs, such as cgroupPath, is no request.
+    runtime uses it. Informational values, such as cgroupPath, are ignored.
     """
 
     __slots__ = ("address", "dns", "mac")
@@ -464,7 +464,7 @@ def _integer(doc: Document, key: str, limits: tuple[int, int], shown: str = "") 
 
 
 def _asks(value: Json) -> bool:
-    """Whether a capability is used: containerd also sends a bandwidth of zeros, and empty lists."""
+    """Whether the runtime asks for anything: containerd also sends empty lists and zeros."""
     if isinstance(value, dict):
         value = [*value.values()]
     return any(map(_asks, value)) if isinstance(value, list) else bool(value)
@@ -478,7 +478,7 @@ def _prefixes(doc: Document, key: str) -> list[tuple[bytes, int]]:
 
 
 def _outermost(prefixes: list[tuple[bytes, int]]) -> list[tuple[bytes, int]]:
-    """Prefixes, in order, none inside another: the packet filter takes no overlaps."""
+    """The prefixes, sorted, without those inside another: a set of nf_tables takes no overlaps."""
     kept: list[tuple[bytes, int]] = []
     for base, length in sorted(prefixes):
         # Sorted, a prefix comes right before all that it contains.
@@ -496,8 +496,8 @@ def parse_subnet(text: str) -> tuple[bytes, int]:
 
 
 def _read_subnets(path: str) -> list[tuple[bytes, int]]:
-    """The subnets of the cluster's nodes, one a line; none where there is no such file, as before
-    the agent has written it. A line that is no subnet does not count."""
+    """The subnets in the file, one per line. A missing file is an empty list: the agent may not
+    have written it yet. Lines that are not subnets are skipped."""
     try:
         fd = open_regular(path, O_RDONLY)
         try:

@@ -49,10 +49,10 @@ class CniError(Exception):
     """What a failed call says: a code, what is wrong and what to do about it, each by itself.
 
     `problem` names the object and is complete in itself. `about` is the key of the configuration
-    (`routes[0].dst`) or the object (a link, a file, a variable) that is at fault, '' where it is
-    not a single one. What to do is `run`, commands for root's shell that work as they stand, or
-    `advice`, in words, or both. The rest is clear without `details`: kubelet shows them too, other
-    programs do not.
+    (`routes[0].dst`) or the object (a link, a file, a variable) that is at fault, '' if there is no
+    single one. What to do is `run`, commands for root's shell that work as they stand, or `advice`,
+    in words, or both. The message makes sense without `details`: kubelet shows them, other programs
+    do not.
     """
 
     def __init__(
@@ -98,8 +98,9 @@ def describe(error: OSError) -> str:
 
 
 def refusal(error: OSError, doing: str = "") -> CniError:
-    """The kernel refused a step of `doing`: KERNEL_REFUSED with the remedy for this errno;
-    TRY_AGAIN_LATER if a resource has run out, NODE_MISCONFIGURED if the kernel lacks a feature.
+    """The error for a step of `doing` that the kernel refused: KERNEL_REFUSED with the remedy for
+    this errno; TRY_AGAIN_LATER if a resource has run out, NODE_MISCONFIGURED if the kernel lacks a
+    feature.
     """
     number, code, advice = error.errno, KERNEL_REFUSED, ""
     if number in (EPERM, EACCES):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 else:
-    SimpleNamespace = type(sys.implementation)  # as types.py says, without types.py
+    SimpleNamespace = type(sys.implementation)  # as in types.py, without importing it
 
 
 _INFINITY = 1e400
@@ -55,7 +55,7 @@ _WHITE = " \t\n\r"
 def parse(document: bytes) -> Json:
     """The value of one JSON document (RFC 8259), UTF-8 without a byte order mark.
 
-    Raises ValueError that says what is wrong, and nothing else however hostile the text.
+    Raises ValueError that says what is wrong. No input makes it raise anything else.
     """
     text = document.decode().strip(_WHITE)
     if not text:
@@ -66,7 +66,7 @@ def parse(document: bytes) -> Json:
         raise ValueError(f"unexpected character at {stop.value}") from None
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    except (ImportError, SystemError):  # it asks the json package, not loaded, for its error class
+    except (ImportError, SystemError):  # it needs an error class of the json package, not loaded
         raise ValueError("broken object, array or string") from None
     if end != len(text):
         raise ValueError(f"more after the end of the document, at {end}")
@@ -77,7 +77,7 @@ def _unwritable(value: object) -> NoReturn:
     raise TypeError(f"{type(value).__name__} is not JSON")
 
 
-# What json.JSONEncoder asks of the C encoder: no spaces, keys in the order that they have.
+# What json.JSONEncoder asks of the C encoder: no spaces, keys in their own order.
 _write = make_encoder(
     None, _unwritable, encode_basestring_ascii, None, ":", ",", False, False, True
 )

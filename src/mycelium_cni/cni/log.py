@@ -16,8 +16,8 @@ _ORDER = ("error", "warning", "info", "debug")
 
 
 class Log:
-    """The log of one call. Each event is one line, and never fails or delays the call. If the file
-    cannot be written, standard error gets the reason and the line."""
+    """The log of one call. Each event is one line. Writing it never fails or delays the call. If
+    the file cannot be written, standard error gets the reason and the line."""
 
     __slots__ = ("_file", "_level", "_started", "_subject")
 

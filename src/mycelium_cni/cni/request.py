@@ -91,7 +91,7 @@ def check_ifname(name: str) -> None:
 
 
 def parse_args(text: str) -> dict[str, str]:
-    """CNI_ARGS: `KEY=VALUE;KEY=VALUE`. Of a repeated key the last counts; what is not a pair is
+    """CNI_ARGS: `KEY=VALUE;KEY=VALUE`. The last of repeated keys wins. What is not a pair is
     skipped, because runtimes add keys (and typos) of their own at any time."""
     args = {}
     for pair in text.split(";"):

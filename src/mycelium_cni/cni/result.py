@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The result of ADD, in seven spec versions.
 
-Inside there is one shape, that of 1.1.0. `Result` reads a prevResult of any version into it, and
-`speak` writes it in any version. Fields that an older version does not have are left out.
+`Result` holds it in the form of 1.1.0: it reads a prevResult of any version, and `in_version`
+returns it in any version. Fields that an older version does not have are left out.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from mycelium_cni.cni.config import Document
     from mycelium_cni.cni.jsontext import Json
 
-# What only 1.1.0 can say of an interface and of a route (SPEC.md, "Add Success").
-_NEW_INTERFACE_WORDS = ("mtu", "socketPath", "pciID")
-_NEW_ROUTE_WORDS = ("mtu", "advmss", "priority", "table", "scope")
+# Fields of interfaces and routes that only 1.1.0 has (SPEC.md, "Add Success").
+_NEW_INTERFACE_KEYS = ("mtu", "socketPath", "pciID")
+_NEW_ROUTE_KEYS = ("mtu", "advmss", "priority", "table", "scope")
 
 
 class Result:
     """What a chain of plugins has made so far; `prev_result` is what it was before us.
 
     Raises CniError (INVALID_CONFIG) if `prev_result` is of another version than the configuration,
-    or no result at all.
+    or is not a result.
     """
 
     __slots__ = ("dns", "interfaces", "ips", "routes")
@@ -44,7 +44,7 @@ class Result:
         self.routes: Final = _entries(prev_result, "routes")
         dns = prev_result.get("dns") or {}
         if not isinstance(dns, dict):
-            raise _no_result("dns must be an object")
+            raise _not_a_result("dns must be an object")
         self.dns: Document = dns
         for family in ("ip4", "ip6"):  # the shape of 0.1.0 and 0.2.0
             old = prev_result.get(family)
@@ -54,15 +54,15 @@ class Result:
 
     def add(self, interfaces: list[Document], ip: Document, routes: list[Document]) -> None:
         """Add an attachment behind what earlier plugins made. `ip` belongs to the last of
-        `interfaces`, whatever place that gets."""
+        `interfaces`."""
         self.interfaces.extend(interfaces)
         self.ips.append({"interface": len(self.interfaces) - 1, **ip})
         self.routes.extend(routes)
 
-    def speak(self, version: str) -> Document:
-        """The result in the form of `version`."""
+    def in_version(self, version: str) -> Document:
+        """The result as `version` of the specification has it."""
         newest = version == "1.1.0"
-        routes = [_without(route, () if newest else _NEW_ROUTE_WORDS) for route in self.routes]
+        routes = [_without(route, () if newest else _NEW_ROUTE_KEYS) for route in self.routes]
         if version in ("0.1.0", "0.2.0"):
             families = {"ip4": False, "ip6": True}
             blocks = {f: self._old_block(routes, v6) for f, v6 in families.items()}
@@ -77,7 +77,7 @@ class Result:
         return {
             "cniVersion": version,
             "interfaces": [
-                _without(interface, () if newest else _NEW_INTERFACE_WORDS)
+                _without(interface, () if newest else _NEW_INTERFACE_KEYS)
                 for interface in self.interfaces
             ],
             "ips": [*ips],
@@ -86,7 +86,7 @@ class Result:
         }
 
     def _old_block(self, routes: list[Document], v6: bool) -> Document:
-        """The first address of a family, which is all that 0.2.0 can say, with its routes."""
+        """The first address of a family, with its routes: 0.2.0 has no room for others."""
         for ip in self.ips:
             if ip.get("address") and _is_v6(ip, "address") is v6:
                 family = [route for route in routes if _is_v6(route, "dst") is v6]
@@ -112,23 +112,25 @@ def _entries(document: Document, key: str) -> list[Document]:
     if listed is None:
         return []
     if not isinstance(listed, list):
-        raise _no_result(f"{key} must be a list of objects")
+        raise _not_a_result(f"{key} must be a list of objects")
     entries = []
     for entry in listed:
         if not isinstance(entry, dict):
-            raise _no_result(f"{key} must be a list of objects")
-        for word, kind in _TYPES[key].items():
-            if not isinstance(entry.get(word), kind | None):
-                raise _no_result(f"{key} has an entry with a {word} that is no {kind.__name__}")
+            raise _not_a_result(f"{key} must be a list of objects")
+        for field, kind in _TYPES[key].items():
+            if not isinstance(entry.get(field), kind | None):
+                raise _not_a_result(
+                    f"{key} has an entry with a {field} that is not a {kind.__name__}"
+                )
         entries.append(entry)
     return entries
 
 
-def _no_result(what: str) -> CniError:
+def _not_a_result(what: str) -> CniError:
     return CniError(INVALID_CONFIG, f"invalid prevResult: {what}", about="prevResult")
 
 
-def _without(entry: Document, words: tuple[str, ...]) -> Document:
+def _without(entry: Document, keys: tuple[str, ...]) -> Document:
     """A copy without these keys, and without empty values: an optional field is left out, never
     null or "" (Go's omitempty)."""
-    return {k: v for k, v in entry.items() if k not in words and v not in (None, "", [])}
+    return {k: v for k, v in entry.items() if k not in keys and v not in (None, "", [])}

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _FAR = 3
-_LONG = 7  # a key that begins or ends with one so long is meant for it: `ingressPolicy`
+_LONG = 7  # a known key this long may be part of a longer one: `ingressPolicy`
 # Cyrillic and Greek letters that look like Latin ones.
 _LOOK_ALIKE = str.maketrans(
     "\u0430\u0435\u0456\u0458\u043e\u0440\u0441\u0443\u0445\u0455\u04bb\u0501\u03b1\u03b9\u03bf\u03c1",
@@ -17,9 +17,9 @@ _LOOK_ALIKE = str.maketrans(
 
 
 def meant(key: str, known: Iterable[str]) -> str:
-    """The known key from which `key` differs by case, by punctuation, by the script of its letters,
-    or by a letter or two, or of which it has more; '' if there is none. By one letter only if it is
-    short: `guid` is not taken for `guard`."""
+    """The known key that `key` probably means, or ''. It may differ by case, by punctuation, by
+    look-alike letters of another script, by up to two letters (by one if it is short: `guid` is not
+    taken for `guard`), or have something before or after it."""
     best, nearest = "", _FAR
     folded = _folded(key)
     is_word = " " not in key.strip()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The content of one of our tables, read either from our messages to the kernel or from its answer.
 
-The two are compared, without what means nothing: the kernel adds attributes that are zero and
-counts, and does not flag nested ones. So what should be there is written once, as messages.
+The two are compared without what has no meaning: the kernel adds counters and attributes that are
+zero, and does not flag nested ones. So what should be there is written once, as messages.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 
 Everything here may be sent again at any time and only replaces what is ours and of the same name.
 So two plugins that load at once, for two networks, do not undo each other. docs/security.md says
-what each rule is for, docs/adr/0006-the-guard.md why so.
+what each rule is for, docs/adr/0006-the-guard.md why.
 
 A comment that begins with `nft:` is what `nft list` prints for the chain or rule below it, with
 `$NAME` for what differs from node to node; tests/netns/test_guard.py compares.
@@ -53,8 +53,8 @@ _FRAG_OFF, _IP6_OFFSET = 2, b"\xff\xf8"
 _PORT_DEST, _TCP_FLAGS, _SYN, _SYN_ACK = 2, 13, b"\x02", b"\x12"
 _ICMP6_TYPE, _ND_TARGET, _ND_OPTIONS, _ND_LINK_ADDRESS = 0, 8, 24, 26
 
-# Matches, each as `nft` makes it of the words above it.
-# meta nfproto ipv6; in a bridge `meta protocol ip6` says it
+# Matches, each encoded as `nft` encodes the text above it. meta nfproto ipv6; in a bridge `meta
+# protocol ip6` says it
 _IPV6 = (nf.meta(nf.NFT_META_NFPROTO), nf.compare(_EQ, bytes((nf.NFPROTO_IPV6,))))
 _NOT_IPV6 = (_IPV6[0], nf.compare(_NEQ, bytes((nf.NFPROTO_IPV6,))))
 _ROUTED_BY_SOURCE = (nf.exthdr_present(nf.IPPROTO_ROUTING), nf.compare(_EQ, b"\1"))
@@ -89,7 +89,7 @@ _ROUTER_SOLICITATION, _ECHO_REPLY = 133, 129
 _MLD_REPORT, _MLD2_REPORT = 131, 143
 _SOURCE_LINK_ADDRESS, _TARGET_LINK_ADDRESS = 1, 2  # options (RFC 4861, section 4.6.1)
 _LINK_LOCAL = (b"\xfe\x80" + bytes(14), 10)
-_INFORMATIONAL = 128  # below it an ICMPv6 type is an error's (RFC 4443, section 2.1)
+_INFORMATIONAL = 128  # lower ICMPv6 types are errors (RFC 4443, section 2.1)
 
 # Of each pod, and how many at once.
 _ERRORS_A_SECOND = 100, 200
@@ -102,9 +102,9 @@ _QUOTED_SOURCE, _QUOTED_DESTINATION = 16, 32
 _TUNNEL_PROTOCOLS = (4, 41, 47, 97, 115, 137)
 _TUNNEL_PORTS = (4789, 8472, 4790, 6081, 6080, 6635, 2152)
 
-# Where the daemon takes peers, and where it looks for them, by multicast: 9650 and 9651. Both ports
-# of the packet under one mask, because the kernel evaluates four bytes inline (nft_bitwise_fast): a
-# range of the one port took 70 to 110 ns of every packet.
+# Where the daemon accepts peers, and discovers them by multicast: 9650 and 9651. Both ports of the
+# packet under one mask, because the kernel evaluates four bytes inline (nft_bitwise_fast): a range
+# of the one port took 70 to 110 ns of every packet.
 _PORTS_OF_PEER = (
     nf.payload(nf.NFT_PAYLOAD_TRANSPORT_HEADER, 0, 4),
     nf.mask(b"\0\0\xff\xfe"),
@@ -135,14 +135,15 @@ def _types(low: int, high: int) -> tuple[nl.Attribute, ...]:
     )
 
 
-# A protocol is known of what is no fragment, of the first fragment if all headers are in it, and of
-# later ones if no options follow. All else would match no rule that names a protocol, a type or a
-# port, and still be put together where it arrives. So nothing passes by reaching a chain's end:
-# each says last what may, and drops the rest. RFC 7112 forbids to send such a first fragment.
+# nf_tables knows the protocol of packets that are not fragments, of first fragments that have all
+# headers, and of later ones without options. Any other packet matches no rule that names a
+# protocol, a type or a port, and is still reassembled where it arrives. So no chain lets pass what
+# reaches its end: its last rules accept what may pass, and drop the rest. RFC 7112 forbids such
+# first fragments.
 _ERROR = (*_ICMPV6_TYPE, nf.compare(nf.NFT_CMP_LTE, bytes((_INFORMATIONAL - 1,))))
 _NO_ERROR = (*_ICMPV6_TYPE, nf.compare(nf.NFT_CMP_GTE, bytes((_INFORMATIONAL,))))
-# Of a later fragment some kernels take the IPv6 header for the transport header, so that its type
-# is 0x60 (nft_payload_fast_eval in 6.18): this goes in front of rules about errors.
+# Some kernels take the IPv6 header of a later fragment for its transport header, and 0x60 for its
+# type (nft_payload_fast_eval in 6.18): this goes before rules about errors.
 _LATER_FRAGMENT = (
     *_ICMPV6,
     nf.exthdr(nf.IPPROTO_FRAGMENT, _FRAG_OFF, 2),
@@ -152,7 +153,7 @@ _LATER_FRAGMENT = (
 
 
 def _rest_of_icmpv6(table: nf.Table, chain: str, v6: tuple[nl.Attribute, ...]) -> list[nl.Message]:
-    """The end of a chain that has judged errors and all of ICMPv6 that is not for everybody."""
+    """The end of a chain whose earlier rules handle ICMPv6 errors and restricted types."""
     return [
         table.rule(chain, "", *v6, *_NO_ERROR, _ACCEPT),
         table.rule(chain, "no transport header", *_DROP),
@@ -171,8 +172,7 @@ def _quoted(offset: int, size: int, register: int = nf.NFT_REG_1) -> nl.Attribut
 
 
 def _once(make: Callable[..., list[nl.Message]]) -> Callable[..., tuple[nl.Message, ...]]:
-    """What is always the same is made when it is first asked for; in the static executable it has
-    been, in the rehearsal."""
+    """Make constant messages on first use; in the static executable the rehearsal was that."""
     made: dict[tuple[tuple[str, object], ...], tuple[nl.Message, ...]] = {}
 
     def get(**asked: object) -> tuple[nl.Message, ...]:
@@ -209,11 +209,11 @@ def base(*, peers: bool, confined: bool, bridges: tuple[str, ...]) -> list[nl.Me
         table.set("from-network", nf.DEVGROUP, nf.NFT_SET_MAP),
         table.set("from-address", nf.IPV6_ADDR, nf.NFT_SET_MAP),
         # To look up a route for a rule, the kernel allocates one and frees it after a grace period,
-        # which takes a third of TCP's throughput. So the answer is remembered for a minute. Only an
-        # address that is the pod's gets in; and a link's index is not used again.
+        # which takes a third of TCP's throughput. So the answer is remembered for a minute. Only
+        # the pod's own address gets in, and a link's index is not used again.
         table.set("own-address", nf.SENDER, timeout_ms=60_000),
-        # Who has just sent an error, and is thus who the packet that it quotes must have been for:
-        # two fields of a packet cannot be compared, but both can be looked up.
+        # Who has just sent an error. The packet that it quotes must have been for that sender:
+        # nf_tables cannot compare two fields of a packet, but it can look up both.
         table.set("quoting", nf.QUOTED, timeout_ms=60_000),
         table.set("asking", nf.INTERFACE, timeout_ms=60_000),
         table.set("reporting", nf.INTERFACE, timeout_ms=60_000),
@@ -296,7 +296,7 @@ def base(*, peers: bool, confined: bool, bridges: tuple[str, ...]) -> list[nl.Me
             *_DROP,
         ),
         # A virtual machine's own stack asks from its link-local address, again and again. Each
-        # that is answered is a neighbour of the node's, and all pods together may have a thousand.
+        # answer makes a neighbour entry of the node, and all pods share a thousand of these.
         # nft: ip6 saddr fe80::/10 icmpv6 type nd-neighbor-solicit @th,64,128
         #      0xfe800000000000000000000000000001 update @asking { iif limit rate 2/second burst 10
         #      packets } accept comment "solicitation of its gateway"
@@ -390,10 +390,10 @@ def _to_daemon(chain: str) -> nl.Message:
 
 
 def _unattached(bridges: tuple[str, ...]) -> list[nl.Message]:
-    """For a packet to an address on a bridge that nobody has, the kernel stores a neighbour and
-    asks; all links of the machine, in all namespaces, may together have a thousand. So only a few
-    are looked for at once of those that are no pod's and no guest's. A guest is who says something
-    on the bridge, if only to answer: no peer can."""
+    """A packet to an unused address on a bridge makes the kernel store a neighbour entry and
+    solicit it, and all links of the machine, in all namespaces, share a thousand entries. So it may
+    look for only a few addresses at a time that belong to no pod and no guest. A guest is known
+    once it has sent anything on the bridge, which no peer can."""
     table = INET
     return [
         table.set("attached", nf.IPV6_ADDR),
@@ -570,7 +570,8 @@ def overlay(wanted: Wanted, *, known: bool, confined: bool, bridged: bool) -> li
 @_once
 def forward() -> list[nl.Message]:
     """The way to the policies. A chain at a hook costs every packet of the node, so it comes with
-    the first network that needs it. In front, what most packets are: no map is asked about them."""
+    the first network that needs it. Its first rule accepts most packets, before any map is
+    asked."""
     table = INET
     live = nf.mask(nf.host32(nf.CT_ESTABLISHED | nf.CT_RELATED))
     return [
@@ -654,7 +655,7 @@ def policy(record: Record, *, known: Container[str]) -> list[nl.Message]:
         )
     if record.ingress != "open":
         messages += [
-            # With br_netfilter, what neighbours on a bridge say to each other comes here too.
+            # With br_netfilter, packets between neighbours on a bridge come here too.
             # nft: icmpv6 type 135-136 accept
             table.rule(
                 to, "", *_IPV6, *_types(_NEIGHBOUR_SOLICITATION, _NEIGHBOUR_ADVERTISEMENT), _ACCEPT
@@ -701,7 +702,7 @@ def _network_chains(group: int) -> list[nl.Message]:
 def _replace(
     table: nf.Table, name: str, key: bytes, chain: str, words: str, *, known: bool
 ) -> list[nl.Message]:
-    """An element and its words: of one that is there the kernel would keep the old words."""
+    """Replace an element and its comment: of an existing one the kernel would keep the comment."""
     messages = [table.elements(nf.NFT_MSG_NEWSETELEM, name, [nf.element(key, chain, words)])]
     if known:
         messages.insert(0, table.elements(nf.NFT_MSG_DELSETELEM, name, [nf.element(key)]))
@@ -813,7 +814,7 @@ def bridge_base() -> list[nl.Message]:
         # nft: icmpv6 type >= echo-request accept
         # nft: counter drop comment "no transport header"
         *_rest_of_icmpv6(table, BRIDGE_CHAIN, v6),
-        # 0.1.0 takes the table for flushed if this chain has more rules than seven, or fewer.
+        # 0.1.0 takes the table for flushed unless this chain has exactly seven rules.
         # nft: chain bridge from-pods
         table.chain("from-pods"),
         table.flush_chain("from-pods"),
@@ -877,8 +878,8 @@ def bridge_base() -> list[nl.Message]:
 
 
 def _own_mac(chain: str, option: int) -> list[nl.Message]:
-    """A pod that asks for a neighbour, or tells of itself, may name a MAC in the first option: its
-    own. Of an option that comes twice Linux takes the first (net/ipv6/ndisc.c)."""
+    """A pod that solicits a neighbour, or advertises itself, may name no MAC but its own, in the
+    first option: Linux takes the first of repeated options (net/ipv6/ndisc.c)."""
     table, v6 = BRIDGE, _BRIDGED_IPV6
     named = nf.payload(
         nf.NFT_PAYLOAD_TRANSPORT_HEADER, _ND_LINK_ADDRESS, _ETH_ALEN, nf.NFT_REG32_01
@@ -907,7 +908,7 @@ def _own_mac(chain: str, option: int) -> list[nl.Message]:
 
 
 def bridge_network(group: int, *, closed: bool) -> list[nl.Message]:
-    """Other ports may no longer open connections to those of a network, or may again."""
+    """Whether other ports may open connections to those of a network."""
     key = [nf.element(nf.host32(group))]
     if not closed:
         return [BRIDGE.elements(nf.NFT_MSG_DELSETELEM, "closed", key)]
@@ -1012,7 +1013,8 @@ def _port_elements(kind: int, port: Port) -> list[nl.Message]:
 
 
 def ports(socket: nf.Socket) -> list[Port]:
-    """The bridged pods that the table knows, live or not. Of no network: it does not say."""
+    """The bridged pods that the table knows, live or not. Without their networks, which the table
+    does not record."""
     found = []
     for payload in socket.dump(BRIDGE.elements(nf.NFT_MSG_GETSETELEM, "ports", [])):
         for key in nf.keys(payload):
@@ -1033,6 +1035,6 @@ def attached(socket: nf.Socket) -> list[bytes]:
 
 
 def delete_attached(addresses: Iterable[bytes]) -> nl.Message:
-    """Look for these as for any other."""
+    """Let the node look for these again."""
     elements = [nf.element(address) for address in addresses]
     return INET.elements(nf.NFT_MSG_DELSETELEM, "attached", elements)

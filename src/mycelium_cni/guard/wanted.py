@@ -102,7 +102,7 @@ class Wanted:
 class Record:
     """What the table says of a network, enough to make its chains again: the comments of its
     elements in the map to its pods and in the one from them. `rules` is the number of the rules
-    that its chains were made by; `more` what else the words say, such as "transit".
+    that its chains were made by; `more` what else the comments say, such as "transit".
 
     Raises ValueError or IndexError: words that only another release understands.
     """
@@ -139,7 +139,7 @@ class Record:
 
     @property
     def unsettled(self) -> Record:
-        """The same, while connections from before it may go on that it forbids."""
+        """The same, while older connections that it forbids may still be open."""
         policy, _, number = self.words.rpartition(", ")
         return Record(self.group, f"{policy}, unsettled, {number}", self.origin)
 
@@ -154,7 +154,7 @@ def link_key(name: str) -> bytes:
 
 
 def _short(network: str) -> str:
-    """A network's name for a comment. A hash distinguishes names that are cut."""
+    """A network's name for a comment. A hash distinguishes names that are truncated."""
     return network if len(network) <= 40 else f"{network[:31]}~{digest(4, network).hex()}"
 
 

@@ -28,8 +28,8 @@ _BATCH = 128  # as many refusals as a socket has room for
 
 
 class Connection:
-    """A tracked connection. `source` has opened it and `server` answers: their own addresses,
-    whatever is translated."""
+    """A tracked connection, which `source` opened to `server`: their own addresses, also where the
+    kernel translates them."""
 
     __slots__ = ("_said", "server", "source")
 
@@ -43,8 +43,8 @@ class Connection:
         return said[CTA_IP_V6_SRC]
 
     def end(self) -> nl.Message:
-        """IPCTNL_MSG_CT_DELETE; ENOENT if it has ended. CTA_ID: no later one between the same ends.
-        Without a tuple the kernel would end all connections."""
+        """IPCTNL_MSG_CT_DELETE; ENOENT if it has ended. CTA_ID protects a later connection between
+        the same ends. Without a tuple the kernel would end all connections."""
         said: list[nl.Attribute] = [(CTA_TUPLE_ORIG | nl.NLA_F_NESTED, self._said[CTA_TUPLE_ORIG])]
         said += [(kind, self._said[kind]) for kind in (CTA_ID, CTA_ZONE) if kind in self._said]
         body = NFGENMSG + nl.encode(said)

@@ -26,12 +26,12 @@ if TYPE_CHECKING:
         """Takes the undo of each step."""
 
         def push(self, step: Callable[..., object], *arguments: object) -> None:
-            """Note a step that undoes one."""
+            """Add the undo of a step."""
 
 
 USER_METRIC = 1024  # include/uapi/linux/ipv6_route.h, IP6_RT_PRIO_USER: of a route without one
 
-# Words of a command that are no part of its object.
+# Words of a command that are not part of its object.
 _VERBS = ("-6", "-w", "add", "replace", "property")
 
 
@@ -69,7 +69,8 @@ class Fact:
         return self.needed and not self.holds(seen)
 
     def ensure(self, host: nl.Socket, undo: Steps) -> bool:
-        """Make it if it is missing, and push its undo; whether it was. Raises OSError.
+        """Make it if it is missing, and push its undo; returns whether it was missing. Raises
+        OSError.
 
         `host` and the calling thread are in the namespace.
         """
@@ -80,7 +81,7 @@ class Fact:
         raise NotImplementedError
 
     def obstacles(self, seen: Snapshot) -> list[Object]:
-        """What must be dropped before it can be made: the same object, but not as it should be."""
+        """What must be dropped before it can be made: the same object with other properties."""
         return []
 
 
@@ -338,8 +339,8 @@ _GROUPS = 64
 
 
 class NoLearning(Part):
-    """A bridge port from which the bridge does not learn MACs, and takes few multicast groups. Only
-    from 6.3 on can iproute2 say the latter, so it is not in the command."""
+    """A bridge port from which the bridge learns no MACs and takes few multicast groups. The
+    command lacks the latter: iproute2 has had it only since 6.3."""
 
     __slots__ = ()
 
@@ -467,7 +468,7 @@ class Neighbour(Part):
         )
 
     def validated(self) -> nl.Message:
-        """The same of an entry that only the neighbour's own advertisement may change."""
+        """The same for an entry that only the neighbour's own advertisement may change."""
         return nl.neighbour(
             *(self, self.index, self.address, self.mac, self.protocol),
             permanent=False,
@@ -639,7 +640,8 @@ class Route(Object):
         )
 
     def obstacles(self, seen: Snapshot) -> list[Object]:
-        """Two routes to a prefix with one metric need to be asked for (NLM_F_APPEND)."""
+        """The kernel adds a second route with the same prefix and metric only if asked to
+        (NLM_F_APPEND)."""
         key = self.destination, self.table, self.sender, self.index, self.priority or USER_METRIC
         return [
             Route(
@@ -711,8 +713,8 @@ class Rule(Object):
 
 
 def ensure(objects: Sequence[Object], host: nl.Socket, undo: Steps) -> bool:
-    """Make the missing ones in one request, each with its undo; whether any was. Raises
-    NetlinkError."""
+    """Make the missing ones in one request, each with its undo; returns whether any was missing.
+    Raises NetlinkError."""
     refused = host.attempt(*[each.message() for each in objects])
     for place, each in enumerate(objects):
         if place not in refused:

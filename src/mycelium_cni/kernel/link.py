@@ -34,12 +34,12 @@ class Link:
         return default if value is None else value
 
     def of_family(self, family: int) -> dict[int, bytes]:
-        """What IPv4 or IPv6 has for it (IFLA_AF_SPEC); nothing where that is off on the link."""
+        """Its attributes for IPv4 or IPv6 (IFLA_AF_SPEC); empty where the family is off on it."""
         families = nl.decode(self.attribute(nl.IFLA_AF_SPEC), 0)
         return nl.decode(families.get(family, b""), 0)
 
     def setting(self, number: int) -> str:
-        """One of its IPv6 settings, as its file in /proc/sys has it; "" where there is no IPv6."""
+        """One of its IPv6 settings, as /proc/sys shows it; "" where there is no IPv6."""
         settings = self.of_family(nl.AF_INET6).get(nl.IFLA_INET6_CONF, b"")
         value = settings[4 * number : 4 * number + 4]
         return str(int.from_bytes(value, byteorder, signed=True)) if value else ""
@@ -50,7 +50,7 @@ class Link:
 
     @property
     def kind(self) -> str:
-        """As `ip` takes it for a type, such as "veth"; "" for hardware."""
+        """Its type as `ip` spells it, such as "veth"; "" for hardware."""
         info = self.attribute(nl.IFLA_LINKINFO)
         return nl.text(nl.attribute(info, 0, nl.IFLA_INFO_KIND) or b"")
 
@@ -77,7 +77,7 @@ class Link:
 
     @property
     def peer(self) -> int:
-        """The index of a veth's other end, in the namespace where that is, or 0."""
+        """The index of a veth's peer, in the peer's namespace, or 0."""
         return nl.u32(self.attribute(nl.IFLA_LINK, bytes(4)))
 
     @property
@@ -87,7 +87,7 @@ class Link:
 
 
 class KnownLink(Link):
-    """One of which a caller wants most attributes: each is decoded once."""
+    """A link of which a caller wants most attributes: each is decoded once."""
 
     __slots__ = ("_families", "_said")
 

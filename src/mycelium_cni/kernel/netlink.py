@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mycelium_cni.kernel.files import Directory
 
     Value = bytes | int | str | list["Attribute"]
-    # Kind and value; bytes where all of it is encoded already.
+    # Kind and value; or bytes that are already encoded.
     Attribute = tuple[int, Value] | bytes
 
 NETLINK_ROUTE, NETLINK_NETFILTER = 0, 12
@@ -124,7 +124,7 @@ class NetlinkError(OSError):
 
 
 class Message:
-    """One request to the kernel. `what`, as text, says it in an operator's words, for the error."""
+    """One request to the kernel. `what`, as text, describes it in an error."""
 
     __slots__ = ("body", "flags", "kind", "what")
 
@@ -214,7 +214,7 @@ def link(
     return Message(kind, flags, body, what)
 
 
-# An attribute for RTM_GETLINK: of each link the kernel would add up some hundred counters.
+# An attribute for RTM_GETLINK: without it the kernel adds up some hundred counters per link.
 WITHOUT_COUNTERS: Final = encode(((IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS),))
 
 
@@ -243,8 +243,8 @@ def link_property(kind: int, what: object, index: int, altname: str) -> Message:
 def address(
     kind: int, what: object, index: int, local: bytes, prefixlen: int, *, protocol: int = 0
 ) -> Message:
-    """RTM_{NEW,DEL}ADDR of an IPv6 address that never is tentative (IFA_F_NODAD). `protocol` marks
-    whose it is; kernels before 5.18 ignore that."""
+    """RTM_{NEW,DEL}ADDR of an IPv6 address that is never tentative (IFA_F_NODAD). `protocol` says
+    who made it; kernels before 5.18 ignore that."""
     flags = NLM_F_CREATE | NLM_F_EXCL if kind == RTM_NEWADDR else 0
     body = IFADDRMSG.pack(AF_INET6, prefixlen, 0, RT_SCOPE_UNIVERSE, index)
     # IFA_LOCAL alone is enough for IPv6. IFA_F_NODAD would fit the header's byte, but `ip` sends it
@@ -273,9 +273,9 @@ def neighbour(
 ) -> Message:
     """RTM_NEWNEIGH of an entry marked as `protocol`'s. Permanent, or reachable until the neighbour
     itself says otherwise; both kinds are exempt from gc_thresh3, the limit that all network
-    namespaces share (net/core/neighbour.c, `exempt_from_gc`). A `validated` one the kernel probes,
-    but never gives up; before Linux 6.17 it refuses the flag with EINVAL, and before 5.16 ignores
-    it."""
+    namespaces share (net/core/neighbour.c, `exempt_from_gc`). The kernel probes a `validated`
+    entry, but never gives it up; before Linux 6.17 it refuses the flag with EINVAL, and before 5.16
+    ignores it."""
     state, flags = (NUD_PERMANENT, 0) if permanent else (NUD_REACHABLE, NTF_EXT_LEARNED)
     body = NDMSG.pack(AF_INET6, index, state, flags, RTN_UNICAST)
     attributes = ((NDA_DST, destination), (NDA_LLADDR, mac), (NDA_PROTOCOL, bytes((protocol,))))
@@ -292,8 +292,8 @@ def get_neighbour(what: object, index: int, destination: bytes) -> Message:
 
 
 def solicit(what: object, index: int, destination: bytes) -> Message:
-    """RTM_NEWNEIGH that has the kernel ask for a neighbour, as if a packet were to be sent to it;
-    without effect where it is known."""
+    """RTM_NEWNEIGH that makes the kernel solicit a neighbour, as a packet to it would; without
+    effect if it is known."""
     body = NDMSG.pack(AF_INET6, index, 0, NTF_USE, RTN_UNSPEC)
     return Message(RTM_NEWNEIGH, NLM_F_CREATE, body + encode(((NDA_DST, destination),)), what)
 
@@ -453,7 +453,7 @@ class Socket:
         return [index not in refusals for index in range(len(messages))]
 
     def attempt(self, *messages: Message) -> dict[int, NetlinkError]:
-        """Send messages as one batch; the refusals, by the message's place."""
+        """Send messages as one batch; return the refusals by the message's place."""
         return self._exchange(messages)[1]
 
     def read(self, message: Message) -> bytes:
@@ -473,8 +473,8 @@ class Socket:
         return [None if index in refusals else next(found) for index in range(len(messages))]
 
     def answers(self, messages: Sequence[Message]) -> list[bytes | NetlinkError]:
-        """One per message: the object, or the refusal. They may be many: they are sent in batches
-        whose answers the socket has room for."""
+        """One per message: the object, or the refusal. Any number of them is sent, in batches whose
+        answers the socket has room for."""
         found: list[bytes | NetlinkError] = []
         for start in range(0, len(messages), _BATCH):
             batch = tuple(messages[start : start + _BATCH])

@@ -186,9 +186,9 @@ class Table:
     def set(
         self, name: str, key: Key, flags: int = 0, *, timeout_ms: int = 0, size: int = 0
     ) -> nl.Message:
-        """NFT_MSG_NEWSET; with NFT_SET_MAP a map to verdicts. With a timeout, rules fill it with
-        elements, each of which expires: `size` at most. Without it 65,535, for which the kernel
-        would reserve a megabyte if we said so, and take up to 5 ms (nft_dynset_init,
+        """NFT_MSG_NEWSET; with NFT_SET_MAP a map to verdicts. With a timeout, rules fill it, and
+        elements expire. It holds at most `size` elements, 65,535 without one: if we named that
+        number, the kernel would reserve a megabyte, in up to 5 ms (nft_dynset_init,
         nft_rhash_init)."""
         if timeout_ms:
             flags |= NFT_SET_EVAL | NFT_SET_TIMEOUT
@@ -216,7 +216,7 @@ class Table:
         return message(NFT_MSG_NEWSET, self.family, what, *attributes, flags=nl.NLM_F_CREATE)
 
     def elements(self, kind: int, name: str, elements: Iterable[list[nl.Attribute]]) -> nl.Message:
-        """NFT_MSG_{NEW,GET,DEL}SETELEM of a set; to delete none is to delete all."""
+        """NFT_MSG_{NEW,GET,DEL}SETELEM of a set; deleting an empty list deletes all."""
         listed: list[nl.Attribute] = [(NFTA_LIST_ELEM, element) for element in elements]
         attributes: list[nl.Attribute] = [
             (NFTA_SET_ELEM_LIST_TABLE, self.name),
@@ -318,7 +318,7 @@ def base(kind: str, hook: int, priority: int) -> tuple[nl.Attribute, ...]:
     )
 
 
-# Expressions, each encoded at once: rules share most of theirs.
+# Expressions, encoded when they are made: rules share most of them.
 
 
 def _expression(name: str, *data: nl.Attribute) -> nl.Attribute:
@@ -341,7 +341,7 @@ def payload(header: int, offset: int, size: int, register: int = NFT_REG_1) -> n
 
 
 def compare(op: int, value: bytes) -> nl.Attribute:
-    """Go on if the register compares so: NFT_CMP_*."""
+    """Continue if the comparison (NFT_CMP_*) with the register holds."""
     data: nl.Attribute = (NFTA_CMP_DATA, [(NFTA_DATA_VALUE, value)])
     return _expression("cmp", (NFTA_CMP_SREG, be32(NFT_REG_1)), (NFTA_CMP_OP, be32(op)), data)
 
@@ -358,7 +358,7 @@ def mask(value: bytes) -> nl.Attribute:
 
 
 def lookup(name: str, *, inverted: bool = False) -> nl.Attribute:
-    """Go on if the set has what the register holds, or if it has not."""
+    """Continue if the set has the register's value; `inverted`: if it has not."""
     sought: list[nl.Attribute] = [(NFTA_LOOKUP_SET, name), (NFTA_LOOKUP_SREG, be32(NFT_REG_1))]
     if inverted:
         sought.append((NFTA_LOOKUP_FLAGS, be32(NFT_LOOKUP_F_INV)))
@@ -371,7 +371,7 @@ def learn(name: str) -> nl.Attribute:
 
 
 def limit(name: str, per_second: int, burst: int) -> nl.Attribute:
-    """Match so many packets a second and no more, counted for each key in a set by itself."""
+    """Match up to so many packets a second, for each key of a set."""
     counted: list[nl.Attribute] = [
         (NFTA_LIMIT_RATE, per_second.to_bytes(8, "big")),
         (NFTA_LIMIT_UNIT, (1).to_bytes(8, "big")),  # seconds
@@ -396,7 +396,7 @@ def _dynset(name: str, operation: int) -> tuple[nl.Attribute, ...]:
 
 
 def vmap(name: str) -> nl.Attribute:
-    """What the map has for the register is the verdict."""
+    """Take the verdict that the map has for the register's value."""
     return _expression(
         "lookup",
         *((NFTA_LOOKUP_SET, name), (NFTA_LOOKUP_SREG, be32(NFT_REG_1))),
@@ -430,7 +430,7 @@ def exthdr_present(kind: int) -> nl.Attribute:
 
 
 def fib_output(flags: int) -> nl.Attribute:
-    """The name of the link that the route leads to; of none if the address is the node's own."""
+    """The name of the route's output link; empty if the address is the node's own."""
     return _fib(flags, NFT_FIB_RESULT_OIFNAME)
 
 
@@ -477,13 +477,13 @@ class Socket(nl.Socket):
         super().__init__(nl.NETLINK_NETFILTER)
 
     def generation(self) -> bytes:
-        """The packet filter's present generation, for `commit`."""
+        """The packet filter's current generation, for `commit`."""
         answer = self.request(message(NFT_MSG_GETGEN, NFPROTO_UNSPEC, "read the packet filter"))
         return nl.decode(answer[0], _NFGENMSG.size)[NFTA_GEN_ID]
 
     def commit(self, *messages: nl.Message, generation: bytes = bytes(4)) -> None:
         """Carry out all messages in one transaction, or none. Every transaction makes a new
-        generation (NFT_MSG_GETGEN) of the packet filter: if one is given and no longer present,
+        generation (NFT_MSG_GETGEN) of the packet filter: if one is given and no longer current,
         none are carried out (ERESTART).
 
         Raises NetlinkError for the first message that was refused.

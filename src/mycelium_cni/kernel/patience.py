@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long something is awaited or tried again: by the clock, and never beyond the call's end."""
+"""How long a call waits for something or tries it again: never beyond the call's end."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _LONGEST_PAUSE_S = 0.05  # a hundred ADDs that ask all the time would keep the k
 
 
 class Patience:
-    """What is left of the time for one thing that is awaited: LIMIT_S from the first question, or
-    until `call_end`, which `main` sets for the whole call."""
+    """The time left to wait for one thing: LIMIT_S from the first look, or until `call_end`, which
+    `main` sets for the whole call."""
 
     # Every runtime waits more than ten seconds. Three are left for the rest of ADD, or its undo.
     LIMIT_S: ClassVar = 7.0

@@ -45,9 +45,9 @@ class Address:
 
 
 class Route:
-    """An IPv6 route; `link` is its output link (lo's if it refuses, 0 if it has several), `kind` an
-    RTN_*, `wrapped` whether packets leave inside others (RTA_ENCAP), `source` whose they are if
-    nobody says."""
+    """An IPv6 route; `link` is its output link (lo's if it refuses packets, 0 if it has several),
+    `kind` an RTN_*, `wrapped` whether it encapsulates packets (RTA_ENCAP), `source` the address of
+    packets whose sender chose none."""
 
     __slots__ = (
         *("destination", "gateway", "hops", "kind", "link", "priority", "protocol", "sender"),
@@ -138,7 +138,7 @@ class Snapshot:
         self._switches: dict[str, str] = {}
 
     def once(self, name: str, read: Callable[[], T]) -> T:
-        """What `read` returns; later on what it returned first under this name."""
+        """What `read` returns; it is called once for each name."""
         if name not in self._read:
             self._read[name] = read()
         return self._read[name]  # type: ignore[return-value] # what `read` returned under this name
@@ -179,8 +179,8 @@ class Snapshot:
         return [each for each in found if each.flags & nl.NTF_PROXY == flags]
 
     def neighbour(self, link: int, address: bytes) -> Neighbour | None:
-        """One is asked for: the kernel has the neighbours of all namespaces in one table, and goes
-        through all of it to list those of one (net/core/neighbour.c, neigh_dump_table)."""
+        """Asks for this one: the kernel has the neighbours of all namespaces in one table, and
+        walks all of it to list those of one (net/core/neighbour.c, neigh_dump_table)."""
 
         def read() -> Neighbour | None:
             payload = self.socket.ask(nl.get_neighbour("read neighbour", link, address))[0]

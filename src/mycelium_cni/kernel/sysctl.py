@@ -65,16 +65,15 @@ def get(name: str, socket: Socket | None = None) -> str:
 
 
 def put(name: str, value: str, socket: Socket | None = None) -> None:
-    """Write the value where there is another; raises OSError that names the file.
+    """Write the value if it differs; raises OSError that names the file.
 
-    To write disable_ipv6 takes the kernel's lock of all network configuration, whatever the value,
-    and while somebody else has it, the call is started again and again (net/ipv6/addrconf.c,
-    addrconf_disable_ipv6).
+    Writing disable_ipv6 takes the rtnl lock, whatever the value, and while another task holds that,
+    the kernel restarts the call again and again (net/ipv6/addrconf.c, addrconf_disable_ipv6).
     """
     path = _ROOT + name
     fd = _open(name, O_RDWR, socket)
     try:
-        # From the start, without moving on: the kernel ignores what is written behind it.
+        # From the start, without moving on: the kernel ignores what is written after it.
         if pread(fd, 64, 0).strip() != value.encode():
             write(fd, value.encode())
     except OSError as error:

@@ -60,10 +60,10 @@ class Bridge(Object):
         return f"ip link del {quoted(self.name)}"
 
     def message(self) -> nl.Message:
-        # Without a querier, which no pod may be, snooping filters nothing, and still stores the
-        # groups that pods report: at most 4,096 for all of them.
-        quiet: nl.Attribute = (nl.IFLA_INFO_DATA, [(nl.IFLA_BR_MCAST_SNOOPING, b"\0")])
-        kind: nl.Attribute = (nl.IFLA_LINKINFO, [(nl.IFLA_INFO_KIND, b"bridge"), quiet])
+        # Without a querier, which no pod may be, snooping filters nothing, but still stores the
+        # groups that pods report, up to 4,096 per bridge.
+        no_snooping: nl.Attribute = (nl.IFLA_INFO_DATA, [(nl.IFLA_BR_MCAST_SNOOPING, b"\0")])
+        kind: nl.Attribute = (nl.IFLA_LINKINFO, [(nl.IFLA_INFO_KIND, b"bridge"), no_snooping])
         named: nl.Attribute = (nl.IFLA_IFNAME, self.name)
         mac: nl.Attribute = (nl.IFLA_ADDRESS, self.mac)
         ours: nl.Attribute = (nl.IFLA_GROUP, BRIDGE_GROUP)
@@ -79,7 +79,7 @@ class Bridge(Object):
 
 
 def new_bridge(name: str, index: int) -> list[Fact]:
-    """What a bridge that we made has. The alias comes last: a bridge without one was left
+    """The facts of a bridge that we made. The alias comes last: a bridge without one is
     unfinished."""
     return [
         # conf.default may say otherwise; and no pod behind it is a router.
@@ -94,7 +94,7 @@ def new_bridge(name: str, index: int) -> list[Fact]:
 
 
 def bridge(name: str, index: int, node: Node) -> tuple[Up, Address]:
-    """What any bridge with pods on it needs, also one that somebody else made."""
+    """What any bridge with pods needs, also one that another program made."""
     why = "bridged pods have their gateway there"
     return (
         Up(index, name, why),
@@ -107,17 +107,17 @@ def bridge_answers(name: str, index: int, node: Node) -> list[Fact]:
     why = "pods of other plugins ask for the node's address on the bridge"
     return [
         Switch(sysctl.conf(name, "proxy_ndp"), "1", why),
-        # By default the kernel lets them wait for up to 0.8 s (RFC 4861, section 7.2.8).
+        # By default the kernel delays its answer by up to 0.8 s (RFC 4861, section 7.2.8).
         Switch(f"neigh/{name}/proxy_delay", "0", why),
         Proxy(index, name, node.address, why, protocol=PROTOCOL),
     ]
 
 
 def standing(node: Node, services: Sequence[tuple[bytes, int]]) -> list[Object]:
-    """What stays when the daemon stops, which takes its address and route along; and routes to the
-    networks of Kubernetes' Services. kube-proxy translates the destination of a packet to a
-    Service, but the node's own packets meet its rules only after the kernel has found a route. What
-    it does not translate, a route to lo refuses (net/ipv6/route.c, fib6_is_reject)."""
+    """What stays when the daemon stops, and its address and route go; and routes to the networks of
+    Kubernetes' Services. kube-proxy translates the destination of a packet to a Service, but the
+    node's own packets meet its rules only after the kernel has found a route. What it does not
+    translate, a route to lo refuses (net/ipv6/route.c, fib6_is_reject)."""
     subnet = (node.subnet + bytes(8), 64)
     clear = "packets for the overlay must not leave in clear while the daemon is away"
     return [

@@ -49,9 +49,9 @@ def ensure_bridge(host: nl.Socket, name: str, node: Node, undo: Undo) -> Link:
 
 
 def _settle(host: nl.Socket, gateway: Address) -> None:
-    """Make a tentative gateway address usable at once, by making it anew. On a bridge that somebody
-    else made, it is tentative until two seconds after the first pod gives the bridge a carrier, and
-    answers nobody until then. It gets no protocol mark: it is not ours to remove."""
+    """Make a tentative gateway address usable at once, by replacing it. On a bridge that another
+    program made, it is tentative until two seconds after the first pod gives the bridge a carrier,
+    and answers nobody until then. It gets no protocol mark: it is not ours to remove."""
     found = host.read(nl.get_address(gateway, gateway.address, gateway.index))
     flags = nl.u32(nl.decode(found, nl.IFADDRMSG.size)[nl.IFA_FLAGS])
     if not flags & nl.IFA_F_TENTATIVE:
@@ -114,8 +114,8 @@ def loopback(host: nl.Socket) -> Link:
 
 def prepare(host: nl.Socket, node: Node, services: Sequence[tuple[bytes, int]], undo: Undo) -> None:
     """Make the standing routes, so that packets for the overlay cannot leave another way while the
-    daemon is away, and switch forwarding on. Last in ADD, so that its undo rarely takes them from
-    another ADD, and after guard.protect: a node that forwards routes whatever the overlay
+    daemon is away, and switch forwarding on. Last in ADD, so that its undo rarely removes what
+    another ADD relies on, and after guard.protect: a node that forwards routes whatever the overlay
     delivers."""
     try:
         made = ensure(facts.standing(node, services), host, undo)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from mycelium_cni.cni.config import Config
 
 _MYCELIUM_PREFIXLEN, _MYCELIUM_MTU = 7, 1400  # of the daemon's TUN
-_ELSEWHERE = b"\x04\xff" + bytes(13) + b"\x01"  # an address of somebody else's, on the overlay
+_ELSEWHERE = b"\x04\xff" + bytes(13) + b"\x01"  # an address of some other node
 _FIRST_PERSON, _FIRST_DYNAMIC = 1000, 61184  # user IDs: people's, systemd's DynamicUser
 
 
@@ -82,8 +82,8 @@ def find(host: nl.Socket, config: Config) -> Node:
 
 
 def require_way(host: nl.Socket, config: Config, node: Node) -> None:
-    """What the node sends to the overlay leaves by the Mycelium interface. Rules and routes of
-    others may come before the daemon's, as a VPN's do.
+    """Require that packets for the overlay leave by the Mycelium interface. Rules and routes of
+    other programs, such as a VPN, may come before the daemon's.
 
     Raises CniError (TRY_AGAIN_LATER): it leaves elsewhere, or not at all.
     """

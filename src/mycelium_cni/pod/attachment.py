@@ -31,7 +31,7 @@ class Attachment:
         self.network: Final = network
         self.container: Final = container
         self.ifname: Final = ifname
-        # A name has at most 15 bytes. 48 bits are enough: names need differ on one node only.
+        # A name has at most 15 bytes. 48 bits are enough: names must be unique on one node only.
         # BLAKE2 hashes the size (18) too: with another, DEL would not find what 0.1.0 has made.
         self.host_link: Final = LINK_PREFIX + digest(18, network, container, ifname)[:6].hex()
 
@@ -40,8 +40,8 @@ class Attachment:
         `mac` is the pod's if it was requested, and not made from the address; `table` the routing
         table that the pod has for this link alone, if it needs one.
 
-        Pod and network name are untrusted: only visible ASCII gets through, and the alias
-        keeps to the kernel's limit. The container ID comes last, where cutting hurts least.
+        Pod and network name are untrusted: only visible ASCII gets through, and the alias keeps to
+        the kernel's limit. The container ID comes last, where truncation costs least.
         """
         words = [ALIAS_PREFIX, f"v={ALIAS_FORMAT}", f"address={address}", f"mode={mode}"]
         words.append(f"ifname={visible(self.ifname, 15)}")

@@ -30,7 +30,7 @@ _GUEST_TIMEOUT_S, _POLL_S = 0.2, 0.002
 
 def check_address(host: nl.Socket, node: Node, address: bytes, stable: bytes | None) -> None:
     """Raises CniError: INVALID_CONFIG outside the node's subnet, otherwise ADDRESS_TAKEN. `stable`:
-    where addresses belong to pods by name, this pod's own, b'' without a name."""
+    with stable addressing this pod's own address, b'' if the pod has no name."""
     requested = f"requested IP {format_address(address)}"
     if address[:8] != node.subnet:
         prefix = format_prefix((node.subnet + bytes(8), SUBNET_PREFIXLEN))
@@ -73,7 +73,7 @@ def _check_node(host: nl.Socket, address: bytes, requested: str) -> None:
         raise CniError(ADDRESS_TAKEN, problem) from None
     length = nl.RTMSG.unpack_from(answer)[1]
     attributes = nl.decode(answer, nl.RTMSG.size)
-    output = attributes.get(nl.RTA_OIF)  # of a route with several next hops each has its own
+    output = attributes.get(nl.RTA_OIF)  # missing if the route has several next hops
     if length <= SUBNET_PREFIXLEN:
         if length == SUBNET_PREFIXLEN and output:
             _refuse_guest(host, nl.u32(output), address, requested)
@@ -89,7 +89,7 @@ def _check_node(host: nl.Socket, address: bytes, requested: str) -> None:
 
 def _refuse_guest(host: nl.Socket, bridge: int, address: bytes, requested: str) -> None:
     """Refuse an address that a guest of another program has on the bridge. Such a guest reserves
-    nothing: it is asked for as any neighbour is, unless the node knows it already."""
+    nothing, so the node solicits it, unless it is known already."""
     ports: nl.Attribute = (nl.IFLA_MASTER, bridge)
     listed = host.dump(nl.link(nl.RTM_GETLINK, "list bridge ports", ports))
     if all(guard.ours(Link(payload)) for payload in listed):

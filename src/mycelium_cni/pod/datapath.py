@@ -54,8 +54,8 @@ if TYPE_CHECKING:
 # No route, or one that refuses (net/ipv6/route.c, fib6_prop).
 _NO_ROUTE = (ENETUNREACH, EHOSTUNREACH, EACCES, EINVAL)
 SUBNET_PREFIXLEN: Final = 64
-# As a veth has anyhow. If not told, the kernel makes one per CPU and switches all but one off, with
-# a grace period for either end in which nobody else can configure links (net/core/dev.c,
+# A veth uses one. Unless told so, the kernel makes one per CPU and switches all but one off, with a
+# grace period for either end in which nobody else can configure links (net/core/dev.c,
 # netif_set_real_num_tx_queues).
 _ONE_QUEUE: Final[tuple[nl.Attribute, ...]] = (
     (nl.IFLA_NUM_TX_QUEUES, 1),
@@ -175,8 +175,8 @@ def create_pair(host: nl.Socket, pod_netns: int, home: int, plan: Plan, undo: Un
 
 
 def _delete_lost(host: nl.Socket, made: Link, plan: Plan, pod_netns: int, home: int) -> None:
-    """Undo of a pair whose host link somebody has moved elsewhere: deleting the pod link takes it
-    along."""
+    """Undo of a pair whose host link was moved elsewhere meanwhile: deleting the pod link deletes
+    both."""
     if exists(host, made.index):
         return
     with inside(pod_netns, home=home), nl.Socket() as pod:
@@ -268,8 +268,8 @@ def taken(what: str, holder: Link | None) -> CniError:
 
 
 def raise_host_link(host: nl.Socket, shape: Shape) -> None:
-    """Host side, first half. All of it goes with the link, whose creation has its undo already.
-    Raises CniError (ADDRESS_TAKEN) if somebody on the bridge has the pod's MAC."""
+    """Host side, first half. It needs no undo: all of it goes with the link. Raises CniError
+    (ADDRESS_TAKEN) if somebody on the bridge has the pod's MAC."""
     for switch in facts.host_switches(shape):
         switch.restore(host)
     try:
@@ -282,7 +282,7 @@ def raise_host_link(host: nl.Socket, shape: Shape) -> None:
 
 def _mac_taken(host: nl.Socket, shape: Shape) -> CniError:
     """The bridge's table has the pod's MAC, as another port's or as its own."""
-    bridge = shape.beyond.index
+    bridge = shape.gateway_end.index
     question = nl.get_forwarding_entry("read who has the MAC", bridge, shape.pod.mac)
     try:
         holder = read_link(host, nl.NDMSG.unpack_from(host.read(question))[1])
@@ -329,12 +329,12 @@ def require_way(host: nl.Socket, shape: Shape) -> None:
         if nl.RTMSG.unpack_from(answer)[1] <= SUBNET_PREFIXLEN:
             return
         output = nl.decode(answer, nl.RTMSG.size).get(nl.RTA_OIF)  # none if it has several
-        elsewhere = not output or nl.u32(output) != shape.beyond.index
+        elsewhere = not output or nl.u32(output) != shape.gateway_end.index
     if elsewhere:
         address = format_address(shape.address)
         raise CniError(
             ADDRESS_TAKEN,
-            f"the node does not send packets for {address} to {shape.beyond.name}",
+            f"the node does not send packets for {address} to {shape.gateway_end.name}",
             f"`ip -6 route show match {address}` shows the route that takes them: remove it",
         )
 
@@ -377,10 +377,10 @@ def configure_pod(pod: nl.Socket, shape: Shape, undo: Undo) -> bool:
         behind = facts.pod_routes(shape, priority=USER_METRIC + shape.pod.index)
         pod.ensure(*[behind[place].message() for place in shadowed])
     # On a bridge some of ours are more specific, and shadow other links' routes without an error.
-    return not (shadowed or shape.bridge) or _lead_by_source(pod, shape, undo)
+    return not (shadowed or shape.bridge) or _add_source_routes(pod, shape, undo)
 
 
-def _lead_by_source(pod: nl.Socket, shape: Shape, undo: Undo) -> bool:
+def _add_source_routes(pod: nl.Socket, shape: Shape, undo: Undo) -> bool:
     """Give each of the pod's Mycelium links source routes for its own address, if other links would
     take its packets. Only then: a packet whose source is yet to be chosen is routed without them,
     and would miss a smaller path MTU that was learned on them."""
@@ -401,7 +401,7 @@ def _lead_by_source(pod: nl.Socket, shape: Shape, undo: Undo) -> bool:
 
 
 def announce(pod: nl.Socket, shape: Shape) -> None:
-    """Have the pod advertise its MAC to its neighbours, the node among them: they may know the MAC
+    """Make the pod advertise its MAC to its neighbours, including the node: they may know the MAC
     of the address's last owner, and would send there for another half minute. Setting a link's MAC,
     even to the same value, makes it advertise its addresses (`ndisc_notify`) and forget its
     neighbours."""

@@ -74,7 +74,7 @@ class Shape:
         self.host: Final = host
         self.pod: Final = pod
         self.address: Final = address
-        # On a bridge the pod takes its subnet, with the node's own address in it, for on-link.
+        # On a bridge the whole subnet, with the node's own address in it, is on-link for the pod.
         own = [config.Route((node.address, 128), {})] if bridge else []
         self.routes: Final = [*own, *routes]
 
@@ -83,7 +83,7 @@ class Shape:
         return self.node.gateway if self.bridge else LINK_LOCAL_GATEWAY
 
     @property
-    def beyond(self) -> End:
+    def gateway_end(self) -> End:
         """The link that has the pod's gateway."""
         return self.bridge or self.host
 
@@ -93,9 +93,9 @@ class Shape:
 
 
 class _Forwarding(Switch):
-    """The link forwards, as all links do once the node is prepared. Setting it, even again, takes
-    the routes learned from router advertisements from every link that is not told to keep them
-    (net/ipv6/addrconf.c, addrconf_fixup_forwarding)."""
+    """The link forwards, as all links do once the node is prepared. Setting it, even to the same
+    value, drops the routes that links have learned from router advertisements, unless they are told
+    to keep them (net/ipv6/addrconf.c, addrconf_fixup_forwarding)."""
 
     __slots__ = ()
 
@@ -121,7 +121,7 @@ def host_switches(shape: Shape) -> list[Switch]:
         Switch(sysctl.conf(name, "disable_ipv6"), "0", "the overlay is IPv6"),
         Switch(sysctl.conf(name, "accept_ra"), "0", "a pod is no router"),
         Switch(sysctl.conf(name, "proxy_ndp"), "1", answers),
-        # By default it lets the pod wait for up to 0.8 s (RFC 4861, section 7.2.8).
+        # By default it delays its answer by up to 0.8 s (RFC 4861, section 7.2.8).
         Preference(f"neigh/{name}/proxy_delay", "0", answers),
         _Forwarding(sysctl.conf(name, "forwarding"), "1", answers),  # needed by ndisc_recv_ns
     ]
@@ -161,7 +161,7 @@ def host_reach(shape: Shape) -> list[Object]:
         return [known] if shape.bridge.index else []
     index, name = shape.host.index, shape.host.name
     return [
-        # The kernel asks for a neighbour from an address of the link. Another for each link, and
+        # The kernel sends solicitations from an address of the link. Each link has its own address,
         # without a prefix, so that no list in the kernel grows with the number of pods.
         Address(
             *(index, name, link_local(shape.host.mac), 128),
@@ -179,8 +179,8 @@ def host_reach(shape: Shape) -> list[Object]:
             protocol=PROTOCOL,
             permanent=False,
         ),
-        # Without a preferred source, choosing one costs every connect() of the node a walk over
-        # the addresses of all links: 172 µs at 1,000 pods instead of 4.
+        # Without a preferred source, every connect() of the node walks the addresses of all links
+        # to choose one: 172 µs at 1,000 pods instead of 4.
         Route(
             (shape.address, 128),
             "the node's way to the pod",
@@ -218,7 +218,7 @@ def pod_link(shape: Shape) -> list[Part]:
         Up(index, name, "a link that is down carries nothing"),
         Address(index, name, shape.address, shape.prefixlen, "the pod's address"),
     ]
-    if shape.beyond.index:
+    if shape.gateway_end.index:
         found.append(gateway(shape))
     return found
 
@@ -226,7 +226,7 @@ def pod_link(shape: Shape) -> list[Part]:
 def gateway(shape: Shape) -> Neighbour:
     """The pod knows its gateway's MAC."""
     return Neighbour(
-        *(shape.pod.index, shape.pod.name, shape.gateway, shape.beyond.mac),
+        *(shape.pod.index, shape.pod.name, shape.gateway, shape.gateway_end.mac),
         "the first packet need not wait",
         protocol=PROTOCOL,
         permanent=True,
@@ -274,8 +274,8 @@ def own_way(seen: Snapshot, shape: Shape, alias: str) -> Sequence[Fact]:
 
 
 def _is_shadowed(seen: Snapshot, shape: Shape) -> bool:
-    """Whether the pod's answers to its node leave by another link: a bridged one that 0.1.0 has
-    added is on-link for the node's whole subnet."""
+    """Whether the pod's answers to its node leave by another link: on one that 0.1.0 bridged, the
+    node's whole subnet is on-link."""
     ways = [
         route
         for route in seen.routes

@@ -62,7 +62,7 @@ def find(host: nl.Socket, attachment: Attachment) -> Link | None:
 
 
 def is_ours(link: Link) -> bool:
-    """Whether a link of an attachment's name has one of our marks, too."""
+    """Whether a link with an attachment's name also has one of our marks."""
     return link.group & GROUP_MASK == GROUP or link.alias.startswith(ALIAS_PREFIX)
 
 
@@ -73,8 +73,8 @@ def is_valid(link: Link, network: str, valid: set[str]) -> bool:
 
 
 def forget_neighbours(host: nl.Socket, links: list[Link]) -> None:
-    """Drop the bridge's neighbour entries of these links' pods. Before the links go: until then
-    nobody else can have their addresses."""
+    """Drop the bridge's neighbour entries of these links' pods, before the links are deleted: until
+    then no other pod can get their addresses."""
     for link in links:
         port = port_of(link)
         if port:
@@ -144,23 +144,24 @@ def delete_links(host: nl.Socket, indexes: list[int], addresses: Collection[byte
 def _await_deletion(host: nl.Socket, indexes: list[int], request: nl.Message, child: int) -> None:
     """Return when the links that the child deletes are gone.
 
-    Between the questions it sleeps: processes that only yield the CPU, three at a time, have kept
-    the child from the lock, and everybody else, for half a minute.
+    It sleeps between looks: three processes that only yielded the CPU once kept the child, and
+    everybody else, from the lock for half a minute.
     """
     patience = Patience()
     for index in indexes:
-        # No answer shows half a deletion, for both take the kernel's rtnl lock: once a link is
+        # No look shows half a deletion, because both take the kernel's rtnl lock: once a link is
         # gone, so are its peer, addresses, routes, neighbours and names.
         while exists(host, index):
             if waitpid(child, WNOHANG)[0] or patience.is_over:
-                # The child was refused, killed before it had asked, or does not get so far.
+                # The kernel refused the child's request, or the child was killed or delayed before
+                # it.
                 _unless_gone(host, request)
                 return
             patience.pause()
 
 
 def _delete_detached(host: nl.Socket, unheard: bytes, addresses: Collection[bytes]) -> NoReturn:
-    """The child's part: leave the runtime's streams and session, which ends its signals too.
+    """The child's part: detach from the runtime's streams, session and signals, then delete.
     Listing a large table of connections takes longer than DEL."""
     try:
         for fd in range(3):
@@ -174,7 +175,7 @@ def _delete_detached(host: nl.Socket, unheard: bytes, addresses: Collection[byte
 
 
 def _unless_gone(host: nl.Socket, message: nl.Message) -> None:
-    """Ignore ENODEV: pods end at any time, and take their links along."""
+    """Ignore ENODEV: pods end at any time, and their links with them."""
     try:
         host.request(message)
     except nl.NetlinkError as error:

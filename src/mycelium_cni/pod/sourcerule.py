@@ -4,8 +4,8 @@
 Source routes go with their link (facts.source_routes), but Talos builds its kernel without
 CONFIG_IPV6_SUBTREES, and 0.1.0 did not make them. A rule outlives its link. Its table is empty
 then, so it does no harm, but must be deleted. The alias of the host link says that there is one;
-only the network namespace in which that link has its other end is entered, and only the rule of
-that link's own address and table deleted.
+only the network namespace of that link's peer is entered, and only the rule of its own address and
+table is deleted.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ def table(shape: Shape) -> int:
     return _FIRST_TABLE + shape.pod.index
 
 
-def lead(pod: nl.Socket, shape: Shape, undo: Undo) -> None:
-    """Make the table, and the rule for it. The alias of the host link must say so by now: then DEL
-    finds the rule, even if this process is killed."""
+def add(pod: nl.Socket, shape: Shape, undo: Undo) -> None:
+    """Make the table, and the rule for it. The alias of the host link must name the table already,
+    so that DEL finds the rule even if this process is killed."""
     number = table(shape)
-    leading = facts.source_rule(shape.address, number)
-    undo.push(_drop, pod, leading)
+    rule = facts.source_rule(shape.address, number)
+    undo.push(_drop, pod, rule)
     routes = [fact.message() for fact in facts.own_routes(shape, number)]
     # Not every other link has a rule: what they send must not find this link's routes.
     unwanted = [fact.drop() for fact in facts.shadowing(shape)]
-    pod.request(*routes, leading.message(), *unwanted)
+    pod.request(*routes, rule.message(), *unwanted)
 
 
 def forget(host: nl.Socket, links: list[Link], path: str) -> None:
@@ -92,9 +92,9 @@ def _namespaces(path: str) -> Iterator[int]:
             continue
 
 
-def _drop(pod: nl.Socket, leading: Rule) -> None:
+def _drop(pod: nl.Socket, rule: Rule) -> None:
     try:
-        pod.request(leading.drop())
+        pod.request(rule.drop())
     except nl.NetlinkError as error:
         if error.errno != ENOENT:
             raise
