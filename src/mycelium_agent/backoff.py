@@ -30,7 +30,7 @@ class Backoff:
         return lost == PATIENCE
 
     def is_paused(self, what: str) -> bool:
-        """Whether there is a pause behind its last repair."""
+        """Whether there is a pause after its last repair."""
         return self._last.get(what, (0.0, 0))[1] >= PATIENCE
 
     def forget(self, now: float) -> None:

@@ -200,7 +200,7 @@ class Cluster:
     def _well(self, subject: str) -> None:
         """Say that a trouble is over."""
         if self._said.pop(subject, ""):
-            self._log.write("info", f"{subject}: well again")
+            self._log.write("info", f"{subject}: recovered")
 
 
 class _Pauses:

@@ -16,7 +16,7 @@ the Node. The environment variable NODE_NAME names the Node; without it, it is t
 Over HTTP it answers /healthz (it works), /readyz (what STATUS would say) and /metrics (Prometheus).
 
 Pods do not depend on it: ADD and DEL work without it, and when it ends (SIGTERM, exit code 0) pods
-run on. `teardown` and `uninstall` refuse while it runs.
+keep running. `teardown` and `uninstall` refuse while it runs.
 
     mycelium-cni agent
     mycelium-cni agent --kubeconfig /etc/kubernetes/kubelet.conf --log-format json
@@ -103,7 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
                 watched = count(reconciler.attachments, "attachment")
                 log.write("info", f"mycelium-cni {__version__} watches {watched}")
             changes = _next(watch, told, reconciler.due)
-    log.write("info", "stopped; pods run on")
+    log.write("info", "stopped; pods keep running")
     return 0
 
 

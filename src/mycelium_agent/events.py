@@ -73,7 +73,7 @@ class Events:
             time.sleep(PERIOD_S)
 
     def tell(self) -> None:
-        """Examine the node once, and tell what is new, what lasts, and what is well again."""
+        """Examine the node once, and tell what is new, what lasts, and what is recovered."""
         found = {_key(each): each for each in self._doctor() if each["state"] in AMISS}
         for key, each in found.items():
             if key not in self._open or not self._repeat(self._open[key]):
@@ -81,7 +81,7 @@ class Events:
                 self._open[key] = _Series(name, 1, time.monotonic())
         for key in self._open.keys() - found.keys():
             if key[0] not in {check for check, _ in found}:
-                self._create("Normal", key[0], f"{key[0]}: well again")
+                self._create("Normal", key[0], f"{key[0]}: recovered")
             del self._open[key]
 
     def _create(self, kind: str, check: str, note: str) -> str:

@@ -177,7 +177,7 @@ def _connect(access: Access, context: ssl.SSLContext) -> ssl.SSLSocket:
 
 
 def _identify(context: ssl.SSLContext, certificate: bytes) -> None:
-    """Have a certificate with its key to show. OpenSSL reads them from a file: one in memory."""
+    """Load the client certificate and its key. OpenSSL reads them from a file: one in memory."""
     with open(os.memfd_create("certificate"), "wb") as file:  # noqa: PTH123 - a descriptor
         file.write(certificate)
         file.flush()

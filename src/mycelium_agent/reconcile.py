@@ -138,7 +138,8 @@ class Reconciler:
         self.known = _places(state)
         if changes.everything:
             self._drop_gone(state, now)
-        # A pod may have come and gone between two looks: only the change tells of its link.
+        # A pod may have come and gone between two looks: only the report of the change names its
+        # link.
         if ended or changes.everything or changes.links - there - {NO_LINK}:
             self._sweep(state)
         if state.address is None:
@@ -262,7 +263,7 @@ class Reconciler:
         """Say that a trouble is over."""
         for subject in subjects:
             if self._said.pop(subject, ""):
-                self.log.write("info", f"{subject}: well again")
+                self.log.write("info", f"{subject}: recovered")
 
 
 def _places(state: State) -> dict[Place, set[int]]:

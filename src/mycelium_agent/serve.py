@@ -26,7 +26,7 @@ from mycelium_ctl.node.state import State
 DEFAULT: Final = "127.0.0.1:9654"
 PATIENCE_S: Final = 5.0  # for one question
 MOST_THREADS: Final = 16  # any user of the node can ask
-LATE_S: Final = 30.0  # a look that is so late will not come
+LATE_S: Final = 30.0  # a look this late will not come
 
 Answer = tuple[HTTPStatus, str, str]  # status, content type, body
 

@@ -128,13 +128,14 @@ class Watch:
 
 
 def _is_pods(link: Link) -> bool:
-    """Whether it is a host link. What a bridge tells of its ports has neither group nor alias."""
+    """Whether it is a host link. A bridge's reports about its ports have neither group nor
+    alias."""
     return bool(link.attribute(nl.IFLA_GROUP)) and (
         ours(link) or link.alias.startswith(ALIAS_PREFIX)
     )
 
 
-class _Ear(socket):
+class _TaggedSocket(socket):
     """A socket that remembers which namespace the last message came from."""
 
     netns = HERE
@@ -155,7 +156,7 @@ class _Monitor(nl.Socket):
     __slots__ = ("_ear",)
 
     def __init__(self, protocol: int, *groups: int) -> None:
-        self._socket = self._ear = _Ear(AF_NETLINK, SOCK_RAW, protocol)
+        self._socket = self._ear = _TaggedSocket(AF_NETLINK, SOCK_RAW, protocol)
         self._ear.setsockopt(nl.SOL_NETLINK, _NETLINK_LISTEN_ALL_NSID, 1)
         self._ear.bind((0, sum(1 << group - 1 for group in groups)))
 

@@ -114,7 +114,7 @@ def _read_stdin(end: float) -> bytes:
                 raise CniError(
                     IO_FAILURE,
                     "error reading from stdin: it does not end",
-                    "the runtime must close it behind the network configuration",
+                    "the runtime must close it after the network configuration",
                 )
             chunk = read(0, 1 << 16)
             if not chunk:
@@ -134,8 +134,7 @@ def _read_stdin(end: float) -> bytes:
 def _asked_version() -> str:
     """The version that standard input asks for, if we support it, else the newest.
 
-    Runtimes may leave standard input closed, empty or open for ever: wait half a second, for one
-    document.
+    Runtimes may leave standard input closed, empty or open: wait half a second, for one document.
     """
     poller = poll()
     poller.register(0, POLLIN)

@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
             raise
         # Python flushes again at exit, and would report the error twice.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if error.errno != EPIPE:  # that is a reader with enough (`| head`)
+        if error.errno != EPIPE:  # the reader has enough (`| head`)
             print(f"{PROGRAM}: cannot write the output: {error.strerror}", file=sys.stderr)
         return 1
     return code

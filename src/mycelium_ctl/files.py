@@ -26,7 +26,7 @@ _KINDS: Final = {
 
 def read(path: Path, *, end: bool = False) -> bytes:
     """The first SIZE_LIMIT + 1 bytes of a regular file; with `end`, the last SIZE_LIMIT. Raises
-    OSError, also for anything but a regular file: opening a FIFO can block for ever, opening a
+    OSError, also for anything but a regular file: opening a FIFO can block forever, opening a
     device can have effects."""
     place = os.open(path, os.O_PATH | os.O_CLOEXEC)  # opens nothing yet
     try:

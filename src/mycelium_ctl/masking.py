@@ -3,8 +3,8 @@
 
 No list of spellings is complete. So a configuration, in which a person may have written anything,
 keeps only the strings of keys that are known to hold no secret, and those whose form is that of an
-address, a path or a number. In other texts, such as logs, what resembles a secret is masked, rather
-too much of it than too little.
+address, a path or a number. In other texts, such as logs, what resembles a secret is masked, in
+doubt too much of it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _OPTION: Final = re.compile(
     rf"-(?-i:[pPwWakt])|--?[\w-]*(?:{_WORDS}|pass|auth)[\w-]*", re.IGNORECASE
 )
 _VALUE: Final = r"(?:\\?\"(?:[^\"\\]|\\.)*\"|'[^']*'|[^\s\"',;{}\[\]<>]+)"
-# What follows an option such as -p where it is no password.
+# What follows an option such as -p where it is not a password.
 _PROTOCOL: Final = r"(?:tcp|udp|sctp|icmp|icmpv6|ipv6-icmp|esp|gre|all|\d{1,5})\b"
 # A name with such a word in it. It is read once and not again (possessive), so that no text takes
 # time that grows with its square.
@@ -93,7 +93,7 @@ _PATTERNS: Final = tuple(
         r"(?:\"[^\"]*\"|'[^']*'|[\w.~+/=-]{14,})",
     )
 )
-# Keys of network configurations whose strings are no secrets: the specification's, those of the
+# Keys of network configurations whose strings are never secret: the specification's, those of the
 # reference plugins, of the usual primary plugins, and ours.
 _PLAIN_KEYS: Final = frozenset(KEYS) | {
     *("cniVersion", "cniVersions", "name", "type", "bridge", "master", "mode", "device", "devices"),

@@ -139,7 +139,7 @@ class Receipt:
             return
         with suppress(OSError):
             self.path.unlink()
-        # The last is ours, whoever has made it: a kubelet does, before it starts the agent.
+        # The last is ours even if a kubelet has made it, before it started the agent.
         for place in sorted({*self._folders, self.place(self.path.parent)}, key=len, reverse=True):
             with suppress(OSError):  # others have files there
                 (self.root / place.lstrip("/")).rmdir()

@@ -132,5 +132,5 @@ def steps(receipt: Receipt, executable: str, links: Sequence[str]) -> tuple[list
 
 
 def systemd_runs(root: Path) -> bool:
-    """Whether the systemd of this root directory runs, and can be told of new units."""
+    """Whether the systemd of this root directory runs, and can load new units."""
     return root == Path("/") and Path("/run/systemd/system").is_dir()  # sd_booted(3)

@@ -2,9 +2,9 @@
 """Output to a terminal, and to a pipe.
 
 On a terminal: colour (none with NO_COLOR), wrapped to its width, through rich, which is imported
-only when something is drawn. In a pipe: one fact a line, never wrapped, and words where
-a terminal has signs. What is untrusted (names of pods, files, peers) is shown with its control
-characters escaped, in both.
+only when something is drawn. In a pipe: one fact per line, never wrapped, and words in place of
+signs. What is untrusted (names of pods, files, peers) is shown with its control characters escaped,
+in both.
 """
 
 from __future__ import annotations

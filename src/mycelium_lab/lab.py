@@ -534,7 +534,7 @@ def _own(directory: Path) -> BinaryIO:
 def _remove_abandoned() -> None:
     """Remove the labs whose owner was killed."""
     for directory in _directories():
-        # There is no file where the lab is kept, and it is locked while the owner lives.
+        # A lab that is kept has no such file; of others it is locked while the owner lives.
         with suppress(FileNotFoundError, BlockingIOError), (directory / OWNER).open("rb") as owner:
             fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.fstat(owner.fileno()).st_nlink:  # else it was kept or removed just now

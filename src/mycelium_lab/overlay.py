@@ -317,7 +317,7 @@ def icmp_error(
     """An ICMPv6 error (type, code) to the sender of `packet`.
 
     None about a packet that is an error itself (RFC 4443, section 2.4): two nodes, or a node and
-    its kernel, would go on for ever.
+    its kernel, would never stop.
     """
     if packet[6] == ICMPV6 and len(packet) > IPV6_HEADER and packet[IPV6_HEADER] < 128:
         return None

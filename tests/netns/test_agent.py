@@ -298,7 +298,7 @@ def test_a_restart_of_the_daemon_loses_nothing(watched: Watched) -> None:
     node.stop_overlay()
     watched.await_word("failed to find interface mycelium")
     node.start_overlay()
-    watched.await_word("node: well again")
+    watched.await_word("node: recovered")
     await_fact(lambda: watched.checked.lost() == [], "the pods are back on the overlay")
 
 

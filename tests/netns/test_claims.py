@@ -291,7 +291,7 @@ def test_an_address_of_a_guest_that_another_program_put_on_the_bridge_is_refused
     assert not known or reaches(node, str(address))
     before = kernel_state(node, pod)
     call = node.plugin("ADD", network(mode), pod, args=f"IP={address}")
-    refused(call, 101, says=f"{address} is taken: who has it is behind tap0")
+    refused(call, 101, says=f"{address} is taken by a neighbour on tap0")
     assert difference(before, kernel_state(node, pod)) == []
     assert reaches(node, str(address))
     beside = attach(node, pod, network(mode), args=f"IP={subnet_of(node)[9 << 48 | 6]}")

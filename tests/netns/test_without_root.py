@@ -83,7 +83,7 @@ def test_a_container_without_the_machines_processes_sees_no_dead_pods(public: To
     assert "in what can be seen: " in run(public, CONTAINER, "doctor", "pods").stdout
 
 
-def test_directories_that_only_root_may_list_are_passed_over(public: Tool) -> None:
+def test_directories_that_only_root_may_list_are_skipped(public: Tool) -> None:
     confs = public.root / "etc/cni/net.d"
     (confs / "10-mycelium.conflist").chmod(0o600)
     for closed in (confs / "10-mycelium.conflist", confs):

@@ -66,9 +66,7 @@ def test_the_end_of_a_finding_is_told_once(told: Told) -> None:
     told.tell({"found": "it is down"}, {"found": "so is this", "name": "routes"})
     told.tell({"found": "so is this", "name": "routes"})
     all_events = told.tell({"found": "so is this", "name": "routes"})
-    assert [each["note"] for each in all_events if each["type"] == "Normal"] == [
-        "guard: well again"
-    ]
+    assert [each["note"] for each in all_events if each["type"] == "Normal"] == ["guard: recovered"]
     assert len(all_events) == 3
 
 

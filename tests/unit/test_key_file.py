@@ -19,9 +19,9 @@ from mycelium_cni.node import subnet
         (0o600, 0, ""),
         (0o640, 0, ""),
         (0o400, 61999, ""),
-        (0o644, 0, "everybody may read it (mode 0644)"),
-        (0o660, 0, "others than its owner may write it (mode 0660)"),
-        (0o602, 0, "others than its owner may write it (mode 0602)"),
+        (0o644, 0, "every user can read it (mode 0644)"),
+        (0o660, 0, "users other than its owner can write it (mode 0660)"),
+        (0o602, 0, "users other than its owner can write it (mode 0602)"),
         (0o600, 1000, "it belongs to user 1000"),
     ],
 )

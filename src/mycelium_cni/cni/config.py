@@ -166,7 +166,7 @@ class Network:
             raise CniError(
                 INVALID_CONFIG,
                 "invalid characters found in network name",
-                "letters, digits, and _ . - behind the first character",
+                "letters, digits and, after the first character, _ . -",
                 about="name",
                 details=f"name is {name!a}",
             )

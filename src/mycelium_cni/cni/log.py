@@ -57,8 +57,8 @@ class Log:
 
 
 def _append(path: str, line: bytes) -> None:
-    """Add a line to a file. Raises OSError: it cannot be written, or is no regular file. Writing to
-    another kind of file may wait for its reader."""
+    """Add a line to a file. Raises OSError: it cannot be written, or is not a regular file. Writing
+    to another kind of file may wait for its reader."""
     fd = open_regular(path, O_WRONLY | O_APPEND | O_CREAT | O_NOFOLLOW)
     try:
         write(fd, line)

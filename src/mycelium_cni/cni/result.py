@@ -53,7 +53,7 @@ class Result:
                 self.routes.extend(_entries(old, "routes"))
 
     def add(self, interfaces: list[Document], ip: Document, routes: list[Document]) -> None:
-        """Add an attachment behind what earlier plugins made. `ip` belongs to the last of
+        """Add an attachment after what earlier plugins made. `ip` belongs to the last of
         `interfaces`."""
         self.interfaces.extend(interfaces)
         self.ips.append({"interface": len(self.interfaces) - 1, **ip})

@@ -335,8 +335,8 @@ def base(*, peers: bool, confined: bool, bridges: tuple[str, ...]) -> list[nl.Me
         table.flush_chain(_OTHERS),
         # nft: iifname vmap @overlays
         table.rule(_OTHERS, "", nf.meta(nf.NFT_META_IIFNAME), nf.vmap("overlays")),
-        # Who has an address of the overlay is behind the overlay, a pod, or where the node has a
-        # route to. A TUN that has no pods may be another daemon's.
+        # A sender with an address of the overlay is on the overlay, is a pod, or is where the node
+        # has a route to. A TUN that has no pods may be another daemon's.
         # nft: ip6 saddr 400::/7 meta iiftype ether fib saddr . iif oif missing counter drop comment
         #      "source is routed to another link"
         table.rule(
@@ -885,7 +885,7 @@ def _own_mac(chain: str, option: int) -> list[nl.Message]:
         nf.NFT_PAYLOAD_TRANSPORT_HEADER, _ND_LINK_ADDRESS, _ETH_ALEN, nf.NFT_REG32_01
     )
     source = nf.payload(nf.NFT_PAYLOAD_NETWORK_HEADER, _IPV6_SADDR, _ADDRESS_LEN, nf.NFT_REG32_03)
-    # Length and protocol: behind another header, such as a fragment's, the length says nothing.
+    # Length and protocol: after another header, such as a fragment's, the length says nothing.
     whole = nf.payload(nf.NFT_PAYLOAD_NETWORK_HEADER, _PAYLOAD_LEN, 3)
     return [
         table.rule(

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 TABLE_NAME = "mycelium-cni"
 INET_FAMILY, BRIDGE_FAMILY = 1, 7  # NFPROTO_*; `question` does not import nf_tables for them
-# The number of the rules that do not depend on the node: a new one makes every ADD load them anew.
+# The number of the rules that do not depend on the node: a new one makes every ADD load them again.
 # tests/netns/test_guard.py knows which rules belong to which number.
 RULES = 8
 PODS_CHAIN = f"pods-{RULES}"
@@ -198,7 +198,7 @@ def ours(link: Link) -> bool:
 
 
 def address_of(link: Link) -> bytes | None:
-    """The address that a host link reserves for its pod; None if it is no host link."""
+    """The address that a host link reserves for its pod; None if it is not a host link."""
     for name in link.altnames:
         try:
             return parse_address(name)

@@ -203,7 +203,7 @@ class _Label(Setting):
 
 
 def mtu(index: int, link: str, octets: int) -> Setting:
-    why = "larger packets vanish on the way"
+    why = "larger packets are lost on the way"
     return Setting(index, link, f"mtu {octets}", (nl.IFLA_MTU, octets), why)
 
 

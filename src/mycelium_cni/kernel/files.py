@@ -18,8 +18,8 @@ def is_regular(mode: int) -> bool:
 def open_regular(path: str, flags: int) -> int:
     """A descriptor of the file at `path`; one that O_CREAT makes only its owner can access.
 
-    Raises OSError: it cannot be opened, or (EINVAL) is no regular file. Without O_NONBLOCK, opening
-    a FIFO waits for the other end.
+    Raises OSError: it cannot be opened, or (EINVAL) is not a regular file. Without O_NONBLOCK,
+    opening a FIFO waits for the other end.
     """
     fd = open(path, flags | O_NONBLOCK | O_CLOEXEC, 0o600)
     if is_regular(fstat(fd).st_mode):

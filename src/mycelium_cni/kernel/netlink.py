@@ -445,7 +445,7 @@ class Socket:
         return payloads
 
     def ensure(self, *messages: Message) -> list[bool]:
-        """Like `request`, but EEXIST is no error. Tells which messages made something."""
+        """Like `request`, but EEXIST is not an error. Returns which messages made something."""
         refusals = self._exchange(messages)[1]
         for index in sorted(refusals):
             if refusals[index].errno != EEXIST:

@@ -300,9 +300,9 @@ def prefixes(listed: Iterable[tuple[bytes, int]]) -> list[list[nl.Attribute]]:
     made = []
     for base, length in listed:
         made.append(element(base))
-        behind = int.from_bytes(base, "big") + (1 << 128 - length)
-        if behind < 1 << 128:
-            made.append(element(behind.to_bytes(16, "big"), end=True))
+        end = int.from_bytes(base, "big") + (1 << 128 - length)
+        if end < 1 << 128:
+            made.append(element(end.to_bytes(16, "big"), end=True))
     return made
 
 

@@ -119,7 +119,7 @@ def standing(node: Node, services: Sequence[tuple[bytes, int]]) -> list[Object]:
     node's own packets meet its rules only after the kernel has found a route. What it does not
     translate, a route to lo refuses (net/ipv6/route.c, fib6_is_reject)."""
     subnet = (node.subnet + bytes(8), 64)
-    clear = "packets for the overlay must not leave in clear while the daemon is away"
+    clear = "packets for the overlay must not leave unencrypted while the daemon is away"
     return [
         _refuse(MYCELIUM, WORST_METRIC, clear),
         _refuse(subnet, SUBNET_METRIC, "packets for pods that are gone must not loop"),

@@ -199,9 +199,9 @@ def key_exposure(path: str) -> str:
     makes it with mode 0640. Raises OSError."""
     status = stat(path)
     if status.st_mode & 0o022:
-        return f"others than its owner may write it (mode {status.st_mode & 0o7777:04o})"
+        return f"users other than its owner can write it (mode {status.st_mode & 0o7777:04o})"
     if status.st_mode & 0o004:
-        return f"everybody may read it (mode {status.st_mode & 0o7777:04o})"
+        return f"every user can read it (mode {status.st_mode & 0o7777:04o})"
     if status.st_uid >= _FIRST_PERSON and status.st_uid < _FIRST_DYNAMIC:
         return f"it belongs to user {status.st_uid}"
     return ""

@@ -105,7 +105,7 @@ def _refuse_guest(host: nl.Socket, bridge: int, address: bytes, requested: str) 
         forget_neighbour(host, bridge, address)
         holder = _behind(host, bridge, mac)
     if holder and not guard.ours(holder):
-        raise CniError(ADDRESS_TAKEN, f"{requested} is taken: who has it is behind {holder.name}")
+        raise CniError(ADDRESS_TAKEN, f"{requested} is taken by a neighbour on {holder.name}")
 
 
 def _neighbour(host: nl.Socket, bridge: int, address: bytes) -> bytes:
@@ -124,7 +124,7 @@ def _behind(host: nl.Socket, bridge: int, mac: bytes) -> Link | None:
     if not mac:
         return None
     try:
-        answer = host.read(nl.get_forwarding_entry("read who has the MAC", bridge, mac))
+        answer = host.read(nl.get_forwarding_entry("look up the MAC", bridge, mac))
     except nl.NetlinkError as error:
         if error.errno != ENOENT:
             raise

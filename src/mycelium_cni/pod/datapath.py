@@ -198,7 +198,7 @@ def _already_attached(host: nl.Socket, attachment: Attachment, pod_link: str) ->
     if link and not is_ours(link):
         return CniError(
             ALREADY_ATTACHED,
-            f"link {link.name} is there, and is no attachment",
+            f"link {link.name} exists, and is not an attachment",
             "it takes the name that this attachment needs",
             run=f"ip link delete {link.name}",
             about=link.name,
@@ -213,7 +213,7 @@ def _already_attached(host: nl.Socket, attachment: Attachment, pod_link: str) ->
     return CniError(
         ALREADY_ATTACHED,
         f"the pod already has an interface {pod_link}",
-        "chain mycelium-cni behind the plugin that makes it, or choose another interfaceName",
+        "chain mycelium-cni after the plugin that makes it, or choose another interfaceName",
         about=pod_link,
     )
 
@@ -283,7 +283,7 @@ def raise_host_link(host: nl.Socket, shape: Shape) -> None:
 def _mac_taken(host: nl.Socket, shape: Shape) -> CniError:
     """The bridge's table has the pod's MAC, as another port's or as its own."""
     bridge = shape.gateway_end.index
-    question = nl.get_forwarding_entry("read who has the MAC", bridge, shape.pod.mac)
+    question = nl.get_forwarding_entry("look up the MAC", bridge, shape.pod.mac)
     try:
         holder = read_link(host, nl.NDMSG.unpack_from(host.read(question))[1])
     except nl.NetlinkError:  # gone meanwhile
@@ -374,8 +374,8 @@ def configure_pod(pod: nl.Socket, shape: Shape, undo: Undo) -> bool:
             raise refused[place]
     shadowed = [place - len(link) for place in refused if place >= len(link)]
     if shadowed:
-        behind = facts.pod_routes(shape, priority=USER_METRIC + shape.pod.index)
-        pod.ensure(*[behind[place].message() for place in shadowed])
+        worse = facts.pod_routes(shape, priority=USER_METRIC + shape.pod.index)
+        pod.ensure(*[worse[place].message() for place in shadowed])
     # On a bridge some of ours are more specific, and shadow other links' routes without an error.
     return not (shadowed or shape.bridge) or _add_source_routes(pod, shape, undo)
 

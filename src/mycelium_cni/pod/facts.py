@@ -119,7 +119,7 @@ def host_switches(shape: Shape) -> list[Switch]:
     answers = "the kernel answers for the pod's gateway"
     return [
         Switch(sysctl.conf(name, "disable_ipv6"), "0", "the overlay is IPv6"),
-        Switch(sysctl.conf(name, "accept_ra"), "0", "a pod is no router"),
+        Switch(sysctl.conf(name, "accept_ra"), "0", "a pod is not a router"),
         Switch(sysctl.conf(name, "proxy_ndp"), "1", answers),
         # By default it delays its answer by up to 0.8 s (RFC 4861, section 7.2.8).
         Preference(f"neigh/{name}/proxy_delay", "0", answers),
@@ -248,11 +248,11 @@ def source_routes(shape: Shape) -> list[Route]:
 def has_rivals(seen: Snapshot, shape: Shape) -> bool:
     """Whether other links of the pod would take its packets, as its routes tell: one of ours has a
     worse metric than another's, or another link is on the overlay too."""
-    behind = USER_METRIC + shape.pod.index
+    worse = USER_METRIC + shape.pod.index
     return any(
         route.protocol == PROTOCOL
         and route.table == nl.RT_TABLE_MAIN
-        and (route.link != shape.pod.index or route.priority == behind)
+        and (route.link != shape.pod.index or route.priority == worse)
         for route in seen.routes
     )
 

@@ -124,7 +124,7 @@ def bridge(state: State) -> list[Finding] | Finding:
 
 
 def _spanning_tree(state: State) -> Finding | None:
-    """Spanning tree can block a port for half a minute, or for ever."""
+    """Spanning tree can block a port for half a minute, or forever."""
     link = state.bridge
     waiting = [
         one.link.name

@@ -200,7 +200,7 @@ def _ask(
 
 
 def _counters(state: State) -> dict[str, int]:
-    """Counters of losses: rules that drop, links, and the kernel's own counters for IPv6."""
+    """What counts lost packets: rules that drop, links, and the kernel's own counters for IPv6."""
     found: dict[str, int] = {}
     try:
         for rule in read_dropping():

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the node's packet filter does with pods' packets, including other programs' rules.
 
-A few packets that every pod needs are followed through the rules. A rule that is not understood
-decides nothing here; `reach` sends packets to find out.
+A few packets that every pod needs are followed through the rules. Rules that are not understood are
+left undecided; `reach` sends packets to find out.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ def _dropped(chain: Chain, dropped: list[tuple[str, Packet]]) -> Finding:
 
 
 def _whose(packets: Iterable[Packet]) -> str:
-    """What is dropped, in words; of what only TCP is, that too."""
+    """What is dropped, in words, with "over TCP" if only TCP is."""
     dropped = list(packets)
     whole = {packet.what for packet in dropped if packet.icmp_type}
     named = {p.what if p.what in whole else f"{p.what} over TCP": None for p in dropped}
@@ -223,7 +223,7 @@ def _legacy_verdict(chains: Mapping[str, _LegacyChain], name: str, packet: Packe
         elif target in chains:
             verdict = _legacy_verdict(chains, target, packet)
         elif target not in ("LOG", "CT", "MARK", ""):
-            verdict = "unknown"  # RETURN among them
+            verdict = "unknown"  # includes RETURN
         if options and verdict != "continue":
             verdict = "unknown"
         if verdict in ("accept", "drop"):

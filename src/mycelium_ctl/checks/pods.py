@@ -346,7 +346,7 @@ def pod_routes(state: State) -> list[Finding] | Finding:
 
 
 def astray_in_pod(state: State, one: Attached, seen: Snapshot) -> list[Finding]:
-    """The first packets that go astray. A pod may have several links of ours."""
+    """The first packets that go elsewhere. A pod may have several links of ours."""
     mine = {
         other.link.peer: other.octets
         for other in state.attachments_by_netns[one.link.nsid]
@@ -400,7 +400,7 @@ def astray_in_pod(state: State, one: Attached, seen: Snapshot) -> list[Finding]:
 
 
 def _gateways(one: Attached, destination: bytes) -> tuple[bytes, ...]:
-    """By which addresses a pod's packets may leave; b"" for on-link."""
+    """The next hops by which a pod's packets may leave; b"" for on-link."""
     if not one.bridged:
         return (LINK_LOCAL_GATEWAY,)
     bridge = one.octets[:8] + bytes(7) + b"\1"

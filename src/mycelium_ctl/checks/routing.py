@@ -212,8 +212,8 @@ _RULES: Final = ((0, nl.RT_TABLE_LOCAL), (32766, nl.RT_TABLE_MAIN))
 
 
 def lost_rule(seen: snapshot.Snapshot) -> str:
-    """The command that brings back a rule of the kernel's that somebody has deleted; '' if both
-    tables are asked for any packet."""
+    """The command that restores a deleted rule of the kernel; '' if both tables are asked for any
+    packet."""
     whole = {rule.table for rule in seen.rules if set(rule.words.values()) <= {"all", ""}}
     for priority, table in _RULES:
         if table not in whole:
@@ -229,7 +229,7 @@ def foreign_rule(seen: snapshot.Snapshot, destination: bytes) -> snapshot.Rule |
             continue
         if rule.priority >= _RULES[1][0]:
             return None
-        # One that asks the main table exempts from the rules behind it, wholly or in part.
+        # One that asks the main table exempts packets from the rules after it, all or some.
         asks = rule.action == nl.FR_ACT_TO_TBL
         if not covers(rule.destination, destination) or (asks and rule.table == nl.RT_TABLE_MAIN):
             continue

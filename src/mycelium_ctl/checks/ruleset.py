@@ -281,7 +281,7 @@ _ASIDE: Final = {"counter", "log", "limit", "notrack", "last", "quota"}
 
 
 def takes(expression: Expression) -> bool:
-    """Whether an expression drops packets, or hands them to somebody who may."""
+    """Whether an expression drops packets, or passes them to something that may."""
     name, said = expression
     return name in ("reject", "queue", "fwd") or verdict_of(name, said)[0] == nf.NF_DROP
 
@@ -349,8 +349,8 @@ _NFT_META_OIF, _NFT_META_OIFNAME = 5, 7  # linux/netfilter/nf_tables.h
 
 
 def _match_of_iptables(said: dict[int, bytes], packet: Packet) -> bool | None:
-    """What one of the two commonest matches of ip6tables says, in its own binary form; None for
-    others. Only a match on the state of a connection is understood (xt_conntrack, revision 3)."""
+    """Whether a match of ip6tables, in its own binary form, holds for the packet; None if unknown.
+    Only a match on the state of a connection is understood (xt_conntrack, revision 3)."""
     name, info = nl.text(said[_XT_NAME]), said.get(_XT_INFO, b"")
     if name == "comment":
         return True

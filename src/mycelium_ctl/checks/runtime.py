@@ -75,7 +75,7 @@ def conf(state: State) -> Finding:
             return Finding(
                 "fail",
                 f"{winner.path} ({kinds}) comes first, and does not call mycelium-cni",
-                "keep it, and add mycelium-cni behind it in its chain, or as a second network "
+                "keep it, and add mycelium-cni after it in its chain, or as a second network "
                 "through Multus (docs/operate.md); a file of ours before it takes over all pods",
             )
         elif directory.dirs.whose in _KUBERNETES and elsewhere:

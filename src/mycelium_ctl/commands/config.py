@@ -135,8 +135,8 @@ def _show(conf: ConfFile) -> None:
     chain = " → ".join(conf.types)
     if conf.hidden:
         page.say(f"{name}: unknown")
-    elif conf.passed_over:
-        page.say(f"{name}: passed over")
+    elif conf.skipped:
+        page.say(f"{name}: skipped")
     elif conf.valid:
         page.say(f"{name}: good, network {conf.network}: {chain}")
         if not conf.entries:

@@ -246,7 +246,7 @@ def _second(first: Path, dirs: CniDirs) -> str:
     return (
         f"{first} is the pods' first network and stays so. A second interface for pods that ask: "
         f"{MULTUS}, with Multus. One for "
-        f'every pod: add {{"type": "{TYPE}"}} behind the first plugin of {first}. Or take all pods '
+        f'every pod: add {{"type": "{TYPE}"}} after the first plugin of {first}. Or take all pods '
         f"of {dirs.whose} over: --primary"
     )
 

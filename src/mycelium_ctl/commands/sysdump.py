@@ -222,7 +222,7 @@ def _file(name: str, path: Path) -> Piece:
 
 
 def _sysctls(state: State) -> bytes:
-    """`name = value` a line, as sysctl(8) prints them; of links those that are not pods'."""
+    """One `name = value` per line, as sysctl(8) prints them, without those of pods' links."""
     root = Path("/proc/sys")
     own_links = [link.name for link in state.links if not link.ours][:64]
     patterns = [*SYSCTLS, *(f"net/ipv6/conf/{name}/*" for name in ("all", "default"))]

@@ -2,12 +2,12 @@
 """Do pods of this node reach each other, the node, and the overlay? Tried with two real ones.
 
 Two throw-away pods are attached by the plugin itself, called as a runtime calls it, with the
-configuration in use here. Between them, the node and the overlay go small packets and the
-largest that must pass in one piece. The overlay is asked at --peer, or at the nearest nodes that
-the daemon knows: those answer a packet whose hop limit ends with them. A packet with a false source
-must not leave a pod, and what a hostile peer may send must not get in; the latter is tried on a
-replica of the node under the same rules. Then the pods are detached. Nothing is left, even if the
-test is killed: the pods live in processes that end with it.
+configuration in use here. It sends small packets, and the largest that must pass unfragmented,
+between them, the node and the overlay. On the overlay it asks --peer, or the nearest nodes that the
+daemon knows: these answer a packet whose hop limit ends there. A packet with a false source must
+not leave a pod, and a hostile peer's packets must not get in; the latter is tried on a replica of
+the node with the same rules. Then the pods are detached. Nothing is left, even if the test is
+killed: the pods live in processes that end with it.
 
     mycelium-cni test
     mycelium-cni test --peer 54b:83ab:6cb5:7b38:44ae:cd14:53f3:a907

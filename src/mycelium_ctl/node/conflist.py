@@ -45,9 +45,9 @@ class ConfFile:
     """A file of a CNI configuration directory.
 
     `entries` are our own plugin's configurations in it, each as the runtime would send it on
-    standard input: with `name` and `cniVersion`, wherever in the file they stand (Multus'
-    delegates included). `better` is the corrected file, where it can be derived. `hidden`: this
-    user cannot read it; `passed_over`: runtimes do not.
+    standard input: with `name` and `cniVersion`, wherever in the file they stand (Multus' delegates
+    included). `better` is the corrected file, where it can be derived. `hidden`: this user cannot
+    read it; `skipped`: runtimes do not read it.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class ConfFile:
         faults: list[Fault],
         *,
         hidden: bool = False,
-        passed_over: bool = False,
+        skipped: bool = False,
     ) -> None:
         self.path: Final = path
         self.network = ""
@@ -66,7 +66,7 @@ class ConfFile:
         self.faults: Final = faults
         self.better = ""
         self.hidden: Final = hidden
-        self.passed_over: Final = passed_over
+        self.skipped: Final = skipped
 
     @property
     def valid(self) -> bool:
@@ -98,8 +98,8 @@ def _unreadable(path: Path, error: OSError) -> ConfFile:
         fault = Fault(0, f"it cannot be read: {error.strerror}", "look at it as root", fatal=False)
         return ConfFile(path, [fault], hidden=True)
     if error.errno == EISDIR and not link:
-        fault = Fault(0, "it is a directory, and runtimes pass over it", "remove it", fatal=False)
-        return ConfFile(path, [fault], passed_over=True)
+        fault = Fault(0, "it is a directory, and runtimes skip it", "remove it", fatal=False)
+        return ConfFile(path, [fault], skipped=True)
     if error.errno == ENOENT and not link:
         raise error
     if error.errno == ENOENT:
@@ -149,7 +149,7 @@ class _Checker:
             self._fault((), "all of it is in quotes, as one string", remedy)
             return ""
         if not isinstance(document, dict):
-            self._fault((), "it holds no object", "put everything between { and }")
+            self._fault((), "it has no object", "put everything between { and }")
             return ""
         if "apiVersion" in document and "kind" in document:
             remedy = "give it to kubectl apply, and check the text of its spec.config"
@@ -186,7 +186,7 @@ class _Checker:
         name = document.get("name")
         if isinstance(name, str) and is_identifier(name):
             return name
-        rule = "letters, digits, and _ . - behind the first character"
+        rule = "letters, digits and, after the first character, _ . -"
         # A single configuration inside a NetworkAttachmentDefinition gets its name from Multus.
         if "name" not in document:
             self._fault((), "the network has no name", f'add "name": {rule}')
@@ -281,7 +281,7 @@ class _Checker:
     def _type(self, plugin: Any, at: Place) -> None:
         kind = plugin.get("type") if isinstance(plugin, dict) else None
         if isinstance(plugin, list):
-            self._fault(at, "a list stands in the list of plugins", "remove the inner [ and ]")
+            self._fault(at, "a list is in the list of plugins", "remove the inner [ and ]")
             return
         if not isinstance(kind, str) or not kind:
             self._fault(at, "a plugin has no type", f'add "type", such as "{TYPE}"')
@@ -306,7 +306,7 @@ class _Checker:
             self._fault(
                 ("plugins", 0),
                 f"{types[0]} comes first, and needs the addresses of a plugin before it",
-                f"move it behind {TYPE}",
+                f"move it after {TYPE}",
                 fatal=False,
             )
         if types.count(TYPE) > 1:
@@ -334,7 +334,7 @@ class _Checker:
         network = self._refusals(at, sent)
         if network:
             self._conf.entries.append(sent)
-            self._unsaid(at, entry, network.log()[1])
+            self._without_effect(at, entry, network.log()[1])
 
     def _refusals(self, at: Place, sent: dict[str, Any]) -> Network | None:
         """Note all that the plugin refuses. It names one fault at a time: take that member out
@@ -365,7 +365,7 @@ class _Checker:
                 return None if told else network
         return None
 
-    def _unsaid(self, at: Place, entry: dict[str, Any], log: str) -> None:
+    def _without_effect(self, at: Place, entry: dict[str, Any], log: str) -> None:
         """What ADD accepts and will not do."""
         for capability, plugin in OTHERS_CAPABILITIES.items():
             if (entry.get("capabilities") or {}).get(capability):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """JSON as people write it: read as far as its meaning is clear, with every fault in it.
 
-A runtime stops at the first fault and names a column. This reader goes on after it, as the writer
-probably meant it, so that all faults are reported at once, each with its remedy.
+A runtime stops at the first fault and names a column. This reader guesses what was meant and goes
+on, so that all faults are reported at once, each with its remedy.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ _MAGIC: Final = (
     (b"PK\x03\x04", "it is a zip archive", "unpack it"),
     (b"\xfd7zXZ", "it is compressed (xz)", "unpack it: unxz"),
     (b"\x28\xb5\x2f\xfd", "it is compressed (zstd)", "unpack it: unzstd"),
-    (b"\x7fELF", "it is a program", "executables belong into /opt/cni/bin"),
+    (b"\x7fELF", "it is a program", "executables belong in /opt/cni/bin"),
     (b"BZh", "it is compressed (bzip2)", "unpack it: bunzip2"),
     (b"\xff\xfe\0\0", "it is UTF-32", "save it as UTF-8"),
     (b"\xff\xfe", "it is UTF-16", "save it as UTF-8"),
@@ -153,7 +153,7 @@ def parse(octets: bytes) -> Parsed:
     if min(nuls) == 0 and 4 * max(nuls) > len(octets):  # a NUL for every letter, and no mark
         return _unreadable(Fault(0, "it is UTF-16", "save it as UTF-8"))
     if 20 * sum(nuls) > len(octets) > 20:
-        return _unreadable(Fault(0, "it is no text", "is this the right file?"))
+        return _unreadable(Fault(0, "it is not text", "is this the right file?"))
     try:
         text = octets.decode()
     except UnicodeDecodeError as error:
@@ -311,7 +311,7 @@ class _Reader:
                 plain = _WIDE[here]
                 self._fault(
                     f"JSON has {plain} here, and not {here} (U+{ord(here):04X})",
-                    f"write {plain} wherever it stands",
+                    f"write {plain} everywhere",
                 )
             if not here or here in _WIDE:
                 return
@@ -324,7 +324,7 @@ class _Reader:
             elif not here.isprintable():
                 name = _INVISIBLE.get(here, "")
                 what = f"there is an invisible character (U+{ord(here):04X}{name and f', {name}'})"
-                remedy = "write a space instead, wherever it stands"
+                remedy = "write a space instead, everywhere"
             elif self._text.startswith(("//", "#", "/*"), self._at):
                 self._fault("JSON has no comments", "remove them")
                 end = "*/" if self._text.startswith("/*", self._at) else "\n"
@@ -384,7 +384,7 @@ class _Reader:
             return _ELSEWHERE[word]
         if word.lstrip("+-.").casefold() in _NO_NUMBERS:
             self._fault(
-                f"{word} is no number in JSON", "write a number, or leave out the key", start
+                f"{word} is not a number in JSON", "write a number, or leave out the key", start
             )
             return None
         number = _as_number(word)
@@ -394,7 +394,7 @@ class _Reader:
         return word if number is None else number
 
     def _string(self, follows: str = ",}]") -> str:
-        """A string, behind which one of these characters is expected."""
+        """A string that one of these characters should follow."""
         match = _STRING.match(self._text, self._at)
         if match:
             text: str = json.loads(match[0])
@@ -404,7 +404,7 @@ class _Reader:
                 self._at = match.start() + match[0].rindex(",")
                 text = text[: text.rindex(",")]
                 remedy = f"write {json.dumps(text[:60])}"
-                self._fault(f'a " is missing behind {text[:60]}', remedy, match.start())
+                self._fault(f'a " is missing after {text[:60]}', remedy, match.start())
             return text
         opening, start = self._peek(), self._at
         closing = _QUOTES.get(opening, '"')
@@ -437,15 +437,15 @@ class _Reader:
             character: str = json.loads(f'"\\{found[0]}"')
             return character
         shown = self._peek()
-        self._fault(f"\\{shown} means nothing in JSON", "write \\\\ for a backslash")
+        self._fault(f"\\{shown} is not an escape in JSON", "write \\\\ for a backslash")
         return "\\"
 
     def _wrapped(self, held: str, closing: str, follows: str) -> str | None:
         """The whole of a string that goes on in the next lines; None if its quote is missing."""
         rest = self._text[self._at : self._at + _MOST_WRAPPED]
         end = min((at for at in map(rest.find, closing) if at >= 0), default=-1)
-        behind = rest[end + 1 :].lstrip()[:1]
-        if end < 0 or _WIDE.get(behind, behind) not in follows or held.rstrip()[-1:] in (*",;}]",):
+        after = rest[end + 1 :].lstrip()[:1]
+        if end < 0 or _WIDE.get(after, after) not in follows or held.rstrip()[-1:] in (*",;}]",):
             return None
         self._fault("a string goes on in the next line", "write it in one line")
         self._at += end + 1
@@ -456,7 +456,7 @@ class _Reader:
         closing = " \t\r\n,;}]"
         self._at = start + len(self._text[start : self._at].rstrip(closing))
         kept = held.rstrip(closing)
-        self._fault(f'a " is missing behind {kept[:60]}', f"write {json.dumps(kept[:60])}", start)
+        self._fault(f'a " is missing after {kept[:60]}', f"write {json.dumps(kept[:60])}", start)
         return kept
 
     # Objects and arrays
@@ -468,13 +468,13 @@ class _Reader:
             here = self._peek()
             if here == "{":
                 self._fault(
-                    "an object stands among the keys of another",
-                    'plugins belong into "plugins": [ {…}, {…} ]',
+                    "an object is among the keys of another",
+                    'plugins belong in "plugins": [ {…}, {…} ]',
                 )
                 self._value((*place, ""))
                 return
             if here == "[":
-                self._fault("a list stands where a key belongs", 'write its key: "…": […]')
+                self._fault("a list is where a key belongs", 'write its key: "…": […]')
                 self._value((*place, ""))
                 return
             start = self._at
@@ -495,7 +495,7 @@ class _Reader:
             self._white()
             if self._peek() == ":":
                 self._fault(
-                    "a key stands in a list", "put it and its value between { and }, or close ["
+                    "a key is in a list", "put it and its value between { and }, or close ["
                 )
                 self._at += 1
                 self._value((*place, len(items)))
@@ -561,7 +561,7 @@ class _Reader:
         return True
 
     def _key(self) -> str | None:
-        """A key, and the colon behind it."""
+        """A key, and the colon after it."""
         start, here = self._at, self._peek()
         if here == '"' or here in _QUOTES:
             key = self._string(":")
@@ -587,12 +587,12 @@ class _Reader:
             self._at += 1
             return key
         # The quote that seemed to end the key begins its value: "ingress: "closed".
-        name, colon, behind = key.partition(":")
-        if colon and not behind.strip() and self._text[self._at - 1] == '"':
+        name, colon, rest = key.partition(":")
+        if colon and not rest.strip() and self._text[self._at - 1] == '"':
             self._at -= 1
-            self._fault(f'a " is missing behind {name[:60]}', f'write "{name[:60]}":', start)
+            self._fault(f'a " is missing after {name[:60]}', f'write "{name[:60]}":', start)
             return name
-        self._fault(f"a colon is missing behind {json.dumps(key[:60])}", "add the colon")
+        self._fault(f"a colon is missing after {json.dumps(key[:60])}", "add the colon")
         return key
 
     def _end(self) -> None:
@@ -609,7 +609,7 @@ class _Reader:
             if here in "}]":
                 self._fault(f"there is a {here} too many", "remove it")
             elif here == ",":
-                self._fault("a comma stands behind the end", "remove it")
+                self._fault("a comma follows the end of the document", "remove it")
             elif here in "{[" or self._text.startswith("---", self._at):
                 remedy = "one file holds one network: put it into a file of its own"
                 self._fault("a second document begins", remedy)
@@ -619,6 +619,6 @@ class _Reader:
                 remedy = "remove it" + (
                     ": it is left over from a here-document" if word == "EOF" else ""
                 )
-                self._fault(f"{word!a} stands behind the end", remedy)
+                self._fault(f"{word!a} follows the end of the document", remedy)
                 return
             self._at += 1

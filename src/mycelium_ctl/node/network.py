@@ -16,7 +16,7 @@ from mycelium_ctl.node.runtimes import CniDirs
 
 PORTMAP: Final[dict[str, Any]] = {"type": "portmap", "capabilities": {"portMappings": True}}
 
-# IPv4 for Nomad's allocations. The subnet is the one behind that of Nomad's own bridge.
+# IPv4 for Nomad's allocations. The subnet is the one after that of Nomad's own bridge.
 BRIDGE: Final[dict[str, Any]] = {
     "type": "bridge",
     "bridge": "nomad-cni",
@@ -104,7 +104,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--mtu", type=int, metavar="BYTES", help="of the pod link (the interface's)")
     group.add_argument(
-        "--interface-name", metavar="NAME", help="of the pod link behind another plugin (mycelium0)"
+        "--interface-name", metavar="NAME", help="of the pod link, after another plugin (mycelium0)"
     )
     group.add_argument(
         "--capability",

@@ -102,6 +102,6 @@ def unfit(conf: ConfFile, dirs: CniDirs, root: Path) -> Iterator[Fault]:
         yield Fault(
             0,
             "the chain has no portmap: a pod's hostPort is silently ignored",
-            'add {"type": "portmap", "capabilities": {"portMappings": true}} behind mycelium-cni',
+            'add {"type": "portmap", "capabilities": {"portMappings": true}} after mycelium-cni',
             fatal=False,
         )

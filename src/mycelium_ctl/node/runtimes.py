@@ -178,7 +178,7 @@ def _listed(folder: Path) -> list[Path]:
 
 
 def _documents(root: Path, path: Path, seen: set[Path]) -> Iterator[dict[str, Any]]:
-    """A file, and behind it the files that it imports (containerd-config.toml(5))."""
+    """A file, then the files that it imports (containerd-config.toml(5))."""
     if path in seen or len(seen) >= MOST_FILES:
         return
     seen.add(path)
@@ -239,7 +239,7 @@ class ConfDir(NamedTuple):
         """The file that decides how pods are attached: containerd takes the first one, and nothing
         at all when that is invalid; CRI-O its cni_default_network, else the first
         valid one."""
-        read = [conf for conf in self.files if not conf.passed_over]
+        read = [conf for conf in self.files if not conf.skipped]
         if self.dirs.network:
             return next((c for c in read if c.valid and c.network == self.dirs.network), None)
         if self.dirs.whose == "CRI-O":

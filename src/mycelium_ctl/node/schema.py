@@ -27,7 +27,7 @@ MEANINGS: Final = {
     "the node only.",
     "allowFrom": "The prefixes that may open connections with `ingress` `cluster`.",
     "clusterFile": "The file in which `mycelium-cni agent` keeps the subnets of the cluster's "
-    "nodes, one a line, for `ingress` `cluster`. It need not exist.",
+    "nodes, one per line, for `ingress` `cluster`. It need not exist.",
     "addressing": "`random`: a new address for every pod. `stable`: a pod of the same namespace "
     "and name gets the same address again on its node.",
     "routes": "The pod's routes, all through its gateway. Each has `dst`, an IPv6 prefix, and may "
@@ -35,10 +35,10 @@ MEANINGS: Final = {
     "defaultRoute": "Give the pod a default route (`::/0`) too.",
     "ipMasq": "Masquerade pod traffic that leaves the overlay to the node's address.",
     "transit": "Let what comes from the overlay go on: to node ports and host ports whose backend "
-    "is no pod of this node, and into tunnels that end on the node (VXLAN, GRE, ...); into these "
-    "from pods, too. One network that says so opens the node.",
-    "peering": "Let pods become peers of the node's daemon (TCP and UDP 9650 and 9651). One "
-    "network that says so opens the daemon to all pods of the node.",
+    "is not a pod of this node, and into tunnels that end on the node (VXLAN, GRE, ...). Pods may "
+    "then send into these, too. If one network sets it, it holds for the whole node.",
+    "peering": "Let pods become peers of the node's daemon (TCP and UDP 9650 and 9651). If one "
+    "network sets it, it holds for all pods of the node.",
     "serviceNetworks": "Kubernetes' Service networks. The node, and pods without a default route, "
     "get routes to them.",
     "mtu": "The MTU of host link and pod link, in bytes. By default that of the Mycelium "
