@@ -7,6 +7,7 @@ Only the module of the chosen command is imported.
 from __future__ import annotations
 
 import gc
+import io
 import os
 import sys
 from errno import EBADF, EIO, ENOSPC, EPIPE
@@ -33,6 +34,9 @@ def main(argv: list[str]) -> int:
     for stream in ("stdout", "stderr"):
         if getattr(sys, stream) is None:  # closed by the caller
             setattr(sys, stream, open(os.devnull, "w"))  # noqa: PTH123, SIM115 - until the end
+    # Locales of other encodings lack the marks that some commands print.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         try:
             code = _main(argv)

@@ -141,6 +141,15 @@ def test_the_kernels_secrets_are_left_out(tool: Tool, tmp_path: Path) -> None:
     ] == []
 
 
+def test_names_that_are_not_utf8_stop_nothing(tool: Tool, tmp_path: Path) -> None:
+    Path(os.fsdecode(b"%s/10-\xff.conflist" % os.fsencode(tool.conf("{").parent))).write_text("{")
+    argv = ["ip", "link", "add", os.fsdecode(b"l\xff"), "type", "bridge"]
+    tool.node.run(argv)
+    found = dump(tool, tmp_path / "dump.tar.gz", DEPLOY_TOKEN=os.fsdecode(b"\xff\xfe"))
+    assert "10-\\xff.conflist" in found["README.txt"]
+    assert "net/ipv6/conf/l\\xff/" in found["sysctl.txt"].replace(".", "/")
+
+
 def test_an_output_that_cannot_be_written_is_reported(tool: Tool) -> None:
     done = tool("sysdump", "--output", "/nonexistent/x.tar.gz")
     assert done.returncode == 1

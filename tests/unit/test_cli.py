@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -50,6 +51,17 @@ def test_help_of_a_command_is_the_commands_own(command: list[str]) -> None:
     actions = run(command, "help", "config", "check").stdout
     assert actions == run(command, "config", "check", "--help").stdout
     assert run(command, "help", "dmeo").returncode == 2
+
+
+def test_a_terminal_that_lacks_a_character_gets_its_number(
+    command: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "x.conflist").write_text('{"cniVersion": "1.0.0", "name": "x"}')
+    argv = [*command, "config", "check", str(tmp_path / "x.conflist")]
+    env = {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert '"plugins": [ {"type": \\u2026} ]' in done.stdout
 
 
 @pytest.mark.parametrize("text", ["-1", "nan", "inf", "soon", ""])

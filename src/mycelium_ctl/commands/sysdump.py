@@ -109,7 +109,8 @@ def run(arguments: argparse.Namespace) -> int:
             sources.append(f"{piece.name:28}  {piece.source}; {said}")
             _add(archive, f"{stem}/{piece.name}", text)
         intro = f"{__doc__.splitlines()[0]}\n\n"
-        _add(archive, f"{stem}/README.txt", intro + masker.text("\n".join(sources).encode()) + "\n")
+        contents = masker.text(os.fsencode("\n".join(sources)))  # names of files may hold any byte
+        _add(archive, f"{stem}/README.txt", f"{intro}{contents}\n")
     files.write(output, buffer.getvalue(), mode=0o600)
     if arguments.json:
         document = {"file": str(output), "files": len(sources), "masked": masker.masked}
@@ -151,7 +152,7 @@ def _add(archive: tarfile.TarFile, name: str, text: str) -> None:
 def _keys(state: State) -> set[bytes]:
     """The known secrets of this node: its keys, and environment variables named like secrets."""
     known = {
-        value.encode()
+        os.fsencode(value)
         for name, value in os.environ.items()
         if re.search("token|secret|passw|key|credential", name, re.IGNORECASE)
     }
@@ -238,7 +239,7 @@ def _sysctls(state: State) -> bytes:
                 lines.append(f"{name.replace('%', '/')} = {path.read_text().strip()}")
             except OSError:
                 continue  # some are for writing only
-    return "\n".join(lines).encode()
+    return os.fsencode("\n".join(lines))  # names of links may hold any byte
 
 
 def _configurations(state: State) -> Iterator[Piece]:
