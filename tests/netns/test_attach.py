@@ -226,6 +226,53 @@ def test_the_gateway_on_a_bridge_that_somebody_else_made_answers_at_once(
         assert "protocol" not in entry  # it is not ours to remove
 
 
+def test_a_port_that_spanning_tree_holds_back_is_awaited_or_refused(command: list[str]) -> None:
+    with Lab(command) as lab:
+        node = lab.node("a")
+        lab.connect(node)
+        pod = node.pod("pod")
+        node.configure(f"link add {BRIDGE} type bridge stp_state 1", f"link set {BRIDGE} up")
+        says = f"ip link set dev {BRIDGE} type bridge stp_state 0"
+        refused(node.plugin("ADD", network("bridge"), pod), 100, says=says)
+        node.configure(f"link set {BRIDGE} type bridge forward_delay 200")  # 2 s, the least
+        attached = attach(node, pod, network("bridge"))
+        assert pod.ping(attached.gateway) is not None
+        assert node.ping(attached.address) is not None
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_ipv6_that_is_off_on_the_bridge_is_switched_on(command: list[str], *, ours: bool) -> None:
+    with Lab(command) as lab:
+        node = lab.node("a")
+        lab.connect(node)
+        older = [attach(node, "older", network("bridge"))] if ours else []
+        if not ours:
+            node.configure(f"link add {BRIDGE} type bridge", f"link set {BRIDGE} up")
+        set_sysctl(node, f"ipv6/conf/{BRIDGE}/disable_ipv6", "1")
+        for each in (attach(node, "pod", network("bridge")), *older):
+            assert reaches(node, each.address)
+            silent(each.check())
+
+
+@pytest.mark.parametrize("flaw", ["/128 nodad", "/64 nodad noprefixroute"])
+def test_a_bridge_without_a_route_to_its_pods_is_refused(command: list[str], flaw: str) -> None:
+    with Lab(command) as lab:
+        node = lab.node("a")
+        lab.connect(node)
+        pod, subnet = node.pod("pod"), subnet_of(node)
+        node.configure(
+            f"link add {BRIDGE} type bridge",
+            f"link set {BRIDGE} up",
+            f"address add {subnet[1]}{flaw} dev {BRIDGE}",
+        )
+        remedy = f"ip -6 route add {subnet} dev {BRIDGE} metric 256 proto 2"
+        refused(node.plugin("ADD", network("bridge"), pod), 101, says=f"`{remedy}`")
+        node.run(remedy.split())
+        attached = attach(node, pod, network("bridge"))
+        assert node.ping(attached.address) is not None
+        assert pod.ping(attached.gateway) is not None
+
+
 @pytest.mark.parametrize("mode", ["bridge"])
 def test_the_bridge_carries_the_gateway(node: Node, pod: Pod) -> None:
     attached = attach(node, pod, network("bridge"))

@@ -288,7 +288,7 @@ def port_taken_out(it: Attached) -> str:
 def port_of_another_bridge(it: Attached) -> str:
     other = f"br{it.host_link[3:]}"  # the node is other tests' too
     it.node.configure(f"link add {other} type bridge", f"link set {it.host_link} master {other}")
-    return it.host_link
+    return f"{it.host_link} is a port of {other}, not of {BRIDGE}"
 
 
 def route_to_the_node_deleted(it: Attached) -> str:
@@ -457,8 +457,25 @@ def gateway_gone(node: Node, it: Attached) -> str:
     return it.gateway
 
 
+def subnet_route_deleted(node: Node, it: Attached) -> str:
+    subnet = ipaddress.ip_network(f"{it.address}/64", strict=False)
+    node.ip("-6", "route", "del", str(subnet), "dev", BRIDGE)
+    return f"ip -6 route add {subnet} dev {BRIDGE} metric 256 proto 2"
+
+
+def port_held_back(node: Node, it: Attached) -> str:
+    node.configure(
+        f"link set {BRIDGE} type bridge stp_state 1",
+        f"link set {it.host_link} down",
+        f"link set {it.host_link} up",
+    )
+    return f"port {it.host_link} of {BRIDGE} does not forward"
+
+
 @pytest.mark.parametrize(
-    "broken", [bridge_deleted, bridge_down, gateway_gone], ids=lambda b: b.__name__
+    "broken",
+    [bridge_deleted, bridge_down, gateway_gone, subnet_route_deleted, port_held_back],
+    ids=lambda b: b.__name__,
 )
 def test_a_broken_bridge_is_noticed(node: Node, broken: Callable[[Node, Attached], str]) -> None:
     attached = fresh(node, "bridge")

@@ -404,6 +404,14 @@ FAULTS = [
         "run",
     ),
     Fault(
+        "the bridge's route deleted",
+        "ip -6 route del $SUB::/64 dev mycelium-br",
+        "pod-ways",
+        "run",
+        "",
+        BRIDGE,
+    ),
+    Fault(
         "the kernel's rule deleted",
         f"ip -6 {ANY_RULE}; ip -6 rule del pref 0",
         "pod-ways",

@@ -76,6 +76,15 @@ class Link:
         return nl.u32(self.attribute(nl.IFLA_MASTER, bytes(4)))
 
     @property
+    def forwards(self) -> bool:
+        """Whether a bridge forwards what comes in by this port of it. With spanning tree a port
+        that is up waits for half a minute."""
+        info = self.attribute(nl.IFLA_LINKINFO)
+        port = nl.attribute(info, 0, nl.IFLA_INFO_SLAVE_DATA) or b""
+        state = nl.attribute(port, 0, nl.IFLA_BRPORT_STATE)
+        return state is not None and state[0] == nl.BR_STATE_FORWARDING
+
+    @property
     def peer(self) -> int:
         """The index of a veth's peer, in the peer's namespace, or 0."""
         return nl.u32(self.attribute(nl.IFLA_LINK, bytes(4)))

@@ -37,6 +37,7 @@ FORWARDING = sysctl.conf("all", "forwarding")
 # A route is chosen by metric only among routes to the same prefix: this one loses to any other.
 WORST_METRIC = 0xFFFFFFFF
 SUBNET_METRIC = 1024
+_ADDRCONF_METRIC = 256  # net/ipv6_route.h: IP6_RT_PRIO_ADDRCONF
 
 
 class Bridge(Object):
@@ -78,12 +79,17 @@ class Bridge(Object):
         return find_link(seen.socket, self.name) is not None
 
 
+def ipv6(name: str) -> Switch:
+    """IPv6 is on for the bridge."""
+    return Switch(sysctl.conf(name, "disable_ipv6"), "0", "the overlay is IPv6")
+
+
 def new_bridge(name: str, index: int) -> list[Fact]:
     """The facts of a bridge that we made. The alias comes last: a bridge without one is
     unfinished."""
     return [
         # conf.default may say otherwise; and no pod behind it is a router.
-        Switch(sysctl.conf(name, "disable_ipv6"), "0", "the overlay is IPv6"),
+        ipv6(name),
         Switch(sysctl.conf(name, "accept_ra"), "0", "no pod is a router"),
         NoLinkLocal(index, name, "the address that the kernel would make is tentative at first"),
         # To ask for a pod's MAC on behalf of a remote sender the kernel needs a link-local address
@@ -99,6 +105,18 @@ def bridge(name: str, index: int, node: Node) -> tuple[Up, Address]:
     return (
         Up(index, name, why),
         Address(index, name, node.gateway, 64, why, protocol=PROTOCOL),
+    )
+
+
+def onlink(index: int, name: str, subnet: bytes) -> Route:
+    """The bridge's route to its pods. The kernel makes it with the gateway's address, unless that
+    has `noprefixroute`."""
+    return Route(
+        *((subnet + bytes(8), 64), "the node's way to bridged pods"),
+        index=index,
+        link=name,
+        priority=_ADDRCONF_METRIC,
+        protocol=nl.RTPROT_KERNEL,
     )
 
 

@@ -6,7 +6,7 @@ Only what a call made itself is undone when it fails.
 
 from __future__ import annotations
 
-from errno import EADDRNOTAVAIL, EEXIST
+from errno import EACCES, EADDRNOTAVAIL, EEXIST
 
 from mycelium_cni.cni.errors import NODE_MISCONFIGURED, TRY_AGAIN_LATER, CniError
 from mycelium_cni.kernel import netlink as nl
@@ -35,17 +35,31 @@ def ensure_bridge(host: nl.Socket, name: str, node: Node, undo: Undo) -> Link:
         bridge = find_link(host, name)
         if bridge is None:
             raise CniError(TRY_AGAIN_LATER, f"bridge {name} vanished while a pod was attached")
-    index = bridge.index
-    if bridge.group == BRIDGE_GROUP and not bridge.alias:
-        for fact in (*facts.bridge_answers(name, index, node), *facts.new_bridge(name, index)):
-            fact.ensure(host, shared)
+    index, ours = bridge.index, bridge.group == BRIDGE_GROUP
+    if ours and not bridge.alias:
+        _finish(host, name, index, node, shared)
     up, gateway = facts.bridge(name, index, node)
     if not bridge.up:
         shared.push(host.request, up.drop())
         up.ensure(host, shared)
-    if not gateway.ensure(host, shared) and bridge.group != BRIDGE_GROUP:
+    try:
+        made = gateway.ensure(host, shared)
+    except nl.NetlinkError as error:
+        if error.errno != EACCES:
+            raise
+        # IPv6 is off on it. Who switched it off took all its addresses with it.
+        facts.ipv6(name).ensure(host, shared)
+        if ours:
+            _finish(host, name, index, node, shared)
+        made = gateway.ensure(host, shared)
+    if not made and not ours:
         _settle(host, gateway)
     return bridge
+
+
+def _finish(host: nl.Socket, name: str, index: int, node: Node, shared: _Shared) -> None:
+    for fact in (*facts.bridge_answers(name, index, node), *facts.new_bridge(name, index)):
+        fact.ensure(host, shared)
 
 
 def _settle(host: nl.Socket, gateway: Address) -> None:

@@ -93,6 +93,11 @@ def check(
         own,
         _routes(result, config, node),
     )
+    if bridge and host_link.master not in (0, bridge.index):
+        raise _lost(
+            f"host link {host_link.name} is a port of {read_link(host, host_link.master).name}, "
+            f"not of {bridge.name}"
+        )
     _look(Snapshot(host), _on_node(config, node, shape), "node")
     try:
         datapath.require_way(host, shape)
@@ -100,6 +105,10 @@ def check(
         error.code = ATTACHMENT_BROKEN
         raise
     _look(pod, _in_pod(pod, shape, host_link.alias), "pod")
+    if bridge and not host_link.forwards:
+        held_back = datapath.held_back(shape)
+        held_back.code = ATTACHMENT_BROKEN
+        raise held_back
     for address in filter(None, addresses):
         if (pod_link.index, address) not in pod.addresses:
             raise _lost(f"{pod_link.name} has lost its address {format_address(address)}")

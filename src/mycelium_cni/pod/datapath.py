@@ -36,7 +36,8 @@ from mycelium_cni.kernel.facts import (
 from mycelium_cni.kernel.link import Link, find_link, read_link
 from mycelium_cni.kernel.netns import inside
 from mycelium_cni.kernel.patience import Patience
-from mycelium_cni.node.facts import LOOPBACK
+from mycelium_cni.kernel.shell import quoted
+from mycelium_cni.node.facts import LOOPBACK, onlink
 from mycelium_cni.node.marks import group
 from mycelium_cni.node.subnet import Node
 from mycelium_cni.pod import facts
@@ -317,26 +318,29 @@ def reach_pod(host: nl.Socket, shape: Shape, undo: Undo) -> None:
 
 
 def require_way(host: nl.Socket, shape: Shape) -> None:
-    """Raises CniError (ADDRESS_TAKEN) if a route within the node's subnet takes the pod's packets
-    elsewhere. Rules before the main table are not judged: they need not apply to all packets."""
-    elsewhere = True
+    """Raises CniError (ADDRESS_TAKEN) if the node's routes do not lead the pod's packets to its
+    bridge: another takes them, or the bridge's own is lost. Rules before the main table are not
+    judged: they need not apply to all packets."""
     try:
         answer = host.read(nl.get_route("read the route to the pod", shape.address))
     except nl.NetlinkError as error:
         if error.errno not in _NO_ROUTE:
             raise
     else:
-        if nl.RTMSG.unpack_from(answer)[1] <= SUBNET_PREFIXLEN:
-            return
+        _, length, _, _, table, *_ = nl.RTMSG.unpack_from(answer)
         output = nl.decode(answer, nl.RTMSG.size).get(nl.RTA_OIF)  # none if it has several
-        elsewhere = not output or nl.u32(output) != shape.gateway_end.index
-    if elsewhere:
-        address = format_address(shape.address)
-        raise CniError(
-            ADDRESS_TAKEN,
-            f"the node does not send packets for {address} to {shape.gateway_end.name}",
-            f"`ip -6 route show match {address}` shows the route that takes them: remove it",
-        )
+        if output and nl.u32(output) == shape.gateway_end.index:
+            return
+        if length <= SUBNET_PREFIXLEN and table != nl.RT_TABLE_MAIN:
+            return
+    address, bridge = format_address(shape.address), shape.gateway_end
+    own = onlink(bridge.index, bridge.name, shape.node.subnet)
+    raise CniError(
+        ADDRESS_TAKEN,
+        f"the node does not send packets for {address} to {bridge.name}",
+        f"`ip -6 route show match {address}` shows the route that takes them: remove it, or run "
+        f"`{own}` if none is by {bridge.name}",
+    )
 
 
 def enter_pod(pod_netns: int, home: int, pod_link: str, undo: Undo) -> nl.Socket:
@@ -444,11 +448,13 @@ def await_carrier(host: nl.Socket, pod: nl.Socket, shape: Shape) -> None:
     patience = Patience()
     # Both each time, the host link first: if somebody moves it away, the pod link has no carrier.
     ends = ((host, shape.host), (pod, shape.pod))
-    while waiting := [end.name for socket, end in ends if not _passes(socket, end)]:
+    while waiting := [end for socket, end in ends if not _passes(socket, end, shape)]:
         if patience.is_over:
+            if waiting[0] is shape.host and _has_carrier(_read(host, shape.host)):
+                raise held_back(shape)
             raise CniError(
                 TRY_AGAIN_LATER,
-                f"{waiting[0]} has no carrier after {Patience.LIMIT_S:.0f} s",
+                f"{waiting[0].name} has no carrier after {Patience.LIMIT_S:.0f} s",
                 "the node has too much to do, or another program changes the link",
             )
         patience.pause()
@@ -459,6 +465,26 @@ def await_carrier(host: nl.Socket, pod: nl.Socket, shape: Shape) -> None:
         read_link(host, shape.bridge.index, "read the bridge")
 
 
-def _passes(socket: nl.Socket, end: End) -> bool:
-    link = read_link(socket, end.index, f"read link {end.name}")
+def _passes(socket: nl.Socket, end: End, shape: Shape) -> bool:
+    link = _read(socket, end)
+    return _has_carrier(link) and (shape.bridge is None or end is shape.pod or link.forwards)
+
+
+def _read(socket: nl.Socket, end: End) -> Link:
+    return read_link(socket, end.index, f"read link {end.name}")
+
+
+def _has_carrier(link: Link) -> bool:
     return link.attribute(nl.IFLA_OPERSTATE)[0] == nl.IF_OPER_UP
+
+
+def held_back(shape: Shape) -> CniError:
+    """The error for a port that is up and that its bridge does not let forward."""
+    bridge = shape.gateway_end.name
+    return CniError(
+        NODE_MISCONFIGURED,
+        f"port {shape.host.name} of {bridge} does not forward",
+        "spanning tree keeps ports waiting, and pods do not need it",
+        run=f"ip link set dev {quoted(bridge)} type bridge stp_state 0",
+        about=bridge,
+    )

@@ -9,6 +9,7 @@ from functools import partial
 
 from mycelium_cni import guard as guards
 from mycelium_cni.cni.errors import CniError
+from mycelium_cni.kernel import netlink as nl
 from mycelium_cni.kernel import sysctl
 from mycelium_cni.kernel.facts import Address, Fact, Part, Proxy, Route, Switch, Up
 from mycelium_cni.kernel.shell import quoted
@@ -154,7 +155,8 @@ def _isolated(state: State) -> Finding | None:
     apart = [link for link in ports if link.isolated]
     if not off and len(apart) < 2:
         return None
-    lines = [f"bridge link set dev {quoted(link.name)} state {_FORWARDS}" for link in off]
+    state_words = f"state {nl.BR_STATE_FORWARDING}"
+    lines = [f"bridge link set dev {quoted(link.name)} {state_words}" for link in off]
     lines += [f"bridge link set dev {quoted(link.name)} isolated off" for link in apart]
     names = ", ".join(link.name for link in off or apart)
     what = "are switched off" if off else "do not reach each other, being isolated"
@@ -165,7 +167,6 @@ def _isolated(state: State) -> Finding | None:
     )
 
 
-_FORWARDS = 3  # linux/if_bridge.h: BR_STATE_FORWARDING
 _AGAIN = ("down", "up")
 _WAITING = (1, 2, 4)  # linux/if_bridge.h: BR_STATE_LISTENING, _LEARNING, _BLOCKING
 

@@ -16,7 +16,7 @@ from mycelium_cni.kernel import facts, snapshot
 from mycelium_cni.kernel import netlink as nl
 from mycelium_cni.kernel.address import covers, format_address, format_prefix, parse_address
 from mycelium_cni.kernel.shell import quoted
-from mycelium_cni.node.facts import LOOPBACK
+from mycelium_cni.node.facts import LOOPBACK, bridge, onlink
 from mycelium_cni.node.marks import PROTOCOL
 from mycelium_cni.overlay import MYCELIUM, on_mycelium
 from mycelium_ctl.checks.finding import Finding, ok, skip
@@ -372,7 +372,9 @@ def pod_ways(state: State) -> list[Finding] | Finding:
         if holder:
             what = f"{names.get(holder.link, '?')} of the node has the address of {one.who}"
             found.append(Finding("fail", what, run=(_without(holder, names),)))
-        elif not _has_no_route(state, one):
+        elif _has_no_route(state, one):
+            found += _lost_bridge_route(state, one)
+        else:
             found += _misled(state, one, "packets", from_overlay) or _misled(
                 state, one, "the node's packets", from_node
             )
@@ -399,8 +401,22 @@ def _misled(state: State, one: Attached, whose: str, way: Way) -> list[Finding]:
     return [because(state, what, one.octets, OVERLAY)]
 
 
+def _lost_bridge_route(state: State, one: Attached) -> list[Finding]:
+    """The bridge is up with its gateway's address, but without the route that the kernel makes with
+    them. The checks `bridge` and `pods` report the rest."""
+    node, link = state.node, state.bridge
+    if node is None or link is None or one.link.master != link.index:
+        return []
+    if facts.missing(bridge(link.name, link.index, node), state.seen):
+        return []
+    route = onlink(link.index, link.name, node.subnet)
+    what = f"{link.name} has no route to its pods"
+    advice = "somebody removed it, or gave the gateway's address `noprefixroute`"
+    return [Finding("fail", what, advice, run=(str(route),))]
+
+
 def _has_no_route(state: State, one: Attached) -> bool:
-    """The check `pods` reports this as a missing fact."""
+    """Whether neither the pod's link nor its bridge has one."""
     links = (one.link.index, one.link.master)
     prefixes = ((one.octets, 128), (one.octets[:8] + bytes(8), 64))
     return not any(

@@ -39,13 +39,7 @@ from mycelium_ctl.node.runtimes import ConfDir, read_confs
 MOST_OTHERS: Final = 32  # nodes that are looked at one by one
 
 # linux/if_link.h, net_namespace.h, rtnetlink.h, neighbour.h: what the plugin does not need.
-IFLA_BRPORT_STATE, IFLA_STATS64, IFLA_CARRIER, IFLA_LINK_NETNSID, IFLA_TARGET_NETNSID = (
-    1,
-    23,
-    33,
-    37,
-    46,
-)
+IFLA_STATS64, IFLA_CARRIER, IFLA_LINK_NETNSID, IFLA_TARGET_NETNSID = 23, 33, 37, 46
 IFLA_BRPORT_ISOLATED = 33
 IFLA_TUN_OWNER, IFLA_TUN_GROUP, IFLA_TUN_PERSIST = 1, 2, 6
 RTA_CACHEINFO = 12
@@ -88,7 +82,7 @@ class LinkFacts:
         self.persistent: Final = bool(tun.get(IFLA_TUN_PERSIST, b"\0")[0])
         self.owned: Final = IFLA_TUN_OWNER in tun or IFLA_TUN_GROUP in tun
         # BR_STATE_* of a bridge's port, 0 of another link; it reaches no other isolated port.
-        self.port_state: Final = port.get(IFLA_BRPORT_STATE, b"\0")[0]
+        self.port_state: Final = port.get(nl.IFLA_BRPORT_STATE, b"\0")[0]
         self.isolated: Final = port.get(IFLA_BRPORT_ISOLATED, b"\0") != b"\0"
         self.received_packets: Final = int.from_bytes(counters[0:8], "little")
         self.sent_packets: Final = int.from_bytes(counters[8:16], "little")
