@@ -10,7 +10,9 @@ import importlib.util
 import json
 import re
 import shlex
+import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from types import ModuleType
 
@@ -26,6 +28,7 @@ PAGES = [
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
 BLOCK = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+UNIT = re.compile(r"^ *```ini\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"`([^`\n]+)`")
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 
@@ -54,6 +57,21 @@ def test_json_blocks_are_json_and_configurations_are_good(page: Path) -> None:
             if "plugins" in document:
                 checked = conflist.check(block.encode(), Path("docs.conflist"))
                 assert checked.faults == []
+
+
+def test_units_are_what_systemd_takes(tmp_path: Path) -> None:
+    found = [text for page in PAGES for text in UNIT.findall(page.read_text())]
+    found += [path.read_text() for path in (ROOT / "src/mycelium_ctl/share").glob("*.service")]
+    assert len(found) == 3
+    for number, text in enumerate(found):
+        unit = tmp_path / f"{number}.service"
+        # The programs need not be here.
+        unit.write_text(
+            re.sub(r"(?<=^ExecStart=)\S+", "/bin/true", textwrap.dedent(text), flags=re.M)
+        )
+        argv = ["systemd-analyze", "verify", "--man=no", str(unit)]
+        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
 
 
 def commands(text: str) -> list[list[str]]:
