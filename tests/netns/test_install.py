@@ -301,6 +301,14 @@ def test_plugins_that_k3s_brings_are_linked_to_where_its_containerd_looks(
     assert tree(root) == before
 
 
+def test_before_k3s_has_started_its_plugins_are_waited_for(tool: Tool, root: Path) -> None:
+    (root / "opt/cni/bin/loopback").unlink()
+    refused = tool("install", "--for", "k3s")
+    assert refused.returncode == 1
+    assert "or start k3s, which brings them" in refused.stderr
+    assert "start k3s" not in tool("install").stderr
+
+
 def test_uninstall_leaves_what_another_program_put_in_the_place_of_a_link(
     tool: Tool, root: Path
 ) -> None:

@@ -159,7 +159,8 @@ class Installation:
         made = network.new(self._arguments, there)
         if lacking := network.lacking(["loopback", *made.needs], there):
             if self._live or any(folder.is_dir() for folder in self.dirs.bins):
-                raise ToolError(f"{lacking} first")
+                brings = ", or start k3s, which brings them" if self._waits_for_k3s else ""
+                raise ToolError(f"{lacking} first{brings}")
             self.notes.append(lacking)  # not a node: files are staged there
         self.notes.extend(made.notes)
         text = json.dumps(made.network, indent=2) + "\n"
@@ -188,6 +189,11 @@ class Installation:
                     make = partial(self._receipt.link, link, target)
                     steps.append(Step(f"link {link} to {target}", make))
         return steps
+
+    @property
+    def _waits_for_k3s(self) -> bool:
+        """Whether k3s is asked for, and has not yet started here."""
+        return self._arguments.runtime == "k3s" and not self.dirs.brought
 
     def _asked(self) -> bool:
         """Whether an argument says something about the network configuration."""
