@@ -24,6 +24,7 @@ SETTINGS = {
         *("network.allowFrom={400::/8,5aa::/16}", "primary=true", "installArguments={--mtu=1300}"),
         *("imagePullSecrets[0].name=registry", "agent.nodeSelector.pods=overlay"),
         *("agent.maxUnavailable=10%", "agent.logFormat=text"),
+        *("runtime.confDirs={/run/cni/net.d}", "runtime.binDirs={/run/cni/bin,/opt/cni/bin}"),
     ),
     "the daemon": (
         *("daemon.enabled=true", "daemon.image=localhost/mycelium:1"),
@@ -53,7 +54,10 @@ def test_an_api_server_takes_what_the_chart_makes(
 
 @pytest.mark.parametrize(
     "setting",
-    ["ingress=open", "network.ingress=closd", "network.allowFrom={400::}", "daemon.enabled=true"],
+    [
+        *("ingress=open", "network.ingress=closd", "network.allowFrom={400::}"),
+        *("daemon.enabled=true", "runtime.confDirs={net.d}"),
+    ],
 )
 def test_a_value_that_means_nothing_is_refused(setting: str, kubernetes: Path) -> None:
     with pytest.raises(subprocess.CalledProcessError) as refused:

@@ -28,7 +28,25 @@
 {{- if .Values.primary }}
 {{- $arguments = append $arguments "--primary" }}
 {{- end }}
+{{- $arguments = concat $arguments (include "mycelium-cni.directories" . | fromJsonArray) }}
 {{- toJson (concat $arguments .Values.installArguments) }}
+{{- end }}
+
+{{- define "mycelium-cni.agent" -}}
+{{- $arguments := list "--host-root" "/host" "agent" "--log-format" .Values.agent.logFormat }}
+{{- $arguments = concat $arguments (list "--listen" (printf "127.0.0.1:%d" (int .Values.agent.port))) }}
+{{- toJson (concat $arguments (include "mycelium-cni.directories" . | fromJsonArray)) }}
+{{- end }}
+
+{{- define "mycelium-cni.directories" -}}
+{{- $arguments := list }}
+{{- range .Values.runtime.confDirs }}
+{{- $arguments = concat $arguments (list "--conf-dir" .) }}
+{{- end }}
+{{- range .Values.runtime.binDirs }}
+{{- $arguments = concat $arguments (list "--bin-dir" .) }}
+{{- end }}
+{{- toJson $arguments }}
 {{- end }}
 
 {{- define "mycelium-cni.daemon" -}}
