@@ -370,6 +370,34 @@ def test_another_first_network_is_left_alone_without_primary(tool: Tool, root: P
     assert flannel.read_text() == before
 
 
+def test_a_broken_file_that_comes_first_is_named_and_nothing_is_made(
+    tool: Tool, root: Path
+) -> None:
+    """containerd loads no network while such a file comes first."""
+    broken = root / "etc/cni/net.d/00-a.conflist"
+    broken.write_text('{"cniVersion": "1.0.0", "name": "a", "plugins": [')
+    before = tree(root)
+    refused = tool("install")
+    assert refused.returncode == 1
+    assert f"{broken} comes first and is invalid" in refused.stderr
+    assert tree(root) == before
+    done(tool, "install", "--primary")
+    first, second = sorted(path.name for path in broken.parent.iterdir())
+    assert first.endswith("-mycelium.conflist")
+    assert second == broken.name
+    done(tool, "uninstall")
+    assert tree(root) == before
+
+
+def test_what_is_left_of_our_own_file_is_replaced(tool: Tool, root: Path) -> None:
+    (root / CONFLIST).write_text("")
+    before = tree(root)
+    done(tool, "install")
+    assert json.loads((root / CONFLIST).read_text())["name"] == "mycelium"
+    done(tool, "uninstall")
+    assert tree(root) == before
+
+
 def test_for_multus_the_node_gets_the_plugin_and_no_first_network(tool: Tool, root: Path) -> None:
     said = done(tool, "install", "--for", "multus")
     assert "config new --for multus --manifest" in said

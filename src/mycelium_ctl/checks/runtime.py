@@ -15,7 +15,7 @@ from mycelium_ctl.checks.finding import Finding, ok, own, skip
 from mycelium_ctl.node import conflist, plugins
 from mycelium_ctl.node.conflist import ConfFile
 from mycelium_ctl.node.lenient import Fault
-from mycelium_ctl.node.runtimes import LAST, ConfDir, find_executable, with_brought
+from mycelium_ctl.node.runtimes import LAST, ConfDir, earlier, find_executable, with_brought
 from mycelium_ctl.node.state import State
 from mycelium_ctl.view import count
 
@@ -59,7 +59,7 @@ def conf(state: State) -> Finding:
             return Finding(
                 "fail",
                 f"{winner.path} ({', '.join(winner.types)}) comes before {ours.path.name}",
-                run=(shlex.join(["mv", str(ours.path), f"{folder}/{_earlier(winner.path.name)}"]),),
+                run=(shlex.join(["mv", str(ours.path), f"{folder}/{earlier(winner.path.name)}"]),),
             )
         elif winner and directory.dirs.by_name:
             path = f"{folder}/{LAST}"
@@ -102,14 +102,6 @@ def conf(state: State) -> Finding:
         f"no network configuration in {folder}",
         run=(own("config", "new", "--output", f"{folder}/10-mycelium.conflist"),),
     )
-
-
-def _earlier(name: str) -> str:
-    """A file name that sorts before this one."""
-    for usual in ("10-mycelium.conflist", "00-mycelium.conflist"):
-        if usual < name:
-            return usual
-    return "00-" + "0" * len(name) + "-mycelium.conflist" if name > "00-0" else "!mycelium.conflist"
 
 
 def conf_valid(state: State) -> Finding:

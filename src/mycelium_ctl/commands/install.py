@@ -34,9 +34,12 @@ from mycelium_ctl.node import cri, network, options, plugins
 from mycelium_ctl.node.conflist import TYPE
 from mycelium_ctl.node.options import Options
 from mycelium_ctl.node.runtimes import (
+    FIRST,
     LAST,
+    USUAL_FILE,
     CniDirs,
     choose_dirs,
+    earlier,
     find_executable,
     read_confs,
     with_brought,
@@ -46,8 +49,6 @@ from mycelium_ctl.receipt import Receipt
 from mycelium_ctl.units import Step
 from mycelium_ctl.view import visible
 
-FILE: Final = "10-mycelium.conflist"
-FIRST: Final = "00-mycelium.conflist"  # before other networks, with --primary
 TOOLS: Final = ("usr/local/bin/mycelium-cni", "opt/bin/mycelium-cni")
 MULTUS: Final = f"`{TYPE} config new --for multus --manifest | kubectl apply -f -`"
 TAKEN_UP_S: Final = 15.0  # containerd watches the directory, and asks for STATUS every 5 s
@@ -148,6 +149,14 @@ class Installation:
         kept = found.ours if found else None
         by_multus, by_name = found is not None and found.by_multus, self.dirs.by_name
         primary = winner and not winner.entries and not by_multus and not by_name
+        if winner and not winner.valid and winner.path.name == USUAL_FILE:
+            primary = False  # what is left of one of ours
+        if winner and primary and not winner.valid and not self._arguments.primary:
+            why = next(fault.what for fault in winner.faults if fault.fatal)
+            raise ToolError(
+                f"{winner.path} comes first and is invalid ({why}): the runtime loads no network. "
+                "Correct or remove it, or take all pods over with --primary"
+            )
         if winner and (primary or by_multus) and not self._arguments.primary:
             self.notes.append(_second(winner.path, self.dirs))
             return []
@@ -164,7 +173,10 @@ class Installation:
             self.notes.append(lacking)  # not a node: files are staged there
         self.notes.extend(made.notes)
         text = json.dumps(made.network, indent=2) + "\n"
-        path = self.dirs.conf / (FIRST if primary else LAST if by_name else FILE)
+        name = LAST if by_name else USUAL_FILE
+        if winner and primary:
+            name = earlier(winner.path.name, FIRST)
+        path = self.dirs.conf / name
         if not files.writable(path):
             raise ToolError(
                 f"{path} cannot be written, its disk is read-only: have the runtime read its "

@@ -41,6 +41,8 @@ CONFIGS: Final = (
 # plugins that k3s brings are not.
 CONTAINERD_OF_RANCHER: Final = "agent/etc/containerd/config.toml"
 PLUGINS_OF_K3S: Final = ("data/cni", "data/current/bin")  # the first since k3s 1.31
+FIRST: Final = "00-mycelium.conflist"  # before other networks
+USUAL_FILE: Final = "10-mycelium.conflist"
 LAST: Final = "90-mycelium.conflist"  # beside networks that containers name
 MOST_FILES: Final = 100  # of one runtime's configuration
 
@@ -278,6 +280,14 @@ def read_confs(where: Options) -> list[ConfDir]:
     if any(one.dirs.named and one.ours for one in found):
         found = [one for one in found if one.dirs.named or one.ours]
     return found
+
+
+def earlier(name: str, wanted: str = USUAL_FILE) -> str:
+    """A file name of ours that sorts before this one; `wanted` if that does."""
+    for ours in (wanted, FIRST):
+        if ours < name:
+            return ours
+    return "00-" + "0" * len(name) + "-mycelium.conflist" if name > "00-0" else "!mycelium.conflist"
 
 
 def find_executable(name: str, dirs: CniDirs) -> Path | None:
