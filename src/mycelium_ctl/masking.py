@@ -20,19 +20,24 @@ from mycelium_cni.cni.config import KEYS
 MASKED: Final = "(masked)"
 
 _WORDS: Final = (
-    r"token|secret|passw|pass[- ]?phrase|pwd|credential|creds|bearer|cookie|psk|authorization"
-    r"|community|signature|[-_]pass|(?:private|preshared|pre-shared|api|access|shared|account"
+    r"token|secret|passw|pass[- ]?(?:phrase|code)|pwd|credential|creds|bearer|cookie|psk"
+    r"|authorization|community|signature|[-_]pass|[-_.]auth(?![\w.-])|(?<!public)[-_.]key(?![\w.-])"
+    r"|(?:private|preshared|pre-shared|api|access|shared|account"
     r"|encryption|authentication|signing|client|session|auth|network)[-_. ]?key"
 )
 # Whole names that are secrets; "auth" inside "author" is none.
 _NAMES: Final = (
-    r"auth|pass|passin|passout|key|key[-_.]?data|client[-_.]?key[-_.]?data|pin|otp|sig|seed"
+    r"auth|pass|pw|passin|passout|key|key[-_.]?data|client[-_.]?key[-_.]?data|pin|otp|sig|seed"
 )
 _KEY: Final = re.compile(rf"{_WORDS}|^(?:{_NAMES})$", re.IGNORECASE)
 _OPTION: Final = re.compile(
     rf"-(?-i:[pPwWakt])|--?[\w-]*(?:{_WORDS}|pass|auth)[\w-]*", re.IGNORECASE
 )
-_VALUE: Final = r"(?:\\?\"(?:[^\"\\]|\\.)*\"|'[^']*'|[^\s\"',;{}\[\]<>]+)"
+# In quotes, also escaped ones; without its last quote it ends with the line.
+_VALUE: Final = (
+    r"(?:\\{0,15}\"(?:[^\"\\\n]|\\[^\n])*(?:\"|(?=\n)|\Z)|'[^'\n]*(?:'|(?=\n)|\Z)"
+    r"|[^\s\"',;{}\[\]()<>]+)"
+)
 # What follows an option such as -p where it is not a password.
 _PROTOCOL: Final = r"(?:tcp|udp|sctp|icmp|icmpv6|ipv6-icmp|esp|gre|all|\d{1,5})\b"
 # A name with such a word in it. It is read once and not again (possessive), so that no text takes
@@ -43,29 +48,31 @@ _PATTERNS: Final = tuple(
     re.compile(pattern, re.IGNORECASE | re.DOTALL)
     for pattern in (
         # PEM (RFC 7468), also without its end or its beginning; PuTTY's, and PEM's in base64.
-        rf"(?P<keep>-----BEGIN {_LABEL}-----).*?(?:(?=-----END )|\Z)",
-        rf"(?P<keep>)(?<![\w+/=])(?:[\w+/=]{{16,}}(?:\\n|\s)+){{1,200}}(?=-----END {_LABEL}-)",
+        rf"(?P<keep>-{{2,6}} ?BEGIN {_LABEL}-{{2,6}}).*?(?:(?=--END )|\Z)",
+        rf"(?P<keep>)(?<![\w+/=])(?:[\w+/=]{{16,}}(?:\\n|\s)+){{1,200}}(?=-{{2,6}} ?END {_LABEL}-)",
         r"(?P<keep>Private-Lines:\s*\d+)(?:\s+[\w+/=]{16,})+",
         r"(?P<keep>)\b(?:LS0tLS1CRUdJTi|b3BlbnNzaC1rZXk)[\w+/=]*",
-        r"(?P<keep>)\beyJ[\w-]{5,}\.[\w-]{5,}(?:\.[\w-]*)?",  # a JSON web token (RFC 7519)
+        r"(?P<keep>)\beyJ[\w-]{5,}(?:\.[\w-]*){1,4}",  # a JSON web token (RFC 7515, 7516)
         # A header to the end of its line (RFC 9110, 6265).
         r"(?P<keep>\b(?:authorization|cookie)(?:\s*:\s*|\s+))[^\r\n]+",
         r"(?P<keep>\b(?:bearer|basic)\s+)[\w.~+/=-]{8,}",
         # User and password, or a token (RFC 3986), in which a person may not have escaped @ and /.
         r"(?P<keep>\w://)[^\s\"'<>]{1,1000}(?=@)",
         r"(?P<keep>(?<![\w.+-])[\w.+-]++:)[^\s\"'<>@:/][^\s\"'<>@]{0,1000}(?=@)",
+        r"(?P<keep>%3A%2F%2F)[^\s\"'<>]{1,1000}(?=%40)",
         r"(?P<keep>[?&][\w.-]++=)[^&\s\"'<>]+",  # every value of a query
         # Tokens that begin so, and kubeadm's and k3s's; hashes of passwords (crypt(5)).
         r"(?P<keep>)\b(?:A[KS]IA[A-Z0-9]{16}|gh[oprsu]_\w{20,}|github_pat_\w{20,}|glpat-[\w-]{20,}"
         r"|xox[a-z]-[\w-]{10,}|(?:npm|dckr_pat|[sr]k_live|[sr]k_test)_[\w-]{16,}|sk-[\w-]{20,}"
         r"|pypi-[\w-]{16,}|hv[sbr]\.[\w-]{20,}|AIza[\w-]{30,}|ya29\.[\w-]{16,}"
-        r"|AGE-SECRET-KEY-\w+|K10[0-9a-f]{64}::\S+)",
+        r"|dop_v1_\w{16,}|AGE-SECRET-KEY-\w+|K10[0-9a-f]{64}::\S+)",
         r"(?P<keep>)(?<![\w.])(?=[a-z0-9.]{0,22}\d)[a-z0-9]{6}\.[a-z0-9]{16}(?![\w.])",
         r"(?P<keep>)\$(?:\d\w?|y|gy)\$[\w./$=,+-]{20,}",
         # 32 bytes in base64, as WireGuard's keys; what else is as long and as random; `ip xfrm`.
         r"(?P<keep>)(?<![\w+/=-])[\w+/-]{43}=(?![\w=])",
         r"(?P<keep>)(?<![\w+/=.-])(?-i:(?=[\w+/]*[a-z])(?=[\w+/]*[A-Z])(?=[\w+/]*\d))"
         r"[\w+/]{40,}={0,2}",
+        r"(?P<keep>)(?-i:(?<![\w+=])(?=\w*[a-z])(?=\w*[A-Z])(?=\w*\d[a-zA-Z_]*\d)\w{24,}={0,2})",
         r"(?P<keep>\b0x)[0-9a-f]{32,}",
         r"(?P<keep>\bkeys?:?\s+)(?:[0-9a-f]{32}\s+)?[\w+/=-]{16,}",
         # Elements of XML; blocks of YAML.
@@ -73,11 +80,14 @@ _PATTERNS: Final = tuple(
         rf"(?P<keep>(?<![^\n])(?P<indent>[ \t]*+){_NAME}:[ \t]*+[|>][-+]?\n)"
         r"(?:(?P=indent)[ \t]+[^\n]*\n?)+",
         # As in JSON, YAML, TOML, an environment and a command line.
-        rf"(?P<keep>(?<![\w.-]){_NAME}(?: for [\w ]{{1,40}})?\\?[\"']?\s*"
-        rf"(?:[:=]|%3[ad])\s*){_VALUE}",
-        rf"(?P<keep>(?<![\w-])(?:{_NAMES})\s*=\s*){_VALUE}",
+        # A password may have spaces.
+        r"(?P<keep>(?<![\w.-])(?=[\w.-]*(?:passw|pass[- ]?phrase))[\w.-]++(?: phrase\b)?\s*[:=]\s*)"
+        r"[^\s\"',;{}\[\]()<>\\][^\n\"',;{}\[\]()<>]*",
+        rf"(?P<keep>(?<![\w.-]){_NAME}(?: for [\w ]{{1,40}})?\\{{0,15}}[\"']?\s*"
+        rf"(?:[:=]?=>?|->|:|%3[ad])\s*[<(\[]?){_VALUE}",
+        rf"(?P<keep>(?<![\w-])(?:{_NAMES})\\{{0,15}}[\"']?\s*[:=]\s*){_VALUE}",
         rf"(?P<keep>(?<![\w-])pass\w*:){_VALUE}",
-        rf"(?P<keep>[\"'](?:{_NAMES})[\"']\s*:\s*)\"(?:[^\"\\]|\\.)*\"",
+        rf"(?P<keep>--from-literal[\s=]+[\w.-]++=){_VALUE}",
         rf"(?P<keep>(?<![\w-])--?(?=[\w-]*(?:{_WORDS}|pass|auth))[\w-]++[\"']?[\s,]+)(?!-){_VALUE}",
         rf"(?P<keep>(?<![^\s\"'])-(?-i:[pPwWa])[\"']?[\s,]+)(?!-|{_PROTOCOL}){_VALUE}",
         r"(?P<keep>(?<!\S)(?:-u\s*|-U\s*|--?(?:\w+-)?(?:user|login)[\s=]+)[\w.@\\-]++[:%])[^\s\"']+",
@@ -89,8 +99,8 @@ _PATTERNS: Final = tuple(
         r"(?P<keep>\b(?:\w*community6?|\w*passw(?:or)?d|requirepass|auth_pass|pass[- ]?phrase|psk"
         r"|xauth|eap|md5|(?:authentication|private|preshared|pre-shared)[- ]key)"
         rf"\s+(?:(?:is|was|of|for|from)\s+)*)(?!\W*\(masked\)){_VALUE}",
-        rf"(?P<keep>\b(?:{_WORDS})\w*\s+(?:(?:is|was)\s+)?)"
-        r"(?:\"[^\"]*\"|'[^']*'|[\w.~+/=-]{14,})",
+        rf"(?P<keep>\b(?:{_WORDS})\w*\s+(?:(?:is|was)\s+)?[<(\[]?)"
+        r"(?:\"[^\"]*\"|'[^']*'|[\w.~+/=-]{14,}|(?=[\w.~+/=-]*\d)[\w.~+/=-]{6,})",
     )
 )
 # Keys of network configurations whose strings are never secret: the specification's, those of the
@@ -194,9 +204,11 @@ class Masker:
 
 
 def _encodings(secret: bytes) -> list[bytes]:
-    """Patterns of a secret as it is, in hex with any separator, and in both kinds of base64."""
-    separated = rb"[\s:,_-]{0,2}(?:0x)?".join(b"%02x" % octet for octet in secret)
-    found = [re.escape(secret), rb"(?i:" + separated + rb")"]
+    """Patterns of a secret as it is, in hex with any separator, in decimal, and in both kinds of
+    base64."""
+    separated = rb"[\s:,_-]{0,2}(?:0x|\\{1,4}x)?".join(b"%02x" % octet for octet in secret)
+    decimal = rb"[\s,;:]{1,3}".join(b"%d" % octet for octet in secret)
+    found = [re.escape(secret), rb"(?i:" + separated + rb")", rb"(?<!\d)" + decimal + rb"(?!\d)"]
     # The last character of each base64 text also encodes what follows, or nothing.
     whole = len(secret) * 8 // 6
     for encoded in (base64.b64encode(secret), base64.urlsafe_b64encode(secret)):

@@ -25,6 +25,7 @@ import subprocess
 import tarfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -98,7 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
     state = State(where)
     stem = f"mycelium-cni-sysdump-{_host()}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
     output: Path = arguments.output or Path(f"{stem}.tar.gz")
-    masker = Masker(_keys(state))
+    masker = Masker(known_secrets(state))
     page = Page()
     buffer, sources = io.BytesIO(), []
     with page.busy("collecting …"), tarfile.open(fileobj=buffer, mode="w:gz") as archive:
@@ -149,12 +150,14 @@ def _add(archive: tarfile.TarFile, name: str, text: str) -> None:
     archive.addfile(member, io.BytesIO(octets))
 
 
-def _keys(state: State) -> set[bytes]:
-    """The known secrets of this node: its keys, and environment variables named like secrets."""
+def known_secrets(state: State) -> set[bytes]:
+    """The known secrets of this node: its keys, and environment variables named like secrets, the
+    daemon's too."""
     known = {
-        os.fsencode(value)
-        for name, value in os.environ.items()
-        if re.search("token|secret|passw|key|credential", name, re.IGNORECASE)
+        value
+        for process in ("self", state.process)
+        for name, _, value in _environment(process)
+        if re.search(b"token|secret|pass|key|credential", name, re.IGNORECASE)
     }
     paths = {"/etc/netseed", state.config.netseed, *_key_files(state.process)}
     for directory in state.confs:
@@ -167,6 +170,13 @@ def _keys(state: State) -> set[bytes]:
             except CniError:
                 continue  # then nothing that is collected can hold it
     return known
+
+
+def _environment(process: int | str | None) -> Iterator[tuple[bytes, bytes, bytes]]:
+    """The variables with which a process was started: name, "=", value."""
+    with suppress(OSError):
+        for variable in Path(f"/proc/{process}/environ").read_bytes().split(b"\0"):
+            yield variable.partition(b"=")
 
 
 def _key_files(process: int | None) -> Iterator[str]:
