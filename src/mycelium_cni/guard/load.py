@@ -22,7 +22,7 @@ from mycelium_cni.cni.errors import NODE_MISCONFIGURED, CniError, refusal
 from mycelium_cni.guard.question import ask_table, is_loaded
 from mycelium_cni.guard.wanted import BRIDGE_FAMILY, Port, Wanted, ours, port_of
 from mycelium_cni.kernel import netlink as nl
-from mycelium_cni.kernel.link import Link
+from mycelium_cni.kernel.link import Link, list_veths
 from mycelium_cni.kernel.patience import Patience
 from mycelium_cni.node.marks import DELETE_GROUP, GROUP_MASK, network_word, word
 
@@ -53,13 +53,21 @@ def protect(
         if ensure(host, wanted, port, thorough=thorough) == _MADE:
             undo.push(_withdraw, host)
     except OSError as error:
-        if error.errno not in _LACKING:
+        lacking = _lacking(error)
+        if lacking is None:
             raise refusal(error, "the guard cannot be loaded") from None
         if wanted.policy.required:
-            raise _lacking(error) from None
+            raise lacking from None
 
 
-def _lacking(error: OSError) -> CniError:
+# What the kernel answers if it has no nf_tables, or not that expression, not even as a module.
+_LACKING = (ENOENT, EOPNOTSUPP, EPROTONOSUPPORT, EAFNOSUPPORT)
+
+
+def _lacking(error: OSError) -> CniError | None:
+    """The error for a kernel that lacks what the guard needs; None if it refused something else."""
+    if error.errno not in _LACKING:
+        return None
     return CniError(
         NODE_MISCONFIGURED,
         f"the guard cannot be loaded: {error.strerror}",
@@ -79,12 +87,10 @@ def _disown(port: Port) -> None:
 def _withdraw(host: nl.Socket) -> None:
     """Undo of loading the first rules, unless another ADD relies on them by now. The failed ADD's
     own link still exists here: steps are undone newest first."""
-    if sum(ours(link) for link in _host_links(host)) < 2:
+    if sum(ours(link) for link in list_veths(host)) < 2:
         remove()
 
 
-# What the kernel answers if it has no nf_tables, or not that expression, not even as a module.
-_LACKING = (ENOENT, EOPNOTSUPP, EPROTONOSUPPORT, EAFNOSUPPORT)
 _KEPT, _CHANGED, _MADE = 0, 1, 2
 
 
@@ -135,12 +141,12 @@ def _ensure(
                 _delete_ports(socket, [port])
             socket.commit(*rules.add_ports([port]))
             return _CHANGED
-        links = _host_links(host)
+        links = list_veths(host)
         _refuse_shared_group(links, wanted)
         for link in _strays(links, wanted):
             back: nl.Attribute = (nl.IFLA_GROUP, wanted.group)
             host.request(nl.link(nl.RTM_NEWLINK, f"regroup {link.name}", back, index=link.index))
-            links = _host_links(host)
+            links = list_veths(host)
         survey = _survey(links, socket, wanted, port)
         messages, generation = survey.repair()
         if not messages:
@@ -227,12 +233,6 @@ def _survey(
     return Survey(socket, wanted, ports, {link.group for link in counted})
 
 
-def _host_links(host: nl.Socket) -> list[Link]:
-    veth: nl.Attribute = (nl.IFLA_LINKINFO, [(nl.IFLA_INFO_KIND, b"veth")])
-    question = nl.link(nl.RTM_GETLINK, "list links", veth, nl.WITHOUT_COUNTERS)
-    return [Link(p) for p in host.dump(question)]
-
-
 def forget(*links: Link) -> nl.Socket | None:
     """Part of DEL and GC, before the links go: drop the entries of bridged pods. One that stays
     allows nothing, because no link will have its index again; `sweep` finds it.
@@ -297,7 +297,7 @@ def sweep(host: nl.Socket) -> int:
     with nftables.Socket() as socket:
         # Entries first, then links: the entry of a pod attached meanwhile is never taken for stale.
         known, attached = rules.ports(socket), rules.attached(socket)
-        live = [port for port in map(port_of, _host_links(host)) if port]
+        live = [port for port in map(port_of, list_veths(host)) if port]
         indexes = {port.index for port in live}
         stale = [port for port in known if port.index not in indexes]
         addresses = {port.address for port in live}
@@ -355,16 +355,14 @@ def fault(host: nl.Socket, wanted: Wanted, port: Port | None = None) -> str:
     Raises CniError (NODE_MISCONFIGURED) if the kernel has no nf_tables."""
     from mycelium_cni.kernel import nftables  # noqa: PLC0415 - ADD hardly ever needs it
 
-    links = _host_links(host)
+    links = list_veths(host)
     for link in _strays(links, wanted):
         return f"link {link.name} is in group {link.group}, not its network's {wanted.group}"
     try:
         with nftables.Socket() as socket:
             return _survey(links, socket, wanted, finished=True).fault(port)
     except OSError as error:
-        if error.errno not in _LACKING:
-            raise
-        raise _lacking(error) from None
+        raise _lacking(error) or error from None
 
 
 def require_kernel() -> None:
@@ -373,9 +371,7 @@ def require_kernel() -> None:
     try:
         _generation()
     except OSError as error:
-        if error.errno not in _LACKING:
-            raise
-        raise _lacking(error) from None
+        raise _lacking(error) or error from None
 
 
 def outdated(wanted: Wanted) -> bool:
@@ -383,6 +379,6 @@ def outdated(wanted: Wanted) -> bool:
     from mycelium_cni.kernel import nftables  # noqa: PLC0415 - ADD hardly ever needs it
 
     with nl.Socket() as host, nftables.Socket() as socket:
-        links = _host_links(host)
+        links = list_veths(host)
         messages, _ = _survey(links, socket, wanted, finished=True).repair()
         return bool(messages or _strays(links, wanted))

@@ -119,6 +119,13 @@ def read_link(host: nl.Socket, index: int, what: str = "read link") -> Link:
     return Link(host.read(nl.link(nl.RTM_GETLINK, what, index=index)))
 
 
+def list_veths(host: nl.Socket) -> list[Link]:
+    """All veths of a node, without their counters."""
+    veth: nl.Attribute = (nl.IFLA_LINKINFO, [(nl.IFLA_INFO_KIND, b"veth")])
+    question = nl.link(nl.RTM_GETLINK, "list links", veth, nl.WITHOUT_COUNTERS)
+    return [Link(payload) for payload in host.dump(question)]
+
+
 def find_link(host: nl.Socket, name: str) -> Link | None:
     """The link with this name or alternative name, or None."""
     return find_links(host, name)[0]

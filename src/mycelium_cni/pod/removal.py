@@ -9,7 +9,7 @@ from posix import WNOHANG, _exit, close, fork, getpid, setsid, waitpid
 from mycelium_cni.guard import end_left, port_of
 from mycelium_cni.kernel import netlink as nl
 from mycelium_cni.kernel.address import format_address
-from mycelium_cni.kernel.link import Link, find_link
+from mycelium_cni.kernel.link import Link, find_link, list_veths
 from mycelium_cni.kernel.patience import Patience
 from mycelium_cni.node.marks import (
     DELETE_GROUP,
@@ -32,12 +32,10 @@ def attachments(host: nl.Socket, network: str) -> list[Link]:
     """The host links of all attachments of a network. Two networks may have one group, so the alias
     decides; a link without one was left by an ADD that was killed. A GC that was killed may leave
     links in the group that it was to delete."""
-    veth: nl.Attribute = (nl.IFLA_LINKINFO, [(nl.IFLA_INFO_KIND, b"veth")])
-    links = [Link(p) for p in host.dump(nl.link(nl.RTM_GETLINK, "list links", veth))]
     names = ("", network_word(network))
     return [
         link
-        for link in links
+        for link in list_veths(host)
         if word(link.alias, "network") in names
         and (link.group == group(network) or _is_doomed(link))
     ]
