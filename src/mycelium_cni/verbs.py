@@ -212,7 +212,7 @@ def _remove(host: nl.Socket, links: list[Link], path: str = "") -> None:
     # that deletes the links spends waiting anyway.
     steps: tuple[Callable[[], None], ...] = (
         lambda: sourcerule.forget(host, links, path),
-        lambda: waiting.append(guard.forget(*links)),
+        lambda: waiting.append(guard.forget(host, links)),
         lambda: removal.forget_neighbours(host, links),
         lambda: removal.delete_links(host, [link.index for link in links], addresses),
     )

@@ -8,11 +8,14 @@ import itertools
 import json
 import os
 import re
+import signal
 import socket
 import struct
 import subprocess
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -309,6 +312,119 @@ def test_a_pod_that_it_does_not_know_is_told_of_by_that_pods_check_alone(site: S
     assert (unknown.code, "does not know" in unknown.result["msg"]) == (1, True)
     assert well.code == 0
     assert site.status(network).code == 0
+
+
+def reading(site: Site, network: dict[str, Any], pod: Pod, name: str) -> int:
+    """At which of its system calls of that kind a CHECK reads this set of the guard."""
+    done, trace = traced(site, network, pod, verb="CHECK", kind="sendto")
+    assert done.returncode == 0, done
+    sent = [line for line in trace.splitlines() if "sendto(" in line]
+    shown = "".join(f"\\x{octet:02x}" for octet in f"{name}\0".encode())
+    return next(number for number, line in enumerate(sent, 1) if f'"{shown}' in line)
+
+
+def stopped(
+    site: Site,
+    network: dict[str, Any],
+    pod: Pod,
+    verb: str,
+    *,
+    number: int,
+    then: Callable[[], object],
+) -> subprocess.CompletedProcess[str]:
+    """A call that is stopped when the kernel has answered its `number`-th question, until `then` is
+    done."""
+    trace = site.lab.directory / "trace"
+    trace.write_text("")
+    stop = ("-e", f"inject=sendto:signal=STOP:when={number}")
+
+    def pids() -> list[str]:
+        return re.findall(r"(?m)^(\d+) .*stopped by SIGSTOP", trace.read_text())
+
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(traced, site, network, pod, *stop, verb=verb, kind="sendto")
+        await_fact(pids, "it stops")
+        then()
+
+        def ended() -> bool:
+            for pid in pids():  # DEL's child is another
+                with suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGCONT)
+            return call.done()
+
+        await_fact(ended, "its end")
+        return call.result()[0]
+
+
+@pytest.mark.parametrize("name", ["to-address", "ports"])
+def test_a_pod_that_another_replaces_while_it_is_read_is_no_fault(site: Site, name: str) -> None:
+    network, standing = conf(mode="bridge"), site.node.pod("standing")
+    result = site.node.plugin("ADD", network, standing).succeeded()
+    pod, address = site.attach(network)
+
+    def replace() -> None:
+        assert site.node.plugin("DEL", network, pod).code == 0
+        site.attach(network, address)
+
+    checked = {**network, "prevResult": result}
+    number = reading(site, checked, standing, name)
+    call = stopped(site, checked, standing, "CHECK", number=number, then=replace)
+    assert call.returncode == 0, call
+
+
+@both_modes
+def test_a_policy_that_changes_while_it_is_read_is_no_fault(site: Site, mode: str) -> None:
+    network, other, standing = conf(mode=mode), conf("other", mode), site.node.pod("standing")
+    result = site.node.plugin("ADD", network, standing).succeeded()
+    site.attach(other)
+    checked = {**network, "prevResult": result}
+    number = reading(site, checked, standing, "overlays")
+    closed = {**other, "ingress": "closed"}
+    call = stopped(
+        site, checked, standing, "CHECK", number=number, then=lambda: site.attach(closed)
+    )
+    assert call.returncode == 0, call
+
+
+def test_entries_of_pods_go_all_at_once(site: Site) -> None:
+    """Also where a killed call has left a pod without some of them: nobody sees a pod with half."""
+    network = conf(mode="bridge")
+    for _ in range(2):
+        _, address = site.attach(network)
+    site.node.run(
+        ["nft", "delete", "element", "inet", "mycelium-cni", "attached", f"{{{address}}}"]
+    )
+    monitor = site.node.start(["nft", "monitor"])
+    add, delete = (["nft", verb, "table", "inet", "first"] for verb in ("add", "delete"))
+
+    def monitored() -> bool:
+        site.node.run(add)
+        site.node.run(delete)
+        return "table inet first" in monitor.output()
+
+    await_fact(monitored, "nft monitor reports a table")
+    assert site.node.plugin("GC", {**network, "cni.dev/valid-attachments": []}).code == 0
+    site.node.run(["nft", "add", "table", "inet", "last"])
+    await_fact(lambda: "table inet last" in monitor.output(), "the last table is reported")
+    generations = re.split("(?m)^# new generation.*", monitor.output())
+    deleting = [each.count("delete element") for each in generations if "delete element" in each]
+    assert deleting == [9]
+
+
+def test_a_second_del_leaves_the_entries_of_the_addresss_next_owner(site: Site) -> None:
+    network, address = conf(mode="bridge", ingress="closed"), f"{SUBNET}:ff0f::7"
+    pod, _ = site.attach(network, address)
+    heirs = []
+
+    def replace() -> None:
+        assert site.node.plugin("DEL", network, pod).code == 0
+        heirs.append(site.attach(network, address)[0])
+
+    call = stopped(site, network, pod, "DEL", number=1, then=replace)
+    assert call.returncode == 0, call
+    assert site.status(network).code == 0
+    assert not site.reaches(heirs[0], address, REMOTE)
+    assert heirs[0].ping(NODE) is not None
 
 
 @both_modes
@@ -820,7 +936,7 @@ def test_a_pod_has_few_link_local_neighbours_made(site: Site) -> None:
 def crippled(site: Site, network: dict[str, Any]) -> tuple[int, Any, Pod]:
     """ADD on a fresh node with a kernel that refuses nf_tables: exit code, document, pod."""
     first, second = site.node.pod("probe"), site.node.pod("unguarded")
-    _, trace = _traced(site, network, first)
+    _, trace = traced(site, network, first)
     sockets = [line for line in trace.splitlines() if "socket(" in line]
     number = next(n for n, line in enumerate(sockets, 1) if "NETLINK_NETFILTER" in line)
     site.node.plugin("DEL", network, first)
@@ -828,22 +944,28 @@ def crippled(site: Site, network: dict[str, Any]) -> tuple[int, Any, Pod]:
         guard.remove()
     site.node.run(["sysctl", "-qw", "net.ipv6.conf.all.forwarding=0"])
     fault = f"inject=socket:error=EPROTONOSUPPORT:when={number}"
-    done, trace = _traced(site, network, second, "-e", fault)
+    done, trace = traced(site, network, second, "-e", fault)
     assert "NETLINK_NETFILTER) = -1" in trace
     return done.returncode, json.loads(done.stdout), second
 
 
-def _traced(
-    site: Site, network: dict[str, Any], pod: Pod, *options: str
+def traced(
+    site: Site,
+    network: dict[str, Any],
+    pod: Pod,
+    *options: str,
+    verb: str = "ADD",
+    kind: str = "socket",
 ) -> tuple[subprocess.CompletedProcess[str], str]:
+    """A call under strace, and its system calls of that kind."""
     env = {
-        "CNI_COMMAND": "ADD",
+        "CNI_COMMAND": verb,
         "CNI_CONTAINERID": pod.container_id,
         "CNI_NETNS": pod.path,
         "CNI_IFNAME": "eth0",
     }
     trace = site.lab.directory / "trace"
-    argv = ["strace", "-f", "-qq", "-o", str(trace), "-e", "trace=socket", *options]
+    argv = ["strace", "-f", "-qq", "-o", str(trace), "-e", f"trace={kind}", *options]
     done = site.node.run(
         [*argv, *site.lab.command], env=env, input=json.dumps(network), check=False
     )

@@ -7,15 +7,19 @@ zero, and does not flag nested ones. So what should be there is written once, as
 
 from __future__ import annotations
 
-from errno import ENOENT
+from errno import EINTR, ENOENT
 
+from mycelium_cni.guard import rules
 from mycelium_cni.kernel import netlink as nl
 from mycelium_cni.kernel import nftables as nf
+from mycelium_cni.kernel.patience import Patience
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from typing import Final
 
+    Listed = list[tuple[int, bytes]]  # kinds of messages, and their payloads
     Expression = tuple[bytes, dict[int, bytes]]
     Rule = tuple[bytes, list[Expression]]  # its comment, as user data, and what it does
     Element = tuple[str, str]  # the chain it leads to, and its comment
@@ -133,30 +137,78 @@ class Content:
         return [name for name in self.hooks if name not in reached]
 
 
-def read(socket: nf.Socket, table: nf.Table) -> Content | None:
-    """What the kernel has in a table; None if there is no such table. Raises NetlinkError."""
+class Tables:
+    """Both of our tables as they are at one `generation`. Every transaction makes a new one: half
+    of what an ADD or a DEL changes is never seen.
+
+    Raises NetlinkError, also when the packet filter keeps changing while it is read.
+    """
+
+    __slots__ = ("bridge", "generation", "inet", "there")
+
+    def __init__(self, socket: nf.Socket) -> None:
+        patience = Patience()
+        generation = socket.generation()
+        while True:
+            inet, bridge = _list(socket, rules.INET), _list(socket, rules.BRIDGE)
+            before, generation = generation, socket.generation()
+            if generation == before:
+                break
+            if patience.is_over:
+                raise nl.NetlinkError(EINTR, "read the packet filter (it kept changing)")
+        self.generation: Final = generation
+        self.there: Final = bool(inet)
+        self.inet: Final = _content(inet)
+        self.bridge: Final = _content(bridge)
+
+    def of(self, message: nl.Message) -> Content:
+        """The table that a message is about."""
+        return self.inet if message.body[0] == rules.INET.family else self.bridge
+
+    def lack(self, messages: list[nl.Message]) -> bool:
+        """Whether one of the tables lacks what these messages add."""
+        return any(
+            there.lacks(Content().apply(table.family, messages))
+            for table, there in ((rules.INET, self.inet), (rules.BRIDGE, self.bridge))
+        )
+
+
+def _list(socket: nf.Socket, table: nf.Table) -> Listed:
+    """What a table consists of, not decoded yet: the shorter the reading, the less often it has to
+    be repeated. Nothing if there is no such table. Raises NetlinkError."""
     found = socket.ask(table.get())[0]
     if found is None:
-        return None
-    content = Content()
-    content.awake = not any(nl.decode(found, 4)[nf.NFTA_TABLE_FLAGS])
-    named = table.name.encode() + b"\0"
+        return []
+    listed = [(nf.NFT_MSG_NEWTABLE, found)]
     for kind in (nf.NFT_MSG_GETCHAIN, nf.NFT_MSG_GETRULE, nf.NFT_MSG_GETSET):
+        named = table.name.encode() + b"\0"
         for payload in socket.dump(table.list_objects(kind)):
-            said = nl.decode(payload, 4)
-            if said[nf.NFTA_RULE_TABLE] == named:  # the kernel lists every table's chains
-                content._apply(kind - 1, said)
-    for name, definition in content.sets.items():
-        if definition[0] & nf.NFT_SET_EVAL:  # filled by rules, not by us
-            continue
-        try:
-            payloads = socket.dump(table.elements(nf.NFT_MSG_GETSETELEM, name, []))
-        except nl.NetlinkError as error:
-            if error.errno != ENOENT:  # gone meanwhile
-                raise
-            continue
-        for payload in payloads:
-            content._apply_elements(nf.NFT_MSG_NEWSETELEM, nl.decode(payload, 4))
+            # The kernel lists every table's chains.
+            if nl.attribute(payload, 4, nf.NFTA_RULE_TABLE) == named:
+                listed.append((kind - 1, payload))
+    for kind, payload in listed[:]:
+        if kind == nf.NFT_MSG_NEWSET:
+            listed += _list_elements(socket, table, nl.decode(payload, 4))
+    return listed
+
+
+def _list_elements(socket: nf.Socket, table: nf.Table, said: dict[int, bytes]) -> Listed:
+    if said.get(nf.NFTA_SET_FLAGS, b"\0")[-1] & nf.NFT_SET_EVAL:  # filled by rules, not by us
+        return []
+    name = nl.text(said[nf.NFTA_SET_NAME])
+    try:
+        payloads = socket.dump(table.elements(nf.NFT_MSG_GETSETELEM, name, []))
+    except nl.NetlinkError as error:
+        if error.errno != ENOENT:  # gone meanwhile
+            raise
+        return []
+    return [(nf.NFT_MSG_NEWSETELEM, payload) for payload in payloads]
+
+
+def _content(listed: Listed) -> Content:
+    content = Content()
+    for kind, payload in listed:
+        content._apply(kind, nl.decode(payload, 4))
     return content
 
 

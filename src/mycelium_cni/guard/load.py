@@ -20,7 +20,7 @@ from errno import (
 
 from mycelium_cni.cni.errors import NODE_MISCONFIGURED, CniError, refusal
 from mycelium_cni.guard.question import ask_table, is_loaded
-from mycelium_cni.guard.wanted import BRIDGE_FAMILY, Port, Wanted, ours, port_of
+from mycelium_cni.guard.wanted import BRIDGE_FAMILY, Port, Wanted, address_of, ours, port_of
 from mycelium_cni.kernel import netlink as nl
 from mycelium_cni.kernel.link import Link, list_veths
 from mycelium_cni.kernel.patience import Patience
@@ -28,7 +28,7 @@ from mycelium_cni.node.marks import DELETE_GROUP, GROUP_MASK, network_word, word
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection, Container, Iterable
+    from collections.abc import Collection, Iterable
 
     from mycelium_cni.guard.repair import Survey
     from mycelium_cni.kernel import nftables
@@ -48,7 +48,7 @@ def protect(
     Raises CniError (NODE_MISCONFIGURED) if they cannot be, and the configuration requires them.
     """
     if port:
-        undo.push(_disown, port)
+        undo.push(_disown, host, port)
     try:
         if ensure(host, wanted, port, thorough=thorough) == _MADE:
             undo.push(_withdraw, host)
@@ -76,10 +76,10 @@ def _lacking(error: OSError) -> CniError | None:
     )
 
 
-def _disown(port: Port) -> None:
+def _disown(host: nl.Socket, port: Port) -> None:
     """Undo of a pod's entries. A refusal that was caught keeps its socket until the garbage is
     collected, and older steps need the descriptor."""
-    socket = release(port)
+    socket = release(host, [port])
     if socket:
         socket.close()
 
@@ -138,7 +138,7 @@ def _ensure(
     with nftables.Socket() as socket:
         if loaded and port:
             if afresh:
-                _delete_ports(socket, [port])
+                _delete_ports(host, socket, [port])
             socket.commit(*rules.add_ports([port]))
             return _CHANGED
         links = list_veths(host)
@@ -224,16 +224,17 @@ def _survey(
 ) -> Survey:
     """`finished`: only links that are up count. An ADD in progress loads what its link needs before
     it sets it up."""
+    from mycelium_cni.guard.content import Tables  # noqa: PLC0415 - once per node and network
     from mycelium_cni.guard.repair import Survey  # noqa: PLC0415 - once per node and network
 
     counted = [link for link in links if ours(link) and (link.up or not finished)]
     ports = [each for each in map(port_of, counted) if each]
     if port and all(port.index != each.index for each in ports):
         ports.append(port)
-    return Survey(socket, wanted, ports, {link.group for link in counted})
+    return Survey(Tables(socket), wanted, ports, {link.group for link in counted})
 
 
-def forget(*links: Link) -> nl.Socket | None:
+def forget(host: nl.Socket, links: Iterable[Link]) -> nl.Socket | None:
     """Part of DEL and GC, before the links go: drop the entries of bridged pods. One that stays
     allows nothing, because no link will have its index again; `sweep` finds it.
 
@@ -242,17 +243,17 @@ def forget(*links: Link) -> nl.Socket | None:
     child of `delete_links` has to wait anyway. Raises OSError.
     """
     ports = [port for port in map(port_of, links) if port]
-    return release(*ports) if ports else None
+    return release(host, ports) if ports else None
 
 
-def release(*ports: Port) -> nl.Socket | None:
+def release(host: nl.Socket, ports: Collection[Port]) -> nl.Socket | None:
     """Drop the entries of bridged pods, if they are there. None are without nf_tables. Raises
     OSError."""
     from mycelium_cni.kernel import nftables  # noqa: PLC0415 - bridge mode only
 
     try:
         socket = nftables.Socket()
-        _delete_ports(socket, ports)
+        _delete_ports(host, socket, ports)
     except OSError as error:
         if error.errno not in _LACKING:
             raise
@@ -260,24 +261,39 @@ def release(*ports: Port) -> nl.Socket | None:
     return socket
 
 
-def _delete_ports(
-    socket: nftables.Socket, ports: Iterable[Port], kept: Container[bytes] = ()
-) -> None:
-    """`kept`: addresses that have a new owner, and need their entries."""
-    from mycelium_cni.guard import rules  # noqa: PLC0415
+def _delete_ports(host: nl.Socket, socket: nftables.Socket, ports: Collection[Port]) -> None:
+    """In one transaction, so that nobody sees a pod with half of its entries."""
+    from mycelium_cni.guard import rules  # noqa: PLC0415 - bridge mode only
 
-    messages = rules.delete_ports(ports, kept)
     try:
-        socket.commit(*messages)
+        socket.commit(*rules.delete_ports(ports))
     except nl.NetlinkError as error:
         if error.errno != ENOENT:
             raise
-        for message in messages:
-            try:
-                socket.commit(message)
-            except nl.NetlinkError as single:
-                if single.errno != ENOENT:
-                    raise
+        _delete_rest(host, socket, ports)
+
+
+def _delete_rest(host: nl.Socket, socket: nftables.Socket, ports: Collection[Port]) -> None:
+    """Drop what is there of the entries of bridged pods, of which some may have gone, and their
+    addresses with them: one that has a new owner keeps its entries."""
+    from mycelium_cni.guard import rules  # noqa: PLC0415 - a call before was killed, or runs too
+    from mycelium_cni.guard.content import Tables  # noqa: PLC0415
+
+    patience = Patience()
+    while True:
+        tables = Tables(socket)
+        owners = {address_of(link): link.index for link in list_veths(host)}
+        kept = {p.address for p in ports if owners.get(p.address, p.index) != p.index}
+        there = [m for m in rules.delete_ports(ports, kept) if tables.of(m).has_all(m)]
+        messages = {m.body: m for m in there}  # two may have had one address
+        try:
+            if messages:
+                socket.commit(*messages.values(), generation=tables.generation)
+        except nl.NetlinkError as error:
+            if error.errno != ERESTART or patience.is_over:  # an ADD may have taken an address
+                raise
+        else:
+            return
 
 
 def sweep(host: nl.Socket) -> int:
@@ -295,16 +311,14 @@ def sweep(host: nl.Socket) -> int:
     from mycelium_cni.kernel import nftables  # noqa: PLC0415 - where bridge mode is in use
 
     with nftables.Socket() as socket:
+        generation = socket.generation()
         # Entries first, then links: the entry of a pod attached meanwhile is never taken for stale.
         known, attached = rules.ports(socket), rules.attached(socket)
         live = [port for port in map(port_of, list_veths(host)) if port]
         indexes = {port.index for port in live}
         stale = [port for port in known if port.index not in indexes]
-        addresses = {port.address for port in live}
-        if stale:
-            _delete_ports(socket, stale, addresses)
+        addresses = {port.address for port in (*known, *live)}
         # An older release's DEL leaves these.
-        addresses |= {port.address for port in stale}
         left = [address for address in attached if address not in addresses]
         if left:
             from mycelium_cni.kernel.snapshot import Snapshot  # noqa: PLC0415 - bridge mode only
@@ -312,7 +326,13 @@ def sweep(host: nl.Socket) -> int:
             own = {address for _, address in Snapshot(host).addresses}
             left = [address for address in left if address not in own]
         if left:
-            socket.commit(rules.delete_attached(left))
+            try:
+                socket.commit(rules.delete_attached(left), generation=generation)
+            except nl.NetlinkError as error:
+                if error.errno != ERESTART:  # a new pod may have one: the next sweep sees it
+                    raise
+        if stale:
+            _delete_rest(host, socket, stale)
     return len(stale)
 
 
@@ -336,8 +356,7 @@ def remove() -> bool:
 def inspect(host: nl.Socket, wanted: Wanted, port: Port | None = None) -> None:
     """Part of STATUS, and of CHECK, with the `port` of a bridged pod. Raises CniError
     (NODE_MISCONFIGURED) that says what is wrong."""
-    # Two looks: the tables are read set by set, and a parallel call may change them in between.
-    wrong = fault(host, wanted, port) and fault(host, wanted, port)
+    wrong = fault(host, wanted, port)
     if wrong:
         raise CniError(
             NODE_MISCONFIGURED,

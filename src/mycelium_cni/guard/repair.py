@@ -8,7 +8,7 @@ load replaces them.
 from __future__ import annotations
 
 from mycelium_cni.guard import rules
-from mycelium_cni.guard.content import Content, read
+from mycelium_cni.guard.content import Content
 from mycelium_cni.guard.wanted import (
     BRIDGE_CHAIN,
     PODS_CHAIN,
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from typing import Final
 
-_READINGS = 4  # if somebody else keeps changing the tables
+    from mycelium_cni.guard.content import Tables
+
 # The chains that elements of our maps may lead to, by their keys.
 _LEADS: dict[str, Callable[[bytes], tuple[str, ...]]] = {
     # 0.1.0 has the second of these.
@@ -54,22 +55,16 @@ class Lack:
 
 class Survey:
     """The tables as the kernel has them, against what one network wants of them. `ports`: the
-    node's bridged pods; `groups`: of networks that have pods. Raises NetlinkError."""
+    node's bridged pods; `groups`: of networks that have pods. Both from before the tables: what
+    they need was loaded by then, and only a DEL takes away from it."""
 
-    __slots__ = ("_bridge", "_generation", "_groups", "_inet", "_ports", "_wanted", "there")
+    __slots__ = ("_bridge", "_groups", "_inet", "_ports", "_tables", "_wanted", "there")
 
-    def __init__(
-        self, socket: nf.Socket, wanted: Wanted, ports: list[Port], groups: set[int]
-    ) -> None:
-        for _ in range(_READINGS):
-            generation = socket.generation()
-            inet, bridge = read(socket, rules.INET), read(socket, rules.BRIDGE)
-            if socket.generation() == generation:
-                break
-        self._generation: Final = generation
-        self.there: Final = inet is not None
-        self._inet: Final = inet or Content()
-        self._bridge: Final = bridge or Content()
+    def __init__(self, tables: Tables, wanted: Wanted, ports: list[Port], groups: set[int]) -> None:
+        self._tables: Final = tables
+        self.there: Final = tables.there
+        self._inet: Final = tables.inet
+        self._bridge: Final = tables.bridge
         self._wanted: Final = wanted
         self._ports: Final = ports
         self._groups: Final = groups
@@ -87,7 +82,7 @@ class Survey:
         more; and the generation that they are for: what a network's ADD records meanwhile, such as
         the node's first bridge, decides about rules that all networks share."""
         if not self.there and not self._bridge.hooks:
-            return self._afresh(), self._generation
+            return self._afresh(), self._tables.generation
         lacks = list(self.lacks())
         messages = [message for lack in lacks for message in lack.messages]
         if messages:
@@ -95,7 +90,7 @@ class Survey:
                 unused = after.apply(table.family, messages).unused()
                 messages += [table.flush_chain(name) for name in unused]
                 messages += [table.delete_chain(name) for name in unused]
-        return messages, self._generation
+        return messages, self._tables.generation
 
     def _afresh(self) -> list[nl.Message]:
         """All of it, if there is no table yet. No chain comes twice: the second would be an update,
@@ -223,7 +218,7 @@ class Survey:
     def _closed_by_another(self) -> bool:
         """Whether all that differs is that 0.1.0 has closed a network beside those of this release,
         as after a downgrade. Its rules do the same; the next ADD replaces them."""
-        return not self._lacks([*rules.bridge_base(), *rules.bridge_closed_before()])
+        return not self._tables.lack([*rules.bridge_base(), *rules.bridge_closed_before()])
 
     def _closed(self, records: Iterable[Record]) -> Iterator[Lack]:
         wanted, there = self._wanted, self._bridge
@@ -253,18 +248,22 @@ class Survey:
 
     def _entries(self, index: int) -> Iterator[Lack]:
         yield from self._false_senders()
+        known = self._bridge.elements.get("ports", {})
+        taken = {key[12:28] for key in known}
         lacking, unable = [], []
         for port in self._ports:
+            if port.address in taken and rules.sender(port) + b"\0" not in known:
+                continue  # detached meanwhile: another pod has the address
             messages = rules.add_ports([port])
-            if self._lacks(messages):
+            if self._tables.lack(messages):
                 lacking.append(port)
                 # A pod that another release attached is not in the last of them: it takes part as a
                 # guest does. A DEL in progress has deleted them all.
-                lacks = [self._lacks([message]) for message in messages[:-1]]
+                lacks = [self._tables.lack([message]) for message in messages[:-1]]
                 if any(lacks) and (port.index == index or not all(lacks)):
                     unable.append(port)
         if lacking:
-            old = [m for port in lacking for m in rules.delete_ports([port]) if self._is_known(m)]
+            old = [m for m in rules.delete_ports(lacking) if self._tables.of(m).has_all(m)]
             chains = rules.network_chains({port.group for port in lacking})
             words = f"does not know {len(lacking)} of the node's bridged pods"
             messages = [*chains, *old, *rules.add_ports(lacking)]
@@ -280,18 +279,6 @@ class Survey:
                     words = f"has an element of {name} that is not the pod's"
                     deletion = rules.delete_element(rules.BRIDGE, name, key[:-1])
                     yield Lack(_said(rules.BRIDGE, words), [deletion], fault=True)
-
-    def _lacks(self, messages: list[nl.Message]) -> bool:
-        """Whether one of the tables lacks what these messages add."""
-        return any(
-            there.lacks(Content().apply(table.family, messages))
-            for table, there in ((rules.INET, self._inet), (rules.BRIDGE, self._bridge))
-        )
-
-    def _is_known(self, deletion: nl.Message) -> bool:
-        """Whether the one element that a message deletes is there."""
-        there = self._inet if deletion.body[0] == rules.INET.family else self._bridge
-        return there.has_all(deletion)
 
 
 def _shared(
