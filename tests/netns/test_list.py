@@ -43,6 +43,15 @@ def test_a_pod_with_its_traffic(tool: Tool) -> None:
     assert line.split()[:3] == ["ok", "default/web", address]
 
 
+def test_a_pod_is_not_taken_for_gone_where_descriptors_are_few(tool: Tool) -> None:
+    for name in ("web", "db", "api"):
+        tool.attach(name)
+    few = ["prlimit", "--nofile=8", *tool.node.lab.command, "list", "--root", str(tool.root)]
+    done = tool.node.run(few, check=False)
+    assert done.returncode == 0, done
+    assert done.stdout.count("\nok ") == 3
+
+
 def test_what_is_not_well_shows(tool: Tool) -> None:
     pod = tool.attach("web")
     pod.configure("link set eth0 down")

@@ -6,16 +6,18 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-from collections.abc import Iterator
-from errno import EINVAL
+from collections.abc import Iterator, Set
+from contextlib import ExitStack
+from errno import EINVAL, EMFILE, ENFILE
+from functools import cache
 from pathlib import Path
 from typing import Final
 
 from mycelium_cni.kernel import netlink as nl
-from mycelium_cni.kernel import netns
 
-RTM_NEWNSID, RTM_GETNSID, NETNSA_NSID, NETNSA_FD = 88, 90, 1, 3  # linux/net_namespace.h
 NS_GET_USERNS: Final = 0xB701  # linux/nsfs.h
+_FULL: Final = (EMFILE, ENFILE)  # no more descriptors: that says nothing of a namespace
+_AT_ONCE: Final = 32  # namespaces that are open while the kernel is asked for their numbers
 
 
 class PodNetns:
@@ -42,6 +44,8 @@ class PodNetns:
                 return self._open(path)
             except OSError as error:
                 last = error
+                if error.errno in _FULL:
+                    break
         raise last
 
     def _open(self, path: str) -> int:
@@ -49,21 +53,56 @@ class PodNetns:
         anything there, and opening a device can have effects."""
         place = os.open(path, os.O_PATH | os.O_CLOEXEC)  # opens nothing yet
         try:
-            there, own = os.fstat(place), os.stat("/proc/self/ns/net")  # noqa: PTH116
-            if (there.st_dev, there.st_ino) != (own.st_dev, self.inode):
+            there = os.fstat(place)
+            if (there.st_dev, there.st_ino) != (_file_system(), self.inode):
                 raise OSError(EINVAL, "is not that namespace any more", path)
-            return netns.open_netns(f"/proc/self/fd/{place}")
+            return os.open(f"/proc/self/fd/{place}", os.O_RDONLY | os.O_CLOEXEC)
         finally:
             os.close(place)
+
+
+@cache
+def _file_system() -> int:
+    """The device number of the file system that has all namespaces."""
+    return os.stat("/proc/self/ns/net").st_dev  # noqa: PTH116
 
 
 def _of_process(pid: int) -> str:
     return f"/proc/{pid}/ns/net"
 
 
-def read_netns(host: nl.Socket) -> dict[int, PodNetns]:
-    """The namespaces that processes or mounts of this machine hold, by the number (nsid) that this
-    namespace knows them by. One that only an open file holds has no path, and is left out."""
+def read_netns(host: nl.Socket, wanted: Set[int]) -> dict[int, PodNetns]:
+    """The namespaces that processes or mounts of this machine hold, of the `wanted` numbers (nsid),
+    by which this namespace knows them. One that only an open file holds has no path, and is left
+    out. Raises OSError if there is no descriptor to open one with."""
+    found: dict[int, PodNetns] = {}
+    waiting = _held()
+    while waiting and len(found) < len(wanted):
+        with ExitStack() as stack:
+            opened: list[tuple[int, PodNetns]] = []
+            while waiting and len(opened) < _AT_ONCE:
+                try:
+                    fd = waiting[-1].open()
+                except OSError as error:
+                    if error.errno in _FULL:
+                        if not opened:
+                            raise
+                        break
+                    waiting.pop()  # there is no way in any more
+                    continue
+                stack.callback(os.close, fd)
+                opened.append((fd, waiting.pop()))
+            answers = host.answers([nl.get_nsid(fd) for fd, _ in opened])
+        for answer, (_, held) in zip(answers, opened, strict=True):
+            if isinstance(answer, bytes):
+                number = nl.decode(answer, 4).get(nl.NETNSA_NSID, b"\xff\xff\xff\xff")
+                nsid = int.from_bytes(number, "little", signed=True)
+                if nsid in wanted:
+                    found[nsid] = held
+    return found
+
+
+def _held() -> list[PodNetns]:
     by_inode: dict[int, PodNetns] = {}
     mount_namespaces: dict[int, str] = {}
     for pid in ("self", *sorted(name for name in os.listdir("/proc") if name.isdecimal())):  # noqa: PTH208 - 3 times as fast, for thousands of processes
@@ -81,24 +120,7 @@ def read_netns(host: nl.Socket) -> dict[int, PodNetns]:
             held.paths.append(f"/proc/{pid}/root{name}")
             if name not in held.names:
                 held.names.append(name)
-    found = {}
-    for held in by_inode.values():
-        try:
-            fd = held.open()
-        except OSError:
-            continue
-        try:
-            body = b"\0\0\0\0" + nl.encode(((NETNSA_FD, fd),))
-            answer = host.request(nl.Message(RTM_GETNSID, 0, body, "read namespace number"))[0]
-        except nl.NetlinkError:
-            continue
-        finally:
-            os.close(fd)
-        number = nl.decode(answer, 4).get(NETNSA_NSID, b"\xff\xff\xff\xff")
-        nsid = int.from_bytes(number, "little", signed=True)
-        if nsid >= 0:
-            found[nsid] = held
-    return found
+    return list(by_inode.values())
 
 
 def _named_netns(pid: str) -> Iterator[tuple[int, str]]:
@@ -113,7 +135,9 @@ def _named_netns(pid: str) -> Iterator[tuple[int, str]]:
                 if words[3].startswith("net:["):
                     octal = re.compile(r"\\([0-7]{3})")
                     yield int(words[3][5:-1]), octal.sub(lambda m: chr(int(m[1], 8)), words[4])
-    except OSError:
+    except OSError as error:
+        if error.errno in _FULL:
+            raise
         return  # it has just ended
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from mycelium_ctl.node.namespaces import PodNetns, read_netns
+from mycelium_ctl.node.namespaces import PodNetns
 from mycelium_ctl.node.state import Attached, LinkFacts, State
 from mycelium_ctl.view import Mark
 
@@ -26,7 +26,7 @@ def find_gone(state: State, *, empty: bool = False) -> list[Gone]:
     # While the processes were listed, one may have ended whose child was not listed yet.
     if not gone:
         return []
-    again = {one.attached.link.index for one in _gone(state, read_netns(state.host), empty=empty)}
+    again = {one.attached.link.index for one in _gone(state, state.read_netns(), empty=empty)}
     return [one for one in gone if one.attached.link.index in again]
 
 

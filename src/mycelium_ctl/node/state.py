@@ -482,7 +482,13 @@ class State:
 
     @cached_property
     def netns(self) -> dict[int, PodNetns]:
-        return read_netns(self.host)
+        """The namespaces of the attachments' pods that can be entered."""
+        return self.read_netns()
+
+    def read_netns(self) -> dict[int, PodNetns]:
+        """The same, as they are now."""
+        numbers = {nsid for nsid in self.attachments_by_netns if nsid is not None and nsid >= 0}
+        return read_netns(self.host, numbers)
 
 
 def _config(entry: dict[str, Any]) -> Config:
