@@ -294,6 +294,22 @@ def test_pod_routes(tool: Tool) -> None:
         pod.configure("link del mycelium")
 
 
+def test_each_of_many_pods_is_looked_into(tool: Tool) -> None:
+    """Two processes share them."""
+    pods = [tool.attach(f"p{number}") for number in range(10, 46)]
+    assert tool.doctor("pod-routes")["found"].startswith("36 pods looked into")
+    for pod in pods[19:22]:
+        pod.configure("route add unreachable 4ff::/16")
+    told = [found["found"] for found in tool.json("doctor", "pod-routes")]
+    assert told == [
+        f"default/{pod.pod_name} has a route that refuses 4ff::/16" for pod in pods[19:22]
+    ]
+    pods[30].configure("link set eth0 down")
+    told = [found["found"] for found in tool.json("doctor", "pods")]
+    assert len(told) == 1
+    assert told[0].startswith("default/p40: missing: in the pod link eth0 up")
+
+
 def test_pod_links(tool: Tool) -> None:
     tool.attach("web")
     passes(tool, "pods")

@@ -98,7 +98,7 @@ def _ways(state: State, one: Attached) -> Iterator[Finding]:
     with state.look_inside(one) as seen:
         if seen:
             [way] = find_ways(seen.socket, Packet(ELSEWHERE[0], one.octets))
-            astray = astray_in_pod(state, one, seen)
+            astray = astray_in_pod(ExpectedPod(state, one), seen)
     if seen:
         yield _hop("pod → overlay, in the pod", way, one.link.peer, one.pod_link, far)
         yield from astray

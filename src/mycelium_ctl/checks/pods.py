@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
@@ -41,6 +42,7 @@ from mycelium_ctl.node.stale import find_gone
 from mycelium_ctl.node.state import Attached, State
 from mycelium_ctl.view import count
 
+_MANY: Final = 32  # pods, from which on two processes look into them
 CARRIER_S: Final = 2.0  # how long a link may take to get a carrier once it is up
 
 
@@ -212,21 +214,63 @@ def _await_carrier(there: nl.Socket, index: int) -> None:
 class Look(NamedTuple):
     """What a look into a pod has shown, for two checks."""
 
-    missing: list[Missing]
-    astray: list[Finding]
+    expected: ExpectedPod
+    missing: Sequence[Missing] = ()
+    astray: Sequence[Finding] = ()
 
 
 @lru_cache(maxsize=1)
 def _looks(state: State) -> dict[int, Look]:
     """A look into each pod that can be entered, by its host link. Raises OSError."""
-    looks = {}
-    for one in state.attachments:
-        if one.octets and one.answers:
-            with state.look_inside(one) as seen:
-                if seen:
-                    missing = ExpectedPod(state, one).missing_in_pod(seen)
-                    looks[one.link.index] = Look(missing, astray_in_pod(state, one, seen))
-    return looks
+    live = [one for one in state.attachments if one.octets and one.answers]
+    # What the first look reads of the node serves the others, in both processes.
+    looks = {one.link.index: _look(state, one) for one in live[:1]}
+    helper = _Helper(state, live[1::2]) if len(live) >= _MANY else None
+    for one in live[2::2] if helper else live[1:]:
+        looks[one.link.index] = _look(state, one)
+    if helper:
+        sound = helper.sound()
+        for one in live[1::2]:
+            index = one.link.index
+            looks[index] = Look(ExpectedPod(state, one)) if index in sound else _look(state, one)
+    inspected = {one.link.index: looks[one.link.index] for one in live}  # in the order of `list`
+    return {index: look for index, look in inspected.items() if look}
+
+
+class _Helper:
+    """A process that looks into pods on another processor, and says where nothing is wrong."""
+
+    def __init__(self, state: State, pods: Sequence[Attached]) -> None:
+        """Raises OSError."""
+        self._reader, writer = os.pipe()
+        self._process = os.fork()
+        if self._process:
+            os.close(writer)
+            return
+        try:
+            # The parent's socket would get the answers to what this process asks.
+            os.dup2(nl.Socket().fileno(), state.host.fileno())
+            looks = ((one.link.index, _look(state, one)) for one in pods)
+            sound = [index for index, look in looks if look and not (look.missing or look.astray)]
+            os.write(writer, b"".join(index.to_bytes(4, "little") for index in sound))
+        finally:
+            os._exit(0)
+
+    def sound(self) -> set[int]:
+        """The host links of those pods, once it has ended; none of what it did not come to."""
+        with open(self._reader, "rb") as answers:  # noqa: PTH123 - a descriptor
+            octets = answers.read()
+        os.waitpid(self._process, 0)
+        return {int.from_bytes(octets[n : n + 4], "little") for n in range(0, len(octets), 4)}
+
+
+def _look(state: State, one: Attached) -> Look | None:
+    """Raises OSError."""
+    with state.look_inside(one) as seen:
+        if seen is None:
+            return None
+        expected = ExpectedPod(state, one)
+        return Look(expected, expected.missing_in_pod(seen), astray_in_pod(expected, seen))
 
 
 def pods(state: State) -> list[Finding] | Finding:
@@ -273,8 +317,8 @@ def pods(state: State) -> list[Finding] | Finding:
                 )
             )
             continue
-        expected = ExpectedPod(state, one)
         look = looks.get(one.link.index)
+        expected = look.expected if look else ExpectedPod(state, one)
         missing = expected.missing(in_pod=look.missing if look else [])
         if expected.config and state.bridges(expected.config) != one.bridged:
             found.append(_in_another_mode(one))
@@ -345,8 +389,9 @@ def pod_routes(state: State) -> list[Finding] | Finding:
     return found or ok(f"{count(len(looks), 'pod')} looked into, each has one way to the overlay")
 
 
-def astray_in_pod(state: State, one: Attached, seen: Snapshot) -> list[Finding]:
+def astray_in_pod(expected: ExpectedPod, seen: Snapshot) -> list[Finding]:
     """The first packets that go elsewhere. A pod may have several links of ours."""
+    state, one = expected.state, expected.one
     mine = {
         other.link.peer: other.octets
         for other in state.attachments_by_netns[one.link.nsid]
@@ -368,7 +413,7 @@ def astray_in_pod(state: State, one: Attached, seen: Snapshot) -> list[Finding]:
         else:
             continue
         return [_in_pod(state, one, f"{one.who} {what}", route, names)]
-    own_way = facts.own_way(seen, ExpectedPod(state, one).shape, one.link.alias)
+    own_way = facts.own_way(seen, expected.shape, one.link.alias)
     if any(fact.is_missed(seen) for fact in own_way):
         return []  # the check `pods` reports this, and that:
     if not any(route.link == one.link.peer and route.gateway for route in seen.routes):
