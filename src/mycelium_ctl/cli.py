@@ -20,9 +20,9 @@ from mycelium_ctl.parsers import COMMANDS, PROGRAM, load
 from mycelium_lab.errors import LabError
 
 _OUTPUT_ENDS: Final = (EPIPE, ENOSPC, EIO, EBADF)
-# New objects before cycles among them are collected. Most commands end before; CPython's default
-# of 700 is reached many times by their imports alone.
-_YOUNG: Final = 20_000
+# New objects before cycles among them are collected. Most commands end before, also with a thousand
+# pods; CPython's default of 700 is reached many times by their imports alone.
+_YOUNG: Final = 100_000
 
 
 def main(argv: list[str]) -> int:

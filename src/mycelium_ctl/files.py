@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import stat
-import tempfile
 from contextlib import suppress
 from errno import EACCES, EAGAIN, EINVAL, EISDIR, EPERM
 from pathlib import Path
@@ -53,6 +52,8 @@ def write(path: Path, content: str | bytes, mode: int = 0o644) -> None:
     It is written beside its place, under a name that nobody can guess and runtimes ignore, and then
     renamed: containerd reloads on a rename, not on the creation of a file.
     """
+    import tempfile  # a twentieth of `status`, which writes nothing
+
     if path.exists() and not path.is_file():
         raise ToolError(f"cannot write {path}: it is not a regular file")
     beside = ""

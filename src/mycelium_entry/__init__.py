@@ -6,7 +6,7 @@ because importing the tool's package would cost every pod the milliseconds that 
 """
 
 import sys
-from posix import environ
+from posix import _exit, environ
 
 
 def main() -> int:
@@ -16,4 +16,5 @@ def main() -> int:
         return plugin()
     from mycelium_ctl.cli import main as tool  # noqa: PLC0415
 
-    return tool(sys.argv[1:])
+    # All is written and closed; to free object by object takes a tenth of a short command's time.
+    _exit(tool(sys.argv[1:]))

@@ -187,7 +187,16 @@ def attribute(payload: bytes, offset: int, kind: int) -> bytes | None:
 
 def decode(payload: bytes, offset: int) -> dict[int, bytes]:
     """All attributes by kind; of a repeated one the last."""
-    return dict(attributes(payload, offset))
+    # Not by way of `attributes`: a generator takes half as long again.
+    found = {}
+    end = len(payload)
+    while offset + 4 <= end:
+        length, kind = _ATTRIBUTE.unpack_from(payload, offset)
+        if length < 4:
+            break
+        found[kind & NLA_TYPE_MASK] = payload[offset + 4 : offset + length]
+        offset += length + 3 & ~3
+    return found
 
 
 def u32(value: bytes) -> int:

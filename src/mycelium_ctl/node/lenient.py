@@ -68,39 +68,37 @@ _INVISIBLE: Final = {
     "\u3000": "ideographic space",
     "\ufeff": "zero width no-break space",
 }
-_TEMPLATE: Final = re.compile(
+# Of a text that is not JSON. They are compiled when one is met, which is rare.
+_TEMPLATE: Final = (
     r"\{\{.{0,200}?\}\}|\{%.{0,200}?%\}|<%.{0,200}?%>|\$\{\w[^}\n]{0,99}\}|\b__[A-Z][A-Z0-9_]*__\b"
 )
-_YAML: Final = re.compile(r"(?:[ \t\r]*(?:#[^\n]*)?\n)*[ \t]*(?:---\s|[\w.-]+:(?:\s|$)|- )")
+_YAML: Final = r"(?:[ \t\r]*(?:#[^\n]*)?\n)*[ \t]*(?:---\s|[\w.-]+:(?:\s|$)|- )"
 _AGAIN: Final = "fetch it again: a server sends such a page instead of a file that it does not have"
 # What never was JSON, by its beginning.
-_FORMS: Final = tuple(
-    (re.compile(pattern, re.IGNORECASE), what, remedy)
-    for pattern, what, remedy in (
-        (r"<(!doctype|html|\?xml|head|body)\b", "it is a web page (HTML)", _AGAIN),
-        (r"\d{3}:? [a-z]+( [a-z]+)?\s*\Z", "it is what a web server says of an error", _AGAIN),
-        (r"HTTP/\d", "it is a web server's answer with its headers", "fetch it without them"),
-        (r"-----BEGIN ", "it is a key or a certificate", "is this the right file?"),
-        (r"```", "it is a piece of Markdown", "remove the lines with ```"),
-        (
-            r"#!|(\$ |# )?(cat|tee|echo|curl|sudo|kubectl) ",
-            "it holds commands of a shell",
-            "run them, or leave only what they write into the file",
-        ),
-        (
-            r"diff --git |--- \S+.*\n\+\+\+ |\+ *[{\"]",
-            "it is a diff",
-            "apply it: patch, or git apply",
-        ),
-        (
-            r"\[[a-z][\w.\"/-]*\]\s*(\n|\Z)",
-            "it is TOML",
-            "write it as JSON, as `mycelium-cni config new` prints it",
-        ),
-        (r"[a-z0-9+/\s]{40,}+={0,2}\s*\Z", "it is encoded (base64)", "decode it: base64 -d"),
-    )
+_FORMS: Final = (
+    (r"<(!doctype|html|\?xml|head|body)\b", "it is a web page (HTML)", _AGAIN),
+    (r"\d{3}:? [a-z]+( [a-z]+)?\s*\Z", "it is what a web server says of an error", _AGAIN),
+    (r"HTTP/\d", "it is a web server's answer with its headers", "fetch it without them"),
+    (r"-----BEGIN ", "it is a key or a certificate", "is this the right file?"),
+    (r"```", "it is a piece of Markdown", "remove the lines with ```"),
+    (
+        r"#!|(\$ |# )?(cat|tee|echo|curl|sudo|kubectl) ",
+        "it holds commands of a shell",
+        "run them, or leave only what they write into the file",
+    ),
+    (
+        r"diff --git |--- \S+.*\n\+\+\+ |\+ *[{\"]",
+        "it is a diff",
+        "apply it: patch, or git apply",
+    ),
+    (
+        r"\[[a-z][\w.\"/-]*\]\s*(\n|\Z)",
+        "it is TOML",
+        "write it as JSON, as `mycelium-cni config new` prints it",
+    ),
+    (r"[a-z0-9+/\s]{40,}+={0,2}\s*\Z", "it is encoded (base64)", "decode it: base64 -d"),
 )
-_CONFLICT: Final = re.compile(r"^<<<<<<< ", re.MULTILINE)
+_CONFLICT: Final = r"^<<<<<<< "
 _MOST_WRAPPED: Final = 500  # characters of a string behind the line in which it begins
 _MAGIC: Final = (
     (b"\x1f\x8b", "it is compressed (gzip)", "unpack it: gunzip"),
@@ -204,13 +202,13 @@ def _something_else(text: str) -> list[Fault]:
     """What the text is, if it was never JSON."""
     start = text.lstrip("\ufeff \t\r\n")
     for form, what, remedy in _FORMS:
-        if form.match(start):
+        if re.match(form, start, re.IGNORECASE):
             return [Fault(0, what, remedy)]
-    conflict = _CONFLICT.search(text)
+    conflict = re.search(_CONFLICT, text, re.MULTILINE)
     if conflict:
         line = text.count("\n", 0, conflict.start()) + 1
         return [Fault(line, "a merge left both versions here", "keep one, and remove its markers")]
-    if _YAML.match(start):
+    if re.match(_YAML, start):
         if re.search(r"^apiVersion:", text, re.MULTILINE) and re.search(
             r"^kind:", text, re.MULTILINE
         ):
@@ -224,7 +222,7 @@ def _something_else(text: str) -> list[Fault]:
             remedy = "write it as JSON, as `mycelium-cni config new` prints it"
         return [Fault(0, what, remedy)]
     found: dict[int, str] = {}
-    for match in islice(_TEMPLATE.finditer(text), 100):
+    for match in islice(re.finditer(_TEMPLATE, text), 100):
         found.setdefault(text.count("\n", 0, match.start()) + 1, match[0][:60])
     what = "it is a template: {} is not filled in"
     remedy = "put the value there, or let what made the file do it (helm template, envsubst, sed)"
