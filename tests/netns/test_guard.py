@@ -226,6 +226,23 @@ def test_tampering_is_noticed_and_undone_by_setup(site: Site, root: Path, part: 
     assert sorted(map(str, rules(site))) == sorted(map(str, before))
 
 
+def test_a_deleted_rule_that_leads_to_others_is_noticed(site: Site) -> None:
+    """What is left could be taken for the rules of another release, which are no fault."""
+    network = conf(mode="bridge")
+    site.attach(network)
+    for place in ("inet mycelium-cni prerouting", "bridge mycelium-cni from-pods"):
+        listed = ["nft", "-a", "list", "chain", *place.split()]
+        handles = re.compile(r"goto .* # handle (\d+)")
+        for number in range(len(handles.findall(site.node.run(listed).stdout))):
+            handle = handles.findall(site.node.run(listed).stdout)[number]
+            site.node.run(["nft", "delete", "rule", *place.split(), "handle", handle])
+            call = site.status(network)
+            assert call.code, (place, number)
+            assert call.result["code"] == 50
+            site.attach(network)
+            assert site.status(network).code == 0
+
+
 @both_modes
 def test_a_link_that_is_moved_to_another_group_is_noticed_and_brought_back(
     site: Site, root: Path, mode: str

@@ -10,8 +10,6 @@ from __future__ import annotations
 from mycelium_cni.guard import rules
 from mycelium_cni.guard.content import Content
 from mycelium_cni.guard.wanted import (
-    BRIDGE_CHAIN,
-    PODS_CHAIN,
     RULES,
     Port,
     Record,
@@ -135,7 +133,7 @@ class Survey:
             messages += rules.forward()
         if "postrouting" in there.hooks or any(record.masquerade for record in records):
             messages += rules.postrouting()
-        for lack in _shared(rules.INET, there, messages, PODS_CHAIN):
+        for lack in _shared(rules.INET, there, messages):
             changed = bridges != had or any(before != now for before, now in asked)
             yield Lack(lack.words, lack.messages, fault=lack.fault and not changed)
 
@@ -211,7 +209,7 @@ class Survey:
         # Before the first bridged pod, as where a routed node's configuration changes its mode,
         # there is nothing to filter, and the table comes with the pod.
         needed = bool(self._ports or self._bridge.hooks)
-        for lack in _shared(rules.BRIDGE, self._bridge, messages, BRIDGE_CHAIN):
+        for lack in _shared(rules.BRIDGE, self._bridge, messages):
             fault = lack.fault and needed and not self._closed_by_another()
             yield Lack(lack.words, lack.messages, fault=fault)
 
@@ -281,13 +279,11 @@ class Survey:
                     yield Lack(_said(rules.BRIDGE, words), [deletion], fault=True)
 
 
-def _shared(
-    table: nf.Table, there: Content, messages: list[nl.Message], own: str
-) -> Iterator[Lack]:
-    """What does not depend on a network. `own`: a chain that only this release's rules have."""
+def _shared(table: nf.Table, there: Content, messages: list[nl.Message]) -> Iterator[Lack]:
+    """What does not depend on a network."""
     wanted = Content().apply(table.family, messages)
     lacking = there.lacks(wanted)
-    fault = not there.awake or not _is_others(there, own)
+    fault = not there.awake or not _is_others(there, wanted)
     # A chain at a hook sees every packet: delete those that this release does not know.
     foreign = [name for name in there.hooks if there.is_hooked(name) and name not in wanted.hooks]
     if foreign and not lacking:
@@ -305,12 +301,14 @@ def _shared(
         yield Lack(_said(table, lacking), [*removal, *messages], fault=fault)
 
 
-def _is_others(there: Content, own: str) -> bool:
-    """Whether another release's rules are in force: a hook leads to them, and none of their chains
-    has been flushed."""
+def _is_others(there: Content, wanted: Content) -> bool:
+    """Whether another release's rules are in force: a hook leads to chains that only it has, to
+    none that only this one has, and none of them has been flushed."""
     reached = there.reached(["prerouting"])
     return (
-        own not in reached and len(reached) > 1 and all(there.rules.get(each) for each in reached)
+        not reached <= wanted.hooks.keys()
+        and not any(name.endswith(f"-{RULES}") for name in reached)
+        and all(there.rules.get(each) for each in reached)
     )
 
 
