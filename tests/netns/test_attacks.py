@@ -46,7 +46,7 @@ CLUSTER_IP, NODE_PORT, LAN_PORT, OVERLAY_PORT = "fd00:10:96::1", 30080, 30081, 3
 DAEMON_PORT, TUNNEL_PORT = 30083, 30084
 VXLAN = {"vxlan": 4789, "old-vxlan": 8472, "vxlan-gpe": 4790}
 UDP_TUNNELS = VXLAN | {"geneve": 6081, "gue": 6080, "mpls-in-udp": 6635, "gtp": 2152}
-ALL_NODES, ALL_ROUTERS = "ff02::1", "ff02::2"
+ALL_NODES, ALL_ROUTERS, SNOOPERS = "ff02::1", "ff02::2", "ff02::6a"
 
 # What kube-proxy or portmap does: our rules must neither break it nor be bypassed by it.
 DNAT = f"""
@@ -1120,6 +1120,24 @@ BRIDGED: tuple[tuple[str, Place, Sender], ...] = (
         "bridge-listener-query",
         "pod-b",
         lambda s, t: s.everyone(raw.icmpv6("fe80::99", ALL_NODES, 130, bytes(20) + t, hops=1)),
+    ),
+    (
+        "bridge-multicast-router",
+        "pod-b",
+        lambda s, t: s.everyone(raw.icmpv6(POD_A, SNOOPERS, 151, t, hops=1), address=SNOOPERS),
+    ),
+    *(
+        (
+            f"bridge-router-solicitation-with-{name}",
+            "pod-b",
+            lambda s, t, which=which: s.neighbour(
+                nd(POD_A, POD_B, 133, bytes(4) + neighbour_option(1, which(s), t))
+            ),
+        )
+        for name, which in (
+            ("mac-of-gateway", lambda s: s.gateway_mac),
+            ("mac-of-all", lambda s: b"\xff" * 6),
+        )
     ),
 )
 ATTACKS |= {name: Case(place, send, BRIDGE) for name, place, send in BRIDGED}

@@ -29,7 +29,13 @@ from mycelium_cni.guard.wanted import (
 from mycelium_cni.kernel import netlink as nl
 from mycelium_cni.kernel import nftables as nf
 from mycelium_cni.node.facts import LINK_LOCAL_GATEWAY
-from mycelium_cni.node.marks import BRIDGE_GROUP, GROUP, GUARDED_MASK
+from mycelium_cni.node.marks import (
+    BRIDGE_GROUP,
+    DELETE_GROUP,
+    GROUP,
+    GROUP_MASK,
+    GUARDED_MASK,
+)
 from mycelium_cni.overlay import MYCELIUM
 
 TYPE_CHECKING = False
@@ -86,6 +92,7 @@ _ACCEPT = nf.verdict(nf.NF_ACCEPT)
 
 _RA, _NEIGHBOUR_SOLICITATION, _NEIGHBOUR_ADVERTISEMENT, _REDIRECT = 134, 135, 136, 137
 _ROUTER_SOLICITATION, _ECHO_REPLY = 133, 129
+_MULTICAST_ROUTER = 151  # its advertisement (RFC 4286)
 _MLD_REPORT, _MLD2_REPORT = 131, 143
 _SOURCE_LINK_ADDRESS, _TARGET_LINK_ADDRESS = 1, 2  # options (RFC 4861, section 4.6.1)
 _LINK_LOCAL = (b"\xfe\x80" + bytes(14), 10)
@@ -581,6 +588,15 @@ def forward() -> list[nl.Message]:
         table.flush_chain("forward"),
         # nft: ct state established,related accept
         table.rule("forward", "", nf.ct_state(), live, nf.compare(_NEQ, bytes(4)), _ACCEPT),
+        # A link that GC has chosen is in no network's group, and its pod may live.
+        # nft: oifgroup 1879048192/4 counter drop comment "to a pod that is being removed"
+        table.rule(
+            "forward",
+            "to a pod that is being removed",
+            *(nf.meta(nf.NFT_META_OIFGROUP), nf.mask(nf.host32(GROUP_MASK))),
+            nf.compare(_EQ, nf.host32(DELETE_GROUP)),
+            *_DROP,
+        ),
         # nft: oifgroup vmap @to-network
         table.rule("forward", "", nf.meta(nf.NFT_META_OIFGROUP), nf.vmap("to-network")),
         # nft: ip6 daddr vmap @to-address
@@ -797,6 +813,20 @@ def bridge_base() -> list[nl.Message]:
             *v6,
             *_type(_NEIGHBOUR_SOLICITATION),
             nf.verdict(nf.NFT_GOTO, _SOLICITATION),
+        ),
+        # A neighbour that forwards, as a pod with a VPN does, takes the MAC that this one names.
+        # nft: icmpv6 type nd-router-solicit counter drop comment "router solicitation from a pod"
+        table.rule(
+            BRIDGE_CHAIN,
+            "router solicitation from a pod",
+            *(*v6, *_type(_ROUTER_SOLICITATION), *_DROP),
+        ),
+        # To its port a bridge that snoops sends all multicast.
+        # nft: icmpv6 type 151 counter drop comment "multicast router advertisement from a pod"
+        table.rule(
+            BRIDGE_CHAIN,
+            "multicast router advertisement from a pod",
+            *(*v6, *_type(_MULTICAST_ROUTER), *_DROP),
         ),
         # nft: meta l4proto ipv6-icmp frag frag-off != 0 accept
         table.rule(BRIDGE_CHAIN, "", *v6, *_LATER_FRAGMENT, _ACCEPT),

@@ -25,7 +25,7 @@ TABLE_NAME = "mycelium-cni"
 INET_FAMILY, BRIDGE_FAMILY = 1, 7  # NFPROTO_*; `question` does not import nf_tables for them
 # The number of the rules that do not depend on the node: a new one makes every ADD load them again.
 # tests/netns/test_guard.py knows which rules belong to which number.
-RULES = 8
+RULES = 9
 PODS_CHAIN = f"pods-{RULES}"
 BRIDGE_CHAIN = f"icmpv6-{RULES}"
 # Release 0.1.0 knows its bridge table by these words, and by the number of uses below.
@@ -38,8 +38,8 @@ PREROUTING_USES = 3
 # Each has up to two more: a network may ask for peering, or transit, and may be bridged.
 PODS_USES = 13 + 1
 OVERLAY_USES = 12 + 1
-FORWARD_USES = 3
-BRIDGE_USES = 7 + 1
+FORWARD_USES = 4
+BRIDGE_USES = 9 + 1
 BRIDGE_PODS_USES = 7 + 1
 
 
