@@ -20,11 +20,12 @@ from mycelium_agent import metrics
 from mycelium_agent.calls import Calls
 from mycelium_agent.reconcile import Reconciler
 from mycelium_ctl.commands.status import refusal
+from mycelium_ctl.deadline import Deadline
 from mycelium_ctl.errors import ToolError, refused
 from mycelium_ctl.node.state import State
 
 DEFAULT: Final = "127.0.0.1:9654"
-PATIENCE_S: Final = 5.0  # for one question
+PATIENCE_S: Final = 5.0  # for one question, from its first byte to its last
 MOST_THREADS: Final = 16  # any user of the node can ask
 LATE_S: Final = 30.0  # a look this late will not come
 
@@ -86,6 +87,11 @@ class _Server(ThreadingHTTPServer):
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
 
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """A client that sends a byte now and then has no longer than others."""
+        connected, client_address = super().get_request()
+        return Deadline(connected, PATIENCE_S), client_address
+
     def process_request(self, request: Any, client_address: Any) -> None:
         """Each in a thread; those beyond MOST_THREADS are refused."""
         if threading.active_count() > MOST_THREADS:
@@ -99,7 +105,6 @@ class _Server(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     server: _Server
-    timeout = PATIENCE_S
 
     def do_GET(self) -> None:
         page = self.server.pages.get(self.path.partition("?")[0])

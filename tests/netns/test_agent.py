@@ -10,8 +10,10 @@ import re
 import signal
 import socket
 import struct
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -444,17 +446,54 @@ def test_probes_answer_as_status_would(watched: Watched) -> None:
 
 
 @in_mode("routed")
-def test_a_slow_client_does_not_delay_its_work(watched: Watched) -> None:
+def test_slow_clients_do_not_delay_its_work_nor_keep_others_out(watched: Watched) -> None:
     node = watched.checked.node
     with node.inside():
-        idle = [socket.create_connection(("127.0.0.1", PORT)) for _ in range(40)]
+        slow = [socket.create_connection(("127.0.0.1", PORT)) for _ in range(40)]
+
+    def answers() -> bool:
+        for each in slow:
+            with suppress(OSError):
+                each.send(b"G")
+        with suppress(OSError, http.client.HTTPException):
+            return node.get("127.0.0.1", PORT, "/healthz") == b"ok\n"
+        return False
+
+    watched.checked.shell("nft flush ruleset")
+    watched.await_whole()
+    await_fact(answers, "it answers others")
+    for each in slow:
+        each.close()
+
+
+def test_an_api_that_never_ends_its_answer_holds_nothing(lab: Lab, bare: Node, root: Path) -> None:
+    """While the daemon is down any user can answer in its place."""
+    with bare.inside():
+        api = socket.create_server(("127.0.0.1", 8989))
+
+    def answer() -> None:
+        with suppress(OSError):
+            while True:
+                client = api.accept()[0]
+                threading.Thread(target=keep_busy, args=(client,), daemon=True).start()
+
+    def keep_busy(client: socket.socket) -> None:
+        with client, suppress(OSError):
+            while True:
+                client.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+                time.sleep(0.05)
+
+    threading.Thread(target=answer, daemon=True).start()
+    agent = bare.start([*lab.command, "agent", "--root", str(root)])
     try:
-        watched.checked.shell("nft flush ruleset")
-        watched.await_whole()
+        await_fact(lambda: "watches" in agent.output(), "the agent watches")
+        tasks = Path(f"/proc/{agent.pid}/task")
+        before = len(list(tasks.iterdir()))
+        assert b"mycelium_daemon_up 0" in bare.get("127.0.0.1", PORT, "/metrics")
+        await_fact(lambda: len(list(tasks.iterdir())) == before, "none of its threads is left")
     finally:
-        for each in idle:
-            each.close()
-    await_fact(lambda: node.get("127.0.0.1", PORT, "/healthz") == b"ok\n", "it answers again")
+        agent.stop()
+        api.close()
 
 
 def test_an_address_that_is_in_use_is_reported(lab: Lab, bare: Node, root: Path) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,48 +53,44 @@ class Daemon(NamedTuple):
 
 
 def read_daemon(api: str, *, within_s: float = API_PATIENCE_S) -> Daemon:
-    """Ask the daemon, and return in time even if it hangs; that leaves one thread waiting."""
+    """Ask the daemon, and return in time, whatever answers there."""
     answers: dict[str, Any] = {}
-    trouble: list[str] = []
-    asking = threading.Thread(target=_ask, args=(api, within_s, answers, trouble), daemon=True)
-    asking.start()
-    asking.join(within_s)
-    if asking.is_alive() and not trouble:
-        trouble.append(f"{_HANGS} {within_s:g} s")
-    return _daemon(dict(answers), trouble[0] if trouble else "")
+    return _daemon(answers, _ask(api, within_s, answers))
 
 
-def _ask(api: str, within_s: float, answers: dict[str, Any], trouble: list[str]) -> None:
+def _ask(api: str, within_s: float, answers: dict[str, Any]) -> str:
+    """Fill in the answers, by page; returns what went wrong."""
     import http.client
 
+    from mycelium_ctl.deadline import Deadline
+
     host, _, port = api.rpartition(":")
-    deadline = time.monotonic() + within_s
+    end = time.monotonic() + within_s
+    trouble = ""
     for page in ("admin", "admin/peers", "admin/routes/selected"):
-        left = max(deadline - time.monotonic(), 0.01)
+        left = max(end - time.monotonic(), 0.01)
         try:
             # Half of it to connect: a daemon that hangs accepts, a filter that drops does not.
             connection = http.client.HTTPConnection(host.strip("[]"), int(port), timeout=left / 2)
             try:
                 connection.connect()
             except TimeoutError:
-                trouble.append("no connection: does a packet filter drop what goes over lo?")
-                return
+                return trouble or "no connection: does a packet filter drop what goes over lo?"
+            connection.sock = Deadline(connection.sock, left)
             connection.request("GET", f"/api/v1/{page}")
             answer = connection.getresponse()
             if answer.status == http.HTTPStatus.OK:
                 answers[page] = json.loads(answer.read(API_MOST_BYTES))
             else:
-                trouble.append(f"/api/v1/{page}: HTTP status {answer.status}")
+                trouble = trouble or f"/api/v1/{page}: HTTP status {answer.status}"
             connection.close()
         except TimeoutError:
-            trouble.append(f"{_HANGS} {within_s:g} s")
-            return
+            return trouble or f"{_HANGS} {within_s:g} s"
         except OSError as error:
-            trouble.append(str(error.strerror or error))
-            return
+            return trouble or str(error.strerror or error)
         except (ValueError, RecursionError, http.client.HTTPException):
-            trouble.append(f"/api/v1/{page}: what answers there is not a Mycelium daemon")
-            return
+            return trouble or f"/api/v1/{page}: what answers there is not a Mycelium daemon"
+    return trouble
 
 
 def _daemon(answers: dict[str, Any], trouble: str) -> Daemon:
