@@ -444,6 +444,31 @@ def test_a_second_del_leaves_the_entries_of_the_addresss_next_owner(site: Site) 
     assert heirs[0].ping(NODE) is not None
 
 
+def test_gc_leaves_the_entries_of_an_address_that_is_used_again_meanwhile(site: Site) -> None:
+    network, address = conf(mode="bridge", ingress="closed"), f"{SUBNET}:ff0f::7"
+    collecting = {**network, "cni.dev/valid-attachments": []}
+    heirs: list[Pod] = []
+
+    def leave() -> Pod:
+        pod, _ = site.attach(network, address)
+        lose(site, pod, address)
+        return pod
+
+    done, trace = traced(site, collecting, leave(), verb="GC", kind="sendto")
+    assert done.returncode == 0, done
+    sent = [line for line in trace.splitlines() if "sendto(" in line]
+    # The last time that it lists links, before it has the entries deleted.
+    number = max(n for n, line in enumerate(sent, 1) if re.search("RTM_GETLINK.*DUMP", line))
+    call = stopped(
+        *(site, collecting, leave(), "GC"),
+        number=number,
+        then=lambda: heirs.append(site.attach(network, address)[0]),
+    )
+    assert call.returncode == 0, call
+    assert site.status(network).code == 0
+    assert not site.reaches(heirs[0], address, REMOTE)
+
+
 @both_modes
 def test_it_survives_a_restart_of_the_daemon(site: Site, mode: str) -> None:
     pod, address = site.attach(conf(mode=mode))
