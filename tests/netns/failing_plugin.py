@@ -72,7 +72,7 @@ fault: tuple[int, int] = -1, 0
 subtrees = True  # whether the kernel has routes for one source (CONFIG_IPV6_SUBTREES)
 
 
-def strike(point: str) -> bool:
+def fails_here(point: str) -> bool:
     """Count a point. Returns whether it is the one that fails."""
     points.append(point)
     return len(points) - 1 == fault[0]
@@ -80,7 +80,7 @@ def strike(point: str) -> bool:
 
 def failing(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
     def wrapper(*arguments: Any, **options: Any) -> Any:
-        if strike(name):
+        if fails_here(name):
             named = [each for each in arguments[:1] if isinstance(each, str)]
             raise OSError(fault[1], os.strerror(fault[1]), *named)
         return call(*arguments, **options)
@@ -123,7 +123,7 @@ class Socket(_socket.socket):
             of_source = (self.proto, kind) == _NEW_ROUTE and batch[16 + 2] > 0  # rtm_src_len
             if of_source and not subtrees:
                 kind, self._refused[sequence] = UNKNOWN, errno.EINVAL
-            elif (self.proto, kind) not in _ENDS and strike(label):
+            elif (self.proto, kind) not in _ENDS and fails_here(label):
                 kind, self._refused[sequence] = UNKNOWN, fault[1]
             changed += struct.pack("=IHHII", length, kind, flags, sequence, port)
             changed += batch[16 : length + 3 & ~3]
@@ -141,7 +141,7 @@ class Socket(_socket.socket):
         return bytes(datagram)
 
 
-def sabotage() -> None:
+def add_failure_points() -> None:
     """Put the points into every module of the plugin."""
     for found in pkgutil.walk_packages(mycelium_cni.__path__, "mycelium_cni."):
         importlib.import_module(found.name)
@@ -255,5 +255,5 @@ def run(job: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    sabotage()
+    add_failure_points()
     run(json.loads(sys.stdin.read()))

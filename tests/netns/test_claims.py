@@ -24,7 +24,7 @@ from attaching import (
     refused,
     silent,
 )
-from observe import difference, kernel_state
+from observe import difference, kernel_state, sysctl
 
 from mycelium_lab.lab import Node, await_fact
 
@@ -221,11 +221,18 @@ def routed_elsewhere(node: Node, *lines: str) -> Iterator[ipaddress.IPv6Network]
         *filled,
     )
 
-    def carry() -> bool:
-        links = [link for link in node.ip("link") if link["ifname"] in ("nic0", "nic1")]
-        return [link["operstate"] for link in links] == ["UP", "UP"]
+    # Until the kernel is done, routes through the links have the flag linkdown, and their addresses
+    # lack the routes that it makes; on a node that forwards, those of anycast too.
+    made = {"fd99::1", "fd99:1::1"}
+    if sysctl(node, "ipv6/conf/all/forwarding") == "1":
+        made |= {"fd99::", "fd99:1::"}
 
-    await_fact(carry, "carriers")  # before it, routes by way of them have the flag linkdown
+    def settled() -> bool:
+        links = [link for link in node.ip("link") if link["ifname"] in ("nic0", "nic1")]
+        local = {route["dst"] for route in node.ip("-6", "route", "show", "table", "local")}
+        return [link["operstate"] for link in links] == ["UP", "UP"] and made <= local
+
+    await_fact(settled, "the links and their addresses")
     try:
         yield prefix
     finally:

@@ -82,7 +82,7 @@ def is_well(site: Site, networks: list[dict[str, Any]], attachments: list[Attach
 
 
 @contextmanager
-def bombarded(site: Site, *pods: Attached) -> Iterator[None]:
+def attacked(site: Site, *pods: Attached) -> Iterator[None]:
     """While this runs a peer sends to pods that it must not reach; nothing arrives."""
     token, stop = os.urandom(16), threading.Event()
     capture = Capture()
@@ -128,7 +128,7 @@ def test_no_network_is_open_for_a_moment(
     shut, club, wide = older
     node.install(after)
     everybody = list(older)
-    with bombarded(site, shut, club):
+    with attacked(site, shut, club):
         for network in reversed(networks):
             is_well(site, [network], everybody)
             everybody.append(Attached(site, network))

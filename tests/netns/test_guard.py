@@ -975,7 +975,7 @@ def test_a_pod_has_few_link_local_neighbours_made(site: Site) -> None:
 # Where the guard cannot be loaded.
 
 
-def crippled(site: Site, network: dict[str, Any]) -> tuple[int, Any, Pod]:
+def add_without_nf_tables(site: Site, network: dict[str, Any]) -> tuple[int, Any, Pod]:
     """ADD on a fresh node with a kernel that refuses nf_tables: exit code, document, pod."""
     first, second = site.node.pod("probe"), site.node.pod("unguarded")
     _, trace = traced(site, network, first)
@@ -1015,7 +1015,7 @@ def traced(
 
 
 def test_without_it_add_fails_and_changes_nothing(site: Site) -> None:
-    code, document, pod = crippled(site, conf())
+    code, document, pod = add_without_nf_tables(site, conf())
     assert (code, document["code"]) == (1, 100)
     assert "guard" in document["msg"]
     assert pod.link("eth0") is None
@@ -1024,7 +1024,7 @@ def test_without_it_add_fails_and_changes_nothing(site: Site) -> None:
 
 
 def test_without_it_add_works_where_the_configuration_says_so(site: Site) -> None:
-    code, _, pod = crippled(site, conf(guard="optional"))
+    code, _, pod = add_without_nf_tables(site, conf(guard="optional"))
     assert code == 0
     assert pod.ping(NODE) is not None
     assert site.status(conf(guard="optional")).code == 0
@@ -1035,7 +1035,7 @@ def test_without_it_add_works_where_the_configuration_says_so(site: Site) -> Non
 def test_without_it_add_fails_where_only_it_can_do_what_the_configuration_says(
     site: Site, keys: dict[str, Any]
 ) -> None:
-    code, document, pod = crippled(site, conf(guard="optional", **keys))
+    code, document, pod = add_without_nf_tables(site, conf(guard="optional", **keys))
     assert (code, document["code"]) == (1, 100)
     assert pod.link("eth0") is None
     assert site.status(conf(guard="optional", **keys)).result["code"] == 50

@@ -127,7 +127,7 @@ def test_del_with_another_pods_namespace_leaves_that_pod_alone(
         silent(each.check())
 
 
-def lead_by_rule(it: Attached, table: int) -> None:
+def use_source_rule(it: Attached, table: int) -> None:
     """As on a kernel without routes for one source, and as 0.1.0 did everywhere."""
     for route in it.pod.ip("-6", "route", "show", "table", "local", "proto", PROTOCOL):
         if route["dev"] == it.pod_link:
@@ -157,7 +157,7 @@ def test_a_source_rule_goes_with_its_attachment_and_no_other(
     both: tuple[Mode, ...] = ("routed", "routed")
     pods = [interfaces(node, pod, both, one_network=True) for pod in (mine, theirs)]
     for _, second in pods:
-        lead_by_rule(second, 77_000_003)  # the same number in both: it is the link's index there
+        use_source_rule(second, 77_000_003)  # the same number in both: it is the link's index there
     assert all(len(marked_rules(pod)) == 1 for pod in (mine, theirs))
     gone = pods[0][1]
     if way == "DEL":

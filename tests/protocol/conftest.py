@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from .calls import Plugin
-from .hosts import NODE, Host, Pod, Witness
+from .hosts import NODE, ChangeMonitor, Host, Pod
 
-Listen = Callable[[str], Witness]
+MakeMonitor = Callable[[str], ChangeMonitor]
 
 
 @pytest.fixture(scope="session")
@@ -62,21 +62,21 @@ def alone(bare: Plugin) -> Plugin:
 
 
 @pytest.fixture
-def listen() -> Iterator[Listen]:
-    """A function that makes a witness in a namespace."""
-    witnesses: list[Witness] = []
+def make_monitor() -> Iterator[MakeMonitor]:
+    """A function that makes a monitor of a namespace."""
+    monitors: list[ChangeMonitor] = []
 
-    def place(netns: str) -> Witness:
-        witnesses.append(Witness(netns))
-        return witnesses[-1]
+    def make(netns: str) -> ChangeMonitor:
+        monitors.append(ChangeMonitor(netns))
+        return monitors[-1]
 
-    yield place
-    for witness in witnesses:
-        witness.close()
+    yield make
+    for monitor in monitors:
+        monitor.close()
 
 
-class Quiet:
-    """A node and a pod in which nothing may ever change, and a witness in each."""
+class WatchedNode:
+    """A node and a pod in which nothing may change, each with a monitor."""
 
     def __init__(self, command: list[str], attachment: dict[str, Any] | None) -> None:
         self._host = Host()
@@ -86,62 +86,62 @@ class Quiet:
         if attachment is not None:
             self.plugin.add(self.pod, attachment).result()
             self.pod.settle()
-        self._witnesses = [Witness(self._host.netns), Witness(self.pod.netns)]
+        self._monitors = [ChangeMonitor(self._host.netns), ChangeMonitor(self.pod.netns)]
 
-    def is_undisturbed(self) -> None:
-        """Whether nothing has changed, here or in the pod, since the last call."""
-        node, pod = (witness.heard() for witness in self._witnesses)
+    def assert_unchanged(self) -> None:
+        """Nothing has changed on the node or in the pod since the last call."""
+        node, pod = (monitor.changes() for monitor in self._monitors)
         assert node == [], f"a call that had to change nothing changed the node: {node}"
         assert pod == [], f"a call that had to change nothing changed the pod: {pod}"
 
     def stop(self) -> None:
         """End both."""
-        for witness in self._witnesses:
-            witness.close()
+        for monitor in self._monitors:
+            monitor.close()
         self.pod.remove()
         self._host.stop()
 
 
-class QuietPlace:
-    """Keeps one quiet place, and makes a new one after a test that disturbed it."""
+class SharedWatchedNode:
+    """One watched node for many tests; after a test that changed it, a new one."""
 
     def __init__(self, command: list[str], attachment: dict[str, Any] | None = None) -> None:
         self._command = command
         self._attachment = attachment
-        self._place: Quiet | None = None
+        self._node: WatchedNode | None = None
 
-    def get(self) -> Quiet:
-        """The place, undisturbed."""
-        if self._place is None:
-            self._place = Quiet(self._command, self._attachment)
-        return self._place
+    def get(self) -> WatchedNode:
+        """The node, unchanged."""
+        if self._node is None:
+            self._node = WatchedNode(self._command, self._attachment)
+        return self._node
 
-    def lend(self) -> Iterator[Quiet]:
-        """The place for one test, which must leave it undisturbed."""
-        place = self.get()
-        yield place
+    def share(self) -> Iterator[WatchedNode]:
+        """The node for one test, which must leave it unchanged."""
+        node = self.get()
+        yield node
         try:
-            place.is_undisturbed()
+            node.assert_unchanged()
         except AssertionError:
-            self.leave()
+            self.close()
             raise
 
-    def leave(self) -> None:
-        """End the place if there is one."""
-        if self._place is not None:
-            self._place.stop()
-            self._place = None
+    def close(self) -> None:
+        """End the node if there is one."""
+        if self._node is not None:
+            self._node.stop()
+            self._node = None
 
 
 @pytest.fixture(scope="session")
-def quiet_place(command: list[str]) -> Iterator[QuietPlace]:
-    """Where the quiet node of this process lives."""
-    place = QuietPlace(command)
-    yield place
-    place.leave()
+def shared_watched_node(command: list[str]) -> Iterator[SharedWatchedNode]:
+    """The watched node of this process."""
+    node = SharedWatchedNode(command)
+    yield node
+    node.close()
 
 
 @pytest.fixture
-def quiet(quiet_place: QuietPlace) -> Iterator[Quiet]:
+def watched(shared_watched_node: SharedWatchedNode) -> Iterator[WatchedNode]:
     """A node and a pod that the test may call the plugin on and must leave untouched."""
-    yield from quiet_place.lend()
+    yield from shared_watched_node.share()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Temporary nodes and pods, and a witness: a listener to every change that the kernel reports.
+"""Temporary nodes and pods, and a monitor: a listener to every change that the kernel reports.
 
 Nothing here uses the plugin's code: namespaces are made and inspected with `ip`.
 """
@@ -74,7 +74,7 @@ def inside(netns: str, act: Callable[[], T]) -> T:
 def settle(ip: Callable[..., str], *routes: str) -> None:
     """Wait until the kernel's worker is done with new addresses: their local routes come last.
 
-    Until then a witness would attribute the worker's changes to the next call.
+    Until then a monitor would attribute the worker's changes to the next call.
     """
     deadline = time.monotonic() + 10
     missing = list(routes)
@@ -252,8 +252,8 @@ _EVENTS = {
 }
 
 
-class Witness:
-    """Hears every link, address, route, rule, neighbour and forwarding change in one namespace.
+class ChangeMonitor:
+    """Reports every link, address, route, rule, neighbour and forwarding change in a namespace.
 
     The kernel queues the notice before the change returns to the caller, so an empty
     queue proves that nothing was touched, not even for a moment; a before-and-after kernel_state
@@ -271,7 +271,7 @@ class Witness:
             self._socket.setsockopt(270, 1, group)  # SOL_NETLINK, NETLINK_ADD_MEMBERSHIP
         self._socket.setblocking(False)
 
-    def heard(self) -> list[str]:
+    def changes(self) -> list[str]:
         """What changed since the last time it was asked."""
         events: list[str] = []
         while True:
@@ -282,7 +282,7 @@ class Witness:
             while packet:
                 length, kind = struct.unpack_from("IH", packet)
                 message = packet[16:length]
-                if not _is_own_work_of_the_kernel(kind, message):
+                if not _is_kernel_housekeeping(kind, message):
                     events.append(_EVENTS.get(kind, f"message {kind}"))
                 packet = packet[(length + 3) & ~3 :]
 
@@ -291,7 +291,7 @@ class Witness:
         self._socket.close()
 
 
-def _is_own_work_of_the_kernel(kind: int, message: bytes) -> bool:
+def _is_kernel_housekeeping(kind: int, message: bytes) -> bool:
     """The kernel makes and drops neighbours when it sends to a group, and ages known ones."""
     if kind not in (28, 29) or message[0] != socket.AF_INET6:
         return False

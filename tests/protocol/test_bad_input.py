@@ -3,7 +3,7 @@
 
 Every row is one fault: a name, the change, the codes that may answer it, and a word that the
 message must contain, so that its reader knows where to look. Always: one error object on standard
-output, exit code 1, no traceback, and not one event in the kernel (the `quiet` fixture listens).
+output, exit code 1, no traceback, and not one event in the kernel (the `watched` fixture listens).
 DEL accepts every fault that does not hide which attachment is meant.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from .calls import Plugin, encoded, network
-from .conftest import Quiet
+from .conftest import WatchedNode
 from .hosts import NODE, PREFIX, Host, kernel_state
 
 UNREADABLE = "error unmarshall network config:"
@@ -126,23 +126,25 @@ EVERYWHERE = [
     ("verb", "kind"), EVERYWHERE, ids=[f"{verb}-{kind}" for verb, kind in EVERYWHERE]
 )
 def test_standard_input_that_is_no_json_object_cannot_be_decoded(
-    quiet: Quiet, verb: str, kind: str
+    watched: WatchedNode, verb: str, kind: str
 ) -> None:
-    error = quiet.plugin.call(verb, NOT_JSON[kind], quiet.pod).error(6)
+    error = watched.plugin.call(verb, NOT_JSON[kind], watched.pod).error(6)
     assert error["msg"].startswith(UNREADABLE)
 
 
 @pytest.mark.parametrize("kind", list(DOUBTFUL_JSON))
-def test_json_that_cannot_be_meant_is_refused(quiet: Quiet, kind: str) -> None:
-    quiet.plugin.add(quiet.pod, DOUBTFUL_JSON[kind]).error(6, 7)
+def test_json_that_cannot_be_meant_is_refused(watched: WatchedNode, kind: str) -> None:
+    watched.plugin.add(watched.pod, DOUBTFUL_JSON[kind]).error(6, 7)
 
 
 @pytest.mark.parametrize("text", [b"null", b"{}", b'{"cniVersion":"1.1.0"}', b"{ }\n"])
 @pytest.mark.parametrize("verb", ["ADD", "DEL", "CHECK", "GC", "STATUS"])
-def test_a_configuration_without_a_name_is_refused(quiet: Quiet, verb: str, text: bytes) -> None:
+def test_a_configuration_without_a_name_is_refused(
+    watched: WatchedNode, verb: str, text: bytes
+) -> None:
     version = b"cniVersion" in text
     codes = (7,) if version or verb in ("ADD", "DEL") else (1, 7)
-    error = quiet.plugin.call(verb, text, quiet.pod).error(*codes)
+    error = watched.plugin.call(verb, text, watched.pod).error(*codes)
     if error["code"] == 7:
         assert error["msg"].startswith("missing network name")
 
@@ -195,10 +197,10 @@ def parametrize(*tables: Rows, step: int = 1) -> pytest.MarkDecorator:
 @parametrize(IDENTITY)
 @pytest.mark.parametrize("verb", ["ADD", "DEL", "GC"])
 def test_a_configuration_of_unreadable_identity_is_refused_by_every_verb(
-    quiet: Quiet, verb: str, change: dict[str, Any], codes: tuple[int, ...], says: str
+    watched: WatchedNode, verb: str, change: dict[str, Any], codes: tuple[int, ...], says: str
 ) -> None:
     conf = network(**{"cni.dev/valid-attachments": []}) | change
-    quiet.plugin.call(verb, conf, quiet.pod).error(*codes, says=says)
+    watched.plugin.call(verb, conf, watched.pod).error(*codes, says=says)
 
 
 # ── the keys: what ADD refuses and DEL forgives ──────────────────────────────────────────────────
@@ -480,18 +482,18 @@ REQUESTS: Rows = {
 
 @parametrize(KEYS, CAPABILITIES, REQUESTS)
 def test_add_refuses_what_it_cannot_do_and_names_it(
-    quiet: Quiet, change: dict[str, Any], codes: tuple[int, ...], says: str
+    watched: WatchedNode, change: dict[str, Any], codes: tuple[int, ...], says: str
 ) -> None:
-    quiet.plugin.add(quiet.pod, network(**change)).error(*codes, says=says)
+    watched.plugin.add(watched.pod, network(**change)).error(*codes, says=says)
 
 
 @parametrize(KEYS, CAPABILITIES, REQUESTS, step=3)
 def test_del_forgives_a_configuration_that_add_refused(
-    quiet: Quiet, change: dict[str, Any], codes: tuple[int, ...], says: str
+    watched: WatchedNode, change: dict[str, Any], codes: tuple[int, ...], says: str
 ) -> None:
     """A pod must be able to end after its network's configuration was edited wrongly."""
     assert codes, says
-    quiet.plugin.delete(quiet.pod, network(**change)).is_silent_success()
+    watched.plugin.delete(watched.pod, network(**change)).is_silent_success()
 
 
 BAD_KEYS_OF_GC = {
@@ -505,9 +507,9 @@ BAD_KEYS_OF_GC = {
 
 
 @pytest.mark.parametrize("name", list(BAD_KEYS_OF_GC))
-def test_gc_forgives_what_it_does_not_need_or_names_it(quiet: Quiet, name: str) -> None:
+def test_gc_forgives_what_it_does_not_need_or_names_it(watched: WatchedNode, name: str) -> None:
     conf = network(**{"cni.dev/valid-attachments": [], name: BAD_KEYS_OF_GC[name]})
-    outcome = quiet.plugin.gc(conf)
+    outcome = watched.plugin.gc(conf)
     if outcome.code:
         outcome.error(6, 7, says=name)
     else:
@@ -546,19 +548,21 @@ bad_args = pytest.mark.parametrize(
 
 @bad_args
 def test_add_refuses_cni_args_it_knows_with_values_it_cannot_use(
-    quiet: Quiet, args: str | bytes, says: str
+    watched: WatchedNode, args: str | bytes, says: str
 ) -> None:
-    quiet.plugin.add(quiet.pod, network(), CNI_ARGS=args).error(4, 7, says=says)
+    watched.plugin.add(watched.pod, network(), CNI_ARGS=args).error(4, 7, says=says)
 
 
-def test_add_refuses_the_address_of_the_node_in_cni_args(quiet: Quiet) -> None:
-    quiet.plugin.add(quiet.pod, network(), CNI_ARGS=f"IP={NODE}").error(101, says=NODE)
+def test_add_refuses_the_address_of_the_node_in_cni_args(watched: WatchedNode) -> None:
+    watched.plugin.add(watched.pod, network(), CNI_ARGS=f"IP={NODE}").error(101, says=NODE)
 
 
 @bad_args
-def test_del_forgives_cni_args_that_add_refused(quiet: Quiet, args: str | bytes, says: str) -> None:
+def test_del_forgives_cni_args_that_add_refused(
+    watched: WatchedNode, args: str | bytes, says: str
+) -> None:
     assert isinstance(says, str)
-    quiet.plugin.delete(quiet.pod, network(), CNI_ARGS=args).is_silent_success()
+    watched.plugin.delete(watched.pod, network(), CNI_ARGS=args).is_silent_success()
 
 
 # ── a malformed previous result ──────────────────────────────────────────────────────────────────
@@ -599,21 +603,23 @@ previous = pytest.mark.parametrize("kind", list(PREVIOUS))
 
 @previous
 @pytest.mark.parametrize("verb", ["ADD", "CHECK"])
-def test_a_previous_result_that_is_none_is_refused(quiet: Quiet, verb: str, kind: str) -> None:
+def test_a_previous_result_that_is_none_is_refused(
+    watched: WatchedNode, verb: str, kind: str
+) -> None:
     conf = network(prevResult=PREVIOUS[kind])
-    quiet.plugin.call(verb, conf, quiet.pod).error(6, 7, says="prevResult")
+    watched.plugin.call(verb, conf, watched.pod).error(6, 7, says="prevResult")
 
 
 @pytest.mark.parametrize("kind", list(DEEP_IN_PREVIOUS))
 def test_add_does_not_pass_on_a_previous_result_that_no_runtime_can_read(
-    quiet: Quiet, kind: str
+    watched: WatchedNode, kind: str
 ) -> None:
-    quiet.plugin.add(quiet.pod, network(prevResult=DEEP_IN_PREVIOUS[kind])).error(6, 7)
+    watched.plugin.add(watched.pod, network(prevResult=DEEP_IN_PREVIOUS[kind])).error(6, 7)
 
 
 @previous
-def test_del_ignores_a_previous_result_that_is_none(quiet: Quiet, kind: str) -> None:
-    quiet.plugin.delete(quiet.pod, network(prevResult=PREVIOUS[kind])).is_silent_success()
+def test_del_ignores_a_previous_result_that_is_none(watched: WatchedNode, kind: str) -> None:
+    watched.plugin.delete(watched.pod, network(prevResult=PREVIOUS[kind])).is_silent_success()
 
 
 DOUBTFUL_PREVIOUS: dict[str, Any] = {
@@ -634,9 +640,9 @@ DOUBTFUL_PREVIOUS: dict[str, Any] = {
 
 @pytest.mark.parametrize("kind", list(DOUBTFUL_PREVIOUS))
 def test_check_never_takes_a_doubtful_previous_result_for_the_attachment(
-    quiet: Quiet, kind: str
+    watched: WatchedNode, kind: str
 ) -> None:
-    quiet.plugin.check(quiet.pod, network(prevResult=DOUBTFUL_PREVIOUS[kind])).error(6, 7, 103)
+    watched.plugin.check(watched.pod, network(prevResult=DOUBTFUL_PREVIOUS[kind])).error(6, 7, 103)
 
 
 # ── bridge mode's key file ───────────────────────────────────────────────────────────────────────
@@ -644,24 +650,24 @@ SEEDS = {"empty": 0, "31-bytes": 31}
 
 
 @pytest.mark.parametrize("kind", [*SEEDS, "folder", "device-without-end-that-is-another-key"])
-def test_a_key_file_that_is_no_key_of_this_node_is_refused(quiet: Quiet, kind: str) -> None:
+def test_a_key_file_that_is_no_key_of_this_node_is_refused(watched: WatchedNode, kind: str) -> None:
     if kind in SEEDS:
-        path = quiet.plugin.host.write(f"/run/netns/seed-{kind}", "k" * SEEDS[kind])
+        path = watched.plugin.host.write(f"/run/netns/seed-{kind}", "k" * SEEDS[kind])
     else:
         path = "/run/netns" if kind == "folder" else "/dev/zero"
     conf = network(mode="bridge", netseed=path)
-    quiet.plugin.add(quiet.pod, conf).error(5, 7, 11, 100, says=path)
+    watched.plugin.add(watched.pod, conf).error(5, 7, 11, 100, says=path)
 
 
 # ── the whole corpus once more: the state before and after ────────────────────────────────────
 @pytest.fixture(scope="module", autouse=True)
-def nothing_is_left_of_the_whole_corpus(quiet_place: Any) -> Iterator[None]:
+def nothing_is_left_of_the_whole_corpus(shared_watched_node: Any) -> Iterator[None]:
     """The kernel's state as `ip` shows it, before the first case and after the last."""
-    place = quiet_place.get()
-    before = kernel_state(place.plugin.host, place.pod)
+    node = shared_watched_node.get()
+    before = kernel_state(node.plugin.host, node.pod)
     yield
-    if quiet_place.get() is place:  # a test that disturbed it has failed, and has said so
-        assert kernel_state(place.plugin.host, place.pod) == before
+    if shared_watched_node.get() is node:  # a test that changed it has failed, and has said so
+        assert kernel_state(node.plugin.host, node.pod) == before
 
 
 def test_the_valid_configuration_of_the_corpus_is_valid(plugin: Plugin, host: Host) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from .calls import Plugin, network
-from .conftest import Listen, Quiet
+from .conftest import MakeMonitor, WatchedNode
 from .hosts import NODE, Pod
 from .schema import WITH_CHECK
 
@@ -25,16 +25,16 @@ PREVIOUS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("version", WITH_CHECK)
-def test_check_without_a_previous_result_is_refused(quiet: Quiet, version: str) -> None:
+def test_check_without_a_previous_result_is_refused(watched: WatchedNode, version: str) -> None:
     conf = network(version)
-    quiet.plugin.check(quiet.pod, conf).error(7, says="prevResult")
-    quiet.plugin.check(quiet.pod, {**conf, "prevResult": None}).error(7, says="prevResult")
+    watched.plugin.check(watched.pod, conf).error(7, says="prevResult")
+    watched.plugin.check(watched.pod, {**conf, "prevResult": None}).error(7, says="prevResult")
 
 
-def test_check_of_an_attachment_that_was_never_made_is_an_error(quiet: Quiet) -> None:
+def test_check_of_an_attachment_that_was_never_made_is_an_error(watched: WatchedNode) -> None:
     previous = copy.deepcopy(PREVIOUS)
-    previous["interfaces"][1]["sandbox"] = quiet.pod.path
-    quiet.plugin.check(quiet.pod, network(prevResult=previous)).error(103, says="eth0")
+    previous["interfaces"][1]["sandbox"] = watched.pod.path
+    watched.plugin.check(watched.pod, network(prevResult=previous)).error(103, says="eth0")
 
 
 def test_check_after_del_is_an_error(plugin: Plugin, pod: Pod) -> None:
@@ -43,16 +43,16 @@ def test_check_after_del_is_an_error(plugin: Plugin, pod: Pod) -> None:
     plugin.check(pod, conf).error(103, says="eth0")
 
 
-def test_check_changes_nothing(alone: Plugin, listen: Listen) -> None:
+def test_check_changes_nothing(alone: Plugin, make_monitor: MakeMonitor) -> None:
     pod = alone.host.pod()
     conf = network(prevResult=alone.add(pod, network()).result())
     pod.settle()
-    witnesses = [listen(alone.host.netns), listen(pod.netns)]
+    monitors = [make_monitor(alone.host.netns), make_monitor(pod.netns)]
     alone.check(pod, conf).is_silent_success()
     drifted = copy.deepcopy(conf)
     drifted["prevResult"]["interfaces"][1]["mac"] = "02:00:00:00:00:99"
     alone.check(pod, drifted).error(103, says="02:00:00:00:00:99")
-    assert [witness.heard() for witness in witnesses] == [[], []]
+    assert [monitor.changes() for monitor in monitors] == [[], []]
 
 
 def set_at(document: Any, path: str, value: Any) -> None:

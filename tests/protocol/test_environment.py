@@ -9,7 +9,7 @@ from itertools import combinations
 import pytest
 
 from .calls import Plugin, encoded, network
-from .conftest import Quiet
+from .conftest import WatchedNode
 from .hosts import Pod
 from .schema import VERSIONS
 
@@ -32,17 +32,17 @@ JUNK = b"this is not JSON"
     ("verb", "names"), LACKING, ids=[f"{verb}-{'-'.join(names)}" for verb, names in LACKING]
 )
 def test_all_missing_variables_are_named_in_order(
-    quiet: Quiet, verb: str, names: tuple[str, ...], nothing: str | None
+    watched: WatchedNode, verb: str, names: tuple[str, ...], nothing: str | None
 ) -> None:
-    outcome = quiet.plugin.call(verb, network(), quiet.pod, dict.fromkeys(names, nothing))
+    outcome = watched.plugin.call(verb, network(), watched.pod, dict.fromkeys(names, nothing))
     assert outcome.error(4)["msg"] == f"required env variables [{','.join(names)}] missing"
 
 
 @pytest.mark.parametrize("nothing", [None, ""], ids=["unset", "empty"])
 def test_without_a_command_the_about_text_goes_to_standard_error(
-    quiet: Quiet, nothing: str | None
+    watched: WatchedNode, nothing: str | None
 ) -> None:
-    outcome = quiet.plugin.run({"CNI_COMMAND": nothing})
+    outcome = watched.plugin.run({"CNI_COMMAND": nothing})
     assert outcome.code == 0, outcome
     assert outcome.out == b"", outcome
     first, second, *_ = outcome.err.decode().splitlines()
@@ -54,15 +54,15 @@ def test_without_a_command_the_about_text_goes_to_standard_error(
 @pytest.mark.parametrize(
     "verb", ["NOPE", "add", "Add", "ADD ", " ADD", "ADD\n", "UPDATE", "ADDDEL", "-h", "é", "\t"]
 )
-def test_an_unknown_command_is_refused_by_its_name(quiet: Quiet, verb: str) -> None:
-    error = quiet.plugin.call(verb, network(), quiet.pod).error(4)
+def test_an_unknown_command_is_refused_by_its_name(watched: WatchedNode, verb: str) -> None:
+    error = watched.plugin.call(verb, network(), watched.pod).error(4)
     assert error["msg"].startswith("unknown CNI_COMMAND:")
     assert verb.strip() in error["msg"]
 
 
-def test_a_command_that_is_not_utf8_is_refused(quiet: Quiet) -> None:
+def test_a_command_that_is_not_utf8_is_refused(watched: WatchedNode) -> None:
     stdin = encoded(network())
-    quiet.plugin.run({"CNI_COMMAND": b"\xff\xfe"}, stdin).error(4, says="CNI_COMMAND")
+    watched.plugin.run({"CNI_COMMAND": b"\xff\xfe"}, stdin).error(4, says="CNI_COMMAND")
 
 
 BAD_CONTAINER_IDS = {
@@ -97,9 +97,9 @@ BAD_CONTAINER_IDS = {
     "value", list(BAD_CONTAINER_IDS.values()), ids=list(BAD_CONTAINER_IDS.keys())
 )
 def test_a_container_id_with_other_characters_is_refused(
-    quiet: Quiet, verb: str, value: str | bytes
+    watched: WatchedNode, verb: str, value: str | bytes
 ) -> None:
-    outcome = quiet.plugin.call(verb, network(), quiet.pod, {"CNI_CONTAINERID": value})
+    outcome = watched.plugin.call(verb, network(), watched.pod, {"CNI_CONTAINERID": value})
     assert outcome.error(4)["msg"].startswith("invalid characters in containerID")
 
 
@@ -140,9 +140,9 @@ BAD_INTERFACE_NAMES = {
     ("value", "says"), list(BAD_INTERFACE_NAMES.values()), ids=list(BAD_INTERFACE_NAMES.keys())
 )
 def test_an_interface_name_that_linux_cannot_hold_is_refused(
-    quiet: Quiet, verb: str, value: str, says: str
+    watched: WatchedNode, verb: str, value: str, says: str
 ) -> None:
-    outcome = quiet.plugin.call(verb, network(), quiet.pod, {"CNI_IFNAME": value})
+    outcome = watched.plugin.call(verb, network(), watched.pod, {"CNI_IFNAME": value})
     assert outcome.error(4)["msg"].startswith(says)
 
 
@@ -163,9 +163,9 @@ def test_an_interface_name_that_linux_cannot_hold_is_refused(
     ],
 )
 def test_add_refuses_an_interface_name_that_means_something_else_to_the_kernel(
-    quiet: Quiet, value: str | bytes
+    watched: WatchedNode, value: str | bytes
 ) -> None:
-    quiet.plugin.add(quiet.pod, network(), CNI_IFNAME=value).error(4, says="interface name")
+    watched.plugin.add(watched.pod, network(), CNI_IFNAME=value).error(4, says="interface name")
 
 
 @pytest.mark.parametrize("value", ["eth0", "net1", "a" * 15, "é", "éèùôïç", "a.b-c_d", "@!{}"])
@@ -178,13 +178,13 @@ def test_an_interface_name_that_linux_can_hold_is_given_to_the_pod_link(
 
 
 @pytest.mark.parametrize("value", ["lo", "all", "default", "eth%d"])
-def test_del_of_a_name_that_add_refuses_removes_nothing(quiet: Quiet, value: str) -> None:
-    outcome = quiet.plugin.delete(quiet.pod, network(), CNI_IFNAME=value)
+def test_del_of_a_name_that_add_refuses_removes_nothing(watched: WatchedNode, value: str) -> None:
+    outcome = watched.plugin.delete(watched.pod, network(), CNI_IFNAME=value)
     if outcome.code:
         outcome.error(4)
     else:
         outcome.is_silent_success()
-    assert "lo" in quiet.pod.links()
+    assert "lo" in watched.pod.links()
 
 
 @pytest.mark.parametrize(
@@ -199,12 +199,12 @@ def test_del_of_a_name_that_add_refuses_removes_nothing(quiet: Quiet, value: str
     ids=["junk", "empty", "dummy", "args", "path"],
 )
 def test_variables_that_a_verb_does_not_use_are_not_judged(
-    quiet: Quiet, junk: dict[str, str]
+    watched: WatchedNode, junk: dict[str, str]
 ) -> None:
     valid = network(**{"cni.dev/valid-attachments": []})
-    quiet.plugin.gc(valid, **junk).is_silent_success()
-    quiet.plugin.status(network(), **junk).is_silent_success()
-    assert quiet.plugin.version(b'{"cniVersion":"1.1.0"}', **junk).code == 0
+    watched.plugin.gc(valid, **junk).is_silent_success()
+    watched.plugin.status(network(), **junk).is_silent_success()
+    assert watched.plugin.version(b'{"cniVersion":"1.1.0"}', **junk).code == 0
 
 
 @pytest.mark.parametrize(
@@ -220,9 +220,9 @@ def test_variables_that_a_verb_does_not_use_are_not_judged(
 )
 @pytest.mark.parametrize("verb", ["ADD", "DEL", "CHECK"])
 def test_environment_errors_come_before_those_of_standard_input(
-    quiet: Quiet, verb: str, env: dict[str, str | None]
+    watched: WatchedNode, verb: str, env: dict[str, str | None]
 ) -> None:
-    quiet.plugin.call(verb, JUNK, quiet.pod, env).error(4)
+    watched.plugin.call(verb, JUNK, watched.pod, env).error(4)
 
 
 def test_cni_path_is_not_required(plugin: Plugin, pod: Pod) -> None:
@@ -232,5 +232,5 @@ def test_cni_path_is_not_required(plugin: Plugin, pod: Pod) -> None:
     plugin.delete(pod, conf, CNI_PATH="/absent:/also absent").is_silent_success()
 
 
-def test_a_namespace_path_that_is_not_utf8_is_one_error(quiet: Quiet) -> None:
-    quiet.plugin.add(quiet.pod, network(), CNI_NETNS=b"/run/netns/\xff\xfe").error(8)
+def test_a_namespace_path_that_is_not_utf8_is_one_error(watched: WatchedNode) -> None:
+    watched.plugin.add(watched.pod, network(), CNI_NETNS=b"/run/netns/\xff\xfe").error(8)

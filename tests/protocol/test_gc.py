@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from .calls import Plugin, network
-from .conftest import Listen, Quiet, QuietPlace
+from .conftest import MakeMonitor, SharedWatchedNode, WatchedNode
 from .hosts import Pod
 
 KEY = "cni.dev/valid-attachments"
@@ -58,34 +58,36 @@ UNREADABLE: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def occupied_place(command: list[str]) -> Iterator[QuietPlace]:
+def shared_occupied_node(command: list[str]) -> Iterator[SharedWatchedNode]:
     """Keeps a node that has an attachment in the network of the GC."""
-    place = QuietPlace(command, own_network())
-    yield place
-    place.leave()
+    node = SharedWatchedNode(command, own_network())
+    yield node
+    node.close()
 
 
 @pytest.fixture
-def occupied(occupied_place: QuietPlace) -> Iterator[Quiet]:
+def occupied(shared_occupied_node: SharedWatchedNode) -> Iterator[WatchedNode]:
     """A node with an attachment that must stay as it is."""
-    yield from occupied_place.lend()
+    yield from shared_occupied_node.share()
 
 
 @pytest.mark.parametrize("key", [KEY, OLD_KEY])
 @pytest.mark.parametrize("kind", list(UNREADABLE))
-def test_a_list_that_cannot_be_read_removes_nothing(occupied: Quiet, key: str, kind: str) -> None:
+def test_a_list_that_cannot_be_read_removes_nothing(
+    occupied: WatchedNode, key: str, kind: str
+) -> None:
     occupied.plugin.gc(own_network(**{key: UNREADABLE[kind]})).error(6, 7, says="attachments")
 
 
 @pytest.mark.parametrize("kind", ["object", "number-inside", "no-ifname"])
 def test_a_readable_old_list_does_not_excuse_an_unreadable_new_one(
-    occupied: Quiet, kind: str
+    occupied: WatchedNode, kind: str
 ) -> None:
     conf = own_network(**{KEY: UNREADABLE[kind], OLD_KEY: []})
     occupied.plugin.gc(conf).error(6, 7, says=KEY)
 
 
-def test_without_a_list_nothing_is_removed(occupied: Quiet) -> None:
+def test_without_a_list_nothing_is_removed(occupied: WatchedNode) -> None:
     """`cnitool gc` sends none; to remove all, a caller must say so."""
     occupied.plugin.gc(own_network()).error(7, says=KEY)
 
@@ -104,13 +106,13 @@ def test_an_empty_list_makes_every_attachment_of_the_network_stale(
 
 @pytest.mark.parametrize("key", [KEY, OLD_KEY])
 def test_a_listed_attachment_stays_untouched(
-    plugin: Plugin, attached: Pod, other_pod: Pod, key: str, listen: Listen
+    plugin: Plugin, attached: Pod, other_pod: Pod, key: str, make_monitor: MakeMonitor
 ) -> None:
     plugin.add(other_pod, own_network()).result()
-    witness = listen(attached.netns)
+    monitor = make_monitor(attached.netns)
     valid = [{"containerID": attached.container, "ifname": "eth0"}]
     plugin.gc(own_network(**{key: valid})).is_silent_success()
-    assert witness.heard() == []
+    assert monitor.changes() == []
     assert "eth0" not in other_pod.links()
 
 
@@ -147,12 +149,12 @@ def test_unknown_entries_and_keys_in_the_list_are_ignored(plugin: Plugin, attach
 
 
 def test_the_attachments_of_another_network_stay(
-    plugin: Plugin, attached: Pod, listen: Listen
+    plugin: Plugin, attached: Pod, make_monitor: MakeMonitor
 ) -> None:
-    witness = listen(attached.netns)
+    monitor = make_monitor(attached.netns)
     for name in (f"{NAME}2", NAME[:-1], "overlay"):
         plugin.gc(network(name=name, **{KEY: []})).is_silent_success()
-    assert witness.heard() == []
+    assert monitor.changes() == []
 
 
 def test_add_works_at_once_after_gc(plugin: Plugin, attached: Pod) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import pytest
 
 from .calls import Plugin, network
-from .conftest import Quiet
+from .conftest import WatchedNode
 from .hosts import Pod
 
 FOLDER = "/run/netns/log"
@@ -70,8 +70,10 @@ def test_what_can_be_written_is_in_the_file_and_nowhere_else(plugin: Plugin, pod
 
 
 @pytest.mark.parametrize("path", ["/run/\0", "/run/a\nb", "/run/\ud800", "log", 5])
-def test_a_log_file_with_an_impossible_name_is_standard_error(quiet: Quiet, path: object) -> None:
-    quiet.plugin.delete(quiet.pod, network(logFile=path)).is_silent_success()
-    outcome = quiet.plugin.add(quiet.pod, network(logFile=path, logLevel="info"))
+def test_a_log_file_with_an_impossible_name_is_standard_error(
+    watched: WatchedNode, path: object
+) -> None:
+    watched.plugin.delete(watched.pod, network(logFile=path)).is_silent_success()
+    outcome = watched.plugin.add(watched.pod, network(logFile=path, logLevel="info"))
     outcome.error(7, says="logFile")
     assert b"code 7" in outcome.err

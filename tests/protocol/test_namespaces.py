@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from .calls import Plugin, network
-from .conftest import Quiet
+from .conftest import WatchedNode
 from .hosts import Host, Pod
 
 SAME = "plugin's netns and netns from CNI_NETNS should not be the same"
@@ -40,8 +40,10 @@ kinds = pytest.mark.parametrize("kind", list(NOT_NAMESPACES))
 
 @kinds
 @pytest.mark.parametrize("verb", ["ADD", "CHECK"])
-def test_what_is_no_network_namespace_is_refused(quiet: Quiet, verb: str, kind: str) -> None:
-    path = NOT_NAMESPACES[kind](quiet.plugin.host)
+def test_what_is_no_network_namespace_is_refused(
+    watched: WatchedNode, verb: str, kind: str
+) -> None:
+    path = NOT_NAMESPACES[kind](watched.plugin.host)
     conf = network()
     if verb == "CHECK":
         conf["prevResult"] = {
@@ -49,14 +51,14 @@ def test_what_is_no_network_namespace_is_refused(quiet: Quiet, verb: str, kind: 
             "interfaces": [{"name": "eth0", "mac": "02:00:00:00:00:01", "sandbox": path}],
             "ips": [{"interface": 0, "address": "5a1:2b3c:4d5e:6f70:ff0f::5/128"}],
         }
-    error = quiet.plugin.call(verb, conf, quiet.pod, {"CNI_NETNS": path}).error(8)
+    error = watched.plugin.call(verb, conf, watched.pod, {"CNI_NETNS": path}).error(8)
     assert path[:40] in f"{error['msg']} {error.get('details')}"
 
 
 @kinds
-def test_del_of_nothing_succeeds_whatever_the_path_is(quiet: Quiet, kind: str) -> None:
-    path = NOT_NAMESPACES[kind](quiet.plugin.host)
-    quiet.plugin.delete(quiet.pod, network(), CNI_NETNS=path).is_silent_success()
+def test_del_of_nothing_succeeds_whatever_the_path_is(watched: WatchedNode, kind: str) -> None:
+    path = NOT_NAMESPACES[kind](watched.plugin.host)
+    watched.plugin.delete(watched.pod, network(), CNI_NETNS=path).is_silent_success()
 
 
 def is_gone(plugin: Plugin, result: dict[str, object]) -> None:
@@ -122,11 +124,11 @@ def test_any_path_to_a_namespace_is_accepted_and_told_verbatim(
 @pytest.mark.parametrize("path", ["/proc/self/ns/net", "/proc/thread-self/ns/net", "of the keeper"])
 @pytest.mark.parametrize("override", [None, "", "0", "no", "false", "yes"])
 def test_add_into_the_namespace_of_the_node_is_refused(
-    quiet: Quiet, path: str, override: str | None
+    watched: WatchedNode, path: str, override: str | None
 ) -> None:
-    netns = quiet.plugin.host.netns if path == "of the keeper" else path
+    netns = watched.plugin.host.netns if path == "of the keeper" else path
     env = {"CNI_NETNS": netns, "CNI_NETNS_OVERRIDE": override}
-    error = quiet.plugin.call("ADD", network(), quiet.pod, env).error(8)
+    error = watched.plugin.call("ADD", network(), watched.pod, env).error(8)
     assert error["msg"].startswith(SAME)
 
 

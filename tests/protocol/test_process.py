@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from .calls import Outcome, Plugin, attachment_env, encoded, network
-from .conftest import Listen, Quiet
+from .conftest import MakeMonitor, WatchedNode
 from .hosts import Host, Pod, kernel_state, tool
 
 UNPRIVILEGED = ("setpriv", "--bounding-set=-all", "--inh-caps=-all", "--")
@@ -35,14 +35,14 @@ def attached(plugin: Plugin, pod: Pod) -> Pod:
     return pod
 
 
-def test_a_change_made_by_add_is_heard_by_the_witness(
-    plugin: Plugin, host: Host, pod: Pod, listen: Listen
+def test_a_change_made_by_add_is_reported_by_the_monitor(
+    plugin: Plugin, host: Host, pod: Pod, make_monitor: MakeMonitor
 ) -> None:
     """So the silence that the bad-input tests rely on is proof."""
-    witnesses = [listen(host.netns), listen(pod.netns)]
+    monitors = [make_monitor(host.netns), make_monitor(pod.netns)]
     plugin.add(pod, network()).result()
-    for witness in witnesses:
-        assert {"a link came or changed", "a route came"} <= set(witness.heard())
+    for monitor in monitors:
+        assert {"a link came or changed", "a route came"} <= set(monitor.changes())
 
 
 def test_every_verb_succeeds_with_only_cni_variables_in_the_environment(
@@ -109,19 +109,21 @@ def test_a_configuration_larger_than_the_pipe_is_read_to_its_end(plugin: Plugin,
     plugin.add(pod, network(comment="x" * (1 << 20))).result()
 
 
-def test_an_environment_error_is_told_even_when_a_large_input_stays_unread(quiet: Quiet) -> None:
+def test_an_environment_error_is_told_even_when_a_large_input_stays_unread(
+    watched: WatchedNode,
+) -> None:
     conf = network(comment="x" * (1 << 20))
-    quiet.plugin.add(quiet.pod, conf, CNI_IFNAME=None).error(4, says="CNI_IFNAME")
+    watched.plugin.add(watched.pod, conf, CNI_IFNAME=None).error(4, says="CNI_IFNAME")
 
 
 @pytest.mark.parametrize("verb", ["ADD", "DEL", "CHECK", "GC", "STATUS"])
 @pytest.mark.parametrize("redirection", ["0<&-", "0>/dev/null"], ids=["closed", "write-only"])
 def test_standard_input_that_cannot_be_read_is_an_io_error(
-    quiet: Quiet, verb: str, redirection: str
+    watched: WatchedNode, verb: str, redirection: str
 ) -> None:
-    argv = through_shell(quiet.plugin, f'exec "$@" {redirection}')
-    env = {"CNI_COMMAND": verb, **attachment_env(quiet.pod)}
-    outcome = quiet.plugin.run(env, argv=argv)
+    argv = through_shell(watched.plugin, f'exec "$@" {redirection}')
+    env = {"CNI_COMMAND": verb, **attachment_env(watched.pod)}
+    outcome = watched.plugin.run(env, argv=argv)
     assert outcome.error(5)["msg"].startswith("error reading from stdin")
 
 
@@ -184,9 +186,9 @@ def test_an_add_whose_reader_is_gone_fails_and_undoes_itself(alone: Plugin) -> N
     assert kernel_state(alone.host, pod) == before
 
 
-def test_add_without_privileges_is_one_error_and_leaves_nothing(quiet: Quiet) -> None:
-    env = {"CNI_COMMAND": "ADD", **attachment_env(quiet.pod)}
-    outcome = quiet.plugin.run(env, encoded(network()), argv=unprivileged(quiet.plugin))
+def test_add_without_privileges_is_one_error_and_leaves_nothing(watched: WatchedNode) -> None:
+    env = {"CNI_COMMAND": "ADD", **attachment_env(watched.pod)}
+    outcome = watched.plugin.run(env, encoded(network()), argv=unprivileged(watched.plugin))
     assert "permitted" in outcome.error()["msg"].lower(), outcome
 
 
@@ -253,7 +255,7 @@ def test_a_successful_add_says_nothing_on_standard_error(plugin: Plugin, pod: Po
     assert outcome.err == b""
 
 
-def test_an_error_is_complete_on_standard_output(quiet: Quiet) -> None:
+def test_an_error_is_complete_on_standard_output(watched: WatchedNode) -> None:
     """Standard error is dropped when standard output has an error object."""
-    error = quiet.plugin.add(quiet.pod, network(mtu=100)).error(7, says="mtu")
+    error = watched.plugin.add(watched.pod, network(mtu=100)).error(7, says="mtu")
     assert "100" in json.dumps(error)

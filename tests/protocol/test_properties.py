@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from .calls import Plugin, network
-from .conftest import Quiet
+from .conftest import WatchedNode
 from .hosts import SUBNET, Host
 from .schema import VERSIONS
 
@@ -72,36 +72,36 @@ configurations = st.dictionaries(st.sampled_from(KNOWN_KEYS), values, max_size=3
 
 @few
 @given(stdin=st.binary(max_size=200))
-def test_no_bytes_on_standard_input_break_the_contract(quiet: Quiet, stdin: bytes) -> None:
-    quiet.plugin.add(quiet.pod, stdin, CNI_NETNS=ABSENT).error(1, 6, 7)
+def test_no_bytes_on_standard_input_break_the_contract(watched: WatchedNode, stdin: bytes) -> None:
+    watched.plugin.add(watched.pod, stdin, CNI_NETNS=ABSENT).error(1, 6, 7)
 
 
 @few
 @given(document=values)
-def test_no_json_on_standard_input_breaks_the_contract(quiet: Quiet, document: Any) -> None:
+def test_no_json_on_standard_input_breaks_the_contract(watched: WatchedNode, document: Any) -> None:
     stdin = json.dumps(document).encode()
-    quiet.plugin.delete(quiet.pod, stdin).error(1, 6, 7)
+    watched.plugin.delete(watched.pod, stdin).error(1, 6, 7)
 
 
 @few
 @given(conf=configurations, version=st.sampled_from(VERSIONS))
 def test_no_values_of_known_keys_break_the_contract(
-    quiet: Quiet, conf: dict[str, Any], version: str
+    watched: WatchedNode, conf: dict[str, Any], version: str
 ) -> None:
     whole = network(version, **conf)
-    quiet.plugin.add(quiet.pod, whole, CNI_NETNS=ABSENT).error(2, 6, 7, 8)
-    quiet.plugin.delete(quiet.pod, whole).is_silent_success()
+    watched.plugin.add(watched.pod, whole, CNI_NETNS=ABSENT).error(2, 6, 7, 8)
+    watched.plugin.delete(watched.pod, whole).is_silent_success()
 
 
 @few
 @given(cut=st.integers(0, 400), junk=st.binary(max_size=3))
 def test_no_damage_to_a_valid_configuration_breaks_the_contract(
-    quiet: Quiet, cut: int, junk: bytes
+    watched: WatchedNode, cut: int, junk: bytes
 ) -> None:
     whole = json.dumps(network(routes=[{"dst": "400::/7", "mtu": 1300}], mtu=1400)).encode()
     at = cut % len(whole)
     stdin = whole[:at] + junk + whole[at + 1 :]
-    quiet.plugin.add(quiet.pod, stdin, CNI_NETNS=ABSENT).error(1, 6, 7, 8)
+    watched.plugin.add(watched.pod, stdin, CNI_NETNS=ABSENT).error(1, 6, 7, 8)
 
 
 @settings(few, max_examples=20)
@@ -131,11 +131,11 @@ id_like = st.text(string.ascii_letters + string.digits + "_.-/ é\n", min_size=1
 @few
 @given(container=env_text | id_like)
 def test_a_container_id_is_accepted_exactly_if_it_matches_the_specified_pattern(
-    quiet: Quiet, container: str
+    watched: WatchedNode, container: str
 ) -> None:
     valid = re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*", container)
     env = {"CNI_CONTAINERID": container, "CNI_NETNS": ABSENT}
-    quiet.plugin.call("ADD", network(), quiet.pod, env).error(8 if valid else 4)
+    watched.plugin.call("ADD", network(), watched.pod, env).error(8 if valid else 4)
 
 
 name_like = st.text(string.ascii_lowercase + string.digits + "_.-/:% é", min_size=1, max_size=17)
@@ -144,11 +144,13 @@ name_like = st.text(string.ascii_lowercase + string.digits + "_.-/:% é", min_si
 @few
 @given(name=env_text | name_like)
 def test_an_interface_name_is_accepted_exactly_if_linux_can_hold_it(
-    quiet: Quiet, name: str
+    watched: WatchedNode, name: str
 ) -> None:
     special = name in (".", "..", "lo", "all", "default") or any(sign in name for sign in "/:%")
     blank = any(letter.isspace() for letter in name)
-    error = quiet.plugin.add(quiet.pod, network(), CNI_IFNAME=name, CNI_NETNS=ABSENT).error(4, 8)
+    error = watched.plugin.add(watched.pod, network(), CNI_IFNAME=name, CNI_NETNS=ABSENT).error(
+        4, 8
+    )
     # Refusing what a terminal cannot show is optional; and the byte A0, part of many letters, is a
     # space to the kernel.
     if name.isprintable() and b"\xa0" not in name.encode():
@@ -183,29 +185,29 @@ def is_refused(pairs: list[tuple[str, str]]) -> bool:
 @few
 @given(pairs=arg_pairs)
 def test_cni_args_are_refused_only_for_an_address_or_a_mac_that_cannot_be_given(
-    quiet: Quiet, pairs: list[tuple[str, str]]
+    watched: WatchedNode, pairs: list[tuple[str, str]]
 ) -> None:
     args = ";".join(f"{name}={value}" for name, value in pairs)
     env = {"CNI_ARGS": args, "CNI_NETNS": ABSENT}
-    error = quiet.plugin.call("ADD", network(), quiet.pod, env).error(4, 7, 8)
+    error = watched.plugin.call("ADD", network(), watched.pod, env).error(4, 7, 8)
     if not is_refused(pairs):
         assert error["code"] == 8, error
-    quiet.plugin.delete(quiet.pod, network(), CNI_ARGS=args).is_silent_success()
+    watched.plugin.delete(watched.pod, network(), CNI_ARGS=args).is_silent_success()
 
 
 @few
 @given(args=env_text)
-def test_no_text_in_cni_args_breaks_the_contract(quiet: Quiet, args: str) -> None:
+def test_no_text_in_cni_args_breaks_the_contract(watched: WatchedNode, args: str) -> None:
     env = {"CNI_ARGS": args, "CNI_NETNS": ABSENT}
-    quiet.plugin.call("ADD", network(), quiet.pod, env).error(4, 7, 8)
-    quiet.plugin.delete(quiet.pod, network(), CNI_ARGS=args).is_silent_success()
+    watched.plugin.call("ADD", network(), watched.pod, env).error(4, 7, 8)
+    watched.plugin.delete(watched.pod, network(), CNI_ARGS=args).is_silent_success()
 
 
 @few
 @given(listed=values)
-def test_no_list_of_attachments_breaks_gc(quiet: Quiet, listed: Any) -> None:
+def test_no_list_of_attachments_breaks_gc(watched: WatchedNode, listed: Any) -> None:
     conf = network(**{"cni.dev/valid-attachments": listed})
-    outcome = quiet.plugin.gc(conf)
+    outcome = watched.plugin.gc(conf)
     if listed is None or listed == []:
         outcome.is_silent_success()
     else:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from .calls import Plugin, attachment_env, encoded, network
-from .conftest import Quiet
+from .conftest import WatchedNode
 from .hosts import NODE, Pod, tool
 
 READ_ONLY = 'mount --bind /proc/sys /proc/sys && mount -o remount,ro,bind /proc/sys && exec "$@"'
@@ -168,9 +168,9 @@ def test_a_call_that_needs_megabytes_succeeds(alone: Plugin) -> None:
 
 
 @pytest.mark.parametrize("number", [1025, 40_000])
-def test_more_routes_are_refused_at_once(quiet: Quiet, number: int) -> None:
+def test_more_routes_are_refused_at_once(watched: WatchedNode, number: int) -> None:
     routes = [{"dst": f"400:{n:x}::/32"} for n in range(number)]
-    quiet.plugin.add(quiet.pod, network(routes=routes)).error(7, says="at most 1024 routes")
+    watched.plugin.add(watched.pod, network(routes=routes)).error(7, says="at most 1024 routes")
 
 
 def test_the_node_of_these_tests_is_well(alone: Plugin) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from .calls import Plugin, network
-from .conftest import Quiet
+from .conftest import WatchedNode
 from .hosts import NODE, PREFIX, Pod
 
 BOTH = {"ips": True, "mac": True}
@@ -55,16 +55,18 @@ def test_two_requested_addresses_are_both_given_or_refused(plugin: Plugin, pod: 
         assert [ip["address"].partition("/")[0] for ip in outcome.result()["ips"]] == wanted
 
 
-def test_a_requested_ipv4_address_is_refused_as_such(quiet: Quiet) -> None:
+def test_a_requested_ipv4_address_is_refused_as_such(watched: WatchedNode) -> None:
     conf = asking({"ips": ["10.0.0.7/24"]})
-    quiet.plugin.add(quiet.pod, conf).error(7, says="'10.0.0.7' is not an IPv6 address")
+    watched.plugin.add(watched.pod, conf).error(7, says="'10.0.0.7' is not an IPv6 address")
 
 
 @pytest.mark.parametrize("version", ["0.1.0", "0.2.0"])
-def test_the_oldest_versions_cannot_speak_of_two_addresses(quiet: Quiet, version: str) -> None:
+def test_the_oldest_versions_cannot_speak_of_two_addresses(
+    watched: WatchedNode, version: str
+) -> None:
     wanted = [f"{PREFIX}:1::1", f"{PREFIX}:1::2"]
     conf = {**asking({"ips": wanted}), "cniVersion": version}
-    quiet.plugin.add(quiet.pod, conf).error(7, says="ips")
+    watched.plugin.add(watched.pod, conf).error(7, says="ips")
 
 
 @pytest.mark.parametrize("key", ["mac", "Mac", "MAC"])

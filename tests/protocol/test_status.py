@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from .calls import Plugin, network
-from .conftest import Listen, Quiet
+from .conftest import MakeMonitor, WatchedNode
 from .hosts import NODE, Pod
 
 NO_LINK = "failed to find interface mycelium"
@@ -43,30 +43,32 @@ sick = pytest.mark.parametrize(
 )
 
 
-def test_status_of_a_node_that_can_serve_is_silent_and_changes_nothing(quiet: Quiet) -> None:
+def test_status_of_a_node_that_can_serve_is_silent_and_changes_nothing(
+    watched: WatchedNode,
+) -> None:
     for _ in range(2):
-        quiet.plugin.status(network()).is_silent_success()
+        watched.plugin.status(network()).is_silent_success()
 
 
 @sick
 def test_status_tells_why_add_cannot_be_served(
-    bare: Plugin, break_node: Callable[[Plugin], str], listen: Listen
+    bare: Plugin, break_node: Callable[[Plugin], str], make_monitor: MakeMonitor
 ) -> None:
     says = break_node(bare)
-    witness = listen(bare.host.netns)
+    monitor = make_monitor(bare.host.netns)
     bare.status(network()).error(50, 51, says=says)
-    assert witness.heard() == []
+    assert monitor.changes() == []
 
 
 @sick
 def test_add_on_such_a_node_asks_to_be_tried_again_and_leaves_nothing(
-    bare: Plugin, break_node: Callable[[Plugin], str], listen: Listen
+    bare: Plugin, break_node: Callable[[Plugin], str], make_monitor: MakeMonitor
 ) -> None:
     pod = bare.host.pod()
     says = break_node(bare)
-    witnesses = [listen(bare.host.netns), listen(pod.netns)]
+    monitors = [make_monitor(bare.host.netns), make_monitor(pod.netns)]
     bare.add(pod, network()).error(11, says=says)
-    assert [witness.heard() for witness in witnesses] == [[], []]
+    assert [monitor.changes() for monitor in monitors] == [[], []]
 
 
 @sick
@@ -80,11 +82,13 @@ def test_del_on_such_a_node_succeeds(bare: Plugin, break_node: Callable[[Plugin]
     assert "eth0" not in pod.links()
 
 
-def test_an_error_about_a_missing_link_names_the_link_that_was_asked_for(quiet: Quiet) -> None:
+def test_an_error_about_a_missing_link_names_the_link_that_was_asked_for(
+    watched: WatchedNode,
+) -> None:
     conf = network(myceliumInterface="overlay7")
     says = "failed to find interface overlay7"
-    quiet.plugin.add(quiet.pod, conf).error(11, says=says)
-    quiet.plugin.status(conf).error(50, 51, says=says)
+    watched.plugin.add(watched.pod, conf).error(11, says=says)
+    watched.plugin.status(conf).error(50, 51, says=says)
 
 
 @pytest.mark.parametrize(
@@ -93,9 +97,9 @@ def test_an_error_about_a_missing_link_names_the_link_that_was_asked_for(quiet: 
     ids=["mtu", "mode", "routes", "link"],
 )
 def test_status_refuses_a_configuration_that_add_would_refuse(
-    quiet: Quiet, conf: dict[str, object]
+    watched: WatchedNode, conf: dict[str, object]
 ) -> None:
-    quiet.plugin.status(network(**conf)).error(7, says=next(iter(conf)))
+    watched.plugin.status(network(**conf)).error(7, says=next(iter(conf)))
 
 
 def test_status_does_not_depend_on_there_being_pods(plugin: Plugin, pod: Pod) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from .calls import Plugin, network
-from .conftest import Quiet
+from .conftest import WatchedNode
 from .hosts import Pod
 
 WHO_REACHES_THE_POD = {
@@ -75,16 +75,16 @@ OTHER_PEOPLES = [
 @pytest.mark.parametrize(("key", "meant"), list(WHO_REACHES_THE_POD.items()))
 @pytest.mark.parametrize("verb", ["ADD", "STATUS"])
 def test_a_key_that_may_say_who_reaches_the_pod_is_refused(
-    quiet: Quiet, verb: str, key: str, meant: str
+    watched: WatchedNode, verb: str, key: str, meant: str
 ) -> None:
-    outcome = quiet.plugin.call(verb, network(**{key: "closed"}), quiet.pod)
+    outcome = watched.plugin.call(verb, network(**{key: "closed"}), watched.pod)
     error = outcome.error(7, says=json.dumps(key))
     assert f'did you mean "{meant}"?' in error["msg"]
 
 
 @pytest.mark.parametrize("key", list(WHO_REACHES_THE_POD)[::4])
-def test_del_forgives_it(quiet: Quiet, key: str) -> None:
-    quiet.plugin.delete(quiet.pod, network(**{key: "closed"})).is_silent_success()
+def test_del_forgives_it(watched: WatchedNode, key: str) -> None:
+    watched.plugin.delete(watched.pod, network(**{key: "closed"})).is_silent_success()
 
 
 @pytest.mark.parametrize(("key", "meant"), list(ANYTHING_ELSE.items()))
@@ -136,6 +136,8 @@ def test_warnings_are_not_written_where_only_errors_are_wanted(plugin: Plugin, p
     assert outcome.err == b""
 
 
-def test_a_configuration_of_nothing_but_strange_keys_is_refused_at_once(quiet: Quiet) -> None:
+def test_a_configuration_of_nothing_but_strange_keys_is_refused_at_once(
+    watched: WatchedNode,
+) -> None:
     strange = {f"ingress{number}": 1 for number in range(100_000)}
-    quiet.plugin.add(quiet.pod, network(**strange)).error(7, says="100000 keys")
+    watched.plugin.add(watched.pod, network(**strange)).error(7, says="100000 keys")

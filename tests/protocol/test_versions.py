@@ -9,7 +9,7 @@ import subprocess
 import pytest
 
 from .calls import Outcome, Plugin, attachment_env, network
-from .conftest import Quiet
+from .conftest import WatchedNode
 from .hosts import Pod
 from .schema import NEWEST, VERSIONS, one_document
 
@@ -19,8 +19,8 @@ NOT_VERSIONS = ["abc", "v1.1.0", "1.1.0 ", " 1.1.0", "1.1.0\n", "1.1.0-rc1", "1.
 
 @pytest.mark.parametrize("verb", ["ADD", "DEL"])
 @pytest.mark.parametrize("version", [*UNSUPPORTED, *NOT_VERSIONS])
-def test_any_other_version_is_incompatible(quiet: Quiet, verb: str, version: str) -> None:
-    error = quiet.plugin.call(verb, network(version), quiet.pod).error(1)
+def test_any_other_version_is_incompatible(watched: WatchedNode, verb: str, version: str) -> None:
+    error = watched.plugin.call(verb, network(version), watched.pod).error(1)
     assert error["msg"].startswith("incompatible CNI versions")
     assert version.strip() in error["details"]
     for supported in VERSIONS:
@@ -31,9 +31,9 @@ def test_any_other_version_is_incompatible(quiet: Quiet, verb: str, version: str
 @pytest.mark.parametrize("verb", ["CHECK", "GC", "STATUS"])
 @pytest.mark.parametrize("version", NOT_VERSIONS)
 def test_a_version_that_cannot_be_read_is_refused_by_the_newer_verbs(
-    quiet: Quiet, verb: str, version: str
+    watched: WatchedNode, verb: str, version: str
 ) -> None:
-    quiet.plugin.call(verb, network(version), quiet.pod).error(1, 6, says="version")
+    watched.plugin.call(verb, network(version), watched.pod).error(1, 6, says="version")
 
 
 @pytest.mark.parametrize(
@@ -46,20 +46,20 @@ def test_a_version_that_cannot_be_read_is_refused_by_the_newer_verbs(
     ],
 )
 def test_a_verb_newer_than_the_configuration_is_refused(
-    quiet: Quiet, verb: str, version: str | None
+    watched: WatchedNode, verb: str, version: str | None
 ) -> None:
     conf = network(version, **{"cni.dev/valid-attachments": []})
-    error = quiet.plugin.call(verb, conf, quiet.pod).error(1)
+    error = watched.plugin.call(verb, conf, watched.pod).error(1)
     assert error["msg"].startswith(f"config version does not allow {verb}")
 
 
 @pytest.mark.parametrize("verb", ["CHECK", "GC", "STATUS"])
 @pytest.mark.parametrize("version", ["1.2.0", "2.0.0", "9.9.9"])
 def test_a_configuration_newer_than_the_plugin_is_refused(
-    quiet: Quiet, verb: str, version: str
+    watched: WatchedNode, verb: str, version: str
 ) -> None:
     conf = network(version, **{"cni.dev/valid-attachments": []})
-    error = quiet.plugin.call(verb, conf, quiet.pod).error(1)
+    error = watched.plugin.call(verb, conf, watched.pod).error(1)
     assert error["msg"].startswith(f"plugin version does not allow {verb}")
 
 
@@ -85,9 +85,9 @@ def answer(outcome: Outcome) -> str:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_version_echoes_a_supported_version(quiet: Quiet, version: str) -> None:
+def test_version_echoes_a_supported_version(watched: WatchedNode, version: str) -> None:
     conf = f'{{"cniVersion":"{version}"}}'.encode()
-    assert answer(quiet.plugin.version(conf)) == version
+    assert answer(watched.plugin.version(conf)) == version
 
 
 @pytest.mark.parametrize(
@@ -131,28 +131,30 @@ def test_version_echoes_a_supported_version(quiet: Quiet, version: str) -> None:
         "deep",
     ],
 )
-def test_version_answers_the_newest_to_anything_else(quiet: Quiet, stdin: bytes) -> None:
-    assert answer(quiet.plugin.version(stdin)) == NEWEST
+def test_version_answers_the_newest_to_anything_else(watched: WatchedNode, stdin: bytes) -> None:
+    assert answer(watched.plugin.version(stdin)) == NEWEST
 
 
-def test_version_answers_with_standard_input_closed(quiet: Quiet) -> None:
-    argv = ["/bin/sh", "-c", 'exec "$@" <&-', "sh", *quiet.plugin.command]
-    assert answer(quiet.plugin.run({"CNI_COMMAND": "VERSION"}, argv=argv)) == NEWEST
+def test_version_answers_with_standard_input_closed(watched: WatchedNode) -> None:
+    argv = ["/bin/sh", "-c", 'exec "$@" <&-', "sh", *watched.plugin.command]
+    assert answer(watched.plugin.run({"CNI_COMMAND": "VERSION"}, argv=argv)) == NEWEST
 
 
-def test_version_answers_with_the_dummies_of_libcni(quiet: Quiet) -> None:
+def test_version_answers_with_the_dummies_of_libcni(watched: WatchedNode) -> None:
     names = ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_PATH")
     dummies = dict.fromkeys(names, "dummy")
-    assert answer(quiet.plugin.version(b'{"cniVersion":"1.1.0"}', **dummies)) == "1.1.0"
+    assert answer(watched.plugin.version(b'{"cniVersion":"1.1.0"}', **dummies)) == "1.1.0"
 
 
 @pytest.mark.parametrize("sent", [b"", b'{"cniVersion":"0.4.0"}'], ids=["nothing", "a-document"])
-def test_version_does_not_wait_for_the_end_of_standard_input(quiet: Quiet, sent: bytes) -> None:
+def test_version_does_not_wait_for_the_end_of_standard_input(
+    watched: WatchedNode, sent: bytes
+) -> None:
     reader, writer = os.pipe()
     try:
         os.write(writer, sent)
         done = subprocess.run(
-            quiet.plugin.host.argv(*quiet.plugin.command),
+            watched.plugin.host.argv(*watched.plugin.command),
             check=False,
             env={"CNI_COMMAND": "VERSION"},
             stdin=reader,
@@ -166,20 +168,24 @@ def test_version_does_not_wait_for_the_end_of_standard_input(quiet: Quiet, sent:
     assert answer(outcome) in ({NEWEST, "0.4.0"} if sent else {NEWEST})
 
 
-def test_version_needs_no_privileges(quiet: Quiet) -> None:
-    argv = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--", *quiet.plugin.command]
+def test_version_needs_no_privileges(watched: WatchedNode) -> None:
+    argv = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--", *watched.plugin.command]
     env = {"CNI_COMMAND": "VERSION", "PATH": "/usr/bin:/bin"}
-    assert answer(quiet.plugin.run(env, b'{"cniVersion":"0.3.1"}', argv=argv)) == "0.3.1"
+    assert answer(watched.plugin.run(env, b'{"cniVersion":"0.3.1"}', argv=argv)) == "0.3.1"
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_an_error_speaks_the_version_of_its_configuration(quiet: Quiet, version: str) -> None:
-    error = quiet.plugin.add(quiet.pod, network(version, mtu=100)).error(7)
+def test_an_error_speaks_the_version_of_its_configuration(
+    watched: WatchedNode, version: str
+) -> None:
+    error = watched.plugin.add(watched.pod, network(version, mtu=100)).error(7)
     assert error["cniVersion"] == version
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_an_environment_error_speaks_a_supported_version(quiet: Quiet, version: str) -> None:
-    env = {**attachment_env(quiet.pod), "CNI_IFNAME": "a/b"}
-    error = quiet.plugin.call("ADD", network(version), env=env).error(4)
+def test_an_environment_error_speaks_a_supported_version(
+    watched: WatchedNode, version: str
+) -> None:
+    env = {**attachment_env(watched.pod), "CNI_IFNAME": "a/b"}
+    error = watched.plugin.call("ADD", network(version), env=env).error(4)
     assert error["cniVersion"] in (version, NEWEST)
