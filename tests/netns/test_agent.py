@@ -151,7 +151,8 @@ def test_what_is_removed_is_restored(watched: Watched, fault: Fault) -> None:
     assert injected.stderr == "", injected
     watched.await_word(": fixed: " if fault.name in CHECKED else ": restored ")
     watched.await_whole()
-    assert watched.checked.lost() == []
+    # Awaited: on a busy machine two echo requests in a row can go unanswered.
+    await_fact(lambda: not watched.checked.lost(), "packets pass on every way")
 
 
 def in_mode(*modes: Mode) -> pytest.MarkDecorator:
