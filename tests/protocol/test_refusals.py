@@ -42,6 +42,7 @@ def test_a_process_out_of_descriptors_says_so_and_nothing_else(
         assert "Too many open files" in error["msg"]
         assert "LimitNOFILE" in error["msg"]
         assert not {"IPv6", "modprobe"} & set(error["msg"].split()), error
+        assert " conf/" not in error["msg"]  # the whole path
 
 
 def test_a_node_whose_proc_sys_is_read_only(alone: Plugin) -> None:

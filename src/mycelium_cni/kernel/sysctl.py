@@ -98,7 +98,7 @@ def _open(name: str, flags: int, socket: Socket | None) -> int:
         return open(name, flags | O_CLOEXEC, dir_fd=socket.switches.fd)
     except OSError as error:
         if error.errno != ENOENT:
-            raise
+            raise OSError(error.errno, error.strerror, path) from None
         if _exists(_ROOT):
             raise OSError(ENODEV, strerror(ENODEV), path) from None
         reason = "no IPv6 in this kernel (boot without ipv6.disable=1), or /proc is not mounted"
