@@ -25,7 +25,7 @@ _STRING: Final = re.compile(r'"(?:[^"\\\x00-\x1f]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{
 _NUMBER: Final = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?(?![\w.:/+-])", re.ASCII)
 _BARE_KEY: Final = re.compile(r"[\w.$/-]+")
 _BARE_VALUE: Final = re.compile(
-    r'[^\s,;{}\[\]"\u201c\u201d\uff02\uff0c\u3001\uff1b\uff3b\uff3d\uff5b\uff5d]+'
+    r'[^\s,;{}()\[\]"\u201c\u201d\uff02\uff0c\u3001\uff1b\uff3b\uff3d\uff5b\uff5d]+'
 )
 _WORDS: Final = {"true": True, "false": False, "null": None}
 _ELSEWHERE: Final = {  # in Python, YAML and others
@@ -34,9 +34,19 @@ _ELSEWHERE: Final = {  # in Python, YAML and others
     **dict.fromkeys(("None", "Null", "NULL", "nil", "undefined"), None),
 }
 _NO_NUMBERS: Final = frozenset(("nan", "inf", "infinity"))  # Python, JavaScript and YAML have them
-# Punctuation of Chinese and Japanese keyboards, and what JSON has instead.
+# Thousands, as people write them: 1,400 and 1 400. These are compiled when one is met too.
+_GROUPED: Final = r"-?[1-9]\d{0,2}(?:[ ,'\u00a0\u202f]\d{3})+(?![\w.])"
+_PREFIX: Final = r"""[rbufRBUF]{1,2}(?=["'])"""  # of Python's strings
+_TRIPLE: Final = r"(\"{3}|'{3})((?s:.*?))\1"
+_THREE: Final = (3 * '"', 3 * "'")
+_COLON: Final = r":=|=>|->|="
+_COMMENTS: Final = {"//": "\n", "#": "\n", "/*": "*/", "<!--": "-->"}
+# Punctuation of Chinese and Japanese keyboards, brackets of Python's tuples, and what JSON has
+# instead.
 _WIDE: Final = {
     "\u3001": ",",
+    "(": "[",
+    ")": "]",
     **dict(zip("\uff0c\uff1a\uff1b\uff3b\uff3d\uff5b\uff5d", ",:,[]{}", strict=True)),
 }
 # Quotes as some keyboards and word processors write them, and the ones that close them.
@@ -92,11 +102,13 @@ _FORMS: Final = (
         "apply it: patch, or git apply",
     ),
     (
-        r"\[[a-z][\w.\"/-]*\]\s*(\n|\Z)",
+        r"\[[a-z][\w.\"/-]*\]\s*(\n|\Z)|[a-z][\w.-]*[ \t]*=[ \t]*[\w\"'\[{]",
         "it is TOML",
         "write it as JSON, as `mycelium-cni config new` prints it",
     ),
     (r"[a-z0-9+/\s]{40,}+={0,2}\s*\Z", "it is encoded (base64)", "decode it: base64 -d"),
+    (r"1[:|.\t ]+\{.*\n\s*2\b", "its lines have numbers", "copy it without them"),
+    (r"\{\s*\\\"", "its quotes are escaped, as within another string", 'write " for each \\"'),
 )
 _CONFLICT: Final = r"^<<<<<<< "
 _MOST_WRAPPED: Final = 500  # characters of a string behind the line in which it begins
@@ -287,6 +299,9 @@ class _Reader:
         here = self._text[self._at : self._at + 1]
         return _WIDE.get(here, here)
 
+    def _match(self, pattern: str) -> re.Match[str] | None:
+        return re.compile(pattern).match(self._text, self._at)
+
     def _shown(self) -> str:
         """The next few characters, for a message."""
         return ascii(self._text[self._at : self._at + 12].split("\n")[0])
@@ -323,9 +338,10 @@ class _Reader:
                 name = _INVISIBLE.get(here, "")
                 what = f"there is an invisible character (U+{ord(here):04X}{name and f', {name}'})"
                 remedy = "write a space instead, everywhere"
-            elif self._text.startswith(("//", "#", "/*"), self._at):
+            elif self._text.startswith((*_COMMENTS,), self._at):
                 self._fault("JSON has no comments", "remove them")
-                end = "*/" if self._text.startswith("/*", self._at) else "\n"
+                marks = (mark for mark in _COMMENTS if self._text.startswith(mark, self._at))
+                end = _COMMENTS[next(marks)]
                 found = self._text.find(end, self._at)
                 self._at = len(self._text) if found < 0 else found + len(end)
                 continue
@@ -344,10 +360,18 @@ class _Reader:
             return self._object(place)
         if here == "[":
             return self._array(place)
-        if here == '"' or here in _QUOTES:
+        if self._begins_string():
             return self._string()
         number = _NUMBER.match(self._text, self._at)
         if number:
+            grouped = None
+            if self._text[number.end() + 1 : number.end() + 2].isdigit():
+                grouped = self._match(_GROUPED)
+            if grouped and (self._open[-1:] == ["}"] or "," not in grouped[0]):
+                digits = re.sub(r"[^\d-]", "", grouped[0])
+                self._fault(f"{grouped[0]} is not a JSON number", f"write {digits}")
+                self._at = grouped.end()
+                return self._number(digits)
             self._at = number.end()
             return self._number(number[0])
         if here in ("", ",", ";", "}", "]"):
@@ -391,8 +415,28 @@ class _Reader:
         self._fault(f"{word[:60]} {what}", remedy, start)
         return word if number is None else number
 
+    def _begins_string(self) -> bool:
+        """Whether a string begins here, after a letter that Python may have there."""
+        here = self._peek()
+        prefix = self._match(_PREFIX) if here and here in "rbufRBUF" else None
+        if prefix:
+            what = f"a string with {prefix[0]} before its quote is Python's"
+            self._fault(what, f"remove the {prefix[0]}")
+            self._at = prefix.end()
+            here = self._peek()
+        return here == '"' or here in _QUOTES
+
     def _string(self, follows: str = ",}]") -> str:
         """A string that one of these characters should follow."""
+        triple = None
+        if self._text.startswith(_THREE, self._at):
+            triple = self._match(_TRIPLE)
+        if triple:
+            self._fault(
+                "a string between three quotes is Python's", 'write it in one line, between "'
+            )
+            self._at = triple.end()
+            return triple[2]
         match = _STRING.match(self._text, self._at)
         if match:
             text: str = json.loads(match[0])
@@ -403,6 +447,9 @@ class _Reader:
                 text = text[: text.rindex(",")]
                 remedy = f"write {json.dumps(text[:60])}"
                 self._fault(f'a " is missing after {text[:60]}', remedy, match.start())
+            elif self._peek() == '"' and follows != ":" and self._match(r'"\s*[,}\]]'):
+                self._fault(f'there is a " too many after {text[:60]}', "remove it")
+                self._at += 1
             return text
         opening, start = self._peek(), self._at
         closing = _QUOTES.get(opening, '"')
@@ -560,8 +607,8 @@ class _Reader:
 
     def _key(self) -> str | None:
         """A key, and the colon after it."""
-        start, here = self._at, self._peek()
-        if here == '"' or here in _QUOTES:
+        start = self._at
+        if self._begins_string():
             key = self._string(":")
         else:
             match = _BARE_KEY.match(self._text, self._at)
@@ -577,12 +624,13 @@ class _Reader:
             else:
                 self._fault(f"the key {key[:60]} is not in quotes", f'write "{key[:60]}"', start)
         self._white()
-        if self._peek() == ":":
+        if self._peek() == ":" and self._text[self._at + 1 : self._at + 2] != "=":
             self._at += 1
             return key
-        if self._peek() == "=":
-            self._fault("a = where a colon belongs", "write a colon")
-            self._at += 1
+        other = self._match(_COLON)
+        if other:
+            self._fault(f"a {other[0]} where a colon belongs", "write a colon")
+            self._at = other.end()
             return key
         # The quote that seemed to end the key begins its value: "ingress: "closed".
         name, colon, rest = key.partition(":")
