@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from observe import difference, kernel_state
 from tool import Tool, state
 
 from mycelium_cni.guard.wanted import PODS_CHAIN
@@ -52,6 +53,23 @@ def test_all_answer_and_nothing_is_left(pair: tuple[Node, Node], root: Path, mod
             assert attacks[what] == "stopped"
         assert state(node) == before
     assert tool("test").returncode == 0
+
+
+def test_the_policy_of_the_network_stays(tool: Tool) -> None:
+    """The pods of the network that run keep what they were given, such as their way out."""
+    policy: dict[str, Any] = {
+        **dict.fromkeys(("defaultRoute", "ipMasq", "transit", "peering"), True),
+        "serviceNetworks": ["fd00:10:96::/112"],
+        "ingress": "cluster",
+        "allowFrom": ["5aa::/16"],
+    }
+    network = {"cniVersion": "1.0.0", "name": "mycelium"}
+    tool.conf({**network, "plugins": [{"type": "mycelium-cni", **policy}]})
+    tool("setup")
+    tool.attach("web", **policy)
+    before = kernel_state(tool.node)
+    assert failed(tool.json("test")) == []
+    assert difference(before, kernel_state(tool.node)) == []
 
 
 def test_without_a_peer_it_says_so(tool: Tool) -> None:

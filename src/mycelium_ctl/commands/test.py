@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
 from mycelium_cni import guard
+from mycelium_cni.cni.config import NODE_SWITCHES
 from mycelium_cni.cni.errors import CniError
 from mycelium_cni.kernel.address import format_address
 from mycelium_cni.kernel.link import find_link
@@ -128,7 +129,7 @@ class LiveTest:
         # else the network is configured with is not for throw-away pods.
         wanted = (
             *("name", "mode", "myceliumInterface", "bridge", "netseed", "mtu"),
-            *("ingress", "allowFrom", "clusterFile", "guard"),
+            *("ingress", "allowFrom", "clusterFile", "guard", "ipMasq", *NODE_SWITCHES),
         )
         entry = {key: value for key, value in state.entry.items() if key in wanted}
         self._conf: Final = {"cniVersion": "1.1.0", "type": "mycelium-cni", **entry}
