@@ -92,6 +92,7 @@ def bash() -> str:
         "        *)",
         f'            if ((COMP_CWORD == 1)); then words="{" ".join(parsers.COMMANDS)} --help"; fi',
         '            case "$command" in',
+        f'                help) words="{" ".join(parsers.COMMANDS)}" ;;',
     ]
     for each in found:
         actions = [one.words[-1] for one in found if one.words[:-1] == each.words]
@@ -124,6 +125,8 @@ def _zsh_level(above: tuple[str, ...], found: list[Command]) -> Iterator[str]:
     yield f"{indent}if (( CURRENT == 2 )); then _describe command words_{len(above)}; return; fi"
     yield f"{indent}shift words; (( CURRENT-- ))"
     yield f"{indent}case $words[1] in"
+    if not above:
+        yield f"{indent}    help) _describe command words_0 ;;"
     for each in below:
         yield f"{indent}    {each.words[-1]})"
         if any(one.words[:-1] == each.words for one in found):

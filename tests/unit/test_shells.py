@@ -22,6 +22,7 @@ CASES: list[tuple[str, set[str]]] = [  # what is typed, the last word begun; wha
     ("config new --ing", {"--ingress"}),
     ("config new --ingress c", {"cluster", "closed"}),
     ("completion ", {"bash", "zsh", "fish", "man"}),
+    ("help unin", {"uninstall"}),
 ]
 
 
