@@ -60,7 +60,7 @@ def protect(
             raise lacking from None
 
 
-# What the kernel answers if it has no nf_tables, or not that expression, not even as a module.
+# What the kernel answers if it lacks nf_tables, or that expression, even as a module.
 _LACKING = (ENOENT, EOPNOTSUPP, EPROTONOSUPPORT, EAFNOSUPPORT)
 
 
@@ -77,7 +77,7 @@ def _lacking(error: OSError) -> CniError | None:
 
 
 def _disown(host: nl.Socket, port: Port) -> None:
-    """Undo of a pod's entries. A refusal that was caught keeps its socket until the garbage is
+    """Undo of a pod's entries. A refusal that was caught keeps its socket open until garbage is
     collected, and older steps need the descriptor."""
     socket = release(host, [port])
     if socket:
@@ -109,7 +109,7 @@ def ensure(
         try:
             return _ensure(host, wanted, port, thorough=thorough, afresh=bool(generation))
         except nl.NetlinkError as error:
-            # Somebody else changed the table after we read it; or the address has a stale entry.
+            # The table was changed after we read it; or the address has a stale entry.
             if error.errno not in (ENOENT, EEXIST, EBUSY, ERESTART):
                 raise
             before, generation = generation, _generation()
@@ -200,8 +200,8 @@ def _refuse_shared_group(links: list[Link], wanted: Wanted) -> None:
 
 
 def _strays(links: list[Link], wanted: Wanted) -> list[Link]:
-    """The host links of this network that somebody has moved to another group, and so to other
-    rules, or none. An alias may cut the network's name, and then does not tell it from others.
+    """The host links of this network that were moved to another group, and so to other rules, or
+    none. An alias may truncate the network's name, and then does not tell it from others.
     """
     named = network_word(wanted.network)
     return [
@@ -247,7 +247,7 @@ def forget(host: nl.Socket, links: Iterable[Link]) -> nl.Socket | None:
 
 
 def release(host: nl.Socket, ports: Collection[Port]) -> nl.Socket | None:
-    """Drop the entries of bridged pods, if they are there. None are without nf_tables. Raises
+    """Drop the entries of bridged pods, if they are there. Without nf_tables there are none. Raises
     OSError."""
     from mycelium_cni.kernel import nftables  # noqa: PLC0415 - bridge mode only
 
@@ -276,7 +276,7 @@ def _delete_ports(host: nl.Socket, socket: nftables.Socket, ports: Collection[Po
 def _delete_rest(host: nl.Socket, socket: nftables.Socket, ports: Collection[Port]) -> None:
     """Drop what is there of the entries of bridged pods, of which some may have gone, and their
     addresses with them: one that has a new owner keeps its entries."""
-    from mycelium_cni.guard import rules  # noqa: PLC0415 - a call before was killed, or runs too
+    from mycelium_cni.guard import rules  # noqa: PLC0415 - an earlier call was killed, or is running
     from mycelium_cni.guard.content import Tables  # noqa: PLC0415
 
     patience = Patience()
@@ -337,7 +337,7 @@ def sweep(host: nl.Socket) -> int:
 
 
 def remove() -> bool:
-    """Delete the tables, for `teardown`; whether there was one. Raises OSError."""
+    """Delete the tables, for `teardown`; returns whether there was one. Raises OSError."""
     from mycelium_cni.guard import rules  # noqa: PLC0415
     from mycelium_cni.kernel import nftables  # noqa: PLC0415
 
@@ -368,8 +368,8 @@ def inspect(host: nl.Socket, wanted: Wanted, port: Port | None = None) -> None:
 
 def fault(host: nl.Socket, wanted: Wanted, port: Port | None = None) -> str:
     """What is wrong with the guard, in a few words; '' if nothing is. A policy that differs from
-    the configuration is no fault: the next ADD loads it, and `outdated` tells. Nor is a bridged pod
-    without entries, except the one at `port`: its DEL may be in progress.
+    the configuration is not a fault: the next ADD loads it, and `outdated` reports it. Nor is a
+    bridged pod without entries, except the one at `port`: its DEL may be in progress.
 
     Raises CniError (NODE_MISCONFIGURED) if the kernel has no nf_tables."""
     from mycelium_cni.kernel import nftables  # noqa: PLC0415 - ADD hardly ever needs it

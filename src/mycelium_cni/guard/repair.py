@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is missing in our tables, and the messages that load it.
 
-Another release's rules are checked only for what every release has. They are no fault, but the next
-load replaces them.
+Another release's rules are checked only for what every release has. They are not a fault, but the
+next load replaces them.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class Lack:
 
 class Survey:
     """The tables as the kernel has them, against what one network wants of them. `ports`: the
-    node's bridged pods; `groups`: of networks that have pods. Both from before the tables: what
-    they need was loaded by then, and only a DEL takes away from it."""
+    node's bridged pods; `groups`: of networks that have pods. Both were read before the tables:
+    what they need was loaded by then, and only a DEL removes any of it."""
 
     __slots__ = ("_bridge", "_groups", "_inet", "_ports", "_tables", "_wanted", "there")
 
@@ -68,8 +68,8 @@ class Survey:
         self._groups: Final = groups
 
     def fault(self, port: Port | None) -> str:
-        """The first fault in a few words; '' if there is none. Of a bridged pod without any entry
-        only if it is `port`'s: the DEL of another may be in progress."""
+        """The first fault in a few words; '' if there is none. A bridged pod without any entry
+        counts only if it is `port`'s: the DEL of another may be in progress."""
         if not self.there:
             return f"table inet {rules.INET.name} is missing"
         index = port.index if port else 0
@@ -92,7 +92,7 @@ class Survey:
 
     def _afresh(self) -> list[nl.Message]:
         """All of it, if there is no table yet. No chain comes twice: the second would be an update,
-        of which closing the socket awaits the end, a grace period (nft_rcv_nl_event)."""
+        for which closing the socket waits a grace period (nft_rcv_nl_event)."""
         wanted = self._wanted
         asks, bridges = wanted.policy.asks, self._bridges(())[1]
         confined = "transit" not in asks
@@ -235,7 +235,7 @@ class Survey:
 
     def _misled(self) -> Iterator[Lack]:
         """Elements that lead elsewhere than their keys say, such as past our rules. No release
-        makes one. All that follows takes them for deleted."""
+        makes one. All later checks treat them as deleted."""
         for name, leads in _LEADS.items():
             for key, (chain, _) in [*self._inet.elements.get(name, {}).items()]:
                 if chain not in leads(key[:-1]):
