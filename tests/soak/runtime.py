@@ -219,15 +219,15 @@ def answers(here: Namespace, attachment: Attachment) -> str:
         try:
             server.bind((attachment.address, 0))
             client.sendto(token, server.getsockname())
+            with suppress(TimeoutError):
+                while True:
+                    received, peer = server.recvfrom(100)
+                    if received == token:
+                        break
+                server.sendto(token, peer)
+                with suppress(TimeoutError):
+                    return "" if client.recv(100) == token else "another answer"
+                return "the answer is lost"
         except OSError as error:
             return f"cannot send: {error}"
-        with suppress(TimeoutError):
-            while True:
-                received, peer = server.recvfrom(100)
-                if received == token:
-                    break
-            server.sendto(token, peer)
-            with suppress(TimeoutError):
-                return "" if client.recv(100) == token else "another answer"
-            return "the answer is lost"
         return "the question is lost"
