@@ -27,7 +27,7 @@ from posix import (  # type: ignore[attr-defined,unused-ignore]
     urandom,
     write,
 )
-from time import monotonic
+from time import monotonic, sleep
 
 from mycelium_cni.cni.config import Config, Network
 from mycelium_cni.guard import wanted
@@ -157,6 +157,8 @@ _USES = {
 }
 
 
+_STATE = (nl.IFLA_BRPORT_STATE, bytes((nl.BR_STATE_FORWARDING,)))
+_PORT: nl.Attribute = (nl.IFLA_INFO_SLAVE_DATA, [_STATE])
 _KINDS = {_LO: b"", _TUN: b"tun", _BRIDGE: b"bridge", _HOST_LINK: b"veth"}
 
 
@@ -170,7 +172,7 @@ def _link(index: int, name: str) -> bytes:
             (nl.IFLA_MTU, 1400),
             (nl.IFLA_GROUP, BRIDGE_GROUP if index == _BRIDGE else 0),
             *((kind, 0) for kind in range(38, 62)),
-            (nl.IFLA_LINKINFO, [(nl.IFLA_INFO_KIND, _KINDS[index])]),
+            (nl.IFLA_LINKINFO, [(nl.IFLA_INFO_KIND, _KINDS[index]), _PORT]),
             (nl.IFLA_LINK, 2),
             (nl.IFLA_ADDRESS, b"\2\4" + _NODE[4:8]),
             (nl.IFLA_IFALIAS, BRIDGE_ALIAS),
@@ -201,6 +203,10 @@ def _read(fd: int, _size: int) -> bytes:
     return b"1\n" if fd > _SWITCH and not _Kernel.bare else b"0\n"
 
 
+def _sleep(_seconds: float) -> None:
+    raise SystemError("a rehearsed ADD waits for what this kernel does not answer")
+
+
 _INSTEAD: dict[object, Callable[..., object]] = {
     socket: _Kernel,
     open: _open,
@@ -214,6 +220,7 @@ _INSTEAD: dict[object, Callable[..., object]] = {
     setns: lambda _fd, _type: None,
     urandom: lambda size: bytes(range(size)),
     monotonic: lambda: 1.0,
+    sleep: _sleep,
 }
 
 
