@@ -100,7 +100,7 @@ def require_way(host: nl.Socket, config: Config, node: Node) -> None:
     raise CniError(
         TRY_AGAIN_LATER,
         f"packets for {format_prefix(MYCELIUM)} do not leave by {config.interface}{where}",
-        "`mycelium-cni doctor overlay-routes` names what leads them there",
+        "`mycelium-cni doctor overlay-routes` names the cause",
         about=config.interface,
     )
 

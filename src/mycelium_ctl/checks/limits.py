@@ -21,7 +21,7 @@ def bridge_ports(state: State) -> Finding:
     found = f"{ports} of {BRIDGE_PORTS} ports of {link.name} are taken"
     if ports < NEARLY * BRIDGE_PORTS:
         return ok(found)
-    advice = 'new pods with "mode": "routed", or fewer pods on this node (kubelet --max-pods)'
+    advice = 'use "mode": "routed" for new pods, or run fewer on this node (kubelet --max-pods)'
     return Finding("fail" if ports >= BRIDGE_PORTS else "warn", found, advice)
 
 

@@ -2,8 +2,8 @@
 """Check a network configuration as libcni and the plugin would, write a good one, or its schema.
 
 `config check` names the line of every fault, and the remedy. Its exit code is 1 if the file would
-be refused. The suffix tells the kind of a file, as for runtimes; `-` is standard input, taken for a
-list. `config new` writes to standard output, or, with --output, to a file, atomically. `config
+be refused. The suffix of a file says what it holds, as for runtimes; `-` is standard input, read as
+a list. `config new` writes to standard output, or, with --output, to a file, atomically. `config
 schema` is for editors: every key with its meaning, default and limits, as JSON schema.
 
     mycelium-cni config check /etc/cni/net.d/10-mycelium.conflist

@@ -2,9 +2,9 @@
 """Remove what `install` put on this node, and nothing else; what it had displaced is put back.
 
 It refuses while pods are attached: they would be cut off, and without the plugin no runtime could
-delete them. And while the agent runs, which would restore what is removed. --force does it anyway.
-The network configuration goes first, so that no pod starts meanwhile. A file that was edited is
-kept beside its place, with the suffix .saved.
+delete them. It also refuses while the agent runs, which would restore what is removed. --force does
+it anyway. The network configuration goes first, so that no pod starts meanwhile. A file that was
+edited is kept beside its place, with the suffix .saved.
 
     mycelium-cni uninstall --dry-run
     mycelium-cni uninstall

@@ -323,7 +323,7 @@ class _Reader:
             if here in _WIDE:
                 plain = _WIDE[here]
                 self._fault(
-                    f"JSON has {plain} here, and not {here} (U+{ord(here):04X})",
+                    f"JSON needs {plain} here, not {here} (U+{ord(here):04X})",
                     f"write {plain} everywhere",
                 )
             if not here or here in _WIDE:
@@ -433,7 +433,7 @@ class _Reader:
             triple = self._match(_TRIPLE)
         if triple:
             self._fault(
-                "a string between three quotes is Python's", 'write it in one line, between "'
+                "a string between three quotes is Python's", 'write it on one line, between "'
             )
             self._at = triple.end()
             return triple[2]
@@ -454,7 +454,7 @@ class _Reader:
         opening, start = self._peek(), self._at
         closing = _QUOTES.get(opening, '"')
         if opening != '"':
-            what = f"JSON takes double quotes only, and here is {opening}"
+            what = f"JSON needs double quotes, and here is {opening}"
             self._fault(what, 'write " for each of them')
         held = ""
         self._at += 1
@@ -492,7 +492,7 @@ class _Reader:
         after = rest[end + 1 :].lstrip()[:1]
         if end < 0 or _WIDE.get(after, after) not in follows or held.rstrip()[-1:] in (*",;}]",):
             return None
-        self._fault("a string goes on in the next line", "write it in one line")
+        self._fault("a string continues on the next line", "write it on one line")
         self._at += end + 1
         return held.rstrip() + "".join(line.strip() for line in rest[:end].split("\n"))
 
@@ -653,7 +653,7 @@ class _Reader:
             if not here:
                 return
             if here in "}]":
-                self._fault(f"there is a {here} too many", "remove it")
+                self._fault(f"there is one {here} too many", "remove it")
             elif here == ",":
                 self._fault("a comma follows the end of the document", "remove it")
             elif here in "{[" or self._text.startswith("---", self._at):

@@ -86,12 +86,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--allow-from",
         action="append",
         metavar="PREFIX",
-        help="with --ingress cluster: these may, too",
+        help="with --ingress cluster: let these connect, too",
     )
     group.add_argument(
         "--transit", action=flag, help="let the overlay reach what is behind the node"
     )
-    group.add_argument("--peering", action=flag, help="pods may be peers of the node's daemon")
+    group.add_argument("--peering", action=flag, help="let pods be peers of the node's daemon")
     group.add_argument(
         "--guard",
         choices=CHOICES["guard"],
