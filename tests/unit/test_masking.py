@@ -210,7 +210,13 @@ def test_a_known_secret_is_masked_in_every_encoding(form: str) -> None:
 
 
 def test_what_the_daemon_got_in_its_environment_is_known() -> None:
-    with subprocess.Popen(["sleep", "60"], env={**os.environ, "PEER_TOKEN": SECRET}) as daemon:
+    env = {**os.environ, "PEER_TOKEN": SECRET}
+    with subprocess.Popen(
+        ["cat"], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+    ) as daemon:
+        assert daemon.stdin and daemon.stdout
+        daemon.stdin.write(b"\n")
+        daemon.stdout.read(1)  # before, the kernel may still be loading it
         node = SimpleNamespace(
             process=daemon.pid,
             confs=[],
@@ -218,7 +224,7 @@ def test_what_the_daemon_got_in_its_environment_is_known() -> None:
             where=SimpleNamespace(root=Path("/")),
         )
         known = sysdump.known_secrets(cast("State", node))
-        daemon.kill()
+        daemon.stdin.close()
     assert SECRET.encode() in known
 
 
