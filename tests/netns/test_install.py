@@ -502,6 +502,17 @@ def test_a_node_that_only_nomad_uses_gets_nomads_network_unasked(tool: Tool, roo
     passes(tool, "chain")
 
 
+def test_a_runtime_that_is_not_there_yet_is_named(tool: Tool, root: Path) -> None:
+    assert "there is no microk8s on this node yet" in done(tool, "install", "--for", "microk8s")
+    done(tool, "uninstall")
+    (root / "var/snap/microk8s/current/args/cni-network").mkdir(parents=True)
+    folder = root / "var/snap/microk8s/current/opt/cni/bin"
+    folder.mkdir(parents=True)
+    for name in ("loopback", "portmap"):
+        (folder / name).write_text("")
+    assert "on this node yet" not in done(tool, "install", "--for", "microk8s")
+
+
 def test_without_loopback_nothing_is_touched(tool: Tool, root: Path) -> None:
     (root / "opt/cni/bin/loopback").unlink()
     before = tree(root)

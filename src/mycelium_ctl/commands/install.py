@@ -69,7 +69,7 @@ class Installation:
         self._places: Final = _plugin_places(self.dirs)
         self.plugin: Final = self._places[0]
         self._place: Final = self._receipt.place(self.plugin)
-        self.notes: Final[list[str]] = []
+        self.notes: Final[list[str]] = self._missing_runtime()
         self.conflist: Path | None = None
         self.name = ""
         self.steps: Final = [
@@ -79,6 +79,16 @@ class Installation:
             *self._shell_files(),
             *self._network(),
             *self._setup(),
+        ]
+
+    def _missing_runtime(self) -> list[str]:
+        """A note if the runtime has directories of its own, and has not made them yet."""
+        runtime = self._arguments.runtime
+        if runtime not in ("k3s", "microk8s") or self.dirs.whose.casefold().startswith(runtime):
+            return []
+        return [
+            f"there is no {runtime} on this node yet, so the network is for {self.dirs.conf}: "
+            f"install again once {runtime} has started"
         ]
 
     def _executable(self) -> list[Step]:
