@@ -519,6 +519,19 @@ def test_dirs_that_containerd_names(tool: Tool) -> None:
     fails(tool, "conf", str(path))
 
 
+def test_before_our_network_exists_the_directories_that_containerd_names_count(tool: Tool) -> None:
+    """As on a k3s with flannel, where ours is to come through Multus."""
+    config = tool.root / "etc/containerd/config.toml"
+    config.parent.mkdir()
+    names = 'conf_dir = "/my/cni/conf"\nbin_dirs = ["/my/cni/bin"]\n'
+    config.write_text(f'[plugins."io.containerd.cri.v1.runtime".cni]\n{names}')
+    (tool.root / "my/cni/conf").mkdir(parents=True)
+    (tool.root / "etc/cni/net.d/10-mycelium.conflist").unlink()
+    (tool.root / "opt/cni/bin").rename(tool.root / "my/cni/bin")
+    passes(tool, "plugin")
+    passes(tool, "chain")
+
+
 def test_conf_valid(tool: Tool) -> None:
     passes(tool, "conf-valid")
     tool.conf({"cniVersion": "0.4.0", "name": "mycelium", "type": "mycelium-cni"})

@@ -276,8 +276,9 @@ def read_confs(where: Options) -> list[ConfDir]:
             with suppress(FileNotFoundError):  # it has just gone
                 confs.append(read_conf(path))
         found.append(ConfDir(dirs, confs))
-    # The usual directory is not used where runtimes are told to use another one.
-    if any(one.dirs.named and one.ours for one in found):
+    # The usual directory is not used where runtimes are told to use another one, if ours is not
+    # there all the same.
+    if any(one.dirs.named for one in found):
         found = [one for one in found if one.dirs.named or one.ours]
     return found
 
