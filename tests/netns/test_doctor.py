@@ -256,7 +256,7 @@ def test_bridge_ports(tool: Tool) -> None:
 
 
 def test_standing(tool: Tool) -> None:
-    fails(tool, "standing", "must not leave in clear", mark="warn")
+    fails(tool, "standing", "must not leave unencrypted", mark="warn")
     fixes(tool, "standing")
     tool.node.configure("route del unreachable 400::/7 metric 4294967295")
     fails(tool, "standing", mark="warn")
