@@ -370,6 +370,17 @@ def test_another_first_network_is_left_alone_without_primary(tool: Tool, root: P
     assert flannel.read_text() == before
 
 
+def test_a_network_of_nerdctl_is_nobodys_first_one(tool: Tool, root: Path) -> None:
+    """nerdctl makes it when it is first used; its containers name it."""
+    theirs = root / "etc/cni/net.d/nerdctl-bridge.conflist"
+    theirs.write_text(json.dumps({**FLANNEL, "name": "bridge", "nerdctlID": "17f29b07"}))
+    before = tree(root)
+    done(tool, "install")
+    assert sorted(path.name for path in theirs.parent.iterdir())[0] == Path(CONFLIST).name
+    done(tool, "uninstall")
+    assert tree(root) == before
+
+
 def test_a_broken_file_that_comes_first_is_named_and_nothing_is_made(
     tool: Tool, root: Path
 ) -> None:

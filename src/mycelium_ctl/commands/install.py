@@ -51,6 +51,7 @@ from mycelium_ctl.view import visible
 
 TOOLS: Final = ("usr/local/bin/mycelium-cni", "opt/bin/mycelium-cni")
 MULTUS: Final = f"`{TYPE} config new --for multus --manifest | kubectl apply -f -`"
+OF_NERDCTL: Final = "nerdctl-"  # its files begin so, which it makes at its first start
 TAKEN_UP_S: Final = 15.0  # containerd watches the directory, and asks for STATUS every 5 s
 
 
@@ -161,6 +162,8 @@ class Installation:
         primary = winner and not winner.entries and not by_multus and not by_name
         if winner and not winner.valid and winner.path.name == USUAL_FILE:
             primary = False  # what is left of one of ours
+        if winner and winner.path.name.startswith(OF_NERDCTL):
+            primary = False  # its containers name it, and ours sorts before it
         if winner and primary and not winner.valid and not self._arguments.primary:
             why = next(fault.what for fault in winner.faults if fault.fatal)
             raise ToolError(
