@@ -13,7 +13,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -467,34 +467,61 @@ def test_slow_clients_do_not_delay_its_work_nor_keep_others_out(watched: Watched
         each.close()
 
 
-def test_an_api_that_never_ends_its_answer_holds_nothing(lab: Lab, bare: Node, root: Path) -> None:
-    """While the daemon is down any user can answer in its place."""
-    with bare.inside():
+ENDLESS = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+@contextmanager
+def in_place_of_the_daemon(node: Node, answer: bytes, *, again_s: float = 0) -> Iterator[None]:
+    """Whatever is asked, at the daemon's API: what any user can do while the daemon is down."""
+    with node.inside():
         api = socket.create_server(("127.0.0.1", 8989))
 
-    def answer() -> None:
+    def tell(client: socket.socket) -> None:
+        with client, suppress(OSError):
+            client.sendall(answer)
+            while again_s:
+                time.sleep(again_s)
+                client.sendall(answer)
+
+    def listen() -> None:
         with suppress(OSError):
             while True:
-                client = api.accept()[0]
-                threading.Thread(target=keep_busy, args=(client,), daemon=True).start()
+                threading.Thread(target=tell, args=api.accept()[:1], daemon=True).start()
 
-    def keep_busy(client: socket.socket) -> None:
-        with client, suppress(OSError):
-            while True:
-                client.send(b"HTTP/1.1 100 Continue\r\n\r\n")
-                time.sleep(0.05)
+    threading.Thread(target=listen, daemon=True).start()
+    yield
+    api.close()
 
-    threading.Thread(target=answer, daemon=True).start()
-    agent = bare.start([*lab.command, "agent", "--root", str(root)])
-    try:
-        await_fact(lambda: "watches" in agent.output(), "the agent watches")
-        tasks = Path(f"/proc/{agent.pid}/task")
-        before = len(list(tasks.iterdir()))
-        assert b"mycelium_daemon_up 0" in bare.get("127.0.0.1", PORT, "/metrics")
-        await_fact(lambda: len(list(tasks.iterdir())) == before, "none of its threads is left")
-    finally:
-        agent.stop()
-        api.close()
+
+def test_an_endless_answer_of_the_api_holds_nothing(lab: Lab, bare: Node, root: Path) -> None:
+    with in_place_of_the_daemon(bare, ENDLESS, again_s=0.05):
+        agent = bare.start([*lab.command, "agent", "--root", str(root)])
+        try:
+            await_fact(lambda: "watches" in agent.output(), "the agent watches")
+            tasks = Path(f"/proc/{agent.pid}/task")
+            before = len(list(tasks.iterdir()))
+            assert b"mycelium_daemon_up 0" in bare.get("127.0.0.1", PORT, "/metrics")
+            await_fact(lambda: len(list(tasks.iterdir())) == before, "none of its threads is left")
+        finally:
+            agent.stop()
+
+
+@pytest.mark.parametrize("number", [2_000_000, 5_500_000])  # the first is read
+def test_a_huge_answer_of_the_api_does_not_exceed_its_memory(
+    lab: Lab, bare: Node, root: Path, number: int
+) -> None:
+    lists = b"[" + b"[]," * number + b"0]"
+    head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(lists)}\r\n\r\n".encode()
+    with in_place_of_the_daemon(bare, head + lists):
+        agent = bare.start([*lab.command, "agent", "--root", str(root)])
+        try:
+            await_fact(lambda: "watches" in agent.output(), "the agent watches")
+            assert b"mycelium_daemon_up 0" in bare.get("127.0.0.1", PORT, "/metrics", timeout_s=30)
+            status = Path(f"/proc/{agent.pid}/status").read_text()
+            (peak,) = re.findall(r"VmHWM:\s+(\d+) kB", status)
+            assert int(peak) < 256 << 10  # as deploy/mycelium-cni.yaml limits it
+        finally:
+            agent.stop()
 
 
 def test_an_address_that_is_in_use_is_reported(lab: Lab, bare: Node, root: Path) -> None:
