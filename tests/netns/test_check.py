@@ -27,7 +27,7 @@ from attaching import (
 )
 from observe import difference, kernel_state, set_sysctl
 
-from mycelium_lab.lab import Node, Pod
+from mycelium_lab.lab import Namespace, Node, Pod, await_fact
 
 ELSEWHERE = "2001:db8:5::/48"
 ROUTES: dict[str, Any] = {"routes": [{"dst": OVERLAY}, {"dst": ELSEWHERE}]}
@@ -227,7 +227,7 @@ def pod_route_via_another(it: Attached) -> str:
 
 
 def pod_route_over_another_link(it: Attached) -> str:
-    it.pod.configure("link add other type bridge", "link set other up")
+    it.pod.configure("link add other type bridge", "link set other addrgenmode none up")
     it.pod.ip("-6", "route", "del", OVERLAY)
     it.pod.ip("-6", "route", "add", OVERLAY, "dev", "other")
     return OVERLAY
@@ -463,11 +463,23 @@ def subnet_route_deleted(node: Node, it: Attached) -> str:
     return f"ip -6 route add {subnet} dev {BRIDGE} metric 256 proto 2"
 
 
+def operstate(place: Namespace, name: str) -> str:
+    link = place.link(name)
+    assert link is not None
+    state: str = link["operstate"]
+    return state
+
+
 def port_held_back(node: Node, it: Attached) -> str:
     node.configure(
         f"link set {BRIDGE} type bridge stp_state 1",
         f"link set {it.host_link} down",
         f"link set {it.host_link} up",
+    )
+    await_fact(
+        # A bridge without a port that forwards has no carrier, and its routes are linkdown.
+        lambda: (operstate(node, BRIDGE), operstate(it.pod, "eth0")) == ("DOWN", "UP"),
+        "the carriers as they stay",
     )
     return f"port {it.host_link} of {BRIDGE} does not forward"
 
