@@ -69,8 +69,8 @@ PLUGIN_FILES = "main.o snapshot.o _json.o start_*.o *crt*.o *libc.a: *libm*.a: *
 # Room for what CPython allocates before its snapshot (snapshot.ld): bytes.
 MOST = {".read": 8 << 20, ".written": 2 << 20}
 
-# Functions of libc that snapshot.c wraps.
-WRAPPED = ["malloc", "calloc", "realloc", "free", "pthread_self"]
+# Functions of libc that snapshot.c and main.c replace.
+WRAPPED = ["malloc", "calloc", "realloc", "free", "pthread_self", "_dl_get_origin"]
 
 
 # What this machine needs to execute what it builds.
