@@ -247,6 +247,9 @@ def _index_places(batch: bytes, start: int, length: int, kind: int) -> Iterator[
             if name == nl.RTA_OIF:
                 yield place + 4
             place += max(size + 3 & ~3, 4)
+    elif kind == nl.RTM_SETNEIGHTBL:
+        index = struct.pack("=HH", 8, nl.NDTPA_IFINDEX)
+        yield batch.index(index, start + 16) + len(index)
     else:
         yield start + 16 + 4  # ifinfomsg, ifaddrmsg and ndmsg all have it there
 

@@ -108,7 +108,8 @@ def test_an_alternative_name_is_one_property() -> None:
 def test_a_link_is_asked_for_by_its_name_of_either_kind(name: str, attribute: str) -> None:
     message = nl.get_link(name)
     assert (message.kind, message.flags) == (18, 0)
-    assert message.body.hex() == "00" * 16 + golden(attribute)
+    without_counters = "0800 1d00  08000000"  # IFLA_EXT_MASK
+    assert message.body.hex() == "00" * 16 + golden(attribute) + golden(without_counters)
 
 
 def test_an_address_is_never_tentative() -> None:
@@ -151,6 +152,19 @@ def test_a_proxy_entry_has_no_mac() -> None:
         0a 000000  07000000  8000 08 01                   # NUD_PERMANENT, NTF_PROXY
         1400 0100  fe800000000000000000000000000001
         0500 0c00  4d 000000
+    """)
+
+
+def test_proxy_entries_of_a_link_are_answered_for_at_once() -> None:
+    """RTM_SETNEIGHTBL, which iproute2 sends for `ip ntable change name ndisc_cache dev X
+    proxy_delay 0`."""
+    message = nl.no_proxy_delay("answer", 7)
+    assert (message.kind, message.flags) == (67, 0)
+    assert message.body.hex() == golden("""
+        0a 000000
+        1000 0100  6e646973635f636163686500                 # ndisc_cache
+        1800 0680  0800 0100  07000000                      # NDTA_PARMS: NDTPA_IFINDEX
+                   0c00 0d00  0000000000000000              # NDTPA_PROXY_DELAY
     """)
 
 
@@ -301,9 +315,18 @@ def requests(count: int) -> list[nl.Message]:
     return [nl.Message(24, CREATE, bytes([n]) * 4, f"step {n}") for n in range(count)]
 
 
-def test_the_kernel_is_asked_for_its_own_words_and_for_strict_filters(kernel: Kernel) -> None:
+def test_the_kernel_is_asked_for_its_own_words(kernel: Kernel) -> None:
     nl.Socket()
-    assert sorted(kernel.options) == [(270, 10, 1), (270, 11, 1), (270, 12, 1)]
+    assert sorted(kernel.options) == [(270, 10, 1), (270, 11, 1)]
+
+
+def test_the_kernel_is_asked_once_for_strict_filters_of_dumps(kernel: Kernel) -> None:
+    socket = nl.Socket()
+    before = len(kernel.options)
+    for sequence in range(2):
+        kernel.answers = [answer(3, sequence, bytes(4), 2)]
+        socket.dump(requests(1)[0])
+    assert kernel.options[before:] == [(270, 12, 1)]
 
 
 def test_a_batch_is_one_datagram_of_which_the_last_message_asks_for_an_answer(

@@ -112,7 +112,7 @@ _USE = nl.encode(((6, bytes(4)),))[:4]  # NFTA_CHAIN_USE
 
 
 def _is_awake(table: bytes | None) -> bool:
-    return table is not None and _AWAKE in table
+    return table is not None and nl.contains(table, _AWAKE)
 
 
 def _number_of_uses(chain: bytes | None) -> int:
@@ -120,10 +120,10 @@ def _number_of_uses(chain: bytes | None) -> int:
 
 
 def _uses(chain: bytes | None, number: int) -> bool:
-    return chain is not None and _USE + number.to_bytes(4, "big") in chain
+    return chain is not None and nl.contains(chain, _USE + number.to_bytes(4, "big"))
 
 
 def _says(element: bytes | None, words: str) -> bool:
     """Whether an element carries these words as its comment (NFTA_SET_ELEM_USERDATA)."""
     octets = words.encode() + b"\0"
-    return element is not None and bytes((0, len(octets))) + octets in element
+    return element is not None and nl.contains(element, bytes((0, len(octets))) + octets)

@@ -113,13 +113,6 @@ class Switch(Fact):
         sysctl.put(self.path, self.value, host)
 
 
-class Preference(Switch):
-    """A setting that packets do not need."""
-
-    __slots__ = ()
-    needed = False
-
-
 class Object(Fact):
     """What one rtnetlink request makes."""
 
@@ -309,6 +302,27 @@ class NoArp(Part):
         # One u32 for each setting, counted from 1.
         end = 4 * nl.IPV4_DEVCONF_ARP_IGNORE
         return settings[end - 4 : end] == nl.encode(((0, 8),))[4:]
+
+
+class NoProxyDelay(Part):
+    """The kernel answers at once for a link's proxy entries. By default it delays its answer by up
+    to 0.8 s (RFC 4861, section 7.2.8)."""
+
+    __slots__ = ()
+    needed = False
+
+    @property
+    def _path(self) -> str:
+        return f"neigh/{self.link}/proxy_delay"
+
+    def __str__(self) -> str:
+        return sysctl.command(self._path, "0")
+
+    def message(self) -> nl.Message:
+        return nl.no_proxy_delay(self, self.index)
+
+    def holds(self, seen: Snapshot) -> bool:
+        return seen.switch(self._path) == "0"
 
 
 class AlternativeName(_OfLink):

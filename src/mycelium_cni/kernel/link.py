@@ -116,7 +116,7 @@ class KnownLink(Link):
 
 def read_link(host: nl.Socket, index: int, what: str = "read link") -> Link:
     """The link with this index; raises NetlinkError (ENODEV) where there is none."""
-    return Link(host.read(nl.link(nl.RTM_GETLINK, what, index=index)))
+    return Link(host.read(nl.link(nl.RTM_GETLINK, what, nl.WITHOUT_COUNTERS, index=index)))
 
 
 def list_veths(host: nl.Socket) -> list[Link]:

@@ -45,6 +45,7 @@ RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
 RTM_NEWRULE, RTM_DELRULE, RTM_GETRULE = 32, 33, 34
+RTM_SETNEIGHTBL = 67
 RTM_GETNSID = 90
 RTM_NEWLINKPROP, RTM_DELLINKPROP = 108, 109
 
@@ -64,7 +65,7 @@ BR_STATE_FORWARDING = 3
 IFLA_INET_CONF, IPV4_DEVCONF_ARP_IGNORE = 1, 19
 IFLA_INET6_CONF, IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE = 2, 8, b"\x01"
 IFF_UP, IFF_NOARP = 0x01, 0x80
-IF_OPER_UP = 6
+IF_OPER_DORMANT, IF_OPER_UP = 5, 6
 
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS, IFA_PROTO = 1, 2, 8, 11
 IFA_F_NODAD, IFA_F_DADFAILED, IFA_F_TENTATIVE = 0x02, 0x08, 0x40
@@ -87,6 +88,7 @@ NDA_DST, NDA_LLADDR, NDA_MASTER, NDA_PROTOCOL, NDA_FLAGS_EXT = 1, 2, 9, 12, 15
 NUD_REACHABLE, NUD_NOARP, NUD_PERMANENT = 0x02, 0x40, 0x80
 NTF_USE, NTF_MASTER, NTF_PROXY, NTF_EXT_LEARNED, NTF_STICKY = 0x01, 0x04, 0x08, 0x10, 0x40
 NTF_EXT_EXT_VALIDATED = 0x04
+NDTA_NAME, NDTA_PARMS, NDTPA_IFINDEX, NDTPA_PROXY_DELAY = 1, 6, 1, 13
 
 _HEADER = Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
 _ATTRIBUTE = Struct("=HH")  # rtattr: length, type
@@ -174,9 +176,9 @@ def attributes(payload: bytes, offset: int) -> Iterator[tuple[int, bytes]]:
 
 def attribute(payload: bytes, offset: int, kind: int) -> bytes | None:
     """The first attribute of a kind, or None. Later ones are not read."""
-    end = len(payload)
-    while offset + 4 <= end:
-        length, found = _ATTRIBUTE.unpack_from(payload, offset)
+    unpack, end = _ATTRIBUTE.unpack_from, len(payload) - 4
+    while offset <= end:
+        length, found = unpack(payload, offset)
         if length < 4:
             break
         if found & NLA_TYPE_MASK == kind:
@@ -197,6 +199,12 @@ def decode(payload: bytes, offset: int) -> dict[int, bytes]:
         found[kind & NLA_TYPE_MASK] = payload[offset + 4 : offset + length]
         offset += length + 3 & ~3
     return found
+
+
+def contains(payload: bytes, octets: bytes) -> bool:
+    """`octets in payload`. There CPython first takes `octets` for an int, and formats a TypeError:
+    1,400 instructions (Objects/bytes_methods.c, _Py_bytes_contains)."""
+    return payload.find(octets) >= 0
 
 
 def u32(value: bytes) -> int:
@@ -233,7 +241,7 @@ def get_link(name: str) -> Message:
     kind = (
         IFLA_IFNAME if len(name.encode("utf-8", "surrogateescape")) < 16 else IFLA_ALT_IFNAME
     )  # IFNAMSIZ
-    return link(RTM_GETLINK, f"read link {name}", (kind, name))
+    return link(RTM_GETLINK, f"read link {name}", (kind, name), WITHOUT_COUNTERS)
 
 
 def set_up(index: int, name: str, *, up: bool = True) -> Message:
@@ -325,6 +333,16 @@ def proxy_neighbour(
     return Message(kind, flags, body + encode(attributes), what)
 
 
+_IPV6_NEIGHBOURS = bytes((AF_INET6, 0, 0, 0)) + encode(((NDTA_NAME, "ndisc_cache"),))  # ndtmsg
+_NO_DELAY = encode(((NDTPA_PROXY_DELAY, bytes(8)),))
+
+
+def no_proxy_delay(what: object, index: int) -> Message:
+    """RTM_SETNEIGHTBL of a link: the kernel answers for a proxy entry without delay."""
+    parameters: Attribute = (NDTA_PARMS, [(NDTPA_IFINDEX, index), _NO_DELAY])
+    return Message(RTM_SETNEIGHTBL, 0, _IPV6_NEIGHBOURS + encode((parameters,)), what)
+
+
 def bridge_port(what: object, index: int, *, learning: bool, groups: int) -> Message:
     """RTM_NEWLINK of a bridge port: whether the bridge learns MACs from it, and how many multicast
     groups it may report where the bridge snoops; before Linux 6.3 the kernel ignores that."""
@@ -413,7 +431,7 @@ def get_nsid(netns: int) -> Message:
 class Socket:
     """A netlink socket of the network namespace the calling thread is in; it stays there."""
 
-    __slots__ = ("_sequence", "_socket", "switches")
+    __slots__ = ("_filters", "_sequence", "_socket", "switches")
 
     def __init__(self, protocol: int = NETLINK_ROUTE) -> None:
         try:
@@ -421,11 +439,10 @@ class Socket:
             # Errors then come with the kernel's own message, and without a copy of the request.
             self._socket.setsockopt(SOL_NETLINK, NETLINK_EXT_ACK, 1)
             self._socket.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
-            # Dumps then obey the filter in their header instead of returning everything.
-            self._socket.setsockopt(SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1)
         except OSError as error:
             raise _failed("open a netlink socket", error) from None
         self._sequence = 0
+        self._filters = False
         self.switches: Directory | None = None  # the namespace's, kept by kernel.sysctl
 
     def fileno(self) -> int:
@@ -549,6 +566,7 @@ class Socket:
 
         Raises NetlinkError, also when the table keeps changing while it is read.
         """
+        self._obey_filters(message.what)
         patience = Patience()
         while True:
             flags = NLM_F_REQUEST | NLM_F_DUMP
@@ -567,12 +585,22 @@ class Socket:
                         if number:
                             raise NetlinkError(number, message.what, flags, payload)
                         done = True
-                    elif holding in payload:
+                    elif contains(payload, holding):
                         payloads.append(payload)
             if not changed:
                 return payloads
             if patience.is_over:
                 raise NetlinkError(EINTR, f"{message.what} (the table kept changing)")
+
+    def _obey_filters(self, what: object) -> None:
+        """Have a dump obey the filter in its header instead of returning everything."""
+        if self._filters:
+            return
+        try:
+            self._socket.setsockopt(SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1)
+        except OSError as error:
+            raise _failed(what, error) from None
+        self._filters = True
 
     def _ask(self, batch: bytes, what: object) -> None:
         try:

@@ -16,6 +16,7 @@ from posix import (
     O_PATH,
     O_RDONLY,
     O_RDWR,
+    O_WRONLY,
     close,
     open,
     pread,
@@ -64,17 +65,20 @@ def get(name: str, socket: Socket | None = None) -> str:
         close(fd)
 
 
-def put(name: str, value: str, socket: Socket | None = None) -> None:
-    """Write the value if it differs; raises OSError that names the file.
+# Written only if they differ, because writing the same value has effects (net/ipv6/addrconf.c). For
+# `disable_ipv6` the kernel takes the rtnl lock, and while another task holds that, it restarts the
+# call again and again. For `forwarding` it drops routes learned from router advertisements.
+_COMPARED = ("/disable_ipv6", "/forwarding")
 
-    Writing disable_ipv6 takes the rtnl lock, whatever the value, and while another task holds that,
-    the kernel restarts the call again and again (net/ipv6/addrconf.c, addrconf_disable_ipv6).
-    """
+
+def put(name: str, value: str, socket: Socket | None = None) -> None:
+    """Set it to the value; raises OSError that names the file."""
     path = _ROOT + name
-    fd = _open(name, O_RDWR, socket)
+    compared = name.endswith(_COMPARED)
+    fd = _open(name, O_RDWR if compared else O_WRONLY, socket)
     try:
         # From the start, without moving on: the kernel ignores what is written after it.
-        if pread(fd, 64, 0).strip() != value.encode():
+        if not compared or pread(fd, 64, 0).strip() != value.encode():
             write(fd, value.encode())
     except OSError as error:
         raise OSError(error.errno, error.strerror, path) from None

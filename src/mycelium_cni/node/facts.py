@@ -10,6 +10,7 @@ from mycelium_cni.kernel.facts import (
     Address,
     Fact,
     NoLinkLocal,
+    NoProxyDelay,
     Object,
     Proxy,
     Route,
@@ -125,8 +126,7 @@ def bridge_answers(name: str, index: int, node: Node) -> list[Fact]:
     why = "pods of other plugins ask for the node's address on the bridge"
     return [
         Switch(sysctl.conf(name, "proxy_ndp"), "1", why),
-        # By default the kernel delays its answer by up to 0.8 s (RFC 4861, section 7.2.8).
-        Switch(f"neigh/{name}/proxy_delay", "0", why),
+        NoProxyDelay(index, name, why),
         Proxy(index, name, node.address, why, protocol=PROTOCOL),
     ]
 

@@ -19,9 +19,9 @@ from mycelium_cni.kernel.facts import (
     NoArp,
     NoLearning,
     NoLinkLocal,
+    NoProxyDelay,
     Object,
     Part,
-    Preference,
     Proxy,
     Route,
     Rule,
@@ -121,8 +121,6 @@ def host_switches(shape: Shape) -> list[Switch]:
         Switch(sysctl.conf(name, "disable_ipv6"), "0", "the overlay is IPv6"),
         Switch(sysctl.conf(name, "accept_ra"), "0", "a pod is not a router"),
         Switch(sysctl.conf(name, "proxy_ndp"), "1", answers),
-        # By default it delays its answer by up to 0.8 s (RFC 4861, section 7.2.8).
-        Preference(f"neigh/{name}/proxy_delay", "0", answers),
         _Forwarding(sysctl.conf(name, "forwarding"), "1", answers),  # needed by ndisc_recv_ns
     ]
 
@@ -136,7 +134,11 @@ def host_link(shape: Shape) -> list[Part]:
     ]
     if not shape.bridge:
         # On a bridge the guard drops ARP; in routed mode nothing would if `rp_filter` is off.
-        return [NoArp(index, name, "a pod could fill the node's ARP table"), *found]
+        return [
+            NoProxyDelay(index, name, "the kernel answers for the pod's gateway"),
+            NoArp(index, name, "a pod could fill the node's ARP table"),
+            *found,
+        ]
     # The bridge would learn, and let a pod take another's MAC, from frames to 01:80:c2:00:00:0e
     # that no packet filter sees (net/bridge/br_input.c, br_handle_frame).
     return [
