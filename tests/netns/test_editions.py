@@ -240,3 +240,20 @@ def test_what_the_previous_release_did_to_a_pods_first_interface_is_found_and_re
         assert reaches(site.node, each.address)
         silent(each.check())
         silent(each.delete())
+
+
+def test_a_bridge_that_the_previous_release_made_fails_no_check(
+    node: Releases, tmp_path: Path
+) -> None:
+    """It lacks what only pods of other plugins need."""
+    site, network = node.site, conf("n", "bridge")
+    (tmp_path / "n.conf").write_text(json.dumps(network))
+    node.install("previous")
+    older = Attached(site, network)
+    node.install("this")
+    newer = Attached(site, network)
+    doctor = [*site.lab.command, "doctor", "--conf-dir", str(tmp_path), "bridge", "--json"]
+    found = json.loads(site.node.run(doctor).stdout)
+    assert {each["state"] for each in found} == {"warn"}
+    for each in (older, newer):
+        each.works()

@@ -120,8 +120,11 @@ def test_pods_with_interfaces_of_both_modes(
 ) -> None:
     attach_all(healthy, networks)
     healthy.doctor_finds_nothing(
-        "pods", "pod-routes", "pod-ways", "overlay-routes", "bridge", "guard"
+        *("pods", "pod-routes", "pod-ways", "overlay-routes", "bridge", "guard", "reach")
     )
+    healthy.attach(healthy.tool.node.pod("api"), ROUTED)
+    healthy.attach(healthy.tool.node.pod("log"), BRIDGED)
+    healthy.doctor_finds_nothing("reach")
 
 
 def test_pods_of_two_modes(healthy: HealthyNode) -> None:

@@ -182,8 +182,12 @@ def _of_bridge(fact: Fact) -> bool:
 
 
 def _of_any_bridge(fact: Fact) -> bool:
-    answers = isinstance(fact, Proxy) or (isinstance(fact, Switch) and "proxy" in fact.path)
-    return _of_bridge(fact) and not answers
+    return _of_bridge(fact) and not _answers(fact)
+
+
+def _answers(fact: Fact) -> bool:
+    """What pods of other plugins need of a bridge, and ours do not; 0.1.0 made a bridge without."""
+    return isinstance(fact, Proxy) or (isinstance(fact, Switch) and "proxy" in fact.path)
 
 
 def _stands(fact: Fact) -> bool:
@@ -218,7 +222,7 @@ def _missing(
     ]
     found += [
         Finding(
-            "fail" if state.attachments and fact.needed else "warn",
+            "fail" if state.attachments and fact.needed and not _answers(fact) else "warn",
             f"missing: {fact.label} ({fact.why})",
             run=(str(fact),),
             fix=_setup(state),

@@ -139,10 +139,12 @@ def _packets(state: State, one: Attached) -> Iterator[Finding]:
     yield _probe(
         state, one, Question("pod → node", SMALL, "", "", format_address(own), ALL_HOPS, ANSWER_S)
     )
-    other = next((a for a in state.attachments if a.octets not in (b"", one.octets)), None)
+    by_bridge = any(a.bridged for a in state.attachments if a.link.nsid == one.link.nsid)
+    others = (a for a in state.attachments if a.octets and a.link.nsid != one.link.nsid)
+    other = next((a for a in others if a.bridged == by_bridge), None)
     config = state.config_of(other.network) if other else None
     if other is None or (config and config.policy.ingress == "closed"):
-        yield skip("pod → pod: no other pod lets it in")
+        yield skip("pod → pod: no other pod of its mode lets it in")
     else:
         what = f"pod → pod {other.who}"
         yield _probe(state, one, Question(what, SMALL, "", "", other.address, ALL_HOPS, ANSWER_S))

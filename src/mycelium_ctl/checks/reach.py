@@ -100,6 +100,9 @@ def _outwards(
     a large bridge only some pods ask another."""
     own_address = state.address or bytes(16)
     step = 1 + sum(one.bridged for one in live) // NEIGHBOURS_ASKED
+    # A bridge takes all packets of its pods for the node's subnet, also of a pod that has another
+    # interface; pods of the other mode are not there (docs/operate.md).
+    by_bridge = {one.link.nsid for one in live if one.bridged}
     with ExitStack() as stack:
         asked: dict[Echoes, dict[bytes, int]] = {}
         asking: dict[Echoes, tuple[Attached, dict[bytes, str]]] = {}
@@ -108,7 +111,7 @@ def _outwards(
             if other:
                 targets[other] = f"node {show_subnet(other[:8])}"
             neighbour = live[(place + 1) % len(live)]
-            apart = neighbour.bridged != one.bridged  # such pods do not reach each other
+            apart = neighbour.bridged != (one.link.nsid in by_bridge)
             asks = not one.bridged or place % step == 0
             if (
                 asks
