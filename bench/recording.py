@@ -13,10 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from mycelium_cni.guard import counterpart
+from mycelium_cni.guard import counterpart, mac_of
 from mycelium_cni.kernel import netlink as nl
 from mycelium_cni.kernel.address import format_mac, parse_address
-from mycelium_cni.pod.addresses import mac_of
 from mycelium_cni.pod.attachment import Attachment
 
 _CALL = re.compile(r"(\w+)\((.*)\)\s+= (-?\d+)")

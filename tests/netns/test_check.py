@@ -272,9 +272,17 @@ def node_route_over_another_link(it: Attached) -> str:
     return it.host_link
 
 
+def host_link_in_a_bridge(it: Attached) -> str:
+    other = f"br{it.host_link[3:]}"  # the node is other tests' too
+    it.node.configure(f"link add {other} type bridge", f"link set {it.host_link} master {other}")
+    return f"{it.host_link} nomaster"
+
+
 @pytest.mark.parametrize("mode", ["routed"])
 @pytest.mark.parametrize(
-    "broken", [node_route_deleted, node_route_over_another_link], ids=lambda b: b.__name__
+    "broken",
+    [node_route_deleted, node_route_over_another_link, host_link_in_a_bridge],
+    ids=lambda b: b.__name__,
 )
 def test_it_is_noticed_in_routed_mode(attached: Attached, broken: Break) -> None:
     assert_noticed(attached, broken(attached))

@@ -135,6 +135,18 @@ def test_pods_of_two_modes(healthy: HealthyNode) -> None:
     healthy.doctor_finds_nothing("pods", "pod-routes", "pod-ways", "reach")
 
 
+def test_a_bridge_port_with_another_mac(healthy: HealthyNode) -> None:
+    """Nothing depends on it. The pod's own is the one of its address."""
+    healthy.networks(BRIDGED)
+    pod = healthy.tool.node.pod("web")
+    healthy.attach(pod, BRIDGED)
+    link = healthy.tool.host_link("web")
+    healthy.tool.node.ip("link", "set", link, "address", "02:11:22:33:44:55")
+    healthy.reports_no_fault()
+    healthy.tool("doctor", "--fix")
+    healthy.doctor_finds_nothing("reach")
+
+
 def test_a_pod_that_was_attached_in_another_mode_is_named(healthy: HealthyNode) -> None:
     now = {**ROUTED, "mode": "bridge"}
     healthy.attach(healthy.tool.node.pod("before"), ROUTED)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from mycelium_cni.guard import counterpart
+from mycelium_cni.guard import counterpart, mac_of
 from mycelium_cni.kernel.address import (
     format_address,
     format_mac,
@@ -20,7 +20,7 @@ from mycelium_cni.kernel.address import (
 )
 from mycelium_cni.node import marks
 from mycelium_cni.overlay import on_mycelium
-from mycelium_cni.pod.addresses import mac_of, random_address, stable_address
+from mycelium_cni.pod.addresses import random_address, stable_address
 from mycelium_cni.pod.attachment import Attachment
 
 IFNAMSIZ, IFALIASZ, ALTIFNAMSIZ = 16, 256, 128  # linux/if.h, linux/if_link.h: with the final NUL

@@ -32,6 +32,8 @@ from mycelium_cni.guard.wanted import (
     Wanted,
     address_of,
     counterpart,
+    given_mac,
+    mac_of,
     ours,
     port_of,
 )
@@ -48,7 +50,9 @@ __all__ = [
     "ensure",
     "fault",
     "forget",
+    "given_mac",
     "inspect",
+    "mac_of",
     "ours",
     "outdated",
     "port_of",

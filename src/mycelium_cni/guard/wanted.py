@@ -8,6 +8,7 @@ and replaced by the next ADD of any network. docs/adr/0010-editions.md.
 
 from __future__ import annotations
 
+from _blake2 import blake2b
 from sys import byteorder
 
 from mycelium_cni.kernel.address import format_prefix, parse_address, parse_mac, parse_prefix
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from mycelium_cni.node.subnet import Node
 
 TABLE_NAME = "mycelium-cni"
+# The first octet of MACs that are made from addresses: locally administered, unicast, and not in
+# common use. The host link's is 66 (`counterpart`).
+MAC_OCTET = b"\x62"
 INET_FAMILY, BRIDGE_FAMILY = 1, 7  # NFPROTO_*; `question` does not import nf_tables for them
 # The number of the rules that do not depend on the node: a new one makes every ADD load them again.
 # tests/netns/test_guard.py knows which rules belong to which number.
@@ -186,10 +190,25 @@ class Port:
         self.group: Final = group
 
 
+def mac_of(address: bytes) -> bytes:
+    """The MAC of the pod with that address, unless another was requested: a reused address keeps
+    its MAC, so what neighbours have learned stays true (docs/adr/0007)."""
+    return MAC_OCTET + blake2b(address, digest_size=5).digest()
+
+
 def counterpart(mac: bytes) -> bytes:
-    """The MAC of the host link from the pod link's, or the reverse, if made from the address. Only
-    the host link's is trusted: a pod can change its own."""
+    """The MAC of the host link from the pod link's, or the reverse, if made from the address."""
     return bytes((mac[0] ^ 0x04,)) + mac[1:]
+
+
+def given_mac(address: bytes, alias: str, host_mac: bytes) -> bytes:
+    """The MAC that the pod behind a host link was given: what the pod has by now is its own choice.
+    Raises ValueError: somebody else has written the alias."""
+    requested = word(alias, "mac")
+    if requested:
+        return parse_mac(requested)
+    # 0.1.0 made it anew for each pod, and did not say the mode.
+    return mac_of(address) if word(alias, "mode") else counterpart(host_mac)
 
 
 def ours(link: Link) -> bool:
@@ -212,11 +231,11 @@ def port_of(link: Link) -> Port | None:
     # Somebody may put a routed pod's link in a bridge. 0.1.0 did not say which mode it made.
     if not ours(link) or not link.master or word(link.alias, "mode") == "routed":
         return None
-    address, requested = address_of(link), word(link.alias, "mac")
+    address = address_of(link)
     if address is None:
         return None
     try:
-        mac = parse_mac(requested) if requested else counterpart(link.mac)
+        mac = given_mac(address, link.alias, link.mac)
     except ValueError:
         return None
     return Port(link.index, mac, address, link.group)

@@ -13,7 +13,7 @@ from mycelium_cni.cni.config import Config, Route
 from mycelium_cni.cni.errors import ATTACHMENT_BROKEN, CniError
 from mycelium_cni.kernel import netlink as nl
 from mycelium_cni.kernel.address import format_address, format_mac, format_prefix, parse_prefix
-from mycelium_cni.kernel.facts import AlternativeName, Fact, master, missing
+from mycelium_cni.kernel.facts import AlternativeName, Fact, alone, master, missing
 from mycelium_cni.kernel.link import Link, find_link, read_link
 from mycelium_cni.kernel.snapshot import Snapshot
 from mycelium_cni.node import facts as node_facts
@@ -148,6 +148,8 @@ def _on_node(config: Config, node: subnet.Node, shape: facts.Shape) -> list[Fact
     if node.bridge:
         found += node_facts.bridge(config.bridge_name, node.bridge.index, node)
         found.append(master(index, name, node.bridge.index, config.bridge_name))
+    else:
+        found.append(alone(index, name))
     return [
         *found,
         AlternativeName(index, name, text, "the address is reserved by this name"),

@@ -16,7 +16,7 @@ from mycelium_cni.cni.errors import ADDRESS_TAKEN, INVALID_CONFIG, CniError
 from mycelium_cni.kernel import netlink as nl
 from mycelium_cni.kernel.address import format_address, format_mac, format_prefix
 from mycelium_cni.kernel.link import Link
-from mycelium_cni.pod.addresses import POD_MARK, mac_of
+from mycelium_cni.pod.addresses import POD_MARK
 from mycelium_cni.pod.datapath import SUBNET_PREFIXLEN, taken
 from mycelium_cni.pod.removal import forget_neighbour
 
@@ -138,7 +138,7 @@ def check_mac(host: nl.Socket, address: bytes, mac: bytes) -> None:
 
     MACs behind other ports only the bridge knows: see `datapath.raise_host_link`.
     """
-    requested, own = f"requested MAC {format_mac(mac)}", mac_of(address)
+    requested, own = f"requested MAC {format_mac(mac)}", guard.mac_of(address)
     if own[:1] in (mac[:1], guard.counterpart(mac)[:1]) and mac != own:
         raise CniError(
             ADDRESS_TAKEN,

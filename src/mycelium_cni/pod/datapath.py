@@ -21,7 +21,7 @@ from mycelium_cni.cni.errors import (
     TRY_AGAIN_LATER,
     CniError,
 )
-from mycelium_cni.guard import Port, counterpart
+from mycelium_cni.guard import Port, counterpart, mac_of
 from mycelium_cni.kernel import netlink as nl
 from mycelium_cni.kernel import sysctl
 from mycelium_cni.kernel.address import format_address, format_mac
@@ -41,7 +41,6 @@ from mycelium_cni.node.facts import LOOPBACK, onlink
 from mycelium_cni.node.marks import group
 from mycelium_cni.node.subnet import Node
 from mycelium_cni.pod import facts
-from mycelium_cni.pod.addresses import mac_of
 from mycelium_cni.pod.attachment import Attachment
 from mycelium_cni.pod.facts import End, Shape
 from mycelium_cni.pod.removal import delete_links, exists, forget_neighbour, is_ours

@@ -18,14 +18,14 @@ from typing import Any, Final, NamedTuple
 
 from mycelium_cni.cni.config import PATHS, Config, Network
 from mycelium_cni.cni.errors import CniError
-from mycelium_cni.guard import counterpart
+from mycelium_cni.guard import counterpart, given_mac
 from mycelium_cni.kernel import netlink as nl
 from mycelium_cni.kernel import netns, sysctl
 from mycelium_cni.kernel.address import format_address, format_mac, parse_address, parse_mac
 from mycelium_cni.kernel.link import KnownLink, Link
 from mycelium_cni.kernel.snapshot import Address, Neighbour, Route, Snapshot
 from mycelium_cni.node import subnet
-from mycelium_cni.node.marks import DELETE_GROUP, GROUP, GROUP_MASK, word
+from mycelium_cni.node.marks import DELETE_GROUP, GROUP, GROUP_MASK
 from mycelium_cni.overlay import on_mycelium
 from mycelium_cni.pod.attachment import ALIAS_PREFIX, ALIAS_SIZE, LINK_PREFIX
 from mycelium_ctl.errors import ToolError
@@ -165,9 +165,8 @@ class Attached(NamedTuple):
     @property
     def expected_pod_mac(self) -> bytes:
         """The pod's MAC: in routed mode whatever it has by now, on a bridge what it was given."""
-        if self.bridged:
-            requested = word(self.link.alias, "mac")
-            return parse_mac(requested) if requested else counterpart(parse_mac(self.link.mac))
+        if self.bridged and self.octets:
+            return given_mac(self.octets, self.link.alias, parse_mac(self.link.mac))
         return parse_mac(self.pod_mac) if self.pod_mac else bytes(6)
 
 
