@@ -73,9 +73,13 @@ def test_files_come_by_renaming_and_the_conflist_comes_last(tmp_path: Path) -> N
     strace = ("strace", "-f", "-o", str(trace), "-e", "trace=rename,renameat,renameat2")
     install(tmp_path, wrapper=strace)
     names = re.findall(r'rename\w*\(.*"([^"]+)"[^"]*\) = 0', trace.read_text())
-    arrived = [Path(name).name for name in names if str(tmp_path) in name]
-    files = [name for name in arrived if name != "installed.json"]
-    assert files == ["mycelium-cni", "10-mycelium.conflist"]
+    arrived = [name.removeprefix(str(tmp_path)) for name in names if str(tmp_path) in name]
+    files = [name for name in arrived if not name.endswith("/installed.json")]
+    assert files == [
+        "/opt/cni/bin/mycelium-cni",
+        "/usr/local/bin/mycelium-cni",
+        "/etc/cni/net.d/10-mycelium.conflist",
+    ]
 
 
 @pytest.mark.usefixtures("executable")

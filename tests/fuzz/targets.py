@@ -94,6 +94,7 @@ class _Answers:
 def netlink(data: bytes) -> None:
     """Answers that no kernel gives: to requests, to a dump, and in a link."""
     channel = nl.Socket.__new__(nl.Socket)
+    channel._filters = True
     question = nl.get_link("eth0")
     # A field that is cut short is a struct.error, which `main` answers like any other bug.
     for ask in (channel.request, channel.attempt, channel.ask, channel.dump):

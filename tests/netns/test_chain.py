@@ -217,7 +217,7 @@ def test_without_an_earlier_plugin_an_interface_of_that_name_is_in_the_way(
     node, _ = shared_nodes.pair("routed")
     (pod,) = shared_nodes.new_pods(node)
     pod.configure("link add eth0 type bridge")
-    refused(node.plugin("ADD", network(), pod), 102, says="chain mycelium-cni behind")
+    refused(node.plugin("ADD", network(), pod), 102, says="chain mycelium-cni after")
 
 
 META: dict[str, Plugin] = {

@@ -53,11 +53,11 @@ def test_help_of_a_command_is_the_commands_own(command: list[str]) -> None:
     assert run(command, "help", "dmeo").returncode == 2
 
 
-def test_a_terminal_that_lacks_a_character_gets_its_number(
-    command: list[str], tmp_path: Path
-) -> None:
+def test_a_terminal_that_lacks_a_character_gets_its_number(tmp_path: Path) -> None:
+    """Of the pip-installed command: the static file prints UTF-8 everywhere."""
     (tmp_path / "x.conflist").write_text('{"cniVersion": "1.0.0", "name": "x"}')
-    argv = [*command, "config", "check", str(tmp_path / "x.conflist")]
+    program = str(Path(sys.executable).with_name("mycelium-cni"))
+    argv = [program, "config", "check", str(tmp_path / "x.conflist")]
     env = {"PYTHONIOENCODING": "ascii"}
     done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (1, "")
