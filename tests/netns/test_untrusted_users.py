@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from tool import NODE, Tool
 
-from mycelium_lab.lab import Node, Process, await_fact
+from mycelium_lab.lab import Namespace, Node, Process, await_fact
 
 # Usually everybody may open /dev/net/tun; in a container only root may.
 AS_NOBODY = """
@@ -203,11 +203,15 @@ def test_a_plugin_that_others_may_replace_is_not_run(tool: Tool, tmp_path: Path)
 
 
 @contextmanager
-def api(node: Node, body: bytes, port: int = 8989) -> Iterator[None]:
-    """Something that answers every request with this body."""
+def api(
+    place: Namespace, body: bytes, port: int = 8989, *, asked: list[str] | None = None
+) -> Iterator[None]:
+    """Something that answers every request with this body, and adds it to `asked`."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            if asked is not None:
+                asked.append(self.path)
             with suppress(OSError):  # the tool has seen enough
                 self.send_response(200)
                 self.send_header("Content-Length", str(len(body)))
@@ -217,7 +221,7 @@ def api(node: Node, body: bytes, port: int = 8989) -> Iterator[None]:
         def log_message(self, *_: object) -> None:
             pass
 
-    with node.inside():
+    with place.inside():
         server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     with server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
@@ -227,6 +231,15 @@ def api(node: Node, body: bytes, port: int = 8989) -> Iterator[None]:
         finally:
             server.shutdown()
             thread.join()
+
+
+def test_a_pod_that_is_looked_into_is_not_asked_in_the_daemons_place(tool: Tool) -> None:
+    pod = tool.attach("web")
+    asked: list[str] = []
+    with api(pod, b"{}", asked=asked):
+        for check in ("pods", "pod-routes", pod.container_id):
+            tool("doctor", check)
+    assert asked == []
 
 
 ESCAPE = "\x1b]0;owned\x07"

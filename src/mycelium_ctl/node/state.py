@@ -447,6 +447,7 @@ class State:
     @contextmanager
     def inside(self, one: Attached) -> Iterator[bool]:
         """Let this thread be in a pod's network namespace; False where that cannot be entered."""
+        _ = self.daemon  # asked before: in there, the pod could answer in its place
         nsid = one.link.nsid
         held = self.netns.get(nsid) if nsid is not None and self.may_configure else None
         try:
