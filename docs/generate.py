@@ -135,13 +135,14 @@ def path_of_one_pod() -> str:
 
 
 def _findings(look: Any) -> Iterator[Message]:
-    """The findings of a check, with those of the functions of the checks that it calls."""
+    """The findings of a check, with those of what it calls of the checks."""
     waiting = [(Path(inspect.getfile(look)), str(look.__name__))]
     seen: set[tuple[Path, str]] = set()
     while waiting:
         here = path, name = waiting.pop(0)
         tree = _tree(path)
-        functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+        callables = (ast.FunctionDef, ast.ClassDef)
+        functions = {node.name: node for node in tree.body if isinstance(node, callables)}
         if here in seen or name not in functions:
             continue
         seen.add(here)
@@ -248,7 +249,7 @@ def _calls(function: ast.FunctionDef, name: str) -> Iterator[ast.Call]:
 
 
 def _messages(
-    function: ast.FunctionDef, given: dict[str, ast.expr], said: str
+    function: ast.FunctionDef | ast.ClassDef, given: dict[str, ast.expr], said: str
 ) -> Iterator[Message]:
     texts = _texts(given[said], function)
     for place, text in enumerate(texts):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from contextlib import ExitStack, suppress
 from typing import Final
 
 from mycelium_ctl.checks import (
@@ -69,13 +70,21 @@ CHECKS: Final = (
 )
 
 NAMES: Final = tuple(check.name for check in CHECKS)
+_LOOKS: Final = {
+    "pod-routes",
+    "pods",
+}  # they begin before the first check where there are many pods
 
 
 def examine(state: State, wanted: Collection[str] = NAMES) -> Iterator[tuple[Check, list[Finding]]]:
     """Run the checks. One that raises OSError is reported as skipped."""
-    for check in CHECKS:
-        if check.name in wanted:
-            try:
-                yield check, check.findings(state)
-            except OSError as error:
-                yield check, [Finding("skip", f"cannot be read: {refused(error)}")]
+    with ExitStack() as stack:
+        if not _LOOKS.isdisjoint(wanted):
+            with suppress(OSError):  # then these checks report it
+                stack.callback(pods.look_into_pods(state).close)
+        for check in CHECKS:
+            if check.name in wanted:
+                try:
+                    yield check, check.findings(state)
+                except OSError as error:
+                    yield check, [Finding("skip", f"cannot be read: {refused(error)}")]

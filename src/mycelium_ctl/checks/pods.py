@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from contextlib import suppress
+from functools import cached_property, lru_cache
 from itertools import islice
-from typing import Final, NamedTuple
+from struct import Struct
+from typing import Final, NamedTuple, NoReturn
 
 from mycelium_cni.cni.config import IPV6_MIN_MTU
 from mycelium_cni.kernel import facts as kinds
@@ -43,6 +46,7 @@ from mycelium_ctl.node.state import Attached, State
 from mycelium_ctl.view import count
 
 _MANY: Final = 32  # pods, from which on two processes look into them
+_ANSWER: Final = Struct("=I?")  # a host link, and whether all is well with its pod
 CARRIER_S: Final = 2.0  # how long a link may take to get a carrier once it is up
 
 
@@ -219,49 +223,70 @@ class Look(NamedTuple):
     astray: Sequence[Finding] = ()
 
 
-@lru_cache(maxsize=1)
-def _looks(state: State) -> dict[int, Look]:
-    """A look into each pod that can be entered, by its host link. Raises OSError."""
-    live = [one for one in state.attachments if one.octets and one.answers]
-    # What the first look reads of the node serves the others, in both processes.
-    looks = {one.link.index: _look(state, one) for one in live[:1]}
-    helper = _Helper(state, live[1::2]) if len(live) >= _MANY else None
-    for one in live[2::2] if helper else live[1:]:
-        looks[one.link.index] = _look(state, one)
-    if helper:
-        sound = helper.sound()
-        for one in live[1::2]:
-            index = one.link.index
-            looks[index] = Look(ExpectedPod(state, one)) if index in sound else _look(state, one)
-    inspected = {one.link.index: looks[one.link.index] for one in live}  # in the order of `list`
-    return {index: look for index, look in inspected.items() if look}
+class Looks:
+    """A look into each pod that can be entered. Where there are many, another process begins with
+    the last one, and this one with the first, until they meet."""
 
-
-class _Helper:
-    """A process that looks into pods on another processor, and says where nothing is wrong."""
-
-    def __init__(self, state: State, pods: Sequence[Attached]) -> None:
+    def __init__(self, state: State) -> None:
         """Raises OSError."""
-        self._reader, writer = os.pipe()
-        self._process = os.fork()
-        if self._process:
-            os.close(writer)
-            return
+        self._state: Final = state
+        self._live: Final = [one for one in state.attachments if one.octets and one.answers]
+        self._sound: Final[dict[int, bool]] = {}  # what the other process has found, by host link
+        self._helper = 0
+        if len(self._live) >= _MANY and state.may_configure:
+            _look(state, self._live[0])  # what it reads of the node serves all, in both processes
+            self._answers, answers = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+            self._helper = os.fork()
+            if not self._helper:
+                self._help(answers)
+            os.close(answers)
+
+    def _help(self, answers: int) -> NoReturn:
+        """The other process: say of each pod whether all is well. It ends when nobody reads."""
         try:
+            os.set_blocking(answers, True)
             # The parent's socket would get the answers to what this process asks.
-            os.dup2(nl.Socket().fileno(), state.host.fileno())
-            looks = ((one.link.index, _look(state, one)) for one in pods)
-            sound = [index for index, look in looks if look and not (look.missing or look.astray)]
-            os.write(writer, b"".join(index.to_bytes(4, "little") for index in sound))
+            os.dup2(nl.Socket().fileno(), self._state.host.fileno())
+            for one in reversed(self._live):
+                look = _look(self._state, one)
+                sound = look is not None and not (look.missing or look.astray)
+                os.write(answers, _ANSWER.pack(one.link.index, sound))
         finally:
             os._exit(0)
 
-    def sound(self) -> set[int]:
-        """The host links of those pods, once it has ended; none of what it did not come to."""
-        with open(self._reader, "rb") as answers:  # noqa: PTH123 - a descriptor
-            octets = answers.read()
-        os.waitpid(self._process, 0)
-        return {int.from_bytes(octets[n : n + 4], "little") for n in range(0, len(octets), 4)}
+    @cached_property
+    def found(self) -> dict[int, Look]:
+        """By host link, in the order of `list`. Raises OSError."""
+        looks = {}
+        for one in self._live:
+            index = one.link.index
+            if self._helper and index not in self._sound:
+                self._hear()
+            if self._sound.get(index):
+                looks[index] = Look(ExpectedPod(self._state, one))
+            elif look := _look(self._state, one):
+                looks[index] = look
+        self.close()
+        return looks
+
+    def _hear(self) -> None:
+        with suppress(BlockingIOError):
+            octets = os.read(self._answers, 1 << 20)
+            self._sound.update(_ANSWER.iter_unpack(octets))
+
+    def close(self) -> None:
+        """End the other process. It may be called again."""
+        if self._helper:
+            os.kill(self._helper, signal.SIGKILL)
+            os.waitpid(self._helper, 0)
+            os.close(self._answers)
+            self._helper = 0
+
+
+@lru_cache(maxsize=1)
+def look_into_pods(state: State) -> Looks:
+    """Begin, if it has not begun. Raises OSError."""
+    return Looks(state)
 
 
 def _look(state: State, one: Attached) -> Look | None:
@@ -292,7 +317,7 @@ def pods(state: State) -> list[Finding] | Finding:
         )
     found += _lost(state)
     unused = {each.attached.link.index for each in gone}
-    looks = _looks(state)
+    looks = look_into_pods(state).found
     looked = unseen = 0
     for one in state.attachments:
         if one.link.index in unused:
@@ -384,7 +409,7 @@ def pod_routes(state: State) -> list[Finding] | Finding:
     arrives, whatever else is in the pod: a daemon of its own, a VPN, a blackhole, a rule."""
     if state.attachments and not state.may_configure:
         return skip(f"{count(len(state.attachments), 'pod')} not looked at: {state.blindness}")
-    looks = _looks(state).values()
+    looks = look_into_pods(state).found.values()
     found = [astray for look in looks for astray in look.astray]
     return found or ok(f"{count(len(looks), 'pod')} looked into, each has one way to the overlay")
 
