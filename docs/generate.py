@@ -248,9 +248,7 @@ def _calls(function: ast.FunctionDef, name: str) -> Iterator[ast.Call]:
             yield node
 
 
-def _messages(
-    function: ast.FunctionDef | ast.ClassDef, given: dict[str, ast.expr], said: str
-) -> Iterator[Message]:
+def _messages(function: ast.stmt, given: dict[str, ast.expr], said: str) -> Iterator[Message]:
     texts = _texts(given[said], function)
     for place, text in enumerate(texts):
         if re.search(r"[a-z]{2}", text):  # else it is another function's message
@@ -262,9 +260,7 @@ def _arguments(call: ast.Call, names: tuple[str, ...]) -> dict[str, ast.expr]:
     return given | {each.arg: each.value for each in call.keywords if each.arg in names}
 
 
-def _remedy(
-    given: dict[str, ast.expr], function: ast.FunctionDef, place: int = 0, of: int = 1
-) -> str:
+def _remedy(given: dict[str, ast.expr], function: ast.stmt, place: int = 0, of: int = 1) -> str:
     """The remedy of a message that is one `of` several: remedies of as many go with them."""
 
     def chosen(key: str) -> str:
@@ -285,7 +281,7 @@ def _shown(text: str) -> str:
     return escape(text, quote=False)
 
 
-def _texts(node: ast.expr, function: ast.FunctionDef) -> list[str]:
+def _texts(node: ast.expr, function: ast.stmt) -> list[str]:
     """The strings that an argument may be: also each that the function gives a variable."""
     if isinstance(node, ast.Name):
         values = [
