@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -294,9 +295,15 @@ def test_pod_routes(tool: Tool) -> None:
         pod.configure("link del mycelium")
 
 
-def test_each_of_many_pods_is_looked_into(tool: Tool) -> None:
+def test_each_of_many_pods_is_looked_into(tool: Tool, tmp_path: Path) -> None:
     """Two processes share them."""
     pods = [tool.attach(f"p{number}") for number in range(10, 46)]
+    trace = tmp_path / "trace"
+    strace = ["strace", "-f", "-o", str(trace), "-e", "trace=setns"]
+    doctor = [*tool.node.lab.command, "doctor", "pods", "--root", str(tool.root)]
+    tool.node.run([*strace, *doctor])
+    entered = set(re.findall(r"^(\d+) +setns", trace.read_text(), re.MULTILINE))
+    assert len(entered) == 2
     assert tool.doctor("pod-routes")["found"].startswith("36 pods looked into")
     for pod in pods[19:22]:
         pod.configure("route add unreachable 4ff::/16")

@@ -246,7 +246,8 @@ class Looks:
         try:
             os.set_blocking(answers, True)
             # The parent's socket would get the answers to what this process asks.
-            os.dup2(nl.Socket().fileno(), self._state.host.fileno())
+            with nl.Socket() as own:
+                os.dup2(own.fileno(), self._state.host.fileno(), inheritable=False)
             for one in reversed(self._live):
                 look = _look(self._state, one)
                 sound = look is not None and not (look.missing or look.astray)
