@@ -46,8 +46,6 @@ def main(argv: list[str]) -> int:
     except OSError as error:
         if error.errno not in _OUTPUT_ENDS or error.filename is not None:
             raise
-        # Python flushes again at exit, and would report the error twice.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if error.errno != EPIPE:  # the reader has enough (`| head`)
             print(f"{PROGRAM}: cannot write the output: {error.strerror}", file=sys.stderr)
         return 1

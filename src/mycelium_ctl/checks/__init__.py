@@ -70,10 +70,8 @@ CHECKS: Final = (
 )
 
 NAMES: Final = tuple(check.name for check in CHECKS)
-_LOOKS: Final = {
-    "pod-routes",
-    "pods",
-}  # they begin before the first check where there are many pods
+# Where there are many pods, the looks of these begin before the first check.
+_LOOKS: Final = {"pod-routes", "pods"}
 
 
 def examine(state: State, wanted: Collection[str] = NAMES) -> Iterator[tuple[Check, list[Finding]]]:
