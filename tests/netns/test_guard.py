@@ -203,8 +203,8 @@ def with_elements(group: int, address: str, index: int) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("part", ["chains", "elements"])
-def test_tampering_is_noticed_and_undone_by_setup(site: Site, root: Path, part: str) -> None:
+def with_two_networks(site: Site, root: Path) -> tuple[Tool, list[dict[str, Any]], str]:
+    """A node with a file and a pod for each of two networks, and the address of the first's."""
     tool = Tool(site.node, root)
     networks = [
         conf("club", "bridge", ingress="cluster", allowFrom=["4aa::/16"]),
@@ -216,6 +216,12 @@ def test_tampering_is_noticed_and_undone_by_setup(site: Site, root: Path, part: 
         plugin = {key: value for key, value in network.items() if key not in ("name", "cniVersion")}
         file = {"cniVersion": "1.0.0", "name": network["name"], "plugins": [plugin]}
         tool.conf(file, name=f"10-{network['name']}.conflist")
+    return tool, networks, address
+
+
+@pytest.mark.parametrize("part", ["chains", "elements"])
+def test_tampering_is_noticed_and_undone_by_setup(site: Site, root: Path, part: str) -> None:
+    tool, networks, address = with_two_networks(site, root)
     before = rules(site)
     group, index = marks.group("club"), site.node.ip("link", "show", address)[0]["ifindex"]
     for words in with_chains(group) if part == "chains" else with_elements(group, address, index):
@@ -224,6 +230,23 @@ def test_tampering_is_noticed_and_undone_by_setup(site: Site, root: Path, part: 
         assert tool("setup").returncode == 0, words
         assert [site.status(network).code for network in networks] == [0, 0], words
     assert sorted(map(str, rules(site))) == sorted(map(str, before))
+
+
+def test_doctor_reads_the_tables_once_for_several_networks_and_checks(
+    site: Site, root: Path
+) -> None:
+    """Of what one question to them finds, the next must not take anything for repaired."""
+    tool, _, _ = with_two_networks(site, root)
+    group = marks.group("club")
+    site.node.run(
+        [
+            *("nft", "flush map inet mycelium-cni to-network; "),
+            f"add element inet mycelium-cni to-network {{ {group} : accept }}",
+        ]
+    )
+    found = tool.json("doctor", "standing", "guard")
+    assert [each["state"] for each in found] == ["ok", "fail"], found
+    assert "element of to-network that leads to" in found[1]["found"]
 
 
 def test_a_deleted_rule_that_leads_to_others_is_noticed(site: Site) -> None:

@@ -12,13 +12,12 @@ that a new policy forbids. docs/adr/0006-the-guard.md.
 """
 
 from mycelium_cni.guard.load import (
+    Loaded,
     end_former,
     end_left,
     ensure,
-    fault,
     forget,
     inspect,
-    outdated,
     protect,
     release,
     remove,
@@ -41,6 +40,7 @@ from mycelium_cni.guard.wanted import (
 __all__ = [
     "RULES",
     "TABLE_NAME",
+    "Loaded",
     "Port",
     "Wanted",
     "address_of",
@@ -48,13 +48,11 @@ __all__ = [
     "end_former",
     "end_left",
     "ensure",
-    "fault",
     "forget",
     "given_mac",
     "inspect",
     "mac_of",
     "ours",
-    "outdated",
     "port_of",
     "protect",
     "release",

@@ -82,6 +82,16 @@ class Content:
         else:
             known.clear()
 
+    def copy(self) -> Content:
+        """One to apply messages to."""
+        copy = Content()
+        copy.awake = self.awake
+        copy.hooks = self.hooks.copy()
+        copy.rules = {name: listed.copy() for name, listed in self.rules.items()}
+        copy.sets = self.sets.copy()
+        copy.elements = {name: known.copy() for name, known in self.elements.items()}
+        return copy
+
     def lacks(self, wanted: Content) -> str:
         """The first wanted thing that is missing or different; '' if there is none."""
         if not self.awake:

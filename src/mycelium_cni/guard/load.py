@@ -29,7 +29,9 @@ from mycelium_cni.node.marks import DELETE_GROUP, GROUP_MASK, network_word, word
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
+    from typing import Final
 
+    from mycelium_cni.guard.content import Tables
     from mycelium_cni.guard.repair import Survey
     from mycelium_cni.kernel import nftables
     from mycelium_cni.kernel.facts import Steps
@@ -141,13 +143,15 @@ def _ensure(
                 _delete_ports(host, socket, [port])
             socket.commit(*rules.add_ports([port]))
             return _CHANGED
+        from mycelium_cni.guard.content import Tables  # noqa: PLC0415 - once per node and network
+
         links = list_veths(host)
         _refuse_shared_group(links, wanted)
         for link in _strays(links, wanted):
             back: nl.Attribute = (nl.IFLA_GROUP, wanted.group)
             host.request(nl.link(nl.RTM_NEWLINK, f"regroup {link.name}", back, index=link.index))
             links = list_veths(host)
-        survey = _survey(links, socket, wanted, port)
+        survey = _survey(links, Tables(socket), wanted, port)
         messages, generation = survey.repair()
         if not messages:
             return _KEPT
@@ -199,7 +203,7 @@ def _refuse_shared_group(links: list[Link], wanted: Wanted) -> None:
             )
 
 
-def _strays(links: list[Link], wanted: Wanted) -> list[Link]:
+def _strays(links: Iterable[Link], wanted: Wanted) -> list[Link]:
     """The host links of this network that were moved to another group, and so to other rules, or
     none. An alias may truncate the network's name, and then does not tell it from others.
     """
@@ -215,23 +219,15 @@ def _strays(links: list[Link], wanted: Wanted) -> list[Link]:
 
 
 def _survey(
-    links: list[Link],
-    socket: nftables.Socket,
-    wanted: Wanted,
-    port: Port | None = None,
-    *,
-    finished: bool = False,
+    links: Iterable[Link], tables: Tables, wanted: Wanted, port: Port | None = None
 ) -> Survey:
-    """`finished`: only links that are up count. An ADD in progress loads what its link needs before
-    it sets it up."""
-    from mycelium_cni.guard.content import Tables  # noqa: PLC0415 - once per node and network
     from mycelium_cni.guard.repair import Survey  # noqa: PLC0415 - once per node and network
 
-    counted = [link for link in links if ours(link) and (link.up or not finished)]
+    counted = [link for link in links if ours(link)]
     ports = [each for each in map(port_of, counted) if each]
     if port and all(port.index != each.index for each in ports):
         ports.append(port)
-    return Survey(Tables(socket), wanted, ports, {link.group for link in counted})
+    return Survey(tables, wanted, ports, {link.group for link in counted})
 
 
 def forget(host: nl.Socket, links: Iterable[Link]) -> nl.Socket | None:
@@ -356,7 +352,7 @@ def remove() -> bool:
 def inspect(host: nl.Socket, wanted: Wanted, port: Port | None = None) -> None:
     """Part of STATUS, and of CHECK, with the `port` of a bridged pod. Raises CniError
     (NODE_MISCONFIGURED) that says what is wrong."""
-    wrong = fault(host, wanted, port)
+    wrong = Loaded(list_veths(host)).fault(wanted, port)
     if wrong:
         raise CniError(
             NODE_MISCONFIGURED,
@@ -364,24 +360,6 @@ def inspect(host: nl.Socket, wanted: Wanted, port: Port | None = None) -> None:
             "the next ADD restores the rules too",
             run="mycelium-cni setup",
         )
-
-
-def fault(host: nl.Socket, wanted: Wanted, port: Port | None = None) -> str:
-    """What is wrong with the guard, in a few words; '' if nothing is. A policy that differs from
-    the configuration is not a fault: the next ADD loads it, and `outdated` reports it. Nor is a
-    bridged pod without entries, except the one at `port`: its DEL may be in progress.
-
-    Raises CniError (NODE_MISCONFIGURED) if the kernel has no nf_tables."""
-    from mycelium_cni.kernel import nftables  # noqa: PLC0415 - ADD hardly ever needs it
-
-    links = list_veths(host)
-    for link in _strays(links, wanted):
-        return f"link {link.name} is in group {link.group}, not its network's {wanted.group}"
-    try:
-        with nftables.Socket() as socket:
-            return _survey(links, socket, wanted, finished=True).fault(port)
-    except OSError as error:
-        raise _lacking(error) or error from None
 
 
 def require_kernel() -> None:
@@ -393,11 +371,39 @@ def require_kernel() -> None:
         raise _lacking(error) or error from None
 
 
-def outdated(wanted: Wanted) -> bool:
-    """Whether `setup` would change something. Raises OSError."""
-    from mycelium_cni.kernel import nftables  # noqa: PLC0415 - ADD hardly ever needs it
+class Loaded:
+    """What the kernel has of the guard, for any number of networks. `links` are the node's veths,
+    which must be read before: see `Survey`.
 
-    with nl.Socket() as host, nftables.Socket() as socket:
-        links = list_veths(host)
-        messages, _ = _survey(links, socket, wanted, finished=True).repair()
-        return bool(messages or _strays(links, wanted))
+    Raises CniError (NODE_MISCONFIGURED) if the kernel has no nf_tables, else OSError.
+    """
+
+    __slots__ = ("_links", "_tables")
+
+    def __init__(self, links: Collection[Link]) -> None:
+        from mycelium_cni.guard.content import Tables  # noqa: PLC0415 - ADD hardly ever needs it
+        from mycelium_cni.kernel import nftables  # noqa: PLC0415 - ADD hardly ever needs it
+
+        self._links: Final = links
+        try:
+            with nftables.Socket() as socket:
+                self._tables: Final = Tables(socket)
+        except OSError as error:
+            raise _lacking(error) or error from None
+
+    def fault(self, wanted: Wanted, port: Port | None = None) -> str:
+        """What is wrong with the guard, in a few words; '' if nothing is. A policy that differs
+        from the configuration is not a fault: the next ADD loads it, and `is_outdated` reports it.
+        Nor is a bridged pod without entries, except the one at `port`: its DEL may be in
+        progress."""
+        for link in _strays(self._links, wanted):
+            return f"link {link.name} is in group {link.group}, not its network's {wanted.group}"
+        return self._survey(wanted).fault(port)
+
+    def is_outdated(self, wanted: Wanted) -> bool:
+        """Whether `setup` would change something."""
+        return bool(self._survey(wanted).repair()[0] or _strays(self._links, wanted))
+
+    def _survey(self, wanted: Wanted) -> Survey:
+        # An ADD in progress loads what its link needs before it sets it up.
+        return _survey([link for link in self._links if link.up], self._tables, wanted)

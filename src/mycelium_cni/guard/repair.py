@@ -61,7 +61,8 @@ class Survey:
     def __init__(self, tables: Tables, wanted: Wanted, ports: list[Port], groups: set[int]) -> None:
         self._tables: Final = tables
         self.there: Final = tables.there
-        self._inet: Final = tables.inet
+        # Deletions are applied to it, and the tables may be asked for another network.
+        self._inet: Final = tables.inet.copy()
         self._bridge: Final = tables.bridge
         self._wanted: Final = wanted
         self._ports: Final = ports
@@ -84,8 +85,8 @@ class Survey:
         lacks = list(self.lacks())
         messages = [message for lack in lacks for message in lack.messages]
         if messages:
-            for table, after in ((rules.INET, self._inet), (rules.BRIDGE, self._bridge)):
-                unused = after.apply(table.family, messages).unused()
+            for table, there in ((rules.INET, self._inet), (rules.BRIDGE, self._bridge)):
+                unused = there.copy().apply(table.family, messages).unused()
                 messages += [table.flush_chain(name) for name in unused]
                 messages += [table.delete_chain(name) for name in unused]
         return messages, self._tables.generation

@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable
 from functools import partial
 
-from mycelium_cni import guard as guards
 from mycelium_cni.cni.errors import CniError
 from mycelium_cni.kernel import netlink as nl
 from mycelium_cni.kernel import sysctl
@@ -238,7 +237,7 @@ def guard(state: State) -> Finding:
     if node is None:
         return skip(_NO_ADDRESS)
     all_ = read_guards(state, node)
-    faults = ((guards.fault(state.host, each.wanted), each.wanted.policy) for each in all_)
+    faults = ((each.fault(state.seen), each.wanted.policy) for each in all_)
     try:
         wrong, policy = next((each for each in faults if each[0]), ("", state.config.policy))
     except CniError as error:

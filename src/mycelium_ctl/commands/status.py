@@ -60,8 +60,9 @@ def run(arguments: argparse.Namespace) -> int:
     ready: bool | None = not any(
         check.needed and _mark(found) == "fail" for check, found in findings.values()
     )
+    refused_as = refusal(state) if state.may_configure else ""
     if ready:
-        ready = not refusal(state) if state.may_configure else None
+        ready = not refused_as if state.may_configure else None
     if arguments.picture:
         from mycelium_ctl import picture
 
@@ -69,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(_document(state, findings, ready=ready), indent=2))
     else:
-        _report(state, findings, ready=ready)
+        _report(state, findings, refused_as, ready=ready)
     return 0 if ready else 1
 
 
@@ -116,11 +117,11 @@ def _overall(findings: Findings, *, ready: bool | None) -> tuple[Mark, str]:
     return mark, {"fail": BROKEN, "warn": WARNED}.get(mark, READY)
 
 
-def _report(state: State, findings: Findings, *, ready: bool | None) -> None:
+def _report(state: State, findings: Findings, refused_as: str, *, ready: bool | None) -> None:
     page = Page()
     mark, verdict = _overall(findings, ready=ready)
     page.fact(mark, "status", verdict)
-    if state.may_configure and (refused_as := refusal(state)):
+    if refused_as:
         page.fact("fail", "STATUS", refused_as)
     for title, names in SECTIONS.items():
         mode = "bridge" if state.bridged else "routed"

@@ -53,19 +53,33 @@ class Guard(Fact):
     def holds(self, seen: Snapshot) -> bool:
         wanted = self.wanted
         words = f"guard {wanted.network_words} {wanted.overlay_words}"
-        return seen.once(words, self._is_current)
+        return seen.once(words, lambda: self._is_current(seen))
 
-    def _is_current(self) -> bool:
+    def fault(self, seen: Snapshot) -> str:
+        """What lets packets pass that should not; "" if nothing does. Raises CniError
+        (NODE_MISCONFIGURED) if the kernel has no nf_tables, else OSError."""
+        return _loaded(seen).fault(self.wanted)
+
+    def _is_current(self, seen: Snapshot) -> bool:
         try:
-            return not guard.outdated(self.wanted)
+            return not _loaded(seen).is_outdated(self.wanted)
         except PermissionError:
             return True  # not visible; `setup` says so
-        except OSError:
+        except (CniError, OSError):
             return not self.wanted.policy.required  # if required, loading it says why it cannot be
 
     def ensure(self, host: nl.Socket, undo: Steps) -> bool:
         guard.protect(host, self.wanted, undo, thorough=True)
         return True
+
+
+def _loaded(seen: Snapshot) -> guard.Loaded:
+    """The guard's tables, read once for all networks and checks."""
+
+    def read() -> guard.Loaded:
+        return guard.Loaded([link for link in seen.links.values() if link.kind == "veth"])
+
+    return seen.once("guard", read)
 
 
 class Expected:
