@@ -165,6 +165,19 @@ def test_the_node_routes_to_the_pod_and_knows_its_neighbour(node: Node, pod: Pod
 
 
 @both_modes
+def test_the_node_has_no_route_more_than_a_pod_needs(node: Node, pod: Pod, mode: Mode) -> None:
+    """It walks all of them for each new pod."""
+    attached = attach(node, pod, network(mode))
+    expected = ["multicast ff00::/8"]
+    if mode == "routed":
+        (own,) = link(node, attached.host_link)["addr_info"]
+        expected += [f"local {own['local']}", f"unicast {attached.address}"]
+    shown = routes(node, "table", "all", "dev", attached.host_link)
+    assert sorted(f"{r.get('type', 'unicast')} {r['dst']}" for r in shown) == sorted(expected)
+    attached.delete()
+
+
+@both_modes
 def test_the_node_hears_no_arp_from_pods(node: Node, pod: Pod, mode: Mode) -> None:
     """Each answered request would take an entry of a table that the whole machine shares."""
     attached = attach(node, pod, network(mode))

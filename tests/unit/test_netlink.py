@@ -113,13 +113,14 @@ def test_a_link_is_asked_for_by_its_name_of_either_kind(name: str, attribute: st
 
 
 def test_an_address_is_never_tentative() -> None:
-    """As `ip addr add …/128 dev X nodad`, whose IFA_ADDRESS says the same once more."""
+    """As `ip addr add …/128 dev X nodad noprefixroute`, whose IFA_ADDRESS says the same once
+    more."""
     message = nl.address(nl.RTM_NEWADDR, "add", 7, ADDRESS, 128)
     assert (message.kind, message.flags) == (20, CREATE | EXCL)
     assert message.body.hex() == golden("""
         0a 80 00 00  07000000                             # ifaddrmsg: AF_INET6, /128, index 7
         1400 0200  05a12b3c4d5e6f70ff0f000000000009       # IFA_LOCAL
-        0800 0800  02000000                               # IFA_FLAGS: IFA_F_NODAD
+        0800 0800  02020000                               # IFA_FLAGS: NODAD, NOPREFIXROUTE
     """)
     assert nl.address(nl.RTM_DELADDR, "delete", 7, ADDRESS, 128).flags == 0
 

@@ -414,7 +414,8 @@ class Address(_OfLink):
         return f"{format_address(self.address)}/{self.prefixlen} dev {quoted(self.link)}"
 
     def __str__(self) -> str:
-        return f"ip address add {self._words()} nodad"
+        flags = "nodad noprefixroute" if self.prefixlen == 128 else "nodad"
+        return f"ip address add {self._words()} {flags}"
 
     @property
     def removal(self) -> str:

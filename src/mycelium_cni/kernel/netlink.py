@@ -262,15 +262,19 @@ def address(
     kind: int, what: object, index: int, local: bytes, prefixlen: int, *, protocol: int = 0
 ) -> Message:
     """RTM_{NEW,DEL}ADDR of an IPv6 address that is never tentative (IFA_F_NODAD). `protocol` says
-    who made it; kernels before 5.18 ignore that."""
-    flags = NLM_F_CREATE | NLM_F_EXCL if kind == RTM_NEWADDR else 0
+    who made it; kernels before 5.18 ignore that.
+
+    A /128 gets no prefix route (IFA_F_NOPREFIXROUTE): its local route comes first, and the kernel
+    walks all routes of a node for each new link."""
+    mode = NLM_F_CREATE | NLM_F_EXCL if kind == RTM_NEWADDR else 0
     body = IFADDRMSG.pack(AF_INET6, prefixlen, 0, RT_SCOPE_UNIVERSE, index)
     # IFA_LOCAL alone is enough for IPv6. IFA_F_NODAD would fit the header's byte, but `ip` sends it
     # in IFA_FLAGS.
-    attributes: list[Attribute] = [(IFA_LOCAL, local), (IFA_FLAGS, IFA_F_NODAD)]
+    flags = IFA_F_NODAD | IFA_F_NOPREFIXROUTE if prefixlen == 128 else IFA_F_NODAD
+    attributes: list[Attribute] = [(IFA_LOCAL, local), (IFA_FLAGS, flags)]
     if protocol:
         attributes.append((IFA_PROTO, bytes((protocol,))))
-    return Message(kind, flags, body + encode(attributes), what)
+    return Message(kind, mode, body + encode(attributes), what)
 
 
 def get_address(what: object, local: bytes, index: int = 0) -> Message:
