@@ -67,7 +67,7 @@ PLUGIN_FILES = "main.o snapshot.o _json.o start_*.o *crt*.o *libc.a: *libm*.a: *
 
 
 # Room for what CPython allocates before its snapshot (snapshot.ld): bytes.
-MOST = {".read": 8 << 20, ".written": 2 << 20}
+MOST = {".idle": 8 << 20, ".read": 2 << 20, ".written": 2 << 20}
 
 # Functions of libc that snapshot.c and main.c replace.
 WRAPPED = ["malloc", "calloc", "realloc", "free", "pthread_self", "_dl_get_origin"]
@@ -155,7 +155,7 @@ class Toolchain:
         memory = self._start(linked, survey)
         filled = {}
         for name in (".state", *MOST):
-            start = addresses[name] - addresses[".read"]
+            start = addresses[name] - addresses[".idle"]
             part = memory[start : start + files[name].stat().st_size]
             files[name].write_bytes(part)
             filled[name] = int.from_bytes(part[:8], "little")

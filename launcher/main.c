@@ -239,6 +239,7 @@ make_snapshot(void)
     Py_XDECREF(PyErr_Occurred() ? NULL : PyObject_CallNoArgs(rehearse));
     if (survey && !PyErr_Occurred()) {
         snapshot_watch();
+        PyOS_AfterFork_Child(); // which restore() calls
         Py_XDECREF(PyObject_CallNoArgs(rehearse));
     }
     if (PyErr_Occurred()) {

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // All that CPython keeps is at fixed addresses in this file: its variables and ours in the section
-// .state, and what it allocates before the snapshot in .read and .written (snapshot.ld). To take a
-// snapshot is to write these into the executable; to restore the interpreter is to map the
+// .state, and what it allocates before the snapshot in .idle, .read and .written (snapshot.ld). To
+// take a snapshot is to write these into the executable; to restore the interpreter is to map the
 // executable.
 //
 // A page of a file that a process writes is copied, one fault each. A call writes to a tenth of the
 // blocks, most for a reference count, and they would be spread over all pages. So they have a
-// section of their own, in front of the memory for new blocks. Which ones they are, a first run of
-// the linker's output finds out (the survey): each block gets pages of its own, which are
-// write-protected while a call is rehearsed. The second run makes the same allocations in the same
-// order, and is told what becomes of each.
+// section of their own, in front of the memory for new blocks, and those that a call only reads
+// have another. Which ones they are, a first run of the linker's output finds out (the survey):
+// each block gets pages of its own, which are protected while calls are rehearsed. The second run
+// makes the same allocations in the same order, and is told what becomes of each.
 //
 // The C library is left out: it starts anew in each process, with that process's stack, threads and
 // random numbers. The snapshot holds only fixed addresses of it.
@@ -30,8 +30,8 @@
 #include <zlib.h>
 
 // Set by snapshot.ld. Where what a call writes begins: runtime_start.
-extern char read_start[], read_end[], state_start[], state_end[], written_start[], written_end[];
-extern char runtime_start[], fresh_start[], fresh_end[];
+extern char idle_start[], idle_end[], read_start[], read_end[], written_start[], written_end[];
+extern char state_start[], state_end[], runtime_start[], fresh_start[], fresh_end[];
 
 // The variables as the linker made them, compressed; launcher/assemble.py puts them here.
 __attribute__((section(".pristine"))) const unsigned char pristine[64 << 10];
@@ -62,7 +62,7 @@ round_up(size_t size)
 }
 
 // What becomes of the blocks that are allocated before the snapshot, in their order.
-enum fate { FREED = 'f', READ = 'r', WRITTEN = 'w' };
+enum fate { FREED = 'f', IDLE = 'i', READ = 'r', WRITTEN = 'w' };
 static unsigned char *fates;
 static size_t allocated;
 // In the second run: how many fates are known, and how many blocks are still to be freed.
@@ -87,7 +87,7 @@ is_within(const void *block, const char *start, const char *end)
 static bool
 is_ours(const void *block)
 {
-    return is_within(block, read_start, fresh_end) || is_within(block, scratch_start, scratch_end);
+    return is_within(block, idle_start, fresh_end) || is_within(block, scratch_start, scratch_end);
 }
 
 __attribute__((noreturn)) static void
@@ -119,7 +119,7 @@ examine(size_t capacity)
             fail("launcher: MOST_PAGES in snapshot.c is too small\n");
         owners[(surveyed - scratch_start) / PAGE] = (uint32_t)allocated;
     }
-    fates[allocated] = READ;
+    fates[allocated] = IDLE;
     *capacity_of(block) = capacity;
     return block;
 }
@@ -144,8 +144,10 @@ keep(size_t size)
         block = place(scratch_start, scratch_end, capacity);
     } else if (fates[allocated] == WRITTEN)
         block = place(written_start, written_end, capacity);
-    else
+    else if (fates[allocated] == READ)
         block = place(read_start, read_end, capacity);
+    else
+        block = place(idle_start, idle_end, capacity);
     allocated++;
     return block;
 }
@@ -313,7 +315,9 @@ snapshot_begin(int plan)
         owners = reserve(NULL, MOST_PAGES * sizeof *owners);
     } else
         *(size_t *)scratch_start = sizeof(size_t);
-    *(size_t *)read_start = *(size_t *)written_start = sizeof(size_t); // so that blocks are aligned
+    char *const sections[] = {idle_start, read_start, written_start};
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(sections); i++)
+        *(size_t *)sections[i] = sizeof(size_t); // so that blocks are aligned
     filling = true;
     PyMemAllocatorEx ours = {NULL, allocate, allocate_zeros, resize, release};
     PyMem_SetAllocator(PYMEM_DOMAIN_MEM, &ours);
@@ -322,15 +326,23 @@ snapshot_begin(int plan)
     return survey;
 }
 
+// A block's pages are closed at first, then readable, then open.
 static void
-note_write(int number, siginfo_t *fault, void *context)
+note_access(int number, siginfo_t *fault, void *context)
 {
     (void)number, (void)context;
     if (!is_within(fault->si_addr, scratch_start, surveyed))
         fail("launcher: the survey crashed\n");
-    *fate_of(fault->si_addr) = WRITTEN;
-    char *page = (char *)((uintptr_t)fault->si_addr & ~(uintptr_t)(PAGE - 1));
-    if (mprotect(page, PAGE, PROT_READ | PROT_WRITE) != 0)
+    size_t first = (size_t)((char *)fault->si_addr - scratch_start) / PAGE, end = first + 1;
+    uint32_t block = owners[first];
+    while (first > 0 && owners[first - 1] == block)
+        first--;
+    while (scratch_start + end * PAGE < surveyed && owners[end] == block)
+        end++;
+    bool read = fates[block] != IDLE;
+    fates[block] = read ? WRITTEN : READ;
+    int protection = read ? PROT_READ | PROT_WRITE : PROT_READ;
+    if (mprotect(scratch_start + first * PAGE, (end - first) * PAGE, protection) != 0)
         fail("launcher: the survey cannot go on\n");
 }
 
@@ -338,9 +350,9 @@ void
 snapshot_watch(void)
 {
     filling = false;
-    struct sigaction action = {.sa_sigaction = note_write, .sa_flags = SA_SIGINFO};
+    struct sigaction action = {.sa_sigaction = note_access, .sa_flags = SA_SIGINFO};
     sigaction(SIGSEGV, &action, NULL);
-    if (mprotect(scratch_start, (size_t)(surveyed - scratch_start), PROT_READ) != 0)
+    if (mprotect(scratch_start, (size_t)(surveyed - scratch_start), PROT_NONE) != 0)
         fail("launcher: the survey cannot be made\n");
 }
 
@@ -367,7 +379,7 @@ snapshot_write(int fd)
 {
     if (allocated != foreseen || temporary != 0)
         fail("launcher: less was allocated or freed than in the survey\n");
-    return write_all(fd, read_start, written_end);
+    return write_all(fd, idle_start, written_end);
 }
 
 // ---- Using it -----------------------------------------------------------------------------------
