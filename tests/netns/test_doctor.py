@@ -299,7 +299,9 @@ def test_each_of_many_pods_is_looked_into(tool: Tool, tmp_path: Path) -> None:
     """Two processes share them."""
     pods = [tool.attach(f"p{number}") for number in range(10, 46)]
     trace = tmp_path / "trace"
-    strace = ["strace", "-f", "-o", str(trace), "-e", "trace=setns"]
+    # So slowly that the other process begins before this one has looked into all.
+    slowly = ("-e", "inject=setns:delay_enter=2000")
+    strace = ["strace", "-f", "-o", str(trace), "-e", "trace=setns", *slowly]
     doctor = [*tool.node.lab.command, "doctor", "pods", "--root", str(tool.root)]
     tool.node.run([*strace, *doctor])
     entered = set(re.findall(r"^(\d+) +setns", trace.read_text(), re.MULTILINE))

@@ -68,12 +68,17 @@ class ExpectedPod:
         bridge = state.bridge if one.bridged else None
         # A pod stays bridged when its bridge is gone.
         mac = parse_mac(bridge.mac) if bridge else b""
-        end = facts.End(bridge.index if bridge else 0, state.config.bridge_name, mac)
-        self.bridge: Final = end.index
+        self._end: Final = facts.End(bridge.index if bridge else 0, state.config.bridge_name, mac)
+        self.bridge: Final = self._end.index
+
+    @cached_property
+    def shape(self) -> facts.Shape:
+        """What the facts depend on; asks for the pod link, unless a look has shown it."""
+        state, one = self.state, self.one
         node = Node(state.address or bytes(16), one.link.mtu, one.bridged, None)
-        self.shape: Final = facts.Shape(
+        return facts.Shape(
             node,
-            end if one.bridged else None,
+            self._end if one.bridged else None,
             facts.End(one.link.index, one.link.name, parse_mac(one.link.mac)),
             facts.End(one.link.peer, one.pod_link, one.expected_pod_mac),
             one.octets,
@@ -216,25 +221,26 @@ def _await_carrier(there: nl.Socket, index: int) -> None:
 
 
 class Look(NamedTuple):
-    """What a look into a pod has shown, for two checks."""
+    """What a look at an attachment has shown, for two checks."""
 
-    expected: ExpectedPod
-    missing: Sequence[Missing] = ()
-    astray: Sequence[Finding] = ()
+    missing: Sequence[Missing] = ()  # on the node and in the pod
+    astray: Sequence[Finding] = ()  # packets in the pod
+    entered: bool = True  # the pod's namespace
 
 
 class Looks:
-    """A look into each pod that can be entered. Where there are many, another process begins with
+    """A look at each attachment of a live pod. Where there are many, another process begins with
     the last one, and this one with the first, until they meet."""
 
     def __init__(self, state: State) -> None:
         """Raises OSError."""
         self._state: Final = state
         self._live: Final = [one for one in state.attachments if one.octets and one.answers]
-        self._sound: Final[dict[int, bool]] = {}  # what the other process has found, by host link
+        self._looks: Final[dict[int, Look]] = {}  # by host link
+        self._sound: Final[dict[int, bool]] = {}  # what the other process has found
         self._helper = 0
         if len(self._live) >= _MANY and state.may_configure:
-            _look(state, self._live[0])  # what it reads of the node serves all, in both processes
+            self._look(self._live[0])  # what it reads of the node serves all, in both processes
             self._answers, answers = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
             self._helper = os.fork()
             if not self._helper:
@@ -249,26 +255,26 @@ class Looks:
             with nl.Socket() as own:
                 os.dup2(own.fileno(), self._state.host.fileno(), inheritable=False)
             for one in reversed(self._live):
-                look = _look(self._state, one)
-                sound = look is not None and not (look.missing or look.astray)
-                os.write(answers, _ANSWER.pack(one.link.index, sound))
+                os.write(answers, _ANSWER.pack(one.link.index, _look(self._state, one) == Look()))
         finally:
             os._exit(0)
 
     @cached_property
     def found(self) -> dict[int, Look]:
         """By host link, in the order of `list`. Raises OSError."""
-        looks = {}
         for one in self._live:
             index = one.link.index
             if self._helper and index not in self._sound:
                 self._hear()
             if self._sound.get(index):
-                looks[index] = Look(ExpectedPod(self._state, one))
-            elif look := _look(self._state, one):
-                looks[index] = look
+                self._looks[index] = Look()
+            elif index not in self._looks:
+                self._look(one)
         self.close()
-        return looks
+        return self._looks
+
+    def _look(self, one: Attached) -> None:
+        self._looks[one.link.index] = _look(self._state, one)
 
     def _hear(self) -> None:
         with suppress(BlockingIOError):
@@ -290,13 +296,13 @@ def look_into_pods(state: State) -> Looks:
     return Looks(state)
 
 
-def _look(state: State, one: Attached) -> Look | None:
+def _look(state: State, one: Attached) -> Look:
     """Raises OSError."""
+    expected = ExpectedPod(state, one)
     with state.look_inside(one) as seen:
-        if seen is None:
-            return None
-        expected = ExpectedPod(state, one)
-        return Look(expected, expected.missing_in_pod(seen), astray_in_pod(expected, seen))
+        in_pod = expected.missing_in_pod(seen) if seen else ()
+        astray = astray_in_pod(expected, seen) if seen else ()
+    return Look((*expected.missing(in_pod=in_pod),), (*astray,), seen is not None)
 
 
 def pods(state: State) -> list[Finding] | Finding:
@@ -343,15 +349,14 @@ def pods(state: State) -> list[Finding] | Finding:
                 )
             )
             continue
-        look = looks.get(one.link.index)
-        expected = look.expected if look else ExpectedPod(state, one)
-        missing = expected.missing(in_pod=look.missing if look else [])
-        if expected.config and state.bridges(expected.config) != one.bridged:
+        look = looks.get(one.link.index) or _look(state, one)
+        config = state.config_of(one.network)
+        if config and state.bridges(config) != one.bridged:
             found.append(_in_another_mode(one))
         looked += 1
-        unseen += look is None
-        if missing:
-            found.append(_lacks(one, missing, expected.restore))
+        unseen += not look.entered
+        if look.missing:
+            found.append(_lacks(one, look.missing, ExpectedPod(state, one).restore))
     if found:
         return found
     hidden = f", {unseen} of them from outside" if unseen else ""
@@ -410,7 +415,7 @@ def pod_routes(state: State) -> list[Finding] | Finding:
     arrives, whatever else is in the pod: a daemon of its own, a VPN, a blackhole, a rule."""
     if state.attachments and not state.may_configure:
         return skip(f"{count(len(state.attachments), 'pod')} not looked at: {state.blindness}")
-    looks = look_into_pods(state).found.values()
+    looks = [look for look in look_into_pods(state).found.values() if look.entered]
     found = [astray for look in looks for astray in look.astray]
     return found or ok(f"{count(len(looks), 'pod')} looked into, each has one way to the overlay")
 

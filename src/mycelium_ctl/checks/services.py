@@ -67,12 +67,12 @@ def _asked(state: State) -> list[tuple[Attached, list[Service]]]:
     for one in state.attachments:
         held = state.netns.get(one.link.nsid) if one.link.nsid is not None else None
         # Behind a primary plugin the pod's way to Services is that plugin's.
-        if not one.answers or held is None or one.pod_link != one.ifname or one.ifname != "eth0":
+        if not one.answers or held is None or one.ifname != "eth0":
             continue
         _, before = chosen.get(one.network, (one, []))
         if len(before) < len(KINDS):
             told = services(held.processes)
-            if len(told) > len(before):
+            if len(told) > len(before) and one.pod_link == one.ifname:
                 chosen[one.network] = one, told
     return list(chosen.values())
 

@@ -52,7 +52,7 @@ def document(state: State) -> list[dict[str, Any]]:
             "address": one.address,
             "hostLink": one.link.name,
             "podLink": one.pod_link or None,
-            "podAnswers": one.answers,
+            "podAnswers": bool(one.pod_link),
             "mtu": one.link.mtu,
             "receivedBytes": one.link.sent_bytes,
             "receivedPackets": one.link.sent_packets,

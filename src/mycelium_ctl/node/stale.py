@@ -56,7 +56,7 @@ def verdicts(state: State) -> dict[int, tuple[Mark, str]]:
 def _verdict(one: Attached, state: State) -> tuple[Mark, str]:
     if not one.link.up:
         return "fail", "host link down"
-    if not one.answers:
+    if not one.pod_link:
         return "skip", "not visible"
     if not one.pod_up:
         return "fail", f"{one.pod_link} down"
