@@ -11,17 +11,13 @@ import http.client
 import json
 import os
 import socket
-import sys
+import ssl
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlencode
 
 from mycelium_agent.access import Access
-
-if sys.modules.get("ssl", sys) is None:  # mycelium_ctl.cli
-    del sys.modules["ssl"]
-import ssl
 
 PATIENCE_S: Final = 10.0  # for one answer
 WATCH_S: Final = 240  # after which the server ends a watch

@@ -82,8 +82,6 @@ def _main(argv: list[str]) -> int:
         print(f"{PROGRAM}: there is no command {name!a}; {hint}", file=sys.stderr)
         return 2
 
-    # http.client imports it: a tenth of `status`. The agent's Kubernetes client takes this back.
-    sys.modules.setdefault("ssl", None)  # type: ignore[arg-type] # what `import` then refuses
     if os.geteuid() == 0:  # root runs nothing that others could put in PATH
         os.environ["PATH"] = programs.trusted_path(os.environ.get("PATH", programs.SYSTEM_PATH))
     try:

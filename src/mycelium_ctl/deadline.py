@@ -10,7 +10,7 @@ from typing import Any, Final
 
 class Deadline(socket.socket):
     """Takes a connected socket over. From `within_s` on, reading raises TimeoutError: a timeout
-    alone begins anew with each byte, and http.client waits for as many as are sent."""
+    alone begins anew with each byte."""
 
     def __init__(self, connected: socket.socket, within_s: float) -> None:
         family, kind, protocol = connected.family, connected.type, connected.proto

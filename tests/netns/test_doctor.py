@@ -157,10 +157,27 @@ def test_an_api_with_invalid_answers_is_no_api(tool: Tool, answer: str) -> None:
     assert findings[1]["state"] in ("skip", "fail")  # an empty list has no peers
 
 
+@pytest.mark.parametrize("answer", ["SSH-2.0-OpenSSH_9\\r\\n", "HTTP/1.1 two hundred", ""])
+def test_what_speaks_no_http_is_no_api(tool: Tool, answer: str) -> None:
+    lines = (
+        "import socket",
+        "s = socket.create_server(('127.0.0.1', 8989))",
+        "print(1, flush=True)",
+        f"c, _ = s.accept(); c.recv(999); c.sendall(b'{answer}')",
+    )
+    server = tool.node.start([sys.executable, "-c", "\n".join(lines)])
+    await_fact(lambda: "1" in server.output(), "a server")
+    assert "not a Mycelium daemon" in tool.doctor("api")["found"]
+
+
 def test_api_exposed(tool: Tool) -> None:
     passes(tool, "api-exposed")
-    serve(tool.node, {}, address="::1")
-    passes(tool, "api-exposed")
+    for address in ("::1", "::ffff:127.0.0.2"):
+        serve(tool.node, {}, address=address)
+        passes(tool, "api-exposed")
+    serve(tool.node, {}, address="::", port=8988)
+    found = tool.doctor("api-exposed", "--api", "127.0.0.1:8988")["found"]
+    assert "8988 is open on every address" in found
     serve(tool.node, {}, address="0.0.0.0", port=8990)  # noqa: S104 - that is the trap
     fails(tool, "api-exposed", "8990", "--jsonrpc-addr 127.0.0.1:8990")
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from socket import AF_INET, AF_INET6, inet_ntop
 
 from mycelium_cni.cni.errors import CniError
 from mycelium_cni.kernel.address import format_address
@@ -112,15 +113,12 @@ def peers(state: State) -> Finding:
 
 
 def api_exposed(state: State) -> Finding:
-    import ipaddress
-
     _, _, own = state.where.api.rpartition(":")
     ports = {8989, 8990} | ({int(own)} if own.isdecimal() else set())
     for address, port in read_listeners():
-        ip = ipaddress.ip_address(address)
-        mapped = getattr(ip, "ipv4_mapped", None) or ip
-        if port in ports and not mapped.is_loopback:
-            where = "every address" if mapped.is_unspecified else str(mapped)
+        if port in ports and not _is_loopback(address):
+            family = AF_INET if len(address) == 4 else AF_INET6
+            where = inet_ntop(family, address) if any(address) else "every address"
             flag = "--jsonrpc-addr" if port == 8990 else "--api-addr"
             return Finding(
                 "fail",
@@ -128,6 +126,10 @@ def api_exposed(state: State) -> Finding:
                 f"start the daemon with {flag} 127.0.0.1:{port}",
             )
     return ok("only programs on this node reach it")
+
+
+def _is_loopback(address: bytes) -> bool:
+    return address[0] == 127 if len(address) == 4 else address == bytes(15) + b"\1"
 
 
 def identity(state: State) -> Finding:
