@@ -8,7 +8,7 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Final, NamedTuple
 
@@ -124,19 +124,18 @@ class Echoes:
             with suppress(OSError):  # no route, or refused: it stays silent
                 self._socket.sendmsg([header, self._token], [limit] if hops else [], 0, to)
 
-    def read(self) -> tuple[bytes, bytes]:
-        """The next packet that answers one of ours: whom it answers for, and who sent it. Empty if
-        it is another one."""
-        try:
-            packet, peer = self._socket.recvfrom(2048)
-        except OSError:
-            return b"", b""
-        sender = socket.inet_pton(socket.AF_INET6, peer[0].partition("%")[0])
-        if packet[0] == ECHO_REPLY and packet[8:16] == self._token:
-            return sender, sender
-        if packet[0] == HOPS_ENDED and packet[56:64] == self._token:
-            return packet[32:48], sender  # the destination in the packet that it quotes
-        return b"", b""
+    def read(self) -> Iterator[tuple[bytes, bytes]]:
+        """What has come since that answers one of ours: whom it answers for, and who sent it."""
+        while True:
+            try:
+                packet, peer = self._socket.recvfrom(2048)
+            except OSError:
+                return
+            sender = socket.inet_pton(socket.AF_INET6, peer[0].partition("%")[0])
+            if packet[0] == ECHO_REPLY and packet[8:16] == self._token:
+                yield sender, sender
+            elif packet[0] == HOPS_ENDED and packet[56:64] == self._token:
+                yield packet[32:48], sender  # the destination in the packet that it quotes
 
 
 def ask_all(
@@ -151,7 +150,7 @@ def ask_all(
         deadline = time.monotonic() + within_s
         while any(silent.values()) and (left := deadline - time.monotonic()) > 0:
             for echoes in select.select(list(silent), [], [], left)[0]:
-                address, sender = echoes.read()
-                if address == sender or sender[:8] != own:
-                    silent[echoes].pop(address, None)
+                for address, sender in echoes.read():
+                    if address == sender or sender[:8] != own:
+                        silent[echoes].pop(address, None)
     return {echoes: set(addresses) - set(silent[echoes]) for echoes, addresses in asked.items()}

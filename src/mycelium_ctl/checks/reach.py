@@ -121,6 +121,8 @@ def _outwards(
             ):
                 targets[neighbour.octets] = neighbour.who
             targets = {to: who for to, who in targets.items() if has_route(state, one, to)}
+            if not targets:
+                continue
             with state.inside(one) as entered:
                 if not entered:
                     continue
