@@ -183,9 +183,9 @@ class Setting(Part):
 
     def holds(self, seen: Snapshot) -> bool:
         link = seen.links.get(self.index)
-        kind, value = self.attribute
-        wanted = dict(nl.attributes(nl.encode(((kind, value),)), 0))[kind]
-        return link is not None and link.attribute(kind).rstrip(b"\0") == wanted.rstrip(b"\0")
+        wanted = nl.encode((self.attribute,))[4:]
+        there = link.attribute(self.attribute[0]) if link else b""
+        return link is not None and there.rstrip(b"\0") == wanted.rstrip(b"\0")
 
 
 class _Label(Setting):

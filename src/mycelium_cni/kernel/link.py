@@ -46,7 +46,8 @@ class Link:
 
     @property
     def name(self) -> str:
-        return nl.text(self.attribute(nl.IFLA_IFNAME))
+        # The kernel puts it first.
+        return nl.text(nl.attribute(self._payload, nl.IFINFOMSG.size, nl.IFLA_IFNAME) or b"")
 
     @property
     def kind(self) -> str:
@@ -96,16 +97,18 @@ class Link:
 
 
 class KnownLink(Link):
-    """A link of which a caller wants most attributes: each is decoded once."""
+    """A link of which a caller wants most attributes, if any: each is decoded once."""
 
     __slots__ = ("_families", "_said")
 
     def __init__(self, payload: bytes) -> None:
         super().__init__(payload)
-        self._said: Final = nl.decode(payload, nl.IFINFOMSG.size)
+        self._said: dict[int, bytes] = {}
         self._families: Final[dict[int, dict[int, bytes]]] = {}
 
     def attribute(self, kind: int, default: bytes = b"") -> bytes:
+        if not self._said:
+            self._said = nl.decode(self._payload, nl.IFINFOMSG.size)
         return self._said.get(kind, default)
 
     def of_family(self, family: int) -> dict[int, bytes]:

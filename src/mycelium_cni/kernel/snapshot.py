@@ -27,6 +27,7 @@ _SETTINGS = {
 }
 # States in which the kernel sends to a neighbour at once (include/net/neighbour.h, NUD_VALID).
 _NUD_VALID = 0xDE
+_ANY, _ZERO = bytes(16), bytes(4)
 
 
 class Address:
@@ -49,27 +50,43 @@ class Route:
     `kind` an RTN_*, `wrapped` whether it encapsulates packets (RTA_ENCAP), `source` the address of
     packets whose sender chose none."""
 
-    __slots__ = (
-        *("destination", "gateway", "hops", "kind", "link", "priority", "protocol", "sender"),
-        *("source", "table", "wrapped"),
-    )
+    __slots__ = ("_said", "destination", "kind", "link", "protocol", "table")
 
     def __init__(self, payload: bytes) -> None:
         _, length, _, _, table, protocol, _, kind, _ = nl.RTMSG.unpack_from(payload)
-        said = nl.decode(payload, nl.RTMSG.size)
-        zero = bytes(4)
-        self.destination: Final[tuple[bytes, int]] = said.get(nl.RTA_DST, bytes(16)), length
-        self.sender: Final = said.get(nl.RTA_SRC, b"")
-        self.link: Final = nl.u32(said.get(nl.RTA_OIF, zero))
-        self.gateway: Final = said.get(nl.RTA_GATEWAY, b"")
-        self.source: Final = said.get(nl.RTA_PREFSRC, b"")
-        self.wrapped: Final = nl.RTA_ENCAP_TYPE in said
-        metrics = nl.decode(said.get(nl.RTA_METRICS, b""), 0)
-        self.hops: Final = nl.u32(metrics.get(nl.RTAX_HOPLIMIT, zero))
+        self._said = said = nl.decode(payload, nl.RTMSG.size)
+        self.destination: Final[tuple[bytes, int]] = said.get(nl.RTA_DST, _ANY), length
+        self.link: Final = nl.u32(said.get(nl.RTA_OIF, _ZERO))
         self.protocol: Final[int] = protocol
         self.kind: Final[int] = kind
-        self.priority: Final = nl.u32(said.get(nl.RTA_PRIORITY, zero))
         self.table: Final[int] = nl.u32(said[nl.RTA_TABLE]) if nl.RTA_TABLE in said else table
+
+    # Of a thousand routes hardly any is asked for these.
+
+    @property
+    def sender(self) -> bytes:
+        return self._said.get(nl.RTA_SRC, b"")
+
+    @property
+    def gateway(self) -> bytes:
+        return self._said.get(nl.RTA_GATEWAY, b"")
+
+    @property
+    def source(self) -> bytes:
+        return self._said.get(nl.RTA_PREFSRC, b"")
+
+    @property
+    def wrapped(self) -> bool:
+        return nl.RTA_ENCAP_TYPE in self._said
+
+    @property
+    def hops(self) -> int:
+        metrics = nl.decode(self._said.get(nl.RTA_METRICS, b""), 0)
+        return nl.u32(metrics.get(nl.RTAX_HOPLIMIT, _ZERO))
+
+    @property
+    def priority(self) -> int:
+        return nl.u32(self._said.get(nl.RTA_PRIORITY, _ZERO))
 
 
 class Neighbour:

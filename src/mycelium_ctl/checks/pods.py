@@ -134,8 +134,16 @@ class ExpectedPod:
             *found,
             *facts.pod_link(self.shape),
             *facts.pod_routes(self.shape),
-            *facts.own_way(seen, self.shape, self.one.link.alias),
+            *self.own_way(seen),
         ]
+
+    def own_way(self, seen: Snapshot) -> Sequence[Fact]:
+        """What keeps the pod's packets on its link, where others would take them."""
+
+        def read() -> Sequence[Fact]:
+            return facts.own_way(seen, self.shape, self.one.link.alias)
+
+        return seen.once(f"own way of {self.one.link.index}", read)
 
     def reach(self) -> Sequence[Fact]:
         """The node's side, once there is a carrier."""
@@ -444,8 +452,7 @@ def astray_in_pod(expected: ExpectedPod, seen: Snapshot) -> list[Finding]:
         else:
             continue
         return [_in_pod(state, one, f"{one.who} {what}", route, names)]
-    own_way = facts.own_way(seen, expected.shape, one.link.alias)
-    if any(fact.is_missed(seen) for fact in own_way):
+    if any(fact.is_missed(seen) for fact in expected.own_way(seen)):
         return []  # the check `pods` reports this, and that:
     if not any(route.link == one.link.peer and route.gateway for route in seen.routes):
         return []

@@ -51,9 +51,9 @@ class LinkFacts:
     """A link as RTM_NEWLINK shows it. Counters are the link's own: what it sent, its peer got."""
 
     __slots__ = (
-        *("alias", "altnames", "carrier", "dropped_packets", "group", "index", "isolated", "kind"),
+        *("_counters", "alias", "altnames", "carrier", "group", "index", "isolated", "kind"),
         *("mac", "master", "mtu", "name", "nsid", "owned", "peer", "persistent", "port_state"),
-        *("received_bytes", "received_packets", "sent_bytes", "sent_packets", "up"),
+        "up",
     )
 
     def __init__(self, link: Link) -> None:
@@ -61,7 +61,6 @@ class LinkFacts:
         kind = link.kind
         tun = nl.decode(info.get(nl.IFLA_INFO_DATA, b""), 0) if kind == "tun" else {}
         port = nl.decode(info.get(nl.IFLA_INFO_SLAVE_DATA, b""), 0)
-        counters = link.attribute(IFLA_STATS64, bytes(64))
         nsid = link.attribute(IFLA_LINK_NETNSID)
         self.index: Final = link.index
         self.name: Final = link.name
@@ -84,13 +83,31 @@ class LinkFacts:
         # BR_STATE_* of a bridge's port, 0 of another link; it reaches no other isolated port.
         self.port_state: Final = port.get(nl.IFLA_BRPORT_STATE, b"\0")[0]
         self.isolated: Final = port.get(IFLA_BRPORT_ISOLATED, b"\0") != b"\0"
-        self.received_packets: Final = int.from_bytes(counters[0:8], "little")
-        self.sent_packets: Final = int.from_bytes(counters[8:16], "little")
-        self.received_bytes: Final = int.from_bytes(counters[16:24], "little")
-        self.sent_bytes: Final = int.from_bytes(counters[24:32], "little")
-        self.dropped_packets: Final = sum(
-            int.from_bytes(counters[n : n + 8], "little") for n in (48, 56)
-        )
+        self._counters: Final = link.attribute(IFLA_STATS64, bytes(64))
+
+    def _counter(self, place: int) -> int:
+        """One of struct rtnl_link_stats64."""
+        return int.from_bytes(self._counters[8 * place : 8 * place + 8], "little")
+
+    @property
+    def received_packets(self) -> int:
+        return self._counter(0)
+
+    @property
+    def sent_packets(self) -> int:
+        return self._counter(1)
+
+    @property
+    def received_bytes(self) -> int:
+        return self._counter(2)
+
+    @property
+    def sent_bytes(self) -> int:
+        return self._counter(3)
+
+    @property
+    def dropped_packets(self) -> int:
+        return self._counter(6) + self._counter(7)
 
     @property
     def ours(self) -> bool:
