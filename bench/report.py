@@ -249,11 +249,6 @@ _LIMITS: Final = (
     " that lives for two milliseconds nothing is in the processor's caches.",
     "- In a burst every processor is busy all the time, for the floor too, so its ratio is that"
     " of the CPU time of one ADD, and no waiting hides it.",
-    "- Of the file, OpenSSL has 3.4 MB, the C library 1.1, and CPython 4, as Debian builds them and"
-    " keeps them secure; the interpreter's snapshot 3.2, which no ADD has to decompress, and the"
-    " bytecode that it was made of 0.7, which the tool imports; what only the tool imports,"
-    " compressed, 1.8. Under 10 MB it would need an OpenSSL and a CPython of our own build, with"
-    " each of their fixes.",
     "- `status` and `doctor` ask the kernel some 15 questions and judge 22 facts for each pod:"
     " 0.6 ms of processor time, half of it in the kernel. Two processes share the"
     " looks into pods, one does the rest.",

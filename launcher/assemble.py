@@ -11,12 +11,12 @@ import os
 import re
 import subprocess
 import sys
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import bundle
+import elf
 import freeze
 import sbom
 from archive import BuildError, run
@@ -48,26 +48,46 @@ ALWAYS_BUILT_IN = """
 OWN_FLAGS = ["-Wall", "-Wextra", "-Werror", "-fno-stack-protector"]
 
 
-# The parts of libpython that a call of the plugin uses. They are at the beginning of the file, with
-# libc and ours, and what only the tool needs after them: from Linux 6.18 on, touching a page of a
-# file maps the page cache's whole folio around it, 2 MB of a file written at once.
+# The parts of libpython that a call of the plugin uses. They are in the file as they are, with libc
+# and ours; all else is compressed (packed.c).
 PLUGIN_OBJECTS = """
     _struct _warnings abstract accu blake2b_impl blake2module bltinmodule boolobject
     bootstrap_hash bytearrayobject bytes_methods bytesobject call capsule cellobject ceval
-    classobject codecs codeobject compile descrobject dictobject enumobject errors exceptions
-    fcntlmodule fileobject fileutils floatobject frame frameobject funcobject gcmodule genobject
-    getargs import iterobject listobject longobject methodobject modsupport moduleobject object
-    obmalloc posixmodule pyctype pyhash pystate pystrcmp pystrhex pytime rangeobject
-    selectmodule setobject signalmodule sliceobject socketmodule specialize structmember
-    structseq sysmodule thread timemodule traceback tupleobject typeobject unicodectype
-    unicodeobject unionobject weakrefobject
+    classobject codecs codeobject compile descrobject dictobject dtoa enumobject errors
+    exceptions fcntlmodule fileobject fileutils floatobject formatter_unicode frame frameobject
+    funcobject gcmodule genobject getargs import iterobject listobject longobject methodobject
+    modsupport moduleobject mysnprintf object obmalloc posixmodule pyctype pyhash pymath pystate
+    pystrcmp pystrhex pystrtod pytime rangeobject selectmodule setobject signalmodule
+    sliceobject socketmodule specialize structmember structseq sysmodule thread timemodule
+    traceback tupleobject typeobject unicodectype unicodeobject unionobject weakrefobject
 """
-# The same for all else that is linked.
-PLUGIN_FILES = "main.o snapshot.o _json.o start_*.o *crt*.o *libc.a: *libm*.a: *libgcc*.a:"
+# The same for all else that is linked: these files, but not those. The start code chooses no AVX
+# version of a function.
+PLUGIN_FILES = """
+    main.o snapshot.o packed.o _json.o resource.o start_*.o *crt*.o *libc.a: *libm*.a: *libgcc*.a:
+    *libzstd.a:*_d*.o *libzstd.a:*common.o *libzstd.a:error_private.o *libzstd.a:xxhash.o
+"""
+TOOL_FILES = """
+    *libc.a:*-avx*.o *libc.a:*-evex*.o *libc.a:dns-*.o *libc.a:files-*.o *libc.a:gconv_[cd]*.o
+    *libc.a:get*info.o *libc.a:ifaddrs.o *libc.a:load*.o *libc.a:nscd_*.o *libc.a:nss_*.o
+    *libc.a:plural.o *libc.a:res*.o *libc.a:strto[dfl]*.o *libc.a:utmp*.o *libc.a:vf*scanf*.o
+    *libc.a:vfw*.o *libc.a:wcs[cx]*_l.o *libc.a:wfile*.o *libc.a:wgen*.o *libm*.a:*-avx*.o
+    *libm*.a:*-fma*.o
+"""
+# Of these the plugin only executes code.
+TOOL_CONSTANTS = "*libm*.a: *libpython3.11.a:pystate.o"
 
 
-# Room for what CPython allocates before its snapshot (snapshot.ld): bytes.
-MOST = {".idle": 8 << 20, ".read": 2 << 20, ".written": 2 << 20}
+# Room for what CPython allocates before its snapshot, and for what is compressed (snapshot.ld), in
+# bytes.
+MOST = {".idle": 8 << 20, ".read": 2 << 20, ".written": 2 << 20, ".packed": 8 << 20}
+# What is compressed, in the order of packed.h.
+PACKED = (".state", ".tool", ".openssl")
+# Its size differs a little when all addresses change: at most so many bytes.
+PACKED_CHANGES = 8 << 10
+
+# The package of the files that the tool reads.
+DATA = "mycelium_ctl.share"
 
 # Functions of libc that snapshot.c and main.c replace.
 WRAPPED = ["malloc", "calloc", "realloc", "free", "pthread_self", "_dl_get_origin"]
@@ -75,6 +95,15 @@ WRAPPED = ["malloc", "calloc", "realloc", "free", "pthread_self", "_dl_get_origi
 
 # What this machine needs to execute what it builds.
 EMULATORS = {"x86_64-linux-gnu": [], "aarch64-linux-gnu": ["qemu-aarch64-static"]}
+
+
+def compressed(part: Path) -> bytes:
+    """A file, as one Zstandard frame."""
+    return subprocess.run(
+        ["zstd", "--quiet", "-19", "--single-thread", "--stdout", part],
+        stdout=subprocess.PIPE,
+        check=True,
+    ).stdout
 
 
 class Toolchain:
@@ -118,10 +147,7 @@ class Toolchain:
             "-Wl,-z,noseparate-code",  # two segments to map instead of four: 0.04 ms
             *[f"-Wl,--wrap={function}" for function in WRAPPED],
             *[f"-Wl,--defsym={name.lstrip('.')}_size={size}" for name, size in room.items()],
-            *[f"-Wl,-T,{LAUNCHER / 'snapshot.ld'}", f"-Wl,-T,{self._objects / 'layout.ld'}"],
-            # glibc warns that getaddrinfo() and its like look for name service modules on the
-            # host. The plugin calls none of them; the tool asks for numbers and localhost only.
-            "-Wl,--no-warnings",
+            *[f"-Wl,-T,{self._objects / 'layout.ld'}", f"-Wl,-T,{LAUNCHER / 'snapshot.ld'}"],
         ]
         run(
             self._compiler,
@@ -130,7 +156,7 @@ class Toolchain:
             *options,
             *objects,
             libraries / "libpython3.11.a",
-            *[libraries / f"{name}.a" for name in ("libz", "libssl", "libcrypto")],
+            *[libraries / f"{name}.a" for name in ("libz", "libzstd", "libssl", "libcrypto")],
             "-lm",
             "-o",
             output,
@@ -141,28 +167,34 @@ class Toolchain:
         return self._start(linked, b"")
 
     def take_snapshot(self, linked: Path, survey: bytes, output: Path) -> dict[str, int]:
-        """The executable with an interpreter's snapshot in it; see snapshot.c. Returns how many
-        bytes of its sections it fills."""
-        names = (".state", *MOST, ".pristine")
-        files = {name: linked.with_suffix(name) for name in names}
-        sections = [f"{name}={path}" for name, path in files.items()]
-        self._objcopy(linked, output, *[f"--dump-section={each}" for each in sections])
-        pristine = zlib.compress(files[".state"].read_bytes(), 9)
-        room = files[".pristine"].stat().st_size
-        if len(pristine) > room:
-            raise BuildError(f"snapshot.c: `pristine` needs {len(pristine)} bytes")
+        """The executable with an interpreter's snapshot in it, and with what is compressed; see
+        snapshot.c and packed.c. Returns how many bytes of its sections it fills."""
+        files = {name: linked.with_suffix(name) for name in (*MOST, *PACKED)}
+        sections = {name: f"-section={name}={path}" for name, path in files.items()}
+        self._objcopy(linked, output, *[f"--dump{each}" for each in sections.values()])
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            packed = b"".join(pool.map(compressed, [files[name] for name in PACKED]))
         addresses = self._addresses(linked)
         memory = self._start(linked, survey)
         filled = {}
-        for name in (".state", *MOST):
+        for name in (".state", ".idle", ".read", ".written"):
             start = addresses[name] - addresses[".idle"]
             part = memory[start : start + files[name].stat().st_size]
             files[name].write_bytes(part)
             filled[name] = int.from_bytes(part[:8], "little")
-        files[".pristine"].write_bytes(pristine.ljust(room, b"\0"))
-        self._objcopy(linked, output, *[f"--update-section={each}" for each in sections])
+        room = files[".packed"].stat().st_size
+        if len(packed) > room:
+            raise BuildError(f"assemble.py: .packed needs {len(packed)} bytes and has {room}")
+        files[".packed"].write_bytes(packed.ljust(room, b"\0"))
+        filled[".packed"] = len(packed) + PACKED_CHANGES
         del filled[".state"]
+        changed = [f"--update{sections[name]}" for name in (".state", *MOST)]
+        self._objcopy(linked, output, *changed)
         return filled
+
+    def cut(self, linked: Path, executable: Path) -> None:
+        """Leave out what is compressed and not needed to start."""
+        elf.cut(executable, self._addresses(linked)[".openssl"])
 
     def _start(self, linked: Path, survey: bytes) -> bytes:
         """What the linker's output prints. Nothing of this machine's environment gets in, nor its
@@ -206,6 +238,7 @@ def module_table(names: list[str]) -> str:
     """The table of built-in modules."""
     functions = {name: CORE_MODULES.get(name, f"PyInit_{name}") for name in names}
     functions["posix"] = "PyInit_posix_with_backports"  # main.c
+    functions["_ssl"] = "PyInit__ssl_unpacked"
     declared = sorted(set(functions.values()) - {"NULL"})
     return "\n".join(
         [
@@ -221,16 +254,44 @@ def module_table(names: list[str]) -> str:
 
 
 def layout() -> str:
-    """The linker script that puts first what the plugin executes and reads."""
+    """The linker script of what the plugin executes and reads."""
     files = [f"*libpython3.11.a:{name}.o" for name in PLUGIN_OBJECTS.split()]
     files += [f"*{name.lstrip('*')}" for name in PLUGIN_FILES.split()]
+    tool = {"text": TOOL_FILES, "rodata": f"{TOOL_FILES} {TOOL_CONSTANTS}"}
     sections = [
         f"    .{kind}.plugin :\n    {{\n"
-        + "".join([f"        {file}(.{kind} .{kind}.*)\n" for file in files])
+        + "".join(
+            f"        EXCLUDE_FILE({' '.join(excluded.split())}) {file}(.{kind} .{kind}.*)\n"
+            for file in files
+        )
         + "    }\n"
-        for kind in ("text", "rodata")
+        for kind, excluded in tool.items()
     ]
     return "SECTIONS\n{\n" + "".join(sections) + "}\nINSERT BEFORE .text;\n"
+
+
+def freeze_modules(
+    library: Path, plugin: list[str], needed: bundle.Bundle, tool: bundle.Bundle, output: Path
+) -> None:
+    """The modules of either interpreter. Only ours keep docstrings, which --help prints."""
+    system = {
+        name: freeze.freeze_file(library / path, f"<frozen {name}>")
+        for name, path in freeze.IMPORT_SYSTEM.items()
+    }
+    shared = {name: freeze.freeze_file(needed.modules[name], f"<frozen {name}>") for name in plugin}
+    of_tool = {
+        name: freeze.freeze_file(
+            path, bundle.member(name, path), docstrings=path.is_relative_to(SOURCE)
+        )
+        for name, path in sorted(tool.modules.items())
+        if name != DATA
+    }
+    freeze.write_tables(
+        freeze.for_plugin(library, shared, system),
+        system | shared | of_tool,
+        needed.built_in,
+        output,
+    )
 
 
 def components(facts: dict[str, Any]) -> list[sbom.Component]:
@@ -263,7 +324,7 @@ def about(facts: dict[str, Any], compiler: str, product: str) -> dict[str, bytes
     return {
         "build.json": json.dumps(build, indent=2).encode(),
         "sbom.cdx.json": sbom.document(product, facts["architecture"], parts).encode(),
-        **{f"licenses/{name}.txt": text for name, text in licences.items()},
+        **{f"{name}.license": text for name, text in licences.items()},
     }
 
 
@@ -284,8 +345,6 @@ def assemble(facts: dict[str, Any], output: Path) -> None:
     available = embeddable(facts) - {"unicodedata"}
     # Looked for in our own folder only: of the standard library the plugin may use what is in C.
     needed = bundle.follow_imports([SOURCE], plugin, frozenset(["__future__"]), available)
-    files = {name: _file_of(name) for name in plugin}
-    frozen = freeze.freeze(library, files, needed.built_in, objects / "tables.c")
     rich = Path(facts["rich"]["folder"])
     tool = bundle.follow_imports(
         [SOURCE, LAUNCHER / "instead", rich, library],
@@ -298,15 +357,16 @@ def assemble(facts: dict[str, Any], output: Path) -> None:
             *bundle.names_below(rich, "rich/_unicode_data"),
             *bundle.ALWAYS.split(),
         ],
-        frozenset(frozen),
+        frozenset([*freeze.IMPORT_SYSTEM, *plugin]),
         available,
     )
+    freeze_modules(library, plugin, needed, tool, objects / "tables.c")
     built_in = sorted({*needed.built_in, *tool.built_in, *ALWAYS_BUILT_IN.split(), *CORE_MODULES})
     (objects / "modules.c").write_text(module_table(built_in))
     (objects / "layout.ld").write_text(layout())
 
     toolchain = Toolchain(facts, objects)
-    ours = [LAUNCHER / "main.c", LAUNCHER / "snapshot.c"]
+    ours = [LAUNCHER / name for name in ("main.c", "packed.c", "snapshot.c")]
     if facts["architecture"] == "amd64":
         ours.append(LAUNCHER / "start_x86_64.c")
     generated = [objects / name for name in ("tables.c", "modules.c")]
@@ -322,7 +382,7 @@ def assemble(facts: dict[str, Any], output: Path) -> None:
                 lambda path: toolchain.compile(path, "-DPy_BUILD_CORE_BUILTIN", f"-I{source}"),
                 extensions,
             ),
-            *pool.map(toolchain.compile, generated),
+            *pool.map(lambda path: toolchain.compile(path, f"-Wa,-I{objects}"), generated),
         ]
     # With symbols, for the instruction budget and for debuggers; they are not shipped.
     linked, whole = objects / "linked", objects / "mycelium-cni"
@@ -334,24 +394,16 @@ def assemble(facts: dict[str, Any], output: Path) -> None:
     part = output.with_name(f".{output.name}.part")
     output.parent.mkdir(parents=True, exist_ok=True)
     toolchain.strip(whole, part)
+    for executable in (whole, part):
+        toolchain.cut(linked, executable)
 
     documents = about(facts, toolchain.version, product_version())
-    data = {
-        str(path.relative_to(SOURCE)): path.read_bytes()
-        for path in sorted((SOURCE / "mycelium_ctl").rglob("*"))
-        if path.is_file() and path.suffix not in (".py", ".pyc", ".typed")
-    }
-    bundle.append(part, {**bundle.compiled(tool, SOURCE), **data, **documents})
+    bundle.append(part, DATA, tool.modules[DATA], documents)
     part.chmod(0o755)
     part.rename(output)
     output.with_name(f"{output.name}.cdx.json").write_bytes(documents["sbom.cdx.json"])
     size = output.stat().st_size / 1e6
     print(f"launcher: {output} ({size:.1f} MB, {len(tool.modules)} modules)", file=sys.stderr)
-
-
-def _file_of(name: str) -> Path:
-    path = SOURCE / name.replace(".", "/")
-    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
 def main() -> int:

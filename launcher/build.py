@@ -30,6 +30,7 @@ LINKED = [
     "libpython3.11-minimal",
     "libpython3.11-stdlib",
     "libssl-dev",
+    "libzstd-dev",
     "linux-libc-dev",
     "zlib1g-dev",
 ]

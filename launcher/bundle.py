@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The zip archive behind the executable: the operator's tool and what it imports, no more."""
+"""What the operator's tool has in the executable: the modules that it imports, and its data."""
 
 from __future__ import annotations
 
 import ast
 import importlib.util
-import marshal
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import freeze
 from archive import BuildError
 
 # Imported by name at run time, so no import statement shows them; for the tool.
@@ -83,26 +83,25 @@ def follow_imports(
     return Bundle(modules, frozenset(built_in))
 
 
-def compiled(bundle: Bundle, ours: Path) -> dict[str, bytes]:
-    """The archive's members: each module as a .pyc that is never compared with a source. Those of
-    `ours` keep their docstrings, which --help prints."""
-    members = {}
-    for name, path in bundle.modules.items():
-        stem = name.replace(".", "/") + ("/__init__" if path.name == "__init__.py" else "")
-        optimize = 0 if path.is_relative_to(ours) else 2
-        code = compile(
-            path.read_bytes(), f"{stem}.py", "exec", dont_inherit=True, optimize=optimize
-        )
-        unchecked = (1).to_bytes(4, "little") + bytes(8)  # PEP 552: a hash that is never checked
-        members[f"{stem}.pyc"] = importlib.util.MAGIC_NUMBER + unchecked + marshal.dumps(code)
-    return members
+def member(name: str, path: Path) -> str:
+    """What a module's file is called in an archive."""
+    return name.replace(".", "/") + ("/__init__.py" if path.name == "__init__.py" else ".py")
 
 
-def append(executable: Path, members: dict[str, bytes]) -> None:
-    """Put a zip archive behind the executable; its bytes depend only on the content."""
+def append(executable: Path, package: str, module: Path, others: dict[str, bytes]) -> None:
+    """Put a zip archive with a package of data behind the executable: its `module`, the files
+    beside that, and `others`. Its bytes depend only on the content."""
+    unchecked = (1).to_bytes(4, "little") + bytes(8)  # PEP 552: a hash that is never checked
+    code = freeze.freeze_file(module, member(package, module)).code
+    members = {
+        path.name: path.read_bytes()
+        for path in module.parent.iterdir()
+        if path.is_file() and path != module
+    }
+    members |= {"__init__.pyc": importlib.util.MAGIC_NUMBER + unchecked + code, **others}
     with zipfile.ZipFile(executable, "a") as archive:
         for name in sorted(members):
-            entry = zipfile.ZipInfo(name, EPOCH)
+            entry = zipfile.ZipInfo(f"{package.replace('.', '/')}/{name}", EPOCH)
             entry.external_attr = 0o100644 << 16
             archive.writestr(entry, members[name], zipfile.ZIP_DEFLATED, compresslevel=9)
 

@@ -14,6 +14,7 @@
 #include <internal/pycore_interp.h>
 #include <internal/pycore_runtime.h>
 
+#include "packed.h"
 #include "snapshot.h"
 
 #include <errno.h>
@@ -84,6 +85,16 @@ PyInit_posix_with_backports(void)
     slots[used] = (PyModuleDef_Slot){Py_mod_exec, add_backports};
     posix->m_slots = slots;
     return (PyObject *)posix;
+}
+
+// Replaces PyInit__ssl in that table.
+PyMODINIT_FUNC
+PyInit__ssl_unpacked(void)
+{
+    extern PyObject *PyInit__ssl(void);
+
+    packed_open(PACKED_OPENSSL);
+    return PyInit__ssl();
 }
 
 // ---- What the C library need not do ----------------------------------------------------------
@@ -298,6 +309,7 @@ run_plugin(const char *verb)
     // As in every Python: if the reader is gone, write() fails, and ADD undoes its steps.
     signal(SIGPIPE, SIG_IGN);
 
+    packed_open_when_used();
     // VERSION and the text about the program need little.
     if (verb && *verb && strcmp(verb, "VERSION") != 0)
         snapshot_expect_writes();
@@ -327,14 +339,21 @@ own_path(void)
     return asked && realpath(asked, path) ? path : asked;
 }
 
-// Where the tool's modules are: in a zip archive at this executable's end. The path through /proc
-// means this file even after an upgrade has replaced it, or after chroot().
+// Where the tool's data is: in a zip archive at this executable's end. The path through /proc means
+// this file even after an upgrade has replaced it, or after chroot().
 static const char *
-modules_path(void)
+archive_path(void)
 {
     static const char through_proc[] = "/proc/self/exe";
     return access(through_proc, R_OK) == 0 ? through_proc : own_path();
 }
+
+// A package's __path__ is below the directory of the standard library if its code is in this file
+// (tool_modules), so a package of data within it is found in the archive.
+static const wchar_t command[] = L"import sys\n"
+                                 L"sys._stdlib_dir = sys.path[0]\n"
+                                 L"import mycelium_entry\n"
+                                 L"sys.exit(mycelium_entry.main())\n";
 
 static PyStatus
 start_tool_interpreter(int argc, char **argv)
@@ -359,16 +378,15 @@ start_tool_interpreter(int argc, char **argv)
                          &config.exec_prefix,  &config.base_exec_prefix, &config.stdlib_dir};
     for (size_t i = 0; i < Py_ARRAY_LENGTH(paths) && !PyStatus_Exception(status); i++)
         status = PyConfig_SetString(&config, paths[i], path);
-    wchar_t *modules = Py_DecodeLocale(modules_path(), NULL);
-    if (modules == NULL)
+    wchar_t *archive = Py_DecodeLocale(archive_path(), NULL);
+    if (archive == NULL)
         return PyStatus_NoMemory();
     if (!PyStatus_Exception(status))
-        status = PyWideStringList_Append(&config.module_search_paths, modules);
+        status = PyWideStringList_Append(&config.module_search_paths, archive);
     if (!PyStatus_Exception(status))
         status = PyConfig_SetBytesArgv(&config, argc, argv);
     if (!PyStatus_Exception(status))
-        status = PyConfig_SetString(&config, &config.run_command,
-                                    L"import sys, mycelium_entry; sys.exit(mycelium_entry.main())");
+        status = PyConfig_SetString(&config, &config.run_command, command);
     if (!PyStatus_Exception(status))
         status = Py_InitializeFromConfig(&config);
     PyConfig_Clear(&config);
@@ -378,7 +396,8 @@ start_tool_interpreter(int argc, char **argv)
 static int
 run_tool(int argc, char **argv)
 {
-    snapshot_forget();
+    packed_open(PACKED_TOOL);
+    packed_open(PACKED_VARIABLES);
     PyStatus status = start_tool_interpreter(argc, argv);
     if (PyStatus_Exception(status))
         Py_ExitStatusException(status);

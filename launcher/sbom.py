@@ -19,6 +19,7 @@ LICENCES = {
     "libssl-dev": "Apache-2.0",
     "linux-libc-dev": "GPL-2.0-only WITH Linux-syscall-note",
     "rich": "MIT",
+    "libzstd-dev": "BSD-3-Clause OR GPL-2.0-only",
     "zlib1g-dev": "Zlib",
 }
 

@@ -27,14 +27,10 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
-#include <zlib.h>
 
 // Set by snapshot.ld. Where what a call writes begins: runtime_start.
 extern char idle_start[], idle_end[], read_start[], read_end[], written_start[], written_end[];
-extern char state_start[], state_end[], runtime_start[], fresh_start[], fresh_end[];
-
-// The variables as the linker made them, compressed; launcher/assemble.py puts them here.
-__attribute__((section(".pristine"))) const unsigned char pristine[64 << 10];
+extern char runtime_start[], fresh_start[], fresh_end[];
 
 // libc's, which the linker puts functions of this file in place of (--wrap).
 extern void *__real_malloc(size_t);
@@ -390,11 +386,4 @@ snapshot_expect_writes(void)
     // .PyRuntime, .written and the first new blocks. Linux before 5.14 refuses: each page faults.
     size_t size = (size_t)(fresh_start - runtime_start) + FRESH_AT_ONCE;
     madvise(runtime_start, size, MADV_POPULATE_WRITE);
-}
-
-void
-snapshot_forget(void)
-{
-    uLongf size = (uLongf)(state_end - state_start);
-    uncompress((Bytef *)state_start, &size, (const Bytef *)pristine, sizeof pristine);
 }

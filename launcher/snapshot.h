@@ -24,6 +24,3 @@ bool snapshot_write(int fd);
 
 // Have the pages that a call writes copied at once.
 void snapshot_expect_writes(void);
-
-// Make CPython's data what it is in a process in which no interpreter was ever started.
-void snapshot_forget(void);

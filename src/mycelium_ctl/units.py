@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from mycelium_ctl import files, programs
+from mycelium_ctl import files, programs, share
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -72,12 +72,9 @@ def patterns(links: Sequence[str]) -> list[str]:
 
 def texts(executable: str, links: Sequence[str]) -> dict[Unit, str]:
     """The shipped files, for this executable, and for links of these names beside pods'."""
-    from importlib import resources
-
-    share = resources.files("mycelium_ctl") / "share"
     found = {}
     for name, unit in UNITS.items():
-        text = (share / name).read_text().replace(_SHIPPED_PATH, executable)
+        text = share.read(name).replace(_SHIPPED_PATH, executable)
         # Each line that names links names all of them.
         by_name = f"interface-name:{_SHIPPED_NAMES}"
         also = ";".join(f"interface-name:{pattern}" for pattern in patterns(links))

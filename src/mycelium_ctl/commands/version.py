@@ -14,14 +14,13 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-from typing import Any, Final
+from contextlib import suppress
+from typing import Any
 
 from mycelium_cni.cni.errors import __version__
 from mycelium_cni.cni.request import VERSIONS
+from mycelium_ctl import share
 from mycelium_ctl.errors import ToolError
-
-_LOADER: Final[Any] = globals()["__loader__"]
-_ARCHIVE: Final = getattr(_LOADER, "archive", None)  # zipimport's: the path of the executable
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -35,12 +34,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print what was asked for."""
     if arguments.sbom:
-        print(_member("sbom.cdx.json"), end="")
+        print(_of_executable("sbom.cdx.json"), end="")
         return 0
     if arguments.licenses:
         for name in facts()["components"]:
-            print(f"=== {name} ===\n\n{_member(f'licenses/{name}.txt')}")
-        print(f"=== mycelium-cni ===\n\n{_member('licenses/mycelium-cni.txt')}")
+            print(f"=== {name} ===\n\n{_of_executable(f'{name}.license')}")
+        print(f"=== mycelium-cni ===\n\n{_of_executable('mycelium-cni.license')}")
         return 0
     known = facts()
     if arguments.json:
@@ -59,23 +58,23 @@ def facts() -> dict[str, Any]:
     """What is known of this build; of the pip-installed command only what Python knows itself."""
     known: dict[str, Any] = {
         "version": __version__,
-        "form": "static executable" if _ARCHIVE else "Python package",
+        "form": "Python package",
         "python": platform.python_version(),
         "cniVersions": list(VERSIONS),
         "architecture": platform.machine(),
         "compiler": platform.python_compiler(),
         "components": {},
     }
-    if _ARCHIVE:
-        known |= json.loads(_member("build.json"))
+    with suppress(OSError):
+        known |= {"form": "static executable", **json.loads(share.read("build.json"))}
     return known
 
 
-def _member(name: str) -> str:
-    if _ARCHIVE is None:
+def _of_executable(name: str) -> str:
+    try:
+        return share.read(name)
+    except OSError:
         raise ToolError(
             "only the static executable carries this; of an installed package, ask pip: pip show"
             " --files mycelium-cni"
-        )
-    content: bytes = _LOADER.get_data(name)
-    return content.decode()
+        ) from None
