@@ -251,6 +251,7 @@ make_snapshot(void)
     if (survey && !PyErr_Occurred()) {
         snapshot_watch();
         PyOS_AfterFork_Child(); // which restore() calls
+        PyType_ClearCache();    // not all that a call looks up has room in it
         Py_XDECREF(PyObject_CallNoArgs(rehearse));
     }
     if (PyErr_Occurred()) {

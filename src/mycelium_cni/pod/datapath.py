@@ -57,14 +57,11 @@ SUBNET_PREFIXLEN: Final = 64
 # A veth uses one. Unless told so, the kernel makes one per CPU and switches all but one off, with a
 # grace period for either end in which nobody else can configure links (net/core/dev.c,
 # netif_set_real_num_tx_queues).
-_ONE_QUEUE: Final[tuple[nl.Attribute, ...]] = (
-    (nl.IFLA_NUM_TX_QUEUES, 1),
-    (nl.IFLA_NUM_RX_QUEUES, 1),
-)
+_ONE_QUEUE: Final = nl.encode(((nl.IFLA_NUM_TX_QUEUES, 1), (nl.IFLA_NUM_RX_QUEUES, 1)))
 # A new link is in an unknown state, and IPv6 takes it for ready as soon as it is up: the kernel
 # walks all routes of the node then, and again once the link watch has seen the carrier, 0.2 ms each
 # time with 1,000 pods (net/ipv6/addrconf.c, addrconf_notify). The link watch ends this state.
-_NOT_READY: Final[nl.Attribute] = (nl.IFLA_OPERSTATE, bytes((nl.IF_OPER_DORMANT,)))
+_NOT_READY: Final = nl.encode(((nl.IFLA_OPERSTATE, bytes((nl.IF_OPER_DORMANT,))),))
 
 
 class Plan:
@@ -133,7 +130,7 @@ def create_pair(host: nl.Socket, pod_netns: int, home: int, plan: Plan, undo: Un
             (nl.IFLA_IFNAME, pod_link),
             (nl.IFLA_ADDRESS, plan.pod_mac),
             (nl.IFLA_MTU, plan.mtu),
-            *_ONE_QUEUE,
+            _ONE_QUEUE,
             (nl.IFLA_NET_NS_FD, pod_netns),
         )
     )
@@ -141,7 +138,7 @@ def create_pair(host: nl.Socket, pod_netns: int, home: int, plan: Plan, undo: Un
         (nl.IFLA_IFNAME, host_link),
         (nl.IFLA_ADDRESS, plan.host_mac),
         (nl.IFLA_MTU, plan.mtu),
-        *_ONE_QUEUE,
+        _ONE_QUEUE,
         _NOT_READY,
         (nl.IFLA_GROUP, group(attachment.network)),
         (
