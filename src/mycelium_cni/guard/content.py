@@ -175,6 +175,11 @@ class Tables:
         """The table that a message is about."""
         return self.inet if message.body[0] == rules.INET.family else self.bridge
 
+    def has(self, table: nf.Table, name: str, key: bytes, chain: str) -> bool:
+        """Whether a set of a table has that element, and it leads to that chain."""
+        there = self.inet if table is rules.INET else self.bridge
+        return there.elements.get(name, {}).get(key + b"\0") == (chain, "")
+
     def lack(self, messages: list[nl.Message]) -> bool:
         """Whether one of the tables lacks what these messages add."""
         return any(
@@ -258,8 +263,12 @@ def _elements(said: dict[int, bytes]) -> Iterable[tuple[bytes, Element]]:
         each = nl.decode(octets, 0)
         key = nl.decode(each[nf.NFTA_SET_ELEM_KEY], 0)[nf.NFTA_DATA_VALUE]
         end = each.get(nf.NFTA_SET_ELEM_FLAGS, bytes(4))[3:]
-        data = nl.decode(each.get(nf.NFTA_SET_ELEM_DATA, b""), 0)
-        verdict = nl.decode(data.get(nf.NFTA_DATA_VERDICT, b""), 0)
-        chain = nl.text(verdict.get(nf.NFTA_VERDICT_CHAIN, b""))
-        words = nl.text(each.get(nf.NFTA_SET_ELEM_USERDATA, b"")[2:])
+        chain = words = ""
+        # Most are of a pod, have no comment, and half of them lead nowhere.
+        if nf.NFTA_SET_ELEM_DATA in each:
+            data = nl.decode(each[nf.NFTA_SET_ELEM_DATA], 0)
+            verdict = nl.decode(data.get(nf.NFTA_DATA_VERDICT, b""), 0)
+            chain = nl.text(verdict.get(nf.NFTA_VERDICT_CHAIN, b""))
+        if nf.NFTA_SET_ELEM_USERDATA in each:
+            words = nl.text(each[nf.NFTA_SET_ELEM_USERDATA][2:])
         yield key + end, (chain, words)

@@ -253,13 +253,12 @@ class Survey:
         for port in self._ports:
             if port.address in taken and rules.sender(port) + b"\0" not in known:
                 continue  # detached meanwhile: another pod has the address
-            messages = rules.add_ports([port])
-            if self._tables.lack(messages):
+            *needed, last = [self._tables.has(*entry) for entry in rules.entries(port)]
+            if not last or not all(needed):
                 lacking.append(port)
                 # A pod that another release attached is not in the last of them: it takes part as a
                 # guest does. A DEL in progress has deleted them all.
-                lacks = [self._tables.lack([message]) for message in messages[:-1]]
-                if any(lacks) and (port.index == index or not all(lacks)):
+                if not all(needed) and (port.index == index or any(needed)):
                     unable.append(port)
         if lacking:
             old = [m for m in rules.delete_ports(lacking) if self._tables.of(m).has_all(m)]

@@ -1028,17 +1028,23 @@ def delete_element(table: nf.Table, name: str, key: bytes) -> nl.Message:
     return table.elements(nf.NFT_MSG_DELSETELEM, name, [nf.element(key)])
 
 
-def _port_elements(kind: int, port: Port) -> list[nl.Message]:
+def entries(port: Port) -> list[tuple[nf.Table, str, bytes, str]]:
+    """What the tables have of a bridged pod: table, set, key, and the chain that it leads to."""
     key = sender(port)
-    to, from_ = to_chain(port.group), from_chain(port.group)
-    if kind == nf.NFT_MSG_DELSETELEM:
-        to = from_ = ""
     return [
-        BRIDGE.elements(kind, "ports", [nf.element(key)]),
-        BRIDGE.elements(kind, "macs", [nf.element(key[:12])]),
-        INET.elements(kind, "to-address", [nf.element(port.address, to)]),
-        INET.elements(kind, "from-address", [nf.element(port.address, from_)]),
-        INET.elements(kind, "attached", [nf.element(port.address)]),
+        (BRIDGE, "ports", key, ""),
+        (BRIDGE, "macs", key[:12], ""),
+        (INET, "to-address", port.address, to_chain(port.group)),
+        (INET, "from-address", port.address, from_chain(port.group)),
+        (INET, "attached", port.address, ""),
+    ]
+
+
+def _port_elements(kind: int, port: Port) -> list[nl.Message]:
+    adds = kind == nf.NFT_MSG_NEWSETELEM
+    return [
+        table.elements(kind, name, [nf.element(key, chain if adds else "")])
+        for table, name, key, chain in entries(port)
     ]
 
 
