@@ -9,7 +9,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import ClassVar
 
-_FIRST_PAUSE_S = 0.0005  # what ADD awaits takes an idle kernel microseconds
+# What ADD awaits takes a kernel worker microseconds, but often on this CPU: it runs once we sleep.
+_FIRST_PAUSE_S = 0.00005
 _LONGEST_PAUSE_S = 0.05  # a hundred ADDs that ask all the time would keep the kernel's lock busy
 
 
@@ -36,4 +37,4 @@ class Patience:
     def pause(self) -> None:
         """Wait before the next look, a little longer each time."""
         sleep(self._pause)
-        self._pause = min(self._pause * 1.2, _LONGEST_PAUSE_S)
+        self._pause = min(self._pause * 1.5, _LONGEST_PAUSE_S)
