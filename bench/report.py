@@ -252,14 +252,14 @@ _LIMITS: Final = (
     "- `status` and `doctor` ask the kernel some 15 questions and judge 22 facts for each pod:"
     " 0.6 ms of processor time, half of it in the kernel. Two processes share the"
     " looks into pods, one does the rest.",
-    "- With 1,000 pods the kernel walks all IPv6 routes of the node, four for each pod, when the"
+    "- With 1,000 pods the kernel walks all IPv6 routes of the node, three for each pod, when the"
     " host link gets its carrier, and goes through lists of all pods for its address, its"
     " alternative name and the gateway's proxy entry: 0.3 ms, two to three times that in a process"
     " that has nothing in its caches ([what grows](internals.md#what-an-add-spends)).",
-    "- It also keeps the directory `net/ipv6` of all namespaces in one hash chain: a look-up takes"
-    " 0.17 ms with a thousand of them, and that of a new namespace twice as long. ADD makes one for"
-    " the node and one for the pod. In the measure of pod 1,000 the first pods pay for it as well,"
-    " for the namespaces of all nodes are in that chain.",
+    "- It also keeps the directory `net/ipv6` of all namespaces in one hash chain, where a look-up"
+    " takes 0.17 ms with a thousand of them. From 128 on ADD looks in a procfs of its own. In the"
+    " measure of pod 1,000 the first pods look in that chain, which has those 128 for each node of"
+    " the bench, so that their ADD takes longer than on a machine with one node.",
 )
 
 _METHOD: Final = (

@@ -23,6 +23,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/auxv.h>
+#include <sys/mount.h>
 #include <unistd.h>
 
 // Tables that launcher/freeze.py generates: the modules in this file, for either interpreter.
@@ -31,7 +32,7 @@ extern const struct _frozen tool_modules[];
 // What the plugin may import.
 extern const char *const plugin_imports[];
 
-// ---- What CPython 3.11 lacks -----------------------------------------------------------------
+// ---- What CPython's posix lacks --------------------------------------------------------------
 
 // os.setns() of CPython 3.12, for mycelium_cni.kernel.netns.
 static PyObject *
@@ -56,9 +57,27 @@ posix_setns(PyObject *Py_UNUSED(module), PyObject *args, PyObject *keywords)
     return PyErr_Occurred() ? NULL : PyErr_SetFromErrno(PyExc_OSError);
 }
 
+// Nobody has this one: for mycelium_cni.kernel.sysctl. Linux 5.2.
+static PyObject *
+posix_mount_proc(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
+{
+    int mount = -1, context = fsopen("proc", FSOPEN_CLOEXEC);
+    if (context >= 0) {
+        if (fsconfig(context, FSCONFIG_CMD_CREATE, NULL, NULL, 0) == 0)
+            mount = fsmount(context, FSMOUNT_CLOEXEC,
+                            MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC);
+        int error = errno;
+        close(context);
+        errno = error;
+    }
+    return mount < 0 ? PyErr_SetFromErrno(PyExc_OSError) : PyLong_FromLong(mount);
+}
+
 static PyMethodDef backports[] = {
     {"setns", (PyCFunction)(void (*)(void))posix_setns, METH_VARARGS | METH_KEYWORDS,
      "setns(fd, nstype=0)\n--\n\nMove the calling thread into different namespaces."},
+    {"mount_proc", posix_mount_proc, METH_NOARGS,
+     "mount_proc()\n--\n\nA descriptor of a new procfs that is mounted nowhere."},
     {NULL, NULL, 0, NULL},
 };
 

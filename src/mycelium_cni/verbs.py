@@ -69,7 +69,7 @@ def add(request: Request, network: Network, reply: Reply) -> str:
             datapath.reserve(host, shape, plan.alias(_pod_name(request)))
             # Before the guard: nothing passes while the host link is down, and the kernel gets time
             # to finish the address (await_address).
-            pod = datapath.enter_pod(pod_netns, home, pod_link, undo)
+            pod = datapath.enter_pod(host, pod_netns, home, pod_link, undo)
             if not datapath.configure_pod(pod, shape, undo):
                 table = sourcerule.table(shape)
                 datapath.set_alias(host, shape, plan.alias(_pod_name(request), table))

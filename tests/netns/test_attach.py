@@ -422,6 +422,42 @@ def test_defaults_for_new_links_do_not_matter(command: list[str], mode: Mode, wh
         silent(attached.check())
 
 
+@pytest.mark.skipif("MYCELIUM_CNI_COMMAND" not in os.environ, reason="the static file's own way")
+@both_modes
+@pytest.mark.parametrize("step", ["works", "fsopen", "fsconfig", "fsmount"])
+def test_where_namespaces_are_many_settings_are_found_without_the_shared_proc(
+    command: list[str], mode: Mode, step: str
+) -> None:
+    """The kernel looks for them among those of all namespaces. Where a procfs is refused, ADD does
+    so too."""
+    with Lab(command) as lab:
+        node = lab.node("a")
+        lab.connect(node)
+        attach(node, "first", network(mode))
+        pod = node.pod("pod")
+        node.run(["ip", "netns", "set", pod.netns, "500"])
+        gone = [f"link add gone{number} group 77 type veth" for number in range(65)]
+        node.configure(*gone, "link delete group 77")
+        trace = lab.directory / "trace"
+        strace = ["strace", "-qq", "-o", str(trace), "-e", "trace=openat,/fs.*"]
+        strace += [] if step == "works" else ["-e", f"inject={step}:error=EPERM"]
+        lab.command[:] = [*strace, *command]
+        attached = attach(node, pod, network(mode))
+        lab.command[:] = command
+        assert ("/proc/sys/net/ipv6" in trace.read_text()) == (step != "works")
+        assert "fsopen" in trace.read_text()
+        for name, value in {
+            "accept_ra": "0",
+            "keep_addr_on_down": "1",
+            "ndisc_notify": "1",
+        }.items():
+            assert sysctl(pod, f"ipv6/conf/eth0/{name}") == value
+        if mode == "routed":
+            assert sysctl(node, f"ipv6/conf/{attached.host_link}/proxy_ndp") == "1"
+        assert reaches(node, attached.address)
+        silent(attached.check())
+
+
 SEEDS = {
     "grid": {"cniVersion": "0.4.0", "name": "mycelium", "type": "mycelium-cni"},
     "multus": {"cniVersion": "0.1.0", "name": "mycelium-cni-network", "type": "mycelium-cni"},

@@ -91,6 +91,12 @@ class Link:
         return nl.u32(self.attribute(nl.IFLA_LINK, bytes(4)))
 
     @property
+    def peer_number(self) -> int:
+        """The number by which its namespace knows the peer's: the lowest that was free, so there
+        were as many others (net/core/net_namespace.c, alloc_netid)."""
+        return nl.u32(self.attribute(nl.IFLA_LINK_NETNSID, bytes(4)))
+
+    @property
     def altnames(self) -> list[str]:
         listed = nl.attributes(self.attribute(nl.IFLA_PROP_LIST), 0)
         return [nl.text(name) for kind, name in listed if kind == nl.IFLA_ALT_IFNAME]

@@ -435,7 +435,7 @@ def get_nsid(netns: int) -> Message:
 class Socket:
     """A netlink socket of the network namespace the calling thread is in; it stays there."""
 
-    __slots__ = ("_filters", "_sequence", "_socket", "switches")
+    __slots__ = ("_filters", "_sequence", "_socket", "proc", "switches")
 
     def __init__(self, protocol: int = NETLINK_ROUTE) -> None:
         try:
@@ -447,14 +447,16 @@ class Socket:
             raise _failed("open a netlink socket", error) from None
         self._sequence = 0
         self._filters = False
-        self.switches: Directory | None = None  # the namespace's, kept by kernel.sysctl
+        # Of kernel.sysctl: the namespace's settings, and the procfs to look for them in.
+        self.switches: Directory | None = None
+        self.proc: Directory | None = None
 
     def fileno(self) -> int:
         return self._socket.fileno()
 
     def close(self) -> None:
         self._socket.close()
-        self.switches = None
+        self.switches = self.proc = None
 
     def __enter__(self) -> Self:
         return self

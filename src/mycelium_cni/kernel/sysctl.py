@@ -4,8 +4,9 @@
 /proc/sys/net follows the calling thread into a namespace; /sys/class/net does not.
 
 The kernel keeps the directory net/ipv6 of all namespaces in one chain, the oldest last, and each
-look-up goes through it (fs/dcache.c, __d_lookup): 0.17 ms on a node of a thousand pods. A
-`socket` of the namespace keeps the directory open for the next switch.
+look-up goes through it (fs/dcache.c, __d_lookup), that of a new namespace twice: a millisecond of
+an ADD on a node of a thousand pods. A `socket` of the namespace keeps the directory open for the
+next switch, and where there are many namespaces it is looked up in a procfs of our own.
 """
 
 from __future__ import annotations
@@ -29,11 +30,20 @@ from posix import (
 from mycelium_cni.kernel.files import Directory
 from mycelium_cni.kernel.shell import quoted
 
+try:
+    from posix import mount_proc  # type: ignore[attr-defined]  # the static executable adds it
+except ImportError:  # pip-installed: a call takes 25 ms anyway
+    mount_proc = None
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Final
+
     from mycelium_cni.kernel.netlink import Socket
 
 _ROOT = "/proc/sys/net/ipv6/"
+# From so many namespaces on, mounting a procfs takes less time than looking among them.
+MANY: Final = 128
 
 
 def conf(link: str, switch: str) -> str:
@@ -86,6 +96,19 @@ def put(name: str, value: str, socket: Socket | None = None) -> None:
         close(fd)
 
 
+def use_own_proc(socket: Socket) -> None:
+    """Look for the settings of the socket's namespace, which the calling thread is in, in a procfs
+    that is mounted nowhere; in /proc if that is refused. Closing `socket.proc` takes the kernel an
+    RCU grace period (fs/namespace.c, dissolve_on_fput); what was opened in it stays.
+    """
+    if mount_proc:
+        try:
+            socket.proc = Directory(mount_proc())
+            socket.switches = _directory(socket)
+        except OSError:
+            socket.proc = None
+
+
 def require_right() -> None:
     """Part of STATUS. Raises OSError that names the file if settings cannot be written, as ADD does
     for each pod: /proc/sys is read-only in a container that is not privileged."""
@@ -98,7 +121,7 @@ def _open(name: str, flags: int, socket: Socket | None) -> int:
         if socket is None:
             return open(path, flags | O_CLOEXEC)
         if socket.switches is None:
-            socket.switches = Directory(open(_ROOT, O_PATH | O_CLOEXEC))
+            socket.switches = _directory(socket)
         return open(name, flags | O_CLOEXEC, dir_fd=socket.switches.fd)
     except OSError as error:
         if error.errno != ENOENT:
@@ -107,6 +130,11 @@ def _open(name: str, flags: int, socket: Socket | None) -> int:
             raise OSError(ENODEV, strerror(ENODEV), path) from None
         reason = "no IPv6 in this kernel (boot without ipv6.disable=1), or /proc is not mounted"
         raise OSError(ENOENT, reason, path) from None
+
+
+def _directory(socket: Socket) -> Directory:
+    path, base = (_ROOT[6:], socket.proc.fd) if socket.proc else (_ROOT, None)
+    return Directory(open(path, O_PATH | O_CLOEXEC, dir_fd=base))
 
 
 def _exists(path: str) -> bool:

@@ -173,6 +173,9 @@ def create_pair(host: nl.Socket, pod_netns: int, home: int, plan: Plan, undo: Un
     made = Link(told[0])
     undo.push(delete_links, host, [made.index])
     undo.push(_delete_lost, host, made, plan, pod_netns, home)
+    # Finding the number takes 20 µs: not on a node that never had so many links.
+    if made.index > sysctl.MANY < made.peer_number:
+        sysctl.use_own_proc(host)
     return plan.shape(made.index, made.peer)
 
 
@@ -280,6 +283,8 @@ def raise_host_link(host: nl.Socket, shape: Shape) -> None:
         if error.errno != EEXIST:
             raise
         raise _mac_taken(host, shape) from None
+    # While the link watch walks the node's routes, so that nothing waits for the grace period.
+    host.proc = None
 
 
 def _mac_taken(host: nl.Socket, shape: Shape) -> CniError:
@@ -344,18 +349,20 @@ def require_way(host: nl.Socket, shape: Shape) -> None:
     )
 
 
-def enter_pod(pod_netns: int, home: int, pod_link: str, undo: Undo) -> nl.Socket:
+def enter_pod(host: nl.Socket, pod_netns: int, home: int, pod_link: str, undo: Undo) -> nl.Socket:
     """Set the switches that only a task inside the pod's namespace can set; return a socket that
     stays in it."""
     with inside(pod_netns, home=home):
         # Docker and others switch IPv6 off in a namespace; `lo` then lacks ::1 too.
         pod = nl.Socket()
+        pod.proc = host.proc
         loopback, *switches = facts.pod_switches(pod_link)
         if sysctl.get(loopback.path, pod) != loopback.value:
             undo.push(_switch_back, pod_netns, home, loopback.path)
             sysctl.put(loopback.path, loopback.value, pod)
         for switch in (*switches, *facts.pod_preferences(pod_link)):
             sysctl.put(switch.path, switch.value, pod)
+        pod.proc = None
         return pod
 
 
