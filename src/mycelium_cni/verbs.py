@@ -80,13 +80,7 @@ def add(request: Request, network: Network, reply: Reply) -> str:
             if used:
                 guard.end_former(wanted, address)
             datapath.raise_host_link(host, shape)
-            datapath.await_carrier(host, pod, shape)
-            datapath.reach_pod(host, shape, undo)
-            if bridge and (used or options.mac):
-                datapath.announce(pod, shape)
-            datapath.await_address(pod, shape)
-            prepare.prepare(host, node, config.service_networks, undo)
-
+            # Before the link is awaited, which another processor may be bringing up.
             gateway = format_address(shape.gateway)
             result.add(
                 interfaces=[
@@ -112,6 +106,12 @@ def add(request: Request, network: Network, reply: Reply) -> str:
                 ],
             )
             result.dns = options.dns or config.dns or result.dns
+            datapath.await_carrier(host, pod, shape)
+            datapath.reach_pod(host, shape, undo)
+            if bridge and (used or options.mac):
+                datapath.announce(pod, shape)
+            datapath.await_address(pod, shape)
+            prepare.prepare(host, node, config.service_networks, undo)
             reply(result.in_version(network.cni_version))
             # For a socket that is left open CPython writes a warning, in a fiftieth of the
             # instructions of an ADD.
