@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import textwrap
 from collections.abc import Iterator
 from functools import partial
@@ -76,6 +77,9 @@ class Parser(argparse.ArgumentParser):
 class Help(argparse.HelpFormatter):
     """Help whose paragraphs are wrapped; indented ones, such as examples, stay as they are."""
 
+    def __init__(self, prog: str, width: int = 0) -> None:
+        super().__init__(prog, width=width or _columns() - 2)
+
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return "\n\n".join(
             part
@@ -83,6 +87,18 @@ class Help(argparse.HelpFormatter):
             else textwrap.fill(part, width, initial_indent=indent, subsequent_indent=indent)
             for part in text.strip("\n").split("\n\n")
         )
+
+
+def _columns() -> int:
+    """Of the terminal, as shutil.get_terminal_size has it. argparse would import shutil, and with
+    it all decompressors, to check each argument that is added."""
+    said = os.environ.get("COLUMNS", "")
+    if said.isdecimal() and int(said):
+        return int(said)
+    try:
+        return os.get_terminal_size(1).columns or 80
+    except OSError:
+        return 80
 
 
 class Command(Protocol):

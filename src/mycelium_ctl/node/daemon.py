@@ -10,18 +10,19 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
-import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from struct import Struct
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from mycelium_cni.kernel import netlink as nl
 from mycelium_cni.kernel.address import format_address, parse_address
 from mycelium_ctl import files, programs
-from mycelium_ctl.deadline import Deadline
 from mycelium_ctl.node.rights import may_configure
+
+if TYPE_CHECKING:
+    from socket import socket
 
 API_PATIENCE_S: Final = 1.0  # for all questions to the daemon together
 # Of all answers together: some 50,000 routes. As objects they may take 30 times as much.
@@ -30,8 +31,8 @@ HTTP_OK: Final = 200
 
 # linux/sock_diag.h, inet_diag.h: family, protocol, extensions, states, and no socket in particular.
 NETLINK_SOCK_DIAG, SOCK_DIAG_BY_FAMILY = 4, 20
-_DIAG_REQUEST: Final = struct.Struct("=BBBxI48x")
-TCP_LISTEN: Final = 10  # net/tcp_states.h
+_DIAG_REQUEST: Final = Struct("=BBBxI48x")
+IPPROTO_TCP, TCP_LISTEN = 6, 10  # linux/in.h, net/tcp_states.h
 _MAPPED: Final = bytes(10) + b"\xff\xff"
 
 
@@ -72,6 +73,8 @@ def read_daemon(api: str, *, within_s: float = API_PATIENCE_S) -> Daemon:
 
 def _ask(api: str, within_s: float, answers: dict[str, Any]) -> str:
     """Fill in the answers, by page; returns what went wrong."""
+    from socket import create_connection
+
     host, _, port = api.rpartition(":")
     end = time.monotonic() + within_s
     trouble, room = "", API_MOST_BYTES
@@ -80,7 +83,7 @@ def _ask(api: str, within_s: float, answers: dict[str, Any]) -> str:
         try:
             # Half of it to connect: a daemon that hangs accepts, a filter that drops does not.
             try:
-                connection = socket.create_connection((host.strip("[]"), int(port)), left / 2)
+                connection = create_connection((host.strip("[]"), int(port)), left / 2)
             except TimeoutError:
                 return trouble or "no connection: does a packet filter drop what goes over lo?"
             octets = _get(connection, left, api, page, room + 1)
@@ -101,9 +104,11 @@ def _ask(api: str, within_s: float, answers: dict[str, Any]) -> str:
     return trouble
 
 
-def _get(connection: socket.socket, within_s: float, api: str, page: str, most: int) -> bytes:
+def _get(connection: socket, within_s: float, api: str, page: str, most: int) -> bytes:
     """The answer to a request, its head included. HTTP/1.0: it ends with the connection. The client
     of the standard library imports thirty modules for it, a tenth of `status`."""
+    from mycelium_ctl.deadline import Deadline
+
     request = f"GET /api/v1/{page} HTTP/1.0\r\nHost: {api}\r\n\r\n"
     with Deadline(connection, within_s) as asking, asking.makefile("rb") as answer:
         asking.sendall(request.encode())
@@ -183,8 +188,8 @@ def read_listeners() -> list[Listener]:
     Raises OSError: a kernel without CONFIG_INET_DIAG."""
     found = []
     with nl.Socket(NETLINK_SOCK_DIAG) as diagnosis:
-        for family, size in ((socket.AF_INET, 4), (socket.AF_INET6, 16)):
-            question = _DIAG_REQUEST.pack(family, socket.IPPROTO_TCP, 0, 1 << TCP_LISTEN)
+        for family, size in ((nl.AF_INET, 4), (nl.AF_INET6, 16)):
+            question = _DIAG_REQUEST.pack(family, IPPROTO_TCP, 0, 1 << TCP_LISTEN)
             message = nl.Message(SOCK_DIAG_BY_FAMILY, 0, question, "list TCP sockets")
             for payload in diagnosis.dump(message):
                 address = payload[8 : 8 + size].removeprefix(_MAPPED)
