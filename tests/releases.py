@@ -39,7 +39,7 @@ def following(folder: Path) -> list[str]:
     shutil.copytree(ROOT / "src", folder / "src")
     wanted, rules = (folder / f"src/mycelium_cni/guard/{name}.py" for name in ("wanted", "rules"))
     _change(wanted, "RULES = 9", "RULES = 10")
-    _change(wanted, "PODS_USES = 13 + 1", "PODS_USES = 14 + 1")
+    _change(wanted, "PODS_USES = 8 + 3", "PODS_USES = 9 + 3")
     rule = 'table.rule(PODS_CHAIN, "as it will be", nf.counter()),'
     chain = "table.flush_chain(PODS_CHAIN),"
     _change(rules, chain, f"{chain} {rule}")

@@ -652,6 +652,19 @@ def pod_behind(src: str, dst: str, header: int) -> Sender:
     return send
 
 
+def ipv4_like_ipv6(s: Stage, t: bytes) -> None:
+    """A later fragment of IPv4 that has UDP's number where IPv6 has that of the next header, and
+    then, from its time to live on, the pod's address where IPv6 has the source."""
+    address = raw.packed(POD_A)
+    words = struct.unpack("!6H", address[:12])
+    start, fragment = (0x4500, 20 + 4 + len(t)), 0x1100
+    total = sum((*start, fragment, *words))
+    number = 0xFFFF - (total % 0xFFFF)
+    head = struct.pack("!4H", *start, number, fragment) + address[:12]
+    s.node.run(["ip", "route", "replace", "255.15.0.0", "via", V4_HOST])
+    s.pod(head + address[12:] + t, kind=raw.ETH_P_IP)
+
+
 ATTACKS |= {
     "pod-as-other-pod-to-lan": Case("lan", pod_udp(POD_B, LAN_HOST)),
     "pod-as-node-to-pod": Case("pod-b", pod_udp(NODE, POD_B)),
@@ -674,6 +687,7 @@ ATTACKS |= {
     "pod-ipv4-to-lan": Case(
         "lan", lambda s, t: s.pod(raw.ipv4_udp("10.9.9.9", V4_HOST, t), kind=raw.ETH_P_IP)
     ),
+    "pod-ipv4-like-ipv6": Case("lan", ipv4_like_ipv6),
     "pod-router-advertisement": Case(
         "node",
         lambda s, t: s.everyone(nd("fe80::99", ALL_NODES, 134, router_advertisement(t))),

@@ -160,6 +160,7 @@ def with_chains(group: int) -> list[str]:
         *("prerouting", "bridged", "overlay-mycelium", "transit", "transit-mycelium", "forward"),
         *("arrival", "translated"),
         *(f"{name}-{number}" for name in ("pods", "errors", "others", "peering", "tunnels")),
+        *(f"{name}-{number}" for name in ("common-pods", "common-bridged", "own", "new")),
         f"to-{group}",
     ]
     bridge = [
@@ -544,7 +545,10 @@ def test_a_packet_passes_no_hook_that_no_network_asks_for(site: Site) -> None:
     site.attach(conf("bridged", mode="bridge"))
     assert hooked not in site.table() + site.table("bridge")
     site.attach(conf("tracked", mode="bridge", ingress="cluster"))
-    assert f"{hooked} priority filter; policy accept;\n\t\tct state established" in site.table()
+    assert (
+        f"{hooked} priority filter; policy accept;\n\t\tct state ! established,related"
+        in site.table()
+    )
     assert hooked not in site.table("bridge")
     site.attach(conf("strict", mode="bridge", ingress="closed"))
     assert hooked in site.table("bridge")
@@ -1085,7 +1089,7 @@ def test_the_rules_have_a_number(site: Site) -> None:
     digest = hashlib.blake2b(digest_size=8)
     for message in messages:
         digest.update(bytes((message.kind & 0xFF,)) + message.body)
-    assert (guard.RULES, digest.hexdigest()) == (9, "f64b3dab194bf9c2")
+    assert (guard.RULES, digest.hexdigest()) == (9, "b604cd5197679bb1")
 
 
 def written() -> dict[str, list[str]]:

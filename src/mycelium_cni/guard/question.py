@@ -14,8 +14,9 @@ from mycelium_cni.guard.wanted import (
     BRIDGE_FAMILY,
     BRIDGE_PODS_USES,
     BRIDGE_USES,
-    FORWARD_USES,
     INET_FAMILY,
+    NEW_CHAIN,
+    NEW_USES,
     OVERLAY_USES,
     PODS_CHAIN,
     PODS_USES,
@@ -45,7 +46,7 @@ def is_loaded(wanted: Wanted) -> bool:
         _element(INET_FAMILY, "to-network", wanted.key),
     ]
     if policy.ingress != "open":
-        questions.append(_FORWARD_QUESTION)
+        questions.append(_NEW_QUESTION)
     if wanted.bridged:
         questions += [*_BRIDGE_QUESTIONS, _element(BRIDGE_FAMILY, "closed", wanted.key)]
     with nl.Socket(nl.NETLINK_NETFILTER) as socket:
@@ -55,8 +56,8 @@ def is_loaded(wanted: Wanted) -> bool:
     return (
         _is_awake(table)
         and _uses(prerouting, PREROUTING_USES)
-        and _number_of_uses(pods) - PODS_USES in (0, 1, 2)
-        and (policy.ingress == "open" or _uses(others.pop(0), FORWARD_USES))
+        and _number_of_uses(pods) - PODS_USES in (0, 2, 3, 5)
+        and (policy.ingress == "open" or _uses(others.pop(0), NEW_USES))
         and _number_of_uses(from_overlay) - OVERLAY_USES in (0, 1, 2)
         # Each bridged pod adds one use to either chain: the difference is that of the rules.
         and _number_of_uses(to) - _number_of_uses(from_) == wanted.surplus
@@ -99,7 +100,7 @@ _INET_QUESTIONS = (
     _chain(INET_FAMILY, "prerouting"),
     _chain(INET_FAMILY, PODS_CHAIN),
 )
-_FORWARD_QUESTION = _chain(INET_FAMILY, "forward")
+_NEW_QUESTION = _chain(INET_FAMILY, NEW_CHAIN)
 _BRIDGE_QUESTIONS = (
     ask_table(BRIDGE_FAMILY),
     _chain(BRIDGE_FAMILY, "from-pods"),

@@ -31,6 +31,7 @@ INET_FAMILY, BRIDGE_FAMILY = 1, 7  # NFPROTO_*; `question` does not import nf_ta
 # tests/netns/test_guard.py knows which rules belong to which number.
 RULES = 9
 PODS_CHAIN = f"pods-{RULES}"
+NEW_CHAIN = f"new-{RULES}"
 BRIDGE_CHAIN = f"icmpv6-{RULES}"
 # Release 0.1.0 knows its bridge table by these words, and by the number of uses below.
 BRIDGE_WORDS = "mycelium-cni: who may send what from which port; rules 3"
@@ -39,10 +40,10 @@ BRIDGE_WORDS = "mycelium-cni: who may send what from which port; rules 3"
 # first and the last: with other numbers it would take the table, and every network's policy, for
 # flushed.
 PREROUTING_USES = 3
-# Each has up to two more: a network may ask for peering, or transit, and may be bridged.
-PODS_USES = 13 + 1
+# These two have more: no network may ask for peering or for transit, and some may be bridged.
+PODS_USES = 8 + 3
 OVERLAY_USES = 12 + 1
-FORWARD_USES = 4
+NEW_USES = 3 + 1
 BRIDGE_USES = 9 + 1
 BRIDGE_PODS_USES = 7 + 1
 
@@ -95,7 +96,7 @@ class Wanted:
     def surplus(self) -> int:
         """How many more rules the chain to the network's pods has than the one from them."""
         policy = self.policy
-        rules = {"open": 0, "cluster": 4, "closed": 3}[policy.ingress] + bool(policy.allow_from)
+        rules = {"open": 0, "cluster": 5, "closed": 3}[policy.ingress] + bool(policy.allow_from)
         return rules - 3 * policy.masquerade
 
     @property
