@@ -124,6 +124,7 @@ class Masker:
 
     def __init__(self, known: Collection[bytes]) -> None:
         self.masked = 0
+        self._harmless: Final[set[str]] = set()
         self._known: Final = [
             re.compile(pattern)
             for secret in known
@@ -170,12 +171,12 @@ class Masker:
             # {"name": "DB_PASSWORD", "value": …}, as Kubernetes has it
             named = isinstance(value.get("name"), str) and _KEY.search(value["name"])
             return {
-                self._resembling(key): self._mask()
+                self._word(key): self._mask()
                 if (_KEY.search(key) or (named and key == "value")) and item not in (None, "")
                 else self._value(item)
                 for key, item in value.items()
             }
-        return self._resembling(value) if isinstance(value, str) else value
+        return self._word(value) if isinstance(value, str) else value
 
     def _items(self, items: list[Any]) -> Iterator[Any]:
         """A list, which may be a command line."""
@@ -188,6 +189,15 @@ class Masker:
     def _mask(self) -> str:
         self.masked += 1
         return MASKED
+
+    def _word(self, text: str) -> str:
+        """A key or a value of JSON. Most come again with each link, route or rule."""
+        if text not in self._harmless:
+            masked = self._resembling(text)
+            if masked != text:
+                return masked
+            self._harmless.add(text)
+        return text
 
     def _resembling(self, text: str) -> str:
         for pattern in _PATTERNS:
