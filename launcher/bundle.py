@@ -21,14 +21,14 @@ ALWAYS = """
 # Modules that the standard library and rich import only for what the tool never asks of them: each
 # such import is in a function, under an `if` or under a `try`.
 NEVER = """
-    IPython _bootsubprocess _pyio asyncio.proactor_events asyncio.windows_events
-    asyncio.windows_utils attr bz2 cgitb concurrent.futures.process configparser csv ctypes
-    curses distutils doctest email._header_value_parser email.policy ensurepip ftplib getpass
-    gettext gzip idlelib importlib.metadata ipywidgets jupyter lib2to3 locale lzma markdown_it
-    multiprocessing nturl2path optparse pdb pickle pip pkg_resources plistlib pydoc pygments
-    rich._win32_console rich._windows rich._windows_renderer rich.markdown
-    rich.syntax rich.traceback setuptools sqlite3 statistics tarfile test tkinter tomllib
-    tracemalloc turtle unittest venv webbrowser xml xmlrpc
+    IPython _bootsubprocess _pyio asyncio attr bz2 cgitb concurrent.futures.process configparser
+    csv ctypes curses distutils doctest email._header_value_parser email.policy ensurepip ftplib
+    getpass gettext gzip idlelib importlib._bootstrap importlib._bootstrap_external
+    importlib.metadata ipywidgets jupyter lib2to3 locale lzma markdown_it multiprocessing
+    nturl2path optparse pdb pickle pip pkg_resources plistlib pydoc pygments rich._win32_console
+    rich._windows rich._windows_renderer rich.markdown rich.syntax rich.traceback setuptools
+    sqlite3 statistics tarfile test tkinter tomllib tracemalloc turtle unittest venv webbrowser
+    xml xmlrpc
 """
 EPOCH = (1980, 1, 1, 0, 0, 0)  # a zip file knows no earlier time
 

@@ -18,16 +18,17 @@ the latest news of it, so there are no metrics and no loops.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
 import fcntl
 import ipaddress
 import json
 import os
+import selectors
 import signal
 import socket
 import struct
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -67,6 +68,7 @@ QUOTED: Final = 1280 - IPV6_HEADER - 8  # as much of the packet as the smallest 
 ANNOUNCEMENT: Final = struct.Struct("!BB8sQ")  # 0, hops, subnet, news number
 CARRIED: Final = struct.Struct("!B8s")  # 1, subnet; then the packet
 MAX_HOPS: Final = 16
+MOST_REQUEST: Final = 1 << 16
 
 Endpoint = tuple[str, int, int, int]  # an IPv6 socket address; IPv4 is mapped into it
 
@@ -402,52 +404,63 @@ def open_tun(name: str, address: bytes) -> int:
     return tun
 
 
-async def _serve_api(node: Node, host: str, port: int) -> asyncio.Server | None:
-    pages: Mapping[str, Callable[[], object]] = {
-        "/api/v1/admin": node.info,
-        "/api/v1/admin/peers": node.peers,
-        "/api/v1/admin/routes/selected": node.selected_routes,
-    }
-
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            request = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
-            method, path, *_ = request.decode("latin-1").split()
-            page = pages.get(path) if method == "GET" else None
-            body = b"" if page is None else json.dumps(page(), separators=(",", ":")).encode()
-            status = "404 Not Found" if page is None else "200 OK"
-            head = f"HTTP/1.1 {status}\r\ncontent-type: application/json\r\n"
-            head += f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
-            writer.write(head.encode() + body)
-            await writer.drain()
-        except (OSError, ValueError, TimeoutError, asyncio.IncompleteReadError):
-            pass  # the client went away, or spoke no HTTP
-        finally:
-            writer.close()
-
+def _listen(host: str, port: int) -> socket.socket | None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return await asyncio.start_server(answer, host, port)
+        return socket.create_server((host, port), family=family)
     except OSError as error:  # as in the daemon: the overlay runs without its API
         print(f"API disabled: {error}", file=sys.stderr)
         return None
 
 
-async def _run_node(node: Node, tun: int, underlay: socket.socket, api: tuple[str, int]) -> None:
-    loop = asyncio.get_running_loop()
-    stopped = asyncio.Event()
+def _serve_api(node: Node, turn: threading.Lock, listening: socket.socket) -> None:
+    """Answer requests for ever, each in a thread of its own."""
+    while True:
+        client, _ = listening.accept()
+        threading.Thread(target=_answer, args=(node, turn, client), daemon=True).start()
+
+
+def _answer(node: Node, turn: threading.Lock, client: socket.socket) -> None:
+    pages: Mapping[str, Callable[[], object]] = {
+        "/api/v1/admin": node.info,
+        "/api/v1/admin/peers": node.peers,
+        "/api/v1/admin/routes/selected": node.selected_routes,
+    }
+    # The client may go away, or speak no HTTP.
+    with contextlib.suppress(OSError, ValueError), client:
+        client.settimeout(5)
+        request = b""
+        while b"\r\n\r\n" not in request and len(request) < MOST_REQUEST:
+            request += client.recv(MOST_REQUEST) or b"\r\n\r\n"
+        method, path, *_ = request.decode("latin-1").split()
+        page = pages.get(path) if method == "GET" else None
+        with turn:
+            body = b"" if page is None else json.dumps(page(), separators=(",", ":")).encode()
+        status = "404 Not Found" if page is None else "200 OK"
+        head = f"HTTP/1.1 {status}\r\ncontent-type: application/json\r\n"
+        head += f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        client.sendall(head.encode() + body)
+
+
+def _run_node(node: Node, tun: int, underlay: socket.socket, api: tuple[str, int]) -> None:
+    turn = threading.Lock()  # one step of the node, or one answer, at a time
+    listening = _listen(*api)
+    if listening is not None:
+        threading.Thread(target=_serve_api, args=(node, turn, listening), daemon=True).start()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopped.set)
-    loop.add_reader(tun, node.read_tun)
-    loop.add_reader(underlay, node.read_underlay)
-    server = await _serve_api(node, *api)
-    while not stopped.is_set():
-        node.tick()
-        try:
-            await asyncio.wait_for(stopped.wait(), ANNOUNCE_EVERY_S)
-        except TimeoutError:
-            continue
-    if server is not None:
-        server.close()
+        signal.signal(number, signal.default_int_handler)
+    with contextlib.suppress(KeyboardInterrupt), selectors.DefaultSelector() as selector:
+        selector.register(tun, selectors.EVENT_READ, node.read_tun)
+        selector.register(underlay, selectors.EVENT_READ, node.read_underlay)
+        due = 0.0
+        while True:
+            if time.monotonic() >= due:
+                due = time.monotonic() + ANNOUNCE_EVERY_S
+                with turn:
+                    node.tick()
+            for key, _ in selector.select(max(0.0, due - time.monotonic())):
+                with turn:
+                    key.data()
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -498,6 +511,6 @@ def run(arguments: argparse.Namespace) -> int:
         raise LabError(f"cannot start the overlay on {arguments.tun_name}: {error}") from error
     with underlay:
         node = Node(public_key, tun, underlay, arguments.peers)
-        asyncio.run(_run_node(node, tun, underlay, arguments.api_addr))
+        _run_node(node, tun, underlay, arguments.api_addr)
     os.close(tun)
     return 0
