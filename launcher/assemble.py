@@ -89,8 +89,10 @@ PACKED_CHANGES = 8 << 10
 # The package of the files that the tool reads.
 DATA = "mycelium_ctl.share"
 
-# Functions of libc that snapshot.c and main.c replace.
-WRAPPED = ["malloc", "calloc", "realloc", "free", "pthread_self", "_dl_get_origin"]
+# Functions of libc that snapshot.c and main.c replace, and one of CPython, in packed.c.
+WRAPPED = """
+    malloc calloc realloc free pthread_self _dl_get_origin PyMarshal_ReadObjectFromString
+"""
 
 
 # What this machine needs to execute what it builds.
@@ -145,7 +147,7 @@ class Toolchain:
             "-static",
             "-Wl,--gc-sections,--build-id=none,-z,relro,-z,now",
             "-Wl,-z,noseparate-code",  # two segments to map instead of four: 0.04 ms
-            *[f"-Wl,--wrap={function}" for function in WRAPPED],
+            *[f"-Wl,--wrap={function}" for function in WRAPPED.split()],
             *[f"-Wl,--defsym={name.lstrip('.')}_size={size}" for name, size in room.items()],
             *[f"-Wl,-T,{self._objects / 'layout.ld'}", f"-Wl,-T,{LAUNCHER / 'snapshot.ld'}"],
         ]
@@ -288,7 +290,8 @@ def freeze_modules(
     }
     freeze.write_tables(
         freeze.for_plugin(library, shared, system),
-        system | shared | of_tool,
+        system | shared,
+        freeze.compress(of_tool, output.with_name("modules")),
         needed.built_in,
         output,
     )

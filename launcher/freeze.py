@@ -7,9 +7,12 @@ Must run under exactly the CPython that is embedded: each version has its own by
 from __future__ import annotations
 
 import marshal
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
+
+from archive import run
 
 # CPython's own import system, under the names by which its C code asks for it.
 IMPORT_SYSTEM = {
@@ -17,6 +20,10 @@ IMPORT_SYSTEM = {
     "_frozen_importlib_external": "importlib/_bootstrap_external.py",
     "zipimport": "zipimport.py",
 }
+
+
+# Bytes that compressed modules have in common: half a module in twenty.
+_DICTIONARY = 256 << 10
 
 
 class Frozen(NamedTuple):
@@ -56,43 +63,83 @@ def for_plugin(
     }
 
 
+class Compressed(NamedTuple):
+    """Modules, each as a Zstandard frame of its own, and the dictionary for all (packed.c)."""
+
+    modules: dict[str, Frozen]
+    dictionary: bytes
+
+
+def compress(modules: dict[str, Frozen], folder: Path) -> Compressed:
+    """Compress these modules."""
+    shutil.rmtree(folder, ignore_errors=True)
+    frames = folder / "frames"
+    frames.mkdir(parents=True)
+    files = [folder / name for name in modules]
+    for file, module in zip(files, modules.values(), strict=True):
+        file.write_bytes(module.code)
+    dictionary = folder / "dictionary"
+    run("zstd", "--quiet", "--train", f"--maxdict={_DICTIONARY}", "-o", dictionary, *files)
+    options = ["--quiet", "-19", "--single-thread", "--no-check", "--no-dictID"]
+    run("zstd", *options, "-D", dictionary, "--output-dir-flat", frames, *files)
+    made = {
+        name: module._replace(code=(frames / f"{name}.zst").read_bytes())
+        for name, module in modules.items()
+    }
+    return Compressed(made, dictionary.read_bytes())
+
+
 def write_tables(
-    plugin: dict[str, Frozen], tool: dict[str, Frozen], built_in: Iterable[str], output: Path
+    plugin: dict[str, Frozen],
+    tool: dict[str, Frozen],
+    compressed: Compressed,
+    built_in: Iterable[str],
+    output: Path,
 ) -> None:
-    """Write the tables of modules of both interpreters, as C, and their code beside it.
+    """Write the tables of modules of both interpreters, as C, and their code beside it. The tool's
+    has the compressed ones, too.
 
     `built_in` are the modules in C that the plugin imports.
     """
-    offsets: dict[bytes, int] = {}
-    content = b""
-    for module in [*plugin.values(), *tool.values()]:
-        if module.code not in offsets:
-            offsets[module.code] = len(content)
-            content += module.code
-    code = output.with_suffix(".bin")
-    code.write_bytes(content)
+    places: dict[bytes, str] = {}
+    definitions = []
+    for symbol, section, parts in (
+        ("packed_modules", ".modules", [each.code for each in compressed.modules.values()]),
+        ("packed_dictionary", ".rodata.modules", [compressed.dictionary]),
+        ("modules", ".rodata.modules", [each.code for each in [*plugin.values(), *tool.values()]]),
+    ):
+        content = b""
+        for part in parts:
+            if part not in places:
+                places[part] = f"{symbol} + {len(content)}"
+                content += part
+        file = output.with_name(f"{symbol}.bin")
+        file.write_bytes(content)
+        definitions.append(_INCLUDED.format(symbol=symbol, section=section, file=file.name))
     output.write_text(
         '#include "Python.h"\n#include "internal/pycore_import.h"\n'
-        + _CODE.format(file=code.name)
-        + _table("plugin_modules", plugin, offsets)
-        + _table("tool_modules", tool, offsets)
+        + "".join(definitions)
+        + _table("plugin_modules", plugin, places)
+        + _table("tool_modules", tool | compressed.modules, places)
         + _names("plugin_imports", [*sorted(built_in), *plugin])
         + _NO_OTHERS
     )
 
 
-_CODE = """\
-__asm__(".pushsection .rodata.modules, \\"a\\"\\n"
-        "modules: .incbin \\"{file}\\"\\n"
+_INCLUDED = """\
+__asm__(".pushsection {section}, \\"a\\"\\n"
+        ".global {symbol}, {symbol}_end\\n"
+        "{symbol}: .incbin \\"{file}\\"\\n"
+        "{symbol}_end:\\n"
         ".popsection");
-extern const unsigned char modules[];
+extern const unsigned char {symbol}[];
 """
 
 
-def _table(name: str, modules: dict[str, Frozen], offsets: dict[bytes, int]) -> str:
+def _table(name: str, modules: dict[str, Frozen], places: dict[bytes, str]) -> str:
     rows = [
-        f'    {{"{module}", modules + {offsets[frozen.code]}, {len(frozen.code)},'
-        f" {int(frozen.is_package)}, NULL}},\n"
+        f'    {{"{module}", {places[frozen.code]}, {len(frozen.code)}, {int(frozen.is_package)},'
+        " NULL},\n"
         for module, frozen in modules.items()
     ]
     return f"const struct _frozen {name}[] = {{\n{''.join(rows)}    {{0}},\n}};\n"
