@@ -11,7 +11,7 @@ from mycelium_cni.cni.errors import CniError
 from mycelium_cni.kernel import netlink as nl
 from mycelium_cni.kernel.address import format_address
 from mycelium_cni.kernel.facts import Address, Fact, Object, Proxy, Route
-from mycelium_cni.kernel.link import find_link
+from mycelium_cni.kernel.link import find_link, list_veths
 from mycelium_cni.node import facts, prepare, subnet
 from mycelium_cni.node.marks import BRIDGE_GROUP, PROTOCOL
 from mycelium_cni.overlay import on_mycelium
@@ -74,12 +74,9 @@ class Guard(Fact):
 
 
 def _loaded(seen: Snapshot) -> guard.Loaded:
-    """The guard's tables, read once for all networks and checks."""
-
-    def read() -> guard.Loaded:
-        return guard.Loaded([link for link in seen.links.values() if link.kind == "veth"])
-
-    return seen.once("guard", read)
+    """The guard's tables, read once for all networks and checks. The links are read anew: of a pod
+    that was deleted since `seen` read them the tables have nothing."""
+    return seen.once("guard", lambda: guard.Loaded(list_veths(seen.socket)))
 
 
 class Expected:
