@@ -69,7 +69,6 @@ def test_nothing_of_the_node_changes_but_what_is_documented(command: list[str], 
             ("unreachable", OVERLAY),
             ("unreachable", f"{subnet}::/64"),
             ("local", own),
-            (None, own),
         }
 
         settings = [before["sysctls"], after["sysctls"]]
