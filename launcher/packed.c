@@ -66,6 +66,8 @@ packed_open(enum packed_part part)
         fail(ENOMEM);
     if (!is_mapped && mprotect(start, size, PROT_READ | PROT_EXEC) != 0)
         fail(errno);
+    // It is not read again, and would count as this process's memory: 2.6 MB.
+    madvise(packed_start, (size_t)(packed_end - packed_start), MADV_DONTNEED);
 }
 
 static void
