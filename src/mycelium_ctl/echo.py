@@ -31,7 +31,9 @@ _SO_RCVBUFFORCE, _ROOM = 33, 8 << 20  # asm-generic/socket.h; bytes, for some 10
 ROUND_S: Final = 0.2  # for the answers to one round of many
 # The kernel answers echo requests through one socket per CPU that all network namespaces share,
 # and drops an answer when others have filled it (net/ipv6/icmp.c): one lost answer proves little.
-ROUNDS: Final = 3
+# And a neighbour whose MAC somebody asked for in vain is asked again after a second only
+# (RETRANS_TIMER, RFC 4861 section 10): less than that of silence proves nothing.
+ROUNDS: Final = 6
 
 
 class Answer(NamedTuple):

@@ -636,6 +636,19 @@ def _judge(checked: CheckedNode, fault: Fault) -> None:
         await_fact(lambda: checked.lost() == [], f"all ways after {fault.name} was undone")
 
 
+def test_a_neighbour_that_was_asked_for_in_vain_is_given_time_to_be_asked_again(
+    checked_nodes: CheckedNodes,
+) -> None:
+    """The kernel asks for a MAC once a second, and pods ask all the time."""
+    with checked_nodes.of("bridge") as checked:
+        checked.shell("ip link set $LINK down")
+        for pod, other in ((checked.web, checked.neighbour), (checked.db, checked.address)):
+            assert pod.ping(other, wait_s=0.1) is None
+        checked.shell("ip link set $LINK up")
+        await_fact(lambda: checked.node.ping(checked.address) is not None, "the pod answers")
+        assert checked.doctor("reach") == []
+
+
 KINDS = {
     "address of the pod": "$IN ip address del $ADDR/$BITS dev eth0",
     "prefix length": "$IN ip address del $ADDR/$BITS dev eth0; $IN ip address add $ADDR/7 dev eth0",

@@ -24,7 +24,7 @@ AT_ONCE: Final = 256  # pods that ask at the same time, with a socket each
 # namespaces of the machine share, of 1,024 by default (gc_thresh3).
 NEIGHBOURS_ASKED: Final = 128
 OTHERS_ASKED: Final = 8  # nodes of the overlay: some are off, some do not answer
-OVERLAY_ROUND_S: Final = 0.5
+OVERLAY_ROUND_S: Final = 0.25
 MOST_LOOKED: Final = 8  # silent pods for which it looks for what may drop their packets
 
 
