@@ -81,13 +81,14 @@ class Report:
         def at(measure: str, candidate: str = STATIC) -> float:
             return self.figures[measure][candidate].median
 
-        first, last = self.size.levels[0], self.size.levels[-1]
+        last = self.size.levels[-1]
         add, delete, peak = at("ADD"), at("DEL"), "peak memory of ADD"
         stale = f"GC of {self.size.stale} stale"
         burst = f"{self.size.burst} ADDs, {PARALLEL[-1]} at a time"
         alone = at(stale, KERNEL)
         packet = self.figures["first packet"][STATIC].p90
-        grown = at(f"ADD of pod {last}") / at(f"ADD of pod {first}")
+        # Not that of pod 1 in turns with it: what grows is in part the machine's, not the node's.
+        grown = at(f"ADD of pod {last}") / add
         first_add = max(
             at("the node's first ADD", mode) / at("ADD", mode) for mode in (STATIC, BRIDGE_MODE)
         )
@@ -111,7 +112,7 @@ class Report:
             Target("first packet after ADD answered within 5 ms (nine of ten)", packet, 5, " ms"),
             # A wait for each link would be dozens of times what one request for all of them takes.
             Target(f"{stale} in one kernel wait (1.5 x one request)", at(stale) / alone, 1.5),
-            Target(f"ADD of pod {last} at most 1.3 x of pod {first}", grown, 1.3),
+            Target(f"ADD of pod {last} at most 1.3 x of one where there are few", grown, 1.3),
             Target(f"{burst} at most 1.3 x the C floor", at(burst) / at(burst, FLOOR), 1.3),
             Target("peak memory at most 1.5 x the Go plugin's", at(peak) / at(peak, BRIDGE), 1.5),
             Target("the file at most 10 MB", at("size"), 10, " MB"),
@@ -245,7 +246,7 @@ _LIMITS: Final = (
     " less on a busy machine with a thousand namespaces: links have one queue, and the directory of"
     " the settings is looked up once for each namespace. Making the pair is a fifth of it.",
     "- Above the floor an ADD has an interpreter: two million instructions, a file of which 2"
-    " MB are mapped and read, and some 240 pages that the kernel copies or makes. In a process"
+    " MB are mapped and read, and some 180 pages that the kernel copies or makes. In a process"
     " that lives for two milliseconds nothing is in the processor's caches.",
     "- In a burst every processor is busy all the time, for the floor too, so its ratio is that"
     " of the CPU time of one ADD, and no waiting hides it.",
@@ -260,9 +261,9 @@ _LIMITS: Final = (
     " alternative name and the gateway's proxy entry: 0.3 ms, two to three times that in a process"
     " that has nothing in its caches ([what grows](internals.md#what-an-add-spends)).",
     "- It also keeps the directory `net/ipv6` of all namespaces in one hash chain, where a look-up"
-    " takes 0.17 ms with a thousand of them. From 128 on ADD looks in a procfs of its own. In the"
-    " measure of pod 1,000 the first pods look in that chain, which has those 128 for each node of"
-    " the bench, so that their ADD takes longer than on a machine with one node.",
+    " takes 0.17 ms with a thousand of them. From 128 on ADD looks in a procfs of its own. The rows"
+    " of pods 1 and 10 are of nodes beside which others have a thousand: their ADDs look in that"
+    " chain, and take longer than on a machine with one node, which the row ADD shows.",
 )
 
 _METHOD: Final = (
