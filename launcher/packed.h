@@ -5,7 +5,7 @@
 // What is compressed in this file, in this order.
 enum packed_part {
     PACKED_VARIABLES, // the section .state, as the linker made it
-    PACKED_TOOL,      // code and constants that only the tool uses, and the modules in Python
+    PACKED_TOOL,      // code and constants that only the tool uses, modules of the plugin among them
     PACKED_OPENSSL,   // the same of OpenSSL and _ssl
 };
 

@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+FACTS = ROOT / "build/launcher/facts-amd64.json"
 
 
 @pytest.fixture(scope="session")
@@ -17,3 +21,24 @@ def executable() -> Path:
     if not path.is_file():
         pytest.fail(f"{path} is not there: make dist")
     return path
+
+
+@pytest.fixture
+def checkout(executable: Path, tmp_path: Path) -> Path:
+    """A copy of what the executable is built of, to be changed."""
+    for name in ("launcher", "src"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "LICENSE", tmp_path)
+    return tmp_path
+
+
+def assemble(checkout: Path, output: Path) -> subprocess.CompletedProcess[str]:
+    """Build an executable of it, with what was fetched for this one."""
+    interpreter = json.loads(FACTS.read_text())["interpreter"]
+    return subprocess.run(
+        [interpreter, "-SsE", checkout / "launcher/assemble.py", FACTS, output],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=checkout,
+    )

@@ -4,27 +4,22 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from protocol.hosts import NODE, Host, Pod
+from protocol.calls import Plugin, network
+from protocol.hosts import Host, Pod, mycelium_host
 
-from .conftest import ROOT
-
-CONF = {"cniVersion": "1.1.0", "name": "overlay", "type": "mycelium-cni"}
-FACTS = ROOT / "build/launcher/facts-amd64.json"
+from .conftest import assemble
 
 
 @pytest.fixture
 def host() -> Iterator[Host]:
-    host = Host()
-    host.give_tun("mycelium", f"{NODE}/7")
-    yield host
-    host.stop()
+    with mycelium_host() as host:
+        yield host
 
 
 def call(
@@ -32,22 +27,9 @@ def call(
 ) -> tuple[dict[str, object], int]:
     """What it prints, and how often it used memory that it did not have."""
     watch = ["strace", "-f", "-e", "trace=none", "-e", "signal=SIGSEGV", "-o", str(trace)]
-    done = subprocess.run(
-        host.argv(*watch, str(executable)),
-        env={
-            "CNI_COMMAND": verb,
-            "CNI_CONTAINERID": pod.container,
-            "CNI_NETNS": pod.path,
-            "CNI_IFNAME": "eth0",
-            "CNI_PATH": "/opt/cni/bin",
-        },
-        input=json.dumps(CONF | keys),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode in (0, 1), done.stderr
-    return json.loads(done.stdout or "{}"), trace.read_text().count("--- SIGSEGV")
+    plugin = Plugin([*watch, str(executable)], host)
+    outcome = plugin.call(verb, network(**keys), pod, {"CNI_PATH": "/opt/cni/bin"})
+    return json.loads(outcome.out or "{}"), trace.read_text().count("--- SIGSEGV")
 
 
 def test_the_executable_has_less_than_10_mb(executable: Path) -> None:
@@ -76,21 +58,18 @@ def test_no_verb_uses_what_is_compressed(host: Host, executable: Path, tmp_path:
 
 @pytest.mark.timeout(300)
 def test_a_call_that_uses_it_all_the_same_ends_as_any(
-    host: Host, executable: Path, tmp_path: Path
+    host: Host, executable: Path, checkout: Path
 ) -> None:
-    for name in ("launcher", "src"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "LICENSE", tmp_path)
-    script = tmp_path / "launcher/assemble.py"
+    script = checkout / "launcher/assemble.py"
     listed = script.read_text()
     script.write_text(listed.replace(" socketmodule ", " "))
     assert script.read_text() != listed
-    other = tmp_path / "mycelium-cni"
-    interpreter = json.loads(FACTS.read_text())["interpreter"]
-    subprocess.run([interpreter, "-SsE", script, FACTS, other], check=True, cwd=tmp_path)
+    other = checkout / "mycelium-cni"
+    done = assemble(checkout, other)
+    assert done.returncode == 0, done.stderr
 
     pod = host.pod()
-    trace = tmp_path / "trace"
+    trace = checkout / "trace"
     result, faults = call(host, other, "ADD", pod, trace)
     assert faults == 1
     assert call(host, executable, "CHECK", pod, trace, prevResult=result) == ({}, 0)

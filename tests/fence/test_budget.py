@@ -19,7 +19,8 @@ from typing import NamedTuple
 
 import pytest
 
-from protocol.hosts import NODE, Host
+from protocol.calls import attachment_env
+from protocol.hosts import Host, mycelium_host
 
 ROOT = Path(__file__).resolve().parents[2]
 UNSTRIPPED = ROOT / "build/launcher/objects-amd64/mycelium-cni"
@@ -38,10 +39,8 @@ class Cost(NamedTuple):
 @pytest.fixture
 def host() -> Iterator[Host]:
     """A node of this test's own, so that the kernel's answers have the same length every time."""
-    host = Host()
-    host.give_tun("mycelium", f"{NODE}/7")
-    yield host
-    host.stop()
+    with mycelium_host() as host:
+        yield host
 
 
 def call(host: Host, verb: str, *prefix: str) -> None:
@@ -51,13 +50,7 @@ def call(host: Host, verb: str, *prefix: str) -> None:
     pod = host.pod()
     done = subprocess.run(
         host.argv(*prefix, str(UNSTRIPPED)),
-        env={
-            "PATH": os.environ["PATH"],
-            "CNI_COMMAND": verb,
-            "CNI_CONTAINERID": pod.container,
-            "CNI_NETNS": pod.path,
-            "CNI_IFNAME": "eth0",
-        },
+        env={"PATH": os.environ["PATH"], "CNI_COMMAND": verb, **attachment_env(pod)},
         input=CONF,
         capture_output=True,
         text=True,

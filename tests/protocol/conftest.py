@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from .calls import Plugin
-from .hosts import NODE, ChangeMonitor, Host, Pod
+from .hosts import NODE, ChangeMonitor, Host, Pod, mycelium_host
 
 MakeMonitor = Callable[[str], ChangeMonitor]
 
@@ -17,10 +17,8 @@ MakeMonitor = Callable[[str], ChangeMonitor]
 @pytest.fixture(scope="session")
 def host() -> Iterator[Host]:
     """A node with its Mycelium interface, shared by all tests of this process."""
-    host = Host()
-    host.give_tun("mycelium", f"{NODE}/7")
-    yield host
-    host.stop()
+    with mycelium_host() as host:
+        yield host
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,8 @@ import struct
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import pytest
@@ -173,6 +174,15 @@ class Host:
             assert stream is not None
             stream.close()
         self._keeper.wait(timeout=20)
+
+
+@contextmanager
+def mycelium_host() -> Iterator[Host]:
+    """A node with its Mycelium interface."""
+    host = Host()
+    host.give_tun("mycelium", f"{NODE}/7")
+    yield host
+    host.stop()
 
 
 class Pod:
