@@ -17,6 +17,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mount.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -96,6 +97,13 @@ static long run(const struct step *step, const char *data) {
 		            sizeof(struct sockaddr_nl));
 	case 'Q': // poll(2) for input; the argument is the timeout
 		return poll(&(struct pollfd){step->fd, POLLIN, 0}, 1, (int)step->argument);
+	case 'A': // fsopen(2): the kind of file system
+		return fsopen(data, step->argument);
+	case 'G': // fsconfig(2): a command without a key
+		return fsconfig(step->fd, step->argument, NULL, NULL, 0);
+	case 'M': // fsmount(2): flags, attributes
+		memcpy(option, data, 2 * sizeof *option);
+		return fsmount(step->fd, (unsigned)option[0], (unsigned)option[1]);
 	case 'P': // openat(2); without a descriptor the path is whole
 		return openat(step->fd ? step->fd : AT_FDCWD, data, (int)step->argument);
 	case 'R': // read(2) too, which no file is asked for twice

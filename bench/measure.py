@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any, Final
@@ -18,6 +19,7 @@ from bench import traffic
 from bench.candidates import (
     Candidate,
     Executables,
+    Floor,
     Pod,
     bridge_of_grid,
     floor,
@@ -36,13 +38,14 @@ STATIC: Final = "mycelium-cni, static"
 PIP: Final = "mycelium-cni, pip"
 BRIDGE_MODE: Final = "mycelium-cni, static, bridge mode"
 FLOOR: Final = "C floor"
+FLOOR_BRIDGE: Final = "C floor, bridge mode"
 GRID: Final = "the grid's Go plugin"
 BRIDGE: Final = "bridge + host-local"
 PTP: Final = "ptp + host-local"
 LOOPBACK: Final = "loopback"
 KERNEL: Final = "the kernel alone"
 _ORDER: Final = (
-    *(STATIC, BRIDGE_MODE, PIP, FLOOR, KERNEL, LOOPBACK, BRIDGE, GRID, PTP),
+    *(STATIC, BRIDGE_MODE, PIP, FLOOR, FLOOR_BRIDGE, KERNEL, LOOPBACK, BRIDGE, GRID, PTP),
     *(traffic.UNGUARDED, traffic.TRACKED, traffic.GUARDED, traffic.HOSTS, traffic.PODS),
 )
 
@@ -86,9 +89,9 @@ QUICK: Final = Size(
     packet_rounds=4,
     burst=8,
     burst_repeats=1,
-    levels=(1, 4, 12),
+    levels=(1, 4, 150),  # from 128 on ADD mounts a procfs
     level_rounds=3,
-    tool_levels=(4, 12),
+    tool_levels=(4, 150),
     tool_rounds=2,
     stale=12,
     gc_rounds=2,
@@ -151,12 +154,12 @@ class Bench:
         self.loopback: Final = Candidate(
             LOOPBACK, [str(folder / "loopback")], {"type": "loopback"}, str(folder)
         )
-        bridged = ours(BRIDGE_MODE, programs.static, mode="bridge")
+        self.bridged: Final = ours(BRIDGE_MODE, programs.static, mode="bridge")
+        candidates = (self.static, self.pip, self.bridge, self.ptp, self.bridged)
         self.nodes: Final = {
-            each.name: testbed.node(f"node{number}")
-            for number, each in enumerate((self.static, self.pip, self.bridge, self.ptp, bridged))
+            each.name: testbed.node(f"node{number}") for number, each in enumerate(candidates)
         }
-        for candidate in (self.static, self.pip, self.bridge, self.ptp, bridged):
+        for candidate in candidates:
             self._warm_up(candidate, self.nodes[candidate.name])
         others = [self.bridge]
         if programs.grid and programs.daemon:
@@ -165,11 +168,12 @@ class Bench:
             bridge_of_grid(testbed, self.nodes[GRID])
             self._warm_up(theirs, self.nodes[GRID])
             others.append(theirs)
-        pod = self._pods("recording", 1)[0]
-        node = self.nodes[STATIC]
-        self.floor: Final = floor(testbed, programs.floor, self.static, node, pod)
-        self.nodes[FLOOR] = node
-        self.attaching: Final = [self.static, self.pip, bridged, self.floor, *others]
+        self.floor: Final = self._floor(self.static, self.nodes[STATIC])
+        beneath_bridged = self._floor(self.bridged, self.nodes[BRIDGE_MODE])
+        self.nodes[FLOOR], self.nodes[FLOOR_BRIDGE] = self.nodes[STATIC], self.nodes[BRIDGE_MODE]
+        self.attaching: Final = [
+            *(self.static, self.pip, self.bridged, self.floor, beneath_bridged, *others)
+        ]
 
     @property
     def figures(self) -> Figures:
@@ -289,34 +293,36 @@ class Bench:
 
     def growth(self) -> None:
         """ADD of the n-th pod of a node, for several n in turns: nodes with n-1 pods, side by
-        side, so that all are measured in the same state of the machine."""
-        first, last = self.size.levels[0], self.size.levels[-1]
-        nodes: dict[tuple[str, int], str] = {}
-        for level in self.size.levels:
-            pods = self._pods(f"level{level}", level - 1)
-            for candidate, kind in ((self.static, "ours"), (self.bridge, "bridge")):
-                if candidate is self.bridge and level not in (first, last):
-                    continue
-                node = self.testbed.node(f"{kind}-with-{level - 1}")
-                nodes[candidate.name, level] = node
-                self._warm_up(candidate, node)
-                # The bridge's pods live in the same namespaces: a second interface does no harm.
-                self._attach(candidate, node, pods, CNI_IFNAME=f"{kind[:4]}0")
+        side, so that all are measured in the same state of the machine. Some only of the first
+        and of the last, among them the floors, each recorded on the node where it is measured."""
+        levels = self.size.levels
+        pods = {level: self._pods(f"level{level}", level - 1) for level in levels}
+        nodes = {level: self._full("routed", self.static, pods[level]) for level in levels}
+        measured = [(self.static, level, nodes[level]) for level in levels]
+        ends = (levels[0], levels[-1])
+        for level in ends:
+            measured.append((self.bridge, level, self._full("bridge", self.bridge, pods[level])))
         time.sleep(1)
-        self._ask_the_tool({n: nodes[STATIC, n] for n in self.size.tool_levels})
+        self._ask_the_tool({n: nodes[n] for n in self.size.tool_levels})
+        for level in ends:
+            bridged = self._full("bridged", self.bridged, pods[level])
+            beneath = self._floor(self.static, nodes[level])
+            beneath_bridged = self._floor(self.bridged, bridged)
+            measured += [
+                (self.bridged, level, bridged),
+                (beneath, level, nodes[level]),
+                (beneath_bridged, level, bridged),
+            ]
+        time.sleep(1)
+        measured.sort(key=itemgetter(1))
         for turn in self._turns(self.size.level_rounds):
-            for level in self.size.levels:
-                for candidate in (self.static, self.bridge):
-                    if (candidate.name, level) not in nodes:
-                        continue
-                    node = nodes[candidate.name, level]
-                    pod = self._pods(f"nth-{turn}-{level}-{candidate.name.split()[0]}", 1)[0]
-                    done = self.testbed.run([candidate.call(self.testbed, "ADD", node, pod)])[0]
-                    self._note(f"ADD of pod {level}", candidate, done.ms)
-                    done = self.testbed.run([candidate.call(self.testbed, "DEL", node, pod)])[0]
-                    self._note(f"DEL of pod {level}", candidate, done.ms)
-                    time.sleep(_SETTLE_S)
-                    self.testbed.remove([pod.netns])
+            attached = self._pods(f"nth-{turn}", len(measured))
+            for pod, (candidate, level, node) in zip(attached, measured, strict=True):
+                for verb in ("ADD", "DEL"):
+                    done = self.testbed.run([candidate.call(self.testbed, verb, node, pod)])[0]
+                    self._note(f"{verb} of pod {level}", candidate, done.ms)
+                time.sleep(_SETTLE_S)
+            self.testbed.remove([pod.netns for pod in attached])
 
     def traffic(self) -> None:
         """TCP, small packets and errors between two pods, with the guard and without, and with
@@ -375,6 +381,19 @@ class Bench:
         self.testbed.run([candidate.call(self.testbed, "DEL", node, pod)])
         time.sleep(_SETTLE_S)
         self.testbed.remove([pod.netns])
+
+    def _floor(self, plugin: Candidate, node: str) -> Floor:
+        """The floor beneath a plugin on this node, as it is now."""
+        pod = self._pods(f"recorded-{self._numbers}", 1)[0]
+        return floor(self.testbed, self._programs.floor, plugin, node, pod)
+
+    def _full(self, kind: str, candidate: Candidate, pods: Sequence[Pod]) -> str:
+        """A new node with these pods. They may be another node's too: a further interface does no
+        harm."""
+        node = self.testbed.node(f"{kind}-with-{len(pods)}")
+        self._warm_up(candidate, node)
+        self._attach(candidate, node, pods, CNI_IFNAME=f"{kind}0")
+        return node
 
     def _attach(
         self, candidate: Candidate, node: str, pods: Sequence[Pod], **environment: str

@@ -7,6 +7,7 @@ Recorded from the executable itself, so the floor follows every change of the pl
 from __future__ import annotations
 
 import re
+import socket
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -139,7 +140,9 @@ class _Reader:
         self._folder = folder
         self._recorded = recorded
         self._host_link = recorded.words()[2]
+        self._pod_mac = recorded.words()[4]
         self._ends = {_HOST_END: 0, _POD_END: 0}
+        self._netfilter: set[int] = set()  # descriptors of sockets to nfnetlink
 
     def steps(self, pid: int, inherited: dict[int, int] | None = None) -> Iterator[Step]:
         # descriptor → the end of the pair that lies in its namespace
@@ -153,8 +156,14 @@ class _Reader:
                 continue
             if call.name == "socket":
                 ours[call.result] = here
-                kinds = struct.pack("=3i", *map(_number, call.arguments))
-                yield Step("S", call.result, data=kinds)
+                kinds = list(map(_number, call.arguments))
+                if kinds[::2] == [socket.AF_NETLINK, nl.NETLINK_NETFILTER]:
+                    self._netfilter.add(call.result)
+                yield Step("S", call.result, data=struct.pack("=3i", *kinds))
+            elif call.name == "fsopen":
+                ours[call.result] = here
+                kind = first.strip('"').encode() + b"\0"
+                yield Step("A", argument=_number(call.arguments[1]), data=kind)
             elif call.name == "openat":
                 path = call.arguments[1].strip('"')
                 below = max(fd, 0)  # 0: no directory
@@ -182,6 +191,11 @@ class _Reader:
                 yield Step("Q", int(polled[1]), int(polled[2]))
             elif fd not in ours:
                 continue
+            elif call.name == "fsconfig":
+                yield Step("G", fd, _number(call.arguments[1]))
+            elif call.name == "fsmount":
+                ours[call.result] = here
+                yield Step("M", fd, data=struct.pack("=2i", *map(_number, call.arguments[1:])))
             elif call.name == "bind" and (groups := _GROUPS.search(", ".join(call.arguments))):
                 yield Step("B", fd, _number(groups[1]))
             elif call.name == "setsockopt":
@@ -189,7 +203,7 @@ class _Reader:
                 option = struct.pack("=3i", *map(_number, words))
                 yield Step("O", fd, data=option)
             elif call.name == "sendto":
-                patches = tuple(self._patches(call.data, ours[fd]))
+                patches = tuple(self._patches(call.data, fd, ours[fd]))
                 if child:  # from here on the parent only waits
                     yield Step("U", fd, data=call.data, patches=patches)
                     return
@@ -214,6 +228,7 @@ class _Reader:
                 yield Step("W", fd, data=call.data)
             elif call.name == "close":
                 del ours[fd]
+                self._netfilter.discard(fd)
                 yield Step("C", fd)
 
     def _learn(self, answer: bytes) -> bool:
@@ -226,9 +241,14 @@ class _Reader:
         self._ends[_POD_END] = nl.u32(attributes[nl.IFLA_LINK])
         return True
 
-    def _patches(self, batch: bytes, end: int) -> Iterator[tuple[int, int]]:
+    def _patches(self, batch: bytes, fd: int, end: int) -> Iterator[tuple[int, int]]:
         """The places in a batch that hold the index of the pair's end in this namespace."""
         index = self._ends[end]
+        if fd in self._netfilter:
+            # The guard's sets know a pod by its port and, next to it, its MAC.
+            key = struct.pack("=I", index) + self._pod_mac
+            yield from ((found.start(), end) for found in re.finditer(re.escape(key), batch))
+            return
         start = 0
         while index and start < len(batch):
             length, kind = struct.unpack_from("=IH", batch, start)
