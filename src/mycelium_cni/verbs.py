@@ -79,7 +79,7 @@ def add(request: Request, network: Network, reply: Reply) -> str:
             used = bool(options.address) or config.addressing == "stable"
             if used:
                 guard.end_former(wanted, address)
-            datapath.raise_host_link(host, shape)
+            datapath.raise_host_link(host, shape, undo)
             # Before the link is awaited, which another processor may be bringing up.
             gateway = format_address(shape.gateway)
             result.add(
@@ -107,9 +107,10 @@ def add(request: Request, network: Network, reply: Reply) -> str:
             )
             result.dns = options.dns or config.dns or result.dns
             datapath.await_carrier(host, pod, shape)
-            datapath.reach_pod(host, shape, undo)
-            if bridge and (used or options.mac):
-                datapath.announce(pod, shape)
+            if bridge:
+                datapath.require_way(host, shape)
+                if used or options.mac:
+                    datapath.announce(pod, shape)
             datapath.await_address(pod, shape)
             prepare.prepare(host, node, config.service_networks, undo)
             reply(result.in_version(network.cni_version))

@@ -402,6 +402,7 @@ FAULTS = [
         "ip -6 route add $FAR dev $NEXT",
         "overlay-routes",
         "run",
+        modes=ROUTED,  # a bridge port has no IPv6
     ),
     Fault(
         "the bridge's route deleted",

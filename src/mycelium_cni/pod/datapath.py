@@ -272,17 +272,28 @@ def taken(what: str, holder: Link | None) -> CniError:
     return CniError(ADDRESS_TAKEN, f"{what} is taken by {name}{owner}")
 
 
-def raise_host_link(host: nl.Socket, shape: Shape) -> None:
-    """Host side, first half. It needs no undo: all of it goes with the link. Raises CniError
-    (ADDRESS_TAKEN) if somebody on the bridge has the pod's MAC."""
+def raise_host_link(host: nl.Socket, shape: Shape, undo: Undo) -> None:
+    """Host side. The pod link is up, so the host link has its carrier at once; what follows need
+    not wait for the link watch, which another processor runs meanwhile (`await_carrier`).
+
+    Raises CniError (ADDRESS_TAKEN) if somebody on the bridge has the pod's MAC, or the node has
+    another route to its address.
+    """
     for switch in facts.host_switches(shape):
         switch.restore(host)
-    try:
-        host.request(*[fact.message() for fact in facts.host_link(shape)])
-    except nl.NetlinkError as error:
-        if error.errno != EEXIST:
-            raise
-        raise _mac_taken(host, shape) from None
+    wanted = [*facts.host_link(shape), *facts.host_reach(shape)]
+    messages = [fact.message() for fact in wanted]
+    if shape.bridge:  # all else goes with the link
+        undo.push(forget_neighbour, host, shape.bridge.index, shape.address)
+    else:
+        # A firewall that drops the pod's answers would cut it off within a minute (docs/adr/0002).
+        messages += [fact.validated() for fact in wanted if isinstance(fact, Neighbour)]
+    refused = host.attempt(*messages)
+    for place in sorted(refused):
+        if refused[place].errno == EEXIST:
+            raise _mac_taken(host, shape) if shape.bridge else _route_taken(shape)
+        if place < len(wanted) or refused[place].errno != EINVAL:  # before Linux 6.17
+            raise refused[place]
     # While the link watch walks the node's routes, so that nothing waits for the grace period.
     host.proc = None
 
@@ -298,34 +309,19 @@ def _mac_taken(host: nl.Socket, shape: Shape) -> CniError:
     return taken(f"MAC {format_mac(shape.pod.mac)}", holder)
 
 
-def reach_pod(host: nl.Socket, shape: Shape, undo: Undo) -> None:
-    """Host side, second half, once there is a carrier."""
-    wanted = facts.host_reach(shape)
-    messages = [fact.message() for fact in wanted]
-    if shape.bridge:
-        undo.push(forget_neighbour, host, shape.bridge.index, shape.address)
-    else:
-        # A firewall that drops the pod's answers would cut it off within a minute (docs/adr/0002).
-        messages += [fact.validated() for fact in wanted if isinstance(fact, Neighbour)]
-    refused = host.attempt(*messages)
-    for place in sorted(refused):
-        if refused[place].errno == EEXIST:
-            address = format_address(shape.address)
-            raise CniError(
-                ADDRESS_TAKEN,
-                f"the node has another route to {address}",
-                f"`ip -6 route show {address}` shows it: remove it",
-            )
-        if place < len(wanted) or refused[place].errno != EINVAL:  # before Linux 6.17
-            raise refused[place]
-    # The route to a routed pod is its own, and comes before all but another to the same address.
-    if shape.bridge:
-        require_way(host, shape)
+def _route_taken(shape: Shape) -> CniError:
+    address = format_address(shape.address)
+    return CniError(
+        ADDRESS_TAKEN,
+        f"the node has another route to {address}",
+        f"`ip -6 route show {address}` shows it: remove it",
+    )
 
 
 def require_way(host: nl.Socket, shape: Shape) -> None:
-    """Raises CniError (ADDRESS_TAKEN) if the node's routes do not lead the pod's packets to its
-    bridge: another takes them, or the bridge's own is lost. Rules before the main table are not
+    """Raises CniError (ADDRESS_TAKEN) if the node's routes do not lead a bridged pod's packets to
+    its bridge: another takes them, or the bridge's own is lost. A routed pod has a route of its
+    own, which comes before all but another to the same address. Rules before the main table are not
     judged: they need not apply to all packets."""
     try:
         answer = host.read(nl.get_route("read the route to the pod", shape.address))
