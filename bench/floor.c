@@ -92,9 +92,6 @@ static long run(const struct step *step, const char *data) {
 		if (recv(step->fd, received, sizeof received, 0) < 0 && errno != EAGAIN)
 			return -1;
 		return 0;
-	case 'B': // bind(2) to groups of notifications
-		return bind(step->fd, (struct sockaddr *)&(struct sockaddr_nl){AF_NETLINK, 0, 0, step->argument},
-		            sizeof(struct sockaddr_nl));
 	case 'Q': // poll(2) for input; the argument is the timeout
 		return poll(&(struct pollfd){step->fd, POLLIN, 0}, 1, (int)step->argument);
 	case 'A': // fsopen(2): the kind of file system

@@ -21,7 +21,6 @@ from mycelium_cni.pod.attachment import Attachment
 
 _CALL = re.compile(r"(\w+)\((.*)\)\s+= (-?\d+)")
 _POLL = re.compile(r"\[\{fd=(\d+), events=\w+\}\], 1, (\d+)$")
-_GROUPS = re.compile(r"nl_groups=(\w+)")
 _SYSCTL = "/proc/sys/"
 _RESERVED = "/"  # what the plugin opens to have descriptors left for its undo
 _HOST_END, _POD_END = 0, 1
@@ -196,8 +195,6 @@ class _Reader:
             elif call.name == "fsmount":
                 ours[call.result] = here
                 yield Step("M", fd, data=struct.pack("=2i", *map(_number, call.arguments[1:])))
-            elif call.name == "bind" and (groups := _GROUPS.search(", ".join(call.arguments))):
-                yield Step("B", fd, _number(groups[1]))
             elif call.name == "setsockopt":
                 words = (*call.arguments[1:3], call.arguments[3].strip("[]"))
                 option = struct.pack("=3i", *map(_number, words))
