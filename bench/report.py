@@ -290,8 +290,8 @@ _LIMITS: Final = (
     "- With 1,000 pods the kernel walks all IPv6 routes of the node, three for each pod, when the"
     " host link gets its carrier, and goes through lists of all pods for its alternative name, its"
     " address and the gateway's proxy entry; in bridge mode through all ports, several times. In a"
-    " process that has nothing in its caches that is 1.3 to 1.7 ms, and there is no request"
-    " without it ([what grows](internals.md#what-an-add-spends)).",
+    " process that has nothing in its caches that is 1.3 to 1.7 ms, 1.1 of it for the routes"
+    " alone ([what grows](internals.md#what-an-add-spends)).",
     "- It also keeps the directory `net/ipv6` of all namespaces in one hash chain, where a look-up"
     " takes 0.17 ms with a thousand of them. From 128 on ADD looks in a procfs of its own. The rows"
     " of pods 1 and 10 are of nodes beside which others have a thousand: their ADDs look in that"
