@@ -105,7 +105,7 @@ def test_the_bench_leaves_nothing_after_ctrl_c() -> None:
         start_new_session=True,
     ) as bench:
         assert bench.stderr is not None
-        assert "attach and detach" in bench.stderr.readline()  # in the middle of its work
+        assert "first pods" in bench.stderr.readline()  # in the middle of its work
         os.killpg(bench.pid, signal.SIGINT)
         assert bench.wait(10) == 130
     # Only its processes hold its namespaces: it never made anything in the machine's own.
