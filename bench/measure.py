@@ -340,10 +340,9 @@ class Bench:
     def traffic(self) -> None:
         """TCP, small packets and errors between two pods, with the guard and without, and with
         connection tracking alone; and what the guard costs an ADD when its rules are loaded."""
-        for candidate in self.attaching:
-            if candidate.name in (STATIC, BRIDGE_MODE):
-                for took_ms in self._asked_of_guard(candidate):
-                    self._note("the guard's part of an ADD", candidate, took_ms)
+        for candidate in (self.static, self.bridged):
+            for took_ms in self._asked_of_guard(candidate):
+                self._note("the guard's part of an ADD", candidate, took_ms)
         with traffic.pairs(self.testbed, self._programs, self._pods) as pairs:
             for turn in self._turns(self.size.traffic_rounds, self.size.traffic_s):
                 for setup, by_rules in pairs.items():
