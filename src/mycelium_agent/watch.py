@@ -13,10 +13,10 @@ beside the message.
 from __future__ import annotations
 
 import select
-from _socket import AF_NETLINK, SOCK_RAW, socket
+from _socket import AF_NETLINK, MSG_DONTWAIT, SOCK_RAW, socket
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from errno import EAGAIN
+from errno import EAGAIN, ENOBUFS
 from typing import Final
 
 from mycelium_cni.guard import TABLE_NAME, ours
@@ -135,42 +135,33 @@ def _is_pods(link: Link) -> bool:
     )
 
 
-class _TaggedSocket(socket):
-    """A socket that remembers which namespace the last message came from."""
-
-    netns = HERE
-
-    def recv(self, size: int, flags: int = 0) -> bytes:
-        """As socket.recv."""
-        datagram, beside, _, _ = self.recvmsg(size, 64, flags)
-        self.netns = HERE
-        for level, kind, number in beside:
-            if (level, kind) == (nl.SOL_NETLINK, _NETLINK_LISTEN_ALL_NSID):
-                self.netns = int.from_bytes(number, "little", signed=True)
-        return datagram
-
-
-class _Monitor(nl.Socket):
+class _Monitor:
     """Hears several groups, from all namespaces, and whether it has missed something."""
 
-    __slots__ = ("_ear",)
-
     def __init__(self, protocol: int, *groups: int) -> None:
-        self._socket = self._ear = _TaggedSocket(AF_NETLINK, SOCK_RAW, protocol)
-        self._ear.setsockopt(nl.SOL_NETLINK, _NETLINK_LISTEN_ALL_NSID, 1)
-        self._ear.bind((0, sum(1 << group - 1 for group in groups)))
+        self._socket: Final = socket(AF_NETLINK, SOCK_RAW, protocol)
+        self._socket.setsockopt(nl.SOL_NETLINK, _NETLINK_LISTEN_ALL_NSID, 1)
+        self._socket.bind((0, sum(1 << group - 1 for group in groups)))
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
 
     def messages(self) -> Iterator[tuple[int, int, bytes] | None]:
         """Each message that waits: the namespace's number, kind, payload. None where some were lost
         (ENOBUFS)."""
         while True:
             try:
-                heard = self._receive()
+                datagram, beside, _, _ = self._socket.recvmsg(nl.RECEIVE_SIZE, 64, MSG_DONTWAIT)
             except OSError as error:
-                if error.errno != EAGAIN:
+                if error.errno == EAGAIN:
+                    return
+                if error.errno != ENOBUFS:
                     raise
-                return
-            if not heard:
                 yield None
-            for kind, _, _, payload in heard:
-                yield self._ear.netns, kind, payload
+                continue
+            netns = HERE
+            for level, kind, number in beside:
+                if (level, kind) == (nl.SOL_NETLINK, _NETLINK_LISTEN_ALL_NSID):
+                    netns = int.from_bytes(number, "little", signed=True)
+            for kind, _, _, payload in nl.messages(datagram):
+                yield netns, kind, payload

@@ -102,7 +102,7 @@ NDMSG = Struct("=BxxxiHBB")  # family, ifindex, state, flags, type
 SO_RCVBUFFORCE = 33  # asm-generic/socket.h
 _ROOM = 8 << 20  # bytes; the kernel counts about 1,300 for a route
 _BATCH = 32  # links are the largest: 2 KB each, of 208 KB that a socket has room for by default
-_RECEIVE_SIZE = 32768  # the largest datagram the kernel builds for a dump (netlink_dump)
+RECEIVE_SIZE = 32768  # the largest datagram the kernel builds for a dump (netlink_dump)
 
 
 class NetlinkError(OSError):
@@ -197,6 +197,19 @@ def decode(payload: bytes, offset: int) -> dict[int, bytes]:
         if length < 4:
             break
         found[kind & NLA_TYPE_MASK] = payload[offset + 4 : offset + length]
+        offset += length + 3 & ~3
+    return found
+
+
+def messages(datagram: bytes) -> list[tuple[int, int, int, bytes]]:
+    """Kind, flags, sequence number and payload of each message of a datagram."""
+    found = []
+    offset = 0
+    while offset < len(datagram):
+        length, kind, flags, sequence, _ = _HEADER.unpack_from(datagram, offset)
+        if length < 16:  # no kernel sends it, and the loop would not end
+            raise NetlinkError(EBADMSG, "read the kernel's answer")
+        found.append((kind, flags, sequence, datagram[offset + 16 : offset + length]))
         offset += length + 3 & ~3
     return found
 
@@ -624,20 +637,12 @@ class Socket:
         """The messages of one datagram. It never waits: the kernel answers within send(). An answer
         that was lost for lack of room (ENOBUFS) does not hide the others."""
         try:
-            datagram = self._socket.recv(_RECEIVE_SIZE, MSG_DONTWAIT)
+            datagram = self._socket.recv(RECEIVE_SIZE, MSG_DONTWAIT)
         except OSError as error:
             if error.errno != ENOBUFS:
                 raise
             datagram = b""
-        messages = []
-        offset = 0
-        while offset < len(datagram):
-            length, kind, flags, sequence, _ = _HEADER.unpack_from(datagram, offset)
-            if length < 16:  # no kernel sends it, and the loop would not end
-                raise NetlinkError(EBADMSG, "read the kernel's answer")
-            messages.append((kind, flags, sequence, datagram[offset + 16 : offset + length]))
-            offset += length + 3 & ~3
-        return messages
+        return messages(datagram)
 
 
 def _failed(what: object, error: OSError) -> OSError:
