@@ -199,7 +199,7 @@ class Network:
                 about=key,
             )
             for key, wanted in misspelt
-            if wanted not in (*_POLICY_KEYS, "ipam")
+            if wanted != "ipam" and wanted not in _POLICY_KEYS
         ]
         for key in ("ipam", *[key for key, wanted in misspelt if wanted == "ipam"]):
             if doc.get(key):

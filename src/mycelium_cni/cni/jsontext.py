@@ -11,12 +11,9 @@ from _json import encode_basestring_ascii, make_encoder, make_scanner
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from types import SimpleNamespace
     from typing import NoReturn
 
     Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
-else:
-    SimpleNamespace = type(sys.implementation)  # as in types.py, without importing it
 
 
 _INFINITY = 1e400
@@ -39,8 +36,8 @@ def _decimal(digits: str) -> float:
     return number
 
 
-# What the C scanner asks of a json.JSONDecoder.
-_context = SimpleNamespace(
+# What the C scanner asks of a json.JSONDecoder: a types.SimpleNamespace, found as types.py does it.
+_context = type(sys.implementation)(  # type: ignore[call-arg] # typeshed gives it another class
     strict=True,
     object_hook=None,
     object_pairs_hook=None,

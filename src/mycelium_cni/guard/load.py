@@ -300,7 +300,8 @@ def sweep(host: nl.Socket) -> int:
             if asking.ask(ask_table(BRIDGE_FAMILY)) == [None]:
                 return 0
     except OSError as error:
-        if error.errno not in (*_LACKING, EINVAL):  # EINVAL: nothing answers for nf_tables
+        # EINVAL: nothing answers for nf_tables.
+        if error.errno != EINVAL and error.errno not in _LACKING:
             raise
         return 0
     from mycelium_cni.guard import rules  # noqa: PLC0415 - where bridge mode is in use
