@@ -48,6 +48,11 @@ ALWAYS_BUILT_IN = """
 OWN_FLAGS = ["-Wall", "-Wextra", "-Werror", "-fno-stack-protector"]
 
 
+# What mypyc writes is not meant to be read. Its functions are kept apart for the linker, which
+# leaves out the unused ones of the run-time library.
+NATIVE_FLAGS = ["-w", "-Os", "-ffunction-sections", "-fno-asynchronous-unwind-tables"]
+
+
 # The parts of libpython that a call of the plugin uses. They are in the file as they are, with libc
 # and ours; all else is compressed (packed.c).
 PLUGIN_OBJECTS = """
@@ -64,7 +69,8 @@ PLUGIN_OBJECTS = """
 # The same for all else that is linked: these files, but not those. The start code chooses no AVX
 # version of a function.
 PLUGIN_FILES = """
-    main.o snapshot.o packed.o _json.o resource.o start_*.o *crt*.o *libc.a: *libm*.a: *libgcc*.a:
+    main.o snapshot.o packed.o __native_*.o _json.o resource.o start_*.o *crt*.o
+    *libc.a: *libm*.a: *libgcc*.a:
     *libzstd.a:*_d*.o *libzstd.a:*common.o *libzstd.a:error_private.o *libzstd.a:xxhash.o
 """
 TOOL_FILES = """
@@ -236,9 +242,9 @@ def embeddable(facts: dict[str, Any]) -> frozenset[str]:
     return frozenset([*libpython, *facts["extensions"], *CORE_MODULES])
 
 
-def module_table(names: list[str]) -> str:
-    """The table of built-in modules."""
-    functions = {name: CORE_MODULES.get(name, f"PyInit_{name}") for name in names}
+def module_table(names: list[str], native: dict[str, str]) -> str:
+    """The table of built-in modules, and of those compiled by mypyc."""
+    functions = {name: CORE_MODULES.get(name, f"PyInit_{name}") for name in names} | native
     functions["posix"] = "PyInit_posix_with_backports"  # main.c
     functions["_ssl"] = "PyInit__ssl_unpacked"
     declared = sorted(set(functions.values()) - {"NULL"})
@@ -273,14 +279,25 @@ def layout() -> str:
 
 
 def freeze_modules(
-    library: Path, plugin: list[str], needed: bundle.Bundle, tool: bundle.Bundle, output: Path
+    facts: dict[str, Any],
+    plugin: list[str],
+    needed: bundle.Bundle,
+    tool: bundle.Bundle,
+    output: Path,
 ) -> None:
     """The modules of either interpreter. Only ours keep docstrings, which --help prints."""
+    library = Path(facts["sysroot"], "usr/lib/python3.11")
+    native = facts["native"]["functions"]
     system = {
         name: freeze.freeze_file(library / path, f"<frozen {name}>")
         for name, path in freeze.IMPORT_SYSTEM.items()
     }
-    shared = {name: freeze.freeze_file(needed.modules[name], f"<frozen {name}>") for name in plugin}
+    shared = {
+        name: freeze.of_native(name)
+        if name in native
+        else freeze.freeze_file(needed.modules[name], f"<frozen {name}>")
+        for name in plugin
+    }
     of_tool = {
         name: freeze.freeze_file(
             path, bundle.member(name, path), docstrings=path.is_relative_to(SOURCE)
@@ -307,16 +324,17 @@ def components(facts: dict[str, Any]) -> list[sbom.Component]:
         if part.name == "libpython3.11-dev":
             remarks = {"extension-modules-from-source": facts["source_version"]}
             parts[i] = part._replace(remarks=remarks)
-    rich = facts["rich"]
-    return [*parts, sbom.pypi("rich", rich["version"], rich["sha256"])]
+    return [*parts, *[sbom.pypi(name, **pin) for name, pin in facts["packaged"].items()]]
 
 
 def about(facts: dict[str, Any], compiler: str, product: str) -> dict[str, bytes]:
     """The members of the archive that are about the executable: facts, SBOM and licences."""
     doc = Path(facts["sysroot"], "usr/share/doc")
-    rich = next(Path(facts["rich"]["folder"]).glob("rich-*.dist-info/**/LICENSE"))
     licences = {each["name"]: sbom.licence_file(doc, each["name"]) for each in facts["packages"]}
-    licences |= {"rich": rich.read_bytes(), "mycelium-cni": (ROOT / "LICENSE").read_bytes()}
+    for name in facts["packaged"]:
+        found = next(Path(facts["index"]).glob(f"{name}-*.dist-info/**/LICENSE"))
+        licences[name] = found.read_bytes()
+    licences["mycelium-cni"] = (ROOT / "LICENSE").read_bytes()
     parts = components(facts)
     build = {
         "architecture": facts["architecture"],
@@ -348,24 +366,25 @@ def assemble(facts: dict[str, Any], output: Path) -> None:
     available = embeddable(facts) - {"unicodedata"}
     # Looked for in our own folder only: of the standard library the plugin may use what is in C.
     needed = bundle.follow_imports([SOURCE], plugin, frozenset(["__future__"]), available)
-    rich = Path(facts["rich"]["folder"])
+    index = Path(facts["index"])
     tool = bundle.follow_imports(
-        [SOURCE, LAUNCHER / "instead", rich, library],
+        [SOURCE, LAUNCHER / "instead", index, library],
         [
             "mycelium_entry",
             *bundle.names_below(SOURCE, "mycelium_ctl"),
             *bundle.names_below(SOURCE, "mycelium_agent"),
             *bundle.names_below(SOURCE, "mycelium_lab"),
             # How wide a character is, by the Unicode version of the terminal; loaded by name.
-            *bundle.names_below(rich, "rich/_unicode_data"),
+            *bundle.names_below(index, "rich/_unicode_data"),
             *bundle.ALWAYS.split(),
         ],
         frozenset([*freeze.IMPORT_SYSTEM, *plugin]),
         available,
     )
-    freeze_modules(library, plugin, needed, tool, objects / "tables.c")
+    freeze_modules(facts, plugin, needed, tool, objects / "tables.c")
     built_in = sorted({*needed.built_in, *tool.built_in, *ALWAYS_BUILT_IN.split(), *CORE_MODULES})
-    (objects / "modules.c").write_text(module_table(built_in))
+    native = facts["native"]
+    (objects / "modules.c").write_text(module_table(built_in, native["functions"]))
     (objects / "layout.ld").write_text(layout())
 
     toolchain = Toolchain(facts, objects)
@@ -378,7 +397,9 @@ def assemble(facts: dict[str, Any], output: Path) -> None:
     extensions = [
         own if own.is_file() else path for own, path in zip(replaced, extensions, strict=True)
     ]
+    headers = [f"-I{native['folder']}", f"-I{index / 'mypyc/lib-rt'}"]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
+        longest = pool.submit(toolchain.compile, Path(native["source"]), *NATIVE_FLAGS, *headers)
         compiled = [
             *pool.map(lambda path: toolchain.compile(path, *OWN_FLAGS), ours),
             *pool.map(
@@ -386,6 +407,7 @@ def assemble(facts: dict[str, Any], output: Path) -> None:
                 extensions,
             ),
             *pool.map(lambda path: toolchain.compile(path, f"-Wa,-I{objects}"), generated),
+            longest.result(),
         ]
     # With symbols, for the instruction budget and for debuggers; they are not shipped.
     linked, whole = objects / "linked", objects / "mycelium-cni"

@@ -19,6 +19,7 @@ import sys
 from pathlib import Path
 
 from archive import Archive, BuildError, Package, run, untouched_since
+from native import compile_to_c
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -82,17 +83,16 @@ def extension_source(archive: Archive, python: str, root: Path) -> tuple[Path, s
     return source, version
 
 
-def fetch_rich(folder: Path) -> dict[str, str]:
-    """rich, exactly as pinned; what the SBOM says of it."""
+def fetch_from_index(folder: Path) -> dict[str, dict[str, str]]:
+    """The Python packages, exactly as pinned, for every Python; what the SBOM says of each."""
     requirements = ROOT / "launcher/requirements.txt"
     shutil.rmtree(folder, ignore_errors=True)
     options = ["--quiet", "--no-deps", "--no-compile", "--only-binary", ":all:", "--require-hashes"]
+    options += ["--platform", "any", "--implementation", "py", "--abi", "none"]
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install"]
     run(*pip, *options, "--root-user-action", "ignore", "--target", folder, "-r", requirements)
-    pin = re.search(r"rich==(\S+) --hash=sha256:(\w+)", requirements.read_text())
-    if pin is None:
-        raise BuildError(f"{requirements}: no pinned version of rich")
-    return {"version": pin[1], "sha256": pin[2]}
+    pins = re.findall(r"(?m)^(\S+)==(\S+) --hash=sha256:(\w+)$", requirements.read_text())
+    return {name: {"version": version, "sha256": digest} for name, version, digest in pins}
 
 
 def fetch(architecture: str) -> Path:
@@ -122,7 +122,9 @@ def fetch(architecture: str) -> Path:
     if not versions["libc6-dev"].startswith("2.36-"):
         raise BuildError("launcher/start_x86_64.c was written for glibc 2.36: read it again")
     source, source_version = extension_source(archive, python, sysroot)
-    rich = work / "rich"
+    index = work / "index"
+    packaged = fetch_from_index(index)
+    compiled = compile_to_c(ROOT / "src", work / "native", packaged["mypy"]["version"])
     facts = work / f"facts-{architecture}.json"
     facts.write_text(
         json.dumps(
@@ -135,7 +137,9 @@ def fetch(architecture: str) -> Path:
                 "source": str(source),
                 "source_version": source_version,
                 "extensions": EXTENSIONS,
-                "rich": {"folder": str(rich), **fetch_rich(rich)},
+                "index": str(index),
+                "packaged": packaged,
+                "native": compiled._asdict(),
             },
             indent=2,
         )

@@ -55,12 +55,36 @@ def for_plugin(
     return {
         "_frozen_importlib": system["_frozen_importlib"],
         "__future__": freeze_file(future, "<frozen __future__>"),
+        # What mypyc's modules ask of the import system, at the names that it has in the tool.
+        "importlib": freeze(b"", "<frozen importlib>", package=True),
+        "importlib._bootstrap": freeze(_BOOTSTRAP, "<frozen importlib._bootstrap>"),
+        "importlib.machinery": freeze(_MACHINERY, "<frozen importlib.machinery>"),
         # To decode what is not UTF-8, CPython looks up an error handler, and imports this first.
         # The handlers and codecs that the plugin uses are all in C, so it can be empty.
         "encodings": freeze(b"", "<frozen encodings>"),
         **modules,
         "rehearsal": freeze_file(rehearsal, "<frozen rehearsal>"),
     }
+
+
+_BOOTSTRAP = b"from _frozen_importlib import _get_module_lock, _DeadlockError"
+# The loader is only for a module's __spec__.
+_MACHINERY = b"""\
+from _frozen_importlib import BuiltinImporter, ModuleSpec
+def ExtensionFileLoader(name, path):
+    return BuiltinImporter
+"""
+
+
+def of_native(name: str) -> Frozen:
+    """What stands for a module of native.py. CPython looks for a module in C only if it is in no
+    package, but would find it, and mypyc asks for the file of the one that it makes of all."""
+    source = b"""\
+import _imp, sys, native__mypyc
+native__mypyc.__file__ = ""
+sys.modules[__name__] = _imp.create_builtin(__spec__)
+"""
+    return freeze(source, f"<frozen {name}>")
 
 
 class Compressed(NamedTuple):

@@ -236,6 +236,20 @@ what_cannot_be_stored(int descriptors)
     return NULL;
 }
 
+// Have modules in C forget their names, most of which nobody has imported. Our modules import names
+// and not modules, and what they have imported stays.
+static void
+forget_names(void)
+{
+    static const char *const modules[] = {"_blake2", "_json",    "_socket", "_struct", "errno",
+                                          "fcntl",   "posix",    "resource", "select", "time"};
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(modules) && !PyErr_Occurred(); i++) {
+        PyObject *module = PyImport_AddModule(modules[i]); // borrowed
+        if (module != NULL)
+            PyDict_Clear(PyModule_GetDict(module));
+    }
+}
+
 // Start the interpreter, have it import everything, and write its snapshot to standard output. The
 // first time, standard input is empty and the survey is written; the second time it is the input.
 //
@@ -264,6 +278,7 @@ make_snapshot(void)
     plugin_main = import_attribute("mycelium_cni.main", "main");
     environment = import_attribute("posix", "environ");
     PyObject *rehearse = import_attribute("rehearsal", "rehearse");
+    forget_names();
     // It keeps names alive, which ones depends on their addresses, and these on the survey.
     PyType_ClearCache();
     Py_XDECREF(PyErr_Occurred() ? NULL : PyObject_CallNoArgs(rehearse));

@@ -18,6 +18,7 @@ LICENCES = {
     "libpython3.11-stdlib": "PSF-2.0",
     "libssl-dev": "Apache-2.0",
     "linux-libc-dev": "GPL-2.0-only WITH Linux-syscall-note",
+    "mypy": "MIT AND PSF-2.0",
     "rich": "MIT",
     "libzstd-dev": "BSD-3-Clause OR GPL-2.0-only",
     "zlib1g-dev": "Zlib",
