@@ -96,12 +96,12 @@ def netlink(data: bytes) -> None:
     channel = nl.Socket.__new__(nl.Socket)
     channel._filters = True
     question = nl.get_link("eth0")
-    # A field that is cut short is a struct.error, which `main` answers like any other bug.
+    # A field that is cut short is one of these, which `main` answers like any other bug.
     for ask in (channel.request, channel.attempt, channel.ask, channel.dump):
         channel._socket, channel._sequence = _Answers(data), 0  # type: ignore[assignment]
         with suppress(OSError, struct.error, StopIteration, IndexError):
             ask(question)
-    with suppress(struct.error):
+    with suppress(struct.error, IndexError):
         link = Link(data)
         _ = link.name, link.alias, link.altnames, link.mac, link.peer, link.master
         _ = link.mtu, link.group

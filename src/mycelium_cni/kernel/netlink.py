@@ -12,9 +12,10 @@ takes 150 ms and more, this module under one.
 from __future__ import annotations
 
 from _socket import AF_NETLINK, MSG_DONTWAIT, SOCK_RAW, socket
-from _struct import Struct, unpack_from
+from _struct import Struct
 from errno import EBADMSG, EEXIST, EINTR, ENOBUFS, ENODEV, ENOENT, EPERM
 from posix import strerror
+from sys import byteorder
 
 from mycelium_cni.kernel.patience import Patience
 
@@ -93,7 +94,6 @@ NDTA_NAME, NDTA_PARMS, NDTPA_IFINDEX, NDTPA_PROXY_DELAY = 1, 6, 1, 13
 _HEADER = Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
 _ATTRIBUTE = Struct("=HH")  # rtattr: length, type
 _U32_ATTRIBUTE = Struct("=HHI")
-_U32 = Struct("=I")
 IFINFOMSG = Struct("=BxHiII")  # family, type, index, flags, change
 IFADDRMSG = Struct("=BBBBI")  # family, prefixlen, flags, scope, index
 RTMSG = Struct("=BBBBBBBBI")  # family, dst_len, src_len, tos, table, protocol, scope, type, flags
@@ -163,25 +163,44 @@ def encode(attributes: Iterable[Attribute]) -> bytes:
     return encoded
 
 
+# Where the two halves of a number are, in this machine's order.
+_LOW = 0 if byteorder == "little" else 1
+_HIGH = 1 - _LOW
+
+
+def u16(payload: bytes, offset: int) -> int:
+    # Compiled, this takes a tenth of what Struct.unpack_from takes, which makes objects.
+    return payload[offset + _LOW] | payload[offset + _HIGH] << 8
+
+
+def u32(payload: bytes, offset: int = 0) -> int:
+    return u16(payload, offset + 2 * _LOW) | u16(payload, offset + 2 * _HIGH) << 16
+
+
+def _errno(payload: bytes) -> int:
+    """That of an nlmsgerr, or of NLMSG_DONE; the kernel negates it."""
+    return -u32(payload) & 0xFFFFFFFF
+
+
 def attributes(payload: bytes, offset: int) -> Iterator[tuple[int, bytes]]:
     """Kind and value of each attribute of `payload` from `offset` on."""
     end = len(payload)
     while offset + 4 <= end:
-        length, kind = _ATTRIBUTE.unpack_from(payload, offset)
+        length = u16(payload, offset)
         if length < 4:
             return
-        yield kind & NLA_TYPE_MASK, payload[offset + 4 : offset + length]
+        yield u16(payload, offset + 2) & NLA_TYPE_MASK, payload[offset + 4 : offset + length]
         offset += length + 3 & ~3
 
 
 def attribute(payload: bytes, offset: int, kind: int) -> bytes | None:
     """The first attribute of a kind, or None. Later ones are not read."""
-    unpack, end = _ATTRIBUTE.unpack_from, len(payload) - 4
-    while offset <= end:
-        length, found = unpack(payload, offset)
+    end = len(payload)
+    while offset + 4 <= end:
+        length = u16(payload, offset)
         if length < 4:
             break
-        if found & NLA_TYPE_MASK == kind:
+        if u16(payload, offset + 2) & NLA_TYPE_MASK == kind:
             return payload[offset + 4 : offset + length]
         offset += length + 3 & ~3
     return None
@@ -193,10 +212,11 @@ def decode(payload: bytes, offset: int) -> dict[int, bytes]:
     found = {}
     end = len(payload)
     while offset + 4 <= end:
-        length, kind = _ATTRIBUTE.unpack_from(payload, offset)
+        length = u16(payload, offset)
         if length < 4:
             break
-        found[kind & NLA_TYPE_MASK] = payload[offset + 4 : offset + length]
+        kind = u16(payload, offset + 2) & NLA_TYPE_MASK
+        found[kind] = payload[offset + 4 : offset + length]
         offset += length + 3 & ~3
     return found
 
@@ -206,9 +226,11 @@ def messages(datagram: bytes) -> list[tuple[int, int, int, bytes]]:
     found = []
     offset = 0
     while offset < len(datagram):
-        length, kind, flags, sequence, _ = _HEADER.unpack_from(datagram, offset)
+        length = u32(datagram, offset)
         if length < 16:  # no kernel sends it, and the loop would not end
             raise NetlinkError(EBADMSG, "read the kernel's answer")
+        kind, flags = u16(datagram, offset + 4), u16(datagram, offset + 6)
+        sequence = u32(datagram, offset + 8)
         found.append((kind, flags, sequence, datagram[offset + 16 : offset + length]))
         offset += length + 3 & ~3
     return found
@@ -218,11 +240,6 @@ def contains(payload: bytes, octets: bytes) -> bool:
     """`octets in payload`. There CPython first takes `octets` for an int, and formats a TypeError:
     1,400 instructions (Objects/bytes_methods.c, _Py_bytes_contains)."""
     return payload.find(octets) >= 0
-
-
-def u32(value: bytes) -> int:
-    number: int = _U32.unpack(value)[0]
-    return number
 
 
 def text(value: bytes) -> str:
@@ -571,7 +588,7 @@ class Socket:
                     if answered and sequence == last:
                         return payloads, refusals
                     continue
-                number = -unpack_from("=i", payload)[0]
+                number = _errno(payload)
                 if number:
                     refused = messages[sequence - first].what
                     refusals[sequence - first] = NetlinkError(number, refused, flags, payload)
@@ -600,7 +617,7 @@ class Socket:
                         continue  # the answer to a request that was given up
                     changed = changed or bool(flags & NLM_F_DUMP_INTR)
                     if kind in (NLMSG_DONE, NLMSG_ERROR):
-                        number = -unpack_from("=i", payload)[0]
+                        number = _errno(payload)
                         if number:
                             raise NetlinkError(number, message.what, flags, payload)
                         done = True
