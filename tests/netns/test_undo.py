@@ -302,7 +302,8 @@ def test_del_removes_what_an_add_killed_at_any_moment_has_made(
                 failures.append("\n".join([f"{name} {number}: {deleted}", *changes]))
                 break
     assert not failures, "\n\n".join(failures)
-    assert kills >= 35
+    # Some calls are not made each time.
+    assert kills > 0.9 * len(points) > 25, (kills, len(points))
 
 
 @both_modes
