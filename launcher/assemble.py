@@ -95,9 +95,10 @@ PACKED_CHANGES = 8 << 10
 # The package of the files that the tool reads.
 DATA = "mycelium_ctl.share"
 
-# Functions of libc that snapshot.c and main.c replace, and one of CPython, in packed.c.
+# Functions of libc and of CPython that snapshot.c, main.c and packed.c replace.
 WRAPPED = """
     malloc calloc realloc free pthread_self _dl_get_origin PyMarshal_ReadObjectFromString
+    PyEval_SaveThread PyEval_RestoreThread
 """
 
 

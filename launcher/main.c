@@ -127,6 +127,29 @@ __wrap__dl_get_origin(void)
     return (const char *)-1;
 }
 
+// ---- What a single thread need not do --------------------------------------------------------
+
+// A call of the plugin has one thread, and half of its system calls would release CPython's lock and
+// take it again, which is a mutex and a condition each time. The linker puts
+// these in place of CPython's (--wrap). Set in the snapshot; the tool has its variables set back.
+static bool has_one_thread;
+
+extern PyThreadState *__real_PyEval_SaveThread(void);
+extern void __real_PyEval_RestoreThread(PyThreadState *);
+
+PyThreadState *
+__wrap_PyEval_SaveThread(void)
+{
+    return has_one_thread ? PyThreadState_Get() : __real_PyEval_SaveThread();
+}
+
+void
+__wrap_PyEval_RestoreThread(PyThreadState *thread)
+{
+    if (!has_one_thread)
+        __real_PyEval_RestoreThread(thread);
+}
+
 // ---- Both interpreters -----------------------------------------------------------------------
 
 // What both interpreters begin with: UTF-8 whatever the locale, and their frozen modules.
@@ -266,6 +289,7 @@ make_snapshot(void)
     PyStatus status = start_plugin_interpreter();
     if (PyStatus_Exception(status))
         Py_ExitStatusException(status);
+    has_one_thread = true;
 
     for (const char *const *name = plugin_imports; *name != NULL; name++) {
         const char *trouble = import_whole(*name) ? what_cannot_be_stored(descriptors) : "";

@@ -18,15 +18,19 @@ from archive import BuildError
 
 # Those whose time a measurement shows. Each makes the file larger.
 MODULES = """
-    mycelium_cni.cni.config mycelium_cni.cni.jsontext mycelium_cni.cni.log mycelium_cni.cni.report
-    mycelium_cni.cni.request mycelium_cni.cni.result
+    mycelium_cni.cni.config mycelium_cni.cni.jsontext mycelium_cni.cni.log
+    mycelium_cni.cni.report mycelium_cni.cni.request mycelium_cni.cni.result
     mycelium_cni.guard.load mycelium_cni.guard.question mycelium_cni.guard.wanted
-    mycelium_cni.kernel.address mycelium_cni.kernel.files mycelium_cni.kernel.link
-    mycelium_cni.kernel.netlink mycelium_cni.kernel.netns mycelium_cni.kernel.nftables
-    mycelium_cni.kernel.patience mycelium_cni.kernel.shell mycelium_cni.kernel.sysctl
-    mycelium_cni.main mycelium_cni.overlay
-    mycelium_cni.node.marks mycelium_cni.node.prepare mycelium_cni.node.subnet
+    mycelium_cni.kernel.address mycelium_cni.kernel.facts mycelium_cni.kernel.files
+    mycelium_cni.kernel.link mycelium_cni.kernel.netlink mycelium_cni.kernel.netns
+    mycelium_cni.kernel.nftables mycelium_cni.kernel.patience mycelium_cni.kernel.shell
+    mycelium_cni.kernel.sysctl
+    mycelium_cni.main
+    mycelium_cni.node.facts mycelium_cni.node.marks mycelium_cni.node.prepare
+    mycelium_cni.node.subnet
+    mycelium_cni.overlay
     mycelium_cni.pod.addresses mycelium_cni.pod.attachment mycelium_cni.pod.datapath
+    mycelium_cni.pod.facts
     mycelium_cni.undo mycelium_cni.verbs
 """
 # The one module in C that they are parts of is called native__mypyc.
@@ -34,7 +38,10 @@ _GROUP = "native"
 
 # The line after the first is empty in our modules.
 _FUTURE = "from __future__ import annotations"
-_FINAL = "; TYPE_CHECKING = False\nif TYPE_CHECKING: from typing import Final"
+_NEEDED = (
+    "; TYPE_CHECKING = False\n"
+    "if TYPE_CHECKING: from mypy_extensions import mypyc_attr; from typing import Final"
+)
 
 # Functions that run when a module is imported, and so never in a call of the plugin. mypyc indents
 # some of them.
@@ -70,8 +77,9 @@ def compile_to_c(source: Path, folder: Path, version: str) -> Native:
     shutil.copytree(source, tree, ignore=shutil.ignore_patterns("__pycache__"))
     names = MODULES.split()
     paths = [f"{name.replace('.', '/')}.py" for name in names]
+    bases = _bases_of_others(tree, set(names))
     for path in paths:
-        (tree / path).write_text(declared((tree / path).read_text()))
+        (tree / path).write_text(declared((tree / path).read_text(), bases))
     options = CompilerOptions(
         target_dir=str(folder),
         group_name=_GROUP,
@@ -96,12 +104,31 @@ def compile_to_c(source: Path, folder: Path, version: str) -> Native:
     return Native(str(written), str(folder), functions)
 
 
-def declared(text: str) -> str:
+def _bases_of_others(tree: Path, compiled: set[str]) -> set[str]:
+    """The names of compiled classes that classes which are not inherit from."""
+    found = set()
+    for path in tree.rglob("*.py"):
+        if ".".join(path.relative_to(tree).with_suffix("").parts) in compiled:
+            continue
+        nodes = list(ast.walk(ast.parse(path.read_bytes())))
+        imported = {
+            alias.name
+            for node in nodes
+            if isinstance(node, ast.ImportFrom) and node.module in compiled
+            for alias in node.names
+        }
+        bases = [base for node in nodes if isinstance(node, ast.ClassDef) for base in node.bases]
+        found |= imported & {base.id for base in bases if isinstance(base, ast.Name)}
+    return found
+
+
+def declared(text: str, bases: set[str]) -> str:
     """The source of a module with what mypyc wants to be told. No line gets another number.
 
     A name in capitals that is bound once is Final: then mypyc has its value wherever it is used,
     instead of looking it up. A class of OSErrors is decorated: mypyc makes no classes of its own
-    from them, and so none from what has a decorator that it does not know.
+    from them, and so none from what has a decorator that it does not know. Those of the `bases` may
+    be inherited from by what it does not compile.
     """
     lines = text.split("\n")
     module = ast.parse(text)
@@ -115,6 +142,8 @@ def declared(text: str) -> str:
         match statement:
             case ast.ClassDef(bases=[ast.Name("OSError")]):
                 lines[first - 1] = "@(lambda made: made)"
+            case ast.ClassDef(name) if name in bases:
+                lines[first - 1] = "@mypyc_attr(allow_interpreted_subclasses=True)"
             case ast.Assign([ast.Name(name)]) if _is_constant(name, bound):
                 lines[first] = lines[first].replace(" =", ": Final =", 1)
             case ast.Assign([ast.Tuple(names)], ast.Tuple(values)) if all(
@@ -124,7 +153,7 @@ def declared(text: str) -> str:
                 pairs = zip(names, values, strict=True)
                 each = [f"{ast.unparse(n)}: Final = {ast.unparse(v)}" for n, v in pairs]
                 lines[first] = "; ".join(each) + after
-    return "\n".join(lines).replace(f"{_FUTURE}\n", f"{_FUTURE}{_FINAL}", 1)
+    return "\n".join(lines).replace(f"{_FUTURE}\n", f"{_FUTURE}{_NEEDED}", 1)
 
 
 def _is_constant(name: str, bound: list[str]) -> bool:

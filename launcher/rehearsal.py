@@ -117,7 +117,7 @@ class _Kernel:
                 return _link(_BRIDGE, "mycelium-br") if self.bridged else ENODEV
             return _link(index or _TUN, "mycelium")
         if kind == nl.RTM_NEWLINK and flags & nl.NLM_F_ECHO:
-            return _link(_HOST_LINK, "myc0123456789ab")
+            return _link(_HOST_LINK, "myc0123456789ab", forwards=not self.bare)
         if kind == nl.RTM_GETADDR:
             return nl.IFADDRMSG.pack(nl.AF_INET6, 7, 0, 0, index) + nl.encode(
                 ((nl.IFA_ADDRESS, _NODE), (nl.IFA_FLAGS, 0x80))
@@ -170,8 +170,9 @@ _PORT: nl.Attribute = (nl.IFLA_INFO_SLAVE_DATA, [_STATE])
 _KINDS = {_LO: b"", _TUN: b"tun", _BRIDGE: b"bridge", _HOST_LINK: b"veth"}
 
 
-def _link(index: int, name: str) -> bytes:
+def _link(index: int, name: str, *, forwards: bool = True) -> bytes:
     """RTM_NEWLINK, with about as many attributes as a kernel's."""
+    settings = Struct("=60i").pack(forwards, *[0] * 59)
     return nl.IFINFOMSG.pack(nl.AF_UNSPEC, 0, index, nl.IFF_UP, 0) + nl.encode(
         (
             (nl.IFLA_IFNAME, name),
@@ -184,6 +185,7 @@ def _link(index: int, name: str) -> bytes:
             (nl.IFLA_LINK, 2),
             (nl.IFLA_ADDRESS, b"\2\4" + _NODE[4:8]),
             (nl.IFLA_IFALIAS, BRIDGE_ALIAS),
+            (nl.IFLA_AF_SPEC, [(nl.AF_INET6, [(nl.IFLA_INET6_CONF, settings)])]),
         )
     )
 

@@ -7,6 +7,7 @@ from errno import EADDRNOTAVAIL, ENODEV, ENOENT, ESRCH
 from posix import O_CLOEXEC, O_PATH, close, open  # type: ignore[attr-defined,unused-ignore]
 
 from mycelium_cni.cni.errors import describe
+from mycelium_cni.kernel.facts import Steps
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 _GONE = (ENOENT, ENODEV, EADDRNOTAVAIL, ESRCH)
 
 
-class Undo:
+class Undo(Steps):
     """The steps taken so far, each beside its undo; on an exception they are undone, newest first.
 
     An undo that fails does not stop the older ones: its reason becomes a note on the first error

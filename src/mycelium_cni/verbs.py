@@ -63,7 +63,7 @@ def add(request: Request, network: Network, reply: Reply) -> str:
             if node.bridged:
                 bridge = prepare.ensure_bridge(host, config.bridge_name, node, undo)
             plan = datapath.Plan(attachment, node, bridge, config, pod_link, address, options.mac)
-            shape = datapath.create_pair(host, pod_netns, home, plan, undo)
+            made, shape = datapath.create_pair(host, pod_netns, home, plan, undo)
             if node.bridge:
                 prepare.keep_bridge_mac(host, node.bridge)
             datapath.reserve(host, shape, plan.alias(_pod_name(request)))
@@ -79,7 +79,7 @@ def add(request: Request, network: Network, reply: Reply) -> str:
             used = bool(options.address) or config.addressing == "stable"
             if used:
                 guard.end_former(wanted, address)
-            datapath.raise_host_link(host, shape, undo)
+            datapath.raise_host_link(host, made, shape, undo)
             # Before the link is awaited, which another processor may be bringing up.
             gateway = format_address(shape.gateway)
             result.add(

@@ -6,6 +6,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -28,8 +29,12 @@ class Refused(OSError):
     pass
 
 
-class Kept:
+class Base:
     NAME = "kept"
+
+
+class Kept(Base):
+    pass
 '''
 
 
@@ -45,7 +50,7 @@ def launcher_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_constants_are_declared_and_lines_keep_their_numbers() -> None:
     import native
 
-    before, after = MODULE.splitlines(), native.declared(MODULE).splitlines()
+    before, after = MODULE.splitlines(), native.declared(MODULE, {"Base"}).splitlines()
     assert len(after) == len(before)
     changed = {old: new for old, new in zip(before, after, strict=True) if old and old != new}
     assert changed == {
@@ -56,14 +61,18 @@ def test_constants_are_declared_and_lines_keep_their_numbers() -> None:
             "LISTED: Final = (1, 2); _ALSO: Final = 16  # a comment"
         ),
     }
-    assert after[after.index("class Refused(OSError):") - 1] == "@(lambda made: made)"
+    decorated = {new: over for over, new in pairwise(after) if over.startswith("@")}
+    assert decorated == {
+        "class Refused(OSError):": "@(lambda made: made)",
+        "class Base:": "@mypyc_attr(allow_interpreted_subclasses=True)",
+    }
 
 
 def test_what_is_declared_runs_as_before() -> None:
     import native
 
     ran: dict[str, object] = {}
-    exec(native.declared(MODULE), ran)
+    exec(native.declared(MODULE, set()), ran)
     assert (ran["LISTED"], ran["_ALSO"], ran["OFTEN"]) == ((1, 2), 16, 2)
 
 
@@ -95,6 +104,8 @@ def test_what_mypyc_refuses_stops_the_build_with_the_line(
     for name in native.MODULES.split():
         path = tmp_path / "src" / f"{name.replace('.', '/')}.py"
         path.parent.mkdir(parents=True, exist_ok=True)
+        for package in (path.parent, tmp_path / "src/mycelium_cni"):
+            (package / "__init__.py").touch()
         path.write_text(MODULE if name != "mycelium_cni.undo" else 'number: int = "one"\n')
     with pytest.raises(BuildError, match=r"native.py: mypyc refuses what is above"):
         native.compile_to_c(tmp_path / "src", tmp_path / "made", __version__)

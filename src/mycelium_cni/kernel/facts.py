@@ -18,21 +18,25 @@ from mycelium_cni.kernel.shell import quoted
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from typing import Final, Protocol
+    from typing import Final
 
     from mycelium_cni.kernel.snapshot import Snapshot
-
-    class Steps(Protocol):
-        """Takes the undo of each step."""
-
-        def push(self, step: Callable[..., object], *arguments: object) -> None:
-            """Add the undo of a step."""
 
 
 USER_METRIC = 1024  # include/uapi/linux/ipv6_route.h, IP6_RT_PRIO_USER: of a route without one
 
 # Words of a command that are not part of its object.
 _VERBS = ("-6", "-w", "add", "replace", "property")
+
+
+class Steps:
+    """Takes the undo of each step."""
+
+    __slots__ = ()
+
+    def push(self, step: Callable[..., object], *arguments: object) -> None:
+        """Add the undo of a step."""
+        raise NotImplementedError
 
 
 class Fact:
@@ -98,6 +102,11 @@ class Switch(Fact):
     def __str__(self) -> str:
         return sysctl.command(self.path, self.value)
 
+    @property
+    def name(self) -> str:
+        """The setting's own name, such as forwarding."""
+        return self.path.rpartition("/")[2]
+
     def holds(self, seen: Snapshot) -> bool:
         return seen.switch(self.path) == self.value
 
@@ -159,8 +168,12 @@ class _OfLink(Part):
     """An object of a link that may be there already, and can be dropped alone."""
 
     __slots__ = ()
-    ensure = Object.ensure
-    restore = Object.restore
+
+    def ensure(self, host: nl.Socket, undo: Steps) -> bool:
+        return Object.ensure(self, host, undo)
+
+    def restore(self, host: nl.Socket) -> None:
+        Object.restore(self, host)
 
 
 class Setting(Part):

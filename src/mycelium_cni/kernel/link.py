@@ -12,6 +12,16 @@ if TYPE_CHECKING:
     from typing import Final
 
 
+# linux/ipv6.h: where the settings of a link are in its IFLA_INET6_CONF, an array of s32.
+SETTINGS = {
+    "forwarding": 0,
+    "hop_limit": 1,
+    "accept_ra": 3,
+    "proxy_ndp": 22,
+    "disable_ipv6": 26,
+}
+
+
 class Link:
     """A link of the node as RTM_GETLINK shows it."""
 
@@ -35,14 +45,17 @@ class Link:
 
     def of_family(self, family: int) -> dict[int, bytes]:
         """Its attributes for IPv4 or IPv6 (IFLA_AF_SPEC); empty where the family is off on it."""
-        families = nl.decode(self.attribute(nl.IFLA_AF_SPEC), 0)
-        return nl.decode(families.get(family, b""), 0)
+        return nl.decode(nl.attribute(self.attribute(nl.IFLA_AF_SPEC), 0, family) or b"", 0)
 
-    def setting(self, number: int) -> str:
-        """One of its IPv6 settings, as /proc/sys shows it; "" where there is no IPv6."""
-        settings = self.of_family(nl.AF_INET6).get(nl.IFLA_INET6_CONF, b"")
-        value = settings[4 * number : 4 * number + 4]
-        return str(int.from_bytes(value, byteorder, signed=True)) if value else ""
+    @property
+    def settings(self) -> dict[str, str]:
+        """Its IPv6 SETTINGS, as /proc/sys shows them; none where there is no IPv6."""
+        shown = self.of_family(nl.AF_INET6).get(nl.IFLA_INET6_CONF, b"")
+        return {
+            name: str(int.from_bytes(shown[4 * place : 4 * place + 4], byteorder, signed=True))
+            for name, place in SETTINGS.items()
+            if 4 * place < len(shown)
+        }
 
     @property
     def name(self) -> str:

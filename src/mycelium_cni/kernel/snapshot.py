@@ -8,7 +8,7 @@ from errno import ENODEV, ENOENT
 from mycelium_cni.kernel import netlink as nl
 from mycelium_cni.kernel import sysctl
 from mycelium_cni.kernel.address import format_prefix
-from mycelium_cni.kernel.link import KnownLink, Link
+from mycelium_cni.kernel.link import SETTINGS, KnownLink, Link
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,14 +17,6 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
-# linux/ipv6.h: where the settings of a link are in its IFLA_INET6_CONF, an array of s32.
-_SETTINGS = {
-    "forwarding": 0,
-    "hop_limit": 1,
-    "accept_ra": 3,
-    "proxy_ndp": 22,
-    "disable_ipv6": 26,
-}
 # States in which the kernel sends to a neighbour at once (include/net/neighbour.h, NUD_VALID).
 _NUD_VALID = 0xDE
 _ANY, _ZERO = bytes(16), bytes(4)
@@ -260,9 +252,9 @@ class Snapshot:
     def _switch(self, path: str) -> str:
         family, _, rest = path.partition("/")
         name, _, switch = rest.partition("/")
-        if family == "conf" and name not in ("all", "default") and switch in _SETTINGS:
+        if family == "conf" and name not in ("all", "default") and switch in SETTINGS:
             link = self.by_name.get(name)
-            return link.setting(_SETTINGS[switch]) if link else ""
+            return link.settings.get(switch, "") if link else ""
         try:
             return sysctl.get(path, self.socket)
         except OSError as error:

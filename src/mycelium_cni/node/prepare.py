@@ -11,7 +11,7 @@ from errno import EACCES, EADDRNOTAVAIL, EEXIST
 from mycelium_cni.cni.errors import NODE_MISCONFIGURED, TRY_AGAIN_LATER, CniError
 from mycelium_cni.kernel import netlink as nl
 from mycelium_cni.kernel import sysctl
-from mycelium_cni.kernel.facts import Address, ensure
+from mycelium_cni.kernel.facts import Address, Steps, ensure
 from mycelium_cni.kernel.link import Link, find_link, read_link
 from mycelium_cni.node import facts
 from mycelium_cni.node.marks import BRIDGE_GROUP
@@ -79,7 +79,7 @@ def _settle(host: nl.Socket, gateway: Address) -> None:
             raise
 
 
-class _Shared:
+class _Shared(Steps):
     """An undo that runs only while the bridge has no port: other pods may rely on what was made."""
 
     __slots__ = ("_host", "_name", "_undo")

@@ -120,9 +120,11 @@ def port(shape: Shape, network: str) -> Port | None:
     return Port(shape.host.index, shape.pod.mac, shape.address, group(network))
 
 
-def create_pair(host: nl.Socket, pod_netns: int, home: int, plan: Plan, undo: Undo) -> Shape:
+def create_pair(
+    host: nl.Socket, pod_netns: int, home: int, plan: Plan, undo: Undo
+) -> tuple[Link, Shape]:
     """Make both ends in one request, each in its namespace and under its final name: no other
-    program can rename, configure or adopt one meanwhile."""
+    program can rename, configure or adopt one meanwhile. Returns the host link as it was made."""
     attachment, pod_link = plan.attachment, plan.pod_link
     host_link = attachment.host_link
     peer = nl.IFINFOMSG.pack(nl.AF_UNSPEC, 0, 0, 0, 0) + nl.encode(
@@ -176,7 +178,7 @@ def create_pair(host: nl.Socket, pod_netns: int, home: int, plan: Plan, undo: Un
     # Finding the number takes 20 µs: not on a node that never had so many links.
     if made.index > sysctl.MANY < made.peer_number:
         sysctl.use_own_proc(host)
-    return plan.shape(made.index, made.peer)
+    return made, plan.shape(made.index, made.peer)
 
 
 def _delete_lost(host: nl.Socket, made: Link, plan: Plan, pod_netns: int, home: int) -> None:
@@ -272,15 +274,18 @@ def taken(what: str, holder: Link | None) -> CniError:
     return CniError(ADDRESS_TAKEN, f"{what} is taken by {name}{owner}")
 
 
-def raise_host_link(host: nl.Socket, shape: Shape, undo: Undo) -> None:
+def raise_host_link(host: nl.Socket, made: Link, shape: Shape, undo: Undo) -> None:
     """Host side. The pod link is up, so the host link has its carrier at once; what follows need
     not wait for the link watch, which another processor runs meanwhile (`await_carrier`).
 
     Raises CniError (ADDRESS_TAKEN) if somebody on the bridge has the pod's MAC, or the node has
     another route to its address.
     """
+    settings = made.settings
     for switch in facts.host_switches(shape):
-        switch.restore(host)
+        # Some are as they should be from the start, and to look one up takes the kernel 5 µs.
+        if settings.get(switch.name) != switch.value:
+            switch.restore(host)
     wanted = [*facts.host_link(shape), *facts.host_reach(shape)]
     messages = [fact.message() for fact in wanted]
     if shape.bridge:  # all else goes with the link
