@@ -11,6 +11,7 @@ import ast
 import os
 import re
 import shutil
+import sysconfig
 from pathlib import Path
 from typing import NamedTuple
 
@@ -98,7 +99,13 @@ def compile_to_c(source: Path, folder: Path, version: str) -> Native:
     written = folder / f"__native_{_GROUP}.c"
     # Apart from what a call runs: assemble.py has it compressed.
     apart = '__attribute__((section(".importing"))) '
-    written.write_text(_IMPORTING.sub(apart, written.read_text()))
+    text = _IMPORTING.sub(apart, written.read_text())
+    # By default a module's file is named for the Python that runs here.
+    text = text.replace(sysconfig.get_config_var("EXT_SUFFIX"), ".so")
+    # No docstrings, as in the modules that freeze.py has for the plugin.
+    header = f'#include "__native_{_GROUP}.h"\n'
+    undocumented = '#undef PyDoc_STR\n#define PyDoc_STR(text) ""\n'
+    written.write_text(text.replace(header, undocumented + header, 1))
     functions = {name: f"CPyInit_{exported_name(name)}" for name in names}
     functions[f"{_GROUP}__mypyc"] = f"PyInit_{_GROUP}__mypyc"
     return Native(str(written), str(folder), functions)

@@ -16,7 +16,7 @@ except ImportError:  # pip-installed on 3.11: 2 ms per pod for ctypes
 
     _libc = ctypes.CDLL(None, use_errno=True)
 
-    def setns(fd: int, nstype: int = 0) -> None:
+    def setns(fd: int, nstype: int = 0) -> None:  # type: ignore[misc,unused-ignore]  # 3.12's takes any file
         if _libc.setns(fd, nstype):
             raise OSError(ctypes.get_errno(), strerror(ctypes.get_errno()))
 
