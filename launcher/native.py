@@ -11,7 +11,6 @@ import ast
 import os
 import re
 import shutil
-import sysconfig
 from pathlib import Path
 from typing import NamedTuple
 
@@ -100,8 +99,6 @@ def compile_to_c(source: Path, folder: Path, version: str) -> Native:
     # Apart from what a call runs: assemble.py has it compressed.
     apart = '__attribute__((section(".importing"))) '
     text = _IMPORTING.sub(apart, written.read_text())
-    # By default a module's file is named for the Python that runs here.
-    text = text.replace(sysconfig.get_config_var("EXT_SUFFIX"), ".so")
     # No docstrings, as in the modules that freeze.py has for the plugin.
     header = f'#include "__native_{_GROUP}.h"\n'
     undocumented = '#undef PyDoc_STR\n#define PyDoc_STR(text) ""\n'
