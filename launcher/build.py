@@ -3,9 +3,9 @@
 
     launcher/build.py [--arch amd64|arm64] [--output FILE]
 
-Runs on Debian 12 with the packages that apt-ARCH.txt lists, under any Python from 3.11 that has
-pip. assemble.py runs under the CPython that is embedded: each version has its own bytecode and
-object layout.
+Runs on Debian 12 with the packages that apt-ARCH.txt lists, under any Python from 3.11 that has pip
+and mypy (native.py). assemble.py runs under the CPython that is embedded: each version has its own
+bytecode and object layout.
 """
 
 from __future__ import annotations
