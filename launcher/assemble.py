@@ -139,10 +139,20 @@ class Toolchain:
         """The compiler, for the record."""
         return run(self._compiler, "--version").splitlines()[0]
 
-    def compile(self, source: Path, *flags: str) -> Path:
+    def compile(self, source: Path, *flags: str, output: Path | None = None) -> Path:
         """One object file."""
-        output = self._objects / f"{source.stem}.o"
+        output = output or self._objects / f"{source.stem}.o"
         run(self._compiler, *self._flags, *flags, "-c", source, "-o", output)
+        return output
+
+    def compile_native(self, source: Path, headers: list[str]) -> Path:
+        """That of what mypyc wrote. It takes as long as all else, so it is made once for each C
+        file, which build.py has written anew, and not by those who only assemble again."""
+        output = source.with_name(f"{source.stem}-{self._triplet}.o")
+        if not output.is_file():
+            self.compile(
+                source, *NATIVE_FLAGS, *[f"-I{folder}" for folder in headers], output=output
+            )
         return output
 
     def link(self, objects: list[Path], output: Path, room: dict[str, int]) -> None:
@@ -398,9 +408,9 @@ def assemble(facts: dict[str, Any], output: Path) -> None:
     extensions = [
         own if own.is_file() else path for own, path in zip(replaced, extensions, strict=True)
     ]
-    headers = [f"-I{native['folder']}", f"-I{index / 'mypyc/lib-rt'}"]
+    headers = [native["folder"], str(index / "mypyc/lib-rt")]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        longest = pool.submit(toolchain.compile, Path(native["source"]), *NATIVE_FLAGS, *headers)
+        longest = pool.submit(toolchain.compile_native, Path(native["source"]), headers)
         compiled = [
             *pool.map(lambda path: toolchain.compile(path, *OWN_FLAGS), ours),
             *pool.map(
