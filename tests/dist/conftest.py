@@ -6,6 +6,8 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,22 @@ def executable() -> Path:
     if not path.is_file():
         pytest.fail(f"{path} is not there: make dist")
     return path
+
+
+@pytest.fixture(scope="session")
+def symbols(executable: Path) -> str:
+    """What `nm` says of it, as it was before it was stripped."""
+    unstripped = ROOT / "build/launcher/objects-amd64/mycelium-cni"
+    return subprocess.run(["nm", unstripped], capture_output=True, text=True, check=True).stdout
+
+
+@pytest.fixture
+def launcher_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The launcher's modules are scripts in a folder, not a package."""
+    monkeypatch.syspath_prepend(str(ROOT / "launcher"))
+    yield
+    for name in ("archive", "bundle", "drift", "native", "sbom"):
+        sys.modules.pop(name, None)
 
 
 @pytest.fixture

@@ -3,15 +3,14 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.usefixtures("launcher_path")
+
 MODULE = '''\
 """A module."""
 
@@ -36,15 +35,6 @@ class Base:
 class Kept(Base):
     pass
 '''
-
-
-@pytest.fixture(autouse=True)
-def launcher_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The launcher's modules are scripts in a folder, not a package."""
-    monkeypatch.syspath_prepend(str(ROOT / "launcher"))
-    yield
-    for name in ("archive", "native"):
-        sys.modules.pop(name, None)
 
 
 def test_constants_are_declared_and_lines_keep_their_numbers() -> None:
@@ -76,11 +66,9 @@ def test_what_is_declared_runs_as_before() -> None:
     assert (ran["LISTED"], ran["_ALSO"], ran["OFTEN"]) == ((1, 2), 16, 2)
 
 
-def test_every_module_that_is_listed_is_in_the_executable_as_c(executable: Path) -> None:
+def test_every_module_that_is_listed_is_in_the_executable_as_c(symbols: str) -> None:
     import native
 
-    unstripped = ROOT / "build/launcher/objects-amd64/mycelium-cni"
-    symbols = subprocess.run(["nm", unstripped], capture_output=True, text=True, check=True).stdout
     for name in native.MODULES.split():
         assert f" CPyInit_{name.replace('.', '___')}\n" in symbols
     assert " CPyDef_verbs___add\n" in symbols
