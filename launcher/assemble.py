@@ -290,15 +290,15 @@ def layout() -> str:
 
 
 def freeze_modules(
-    facts: dict[str, Any],
+    library: Path,
     plugin: list[str],
     needed: bundle.Bundle,
     tool: bundle.Bundle,
     output: Path,
+    *,
+    native: dict[str, str],
 ) -> None:
     """The modules of either interpreter. Only ours keep docstrings, which --help prints."""
-    library = Path(facts["sysroot"], "usr/lib/python3.11")
-    native = facts["native"]["functions"]
     system = {
         name: freeze.freeze_file(library / path, f"<frozen {name}>")
         for name, path in freeze.IMPORT_SYSTEM.items()
@@ -392,10 +392,11 @@ def assemble(facts: dict[str, Any], output: Path) -> None:
         frozenset([*freeze.IMPORT_SYSTEM, *plugin]),
         available,
     )
-    freeze_modules(facts, plugin, needed, tool, objects / "tables.c")
-    built_in = sorted({*needed.built_in, *tool.built_in, *ALWAYS_BUILT_IN.split(), *CORE_MODULES})
     native = facts["native"]
-    (objects / "modules.c").write_text(module_table(built_in, native["functions"]))
+    functions = native["functions"]
+    freeze_modules(library, plugin, needed, tool, objects / "tables.c", native=functions)
+    built_in = sorted({*needed.built_in, *tool.built_in, *ALWAYS_BUILT_IN.split(), *CORE_MODULES})
+    (objects / "modules.c").write_text(module_table(built_in, functions))
     (objects / "layout.ld").write_text(layout())
 
     toolchain = Toolchain(facts, objects)
