@@ -421,11 +421,13 @@ FAULTS = [
     ),
     Fault(
         "a rule for TCP",
-        # The daemon's own connections are spared: it makes lost ones again after a minute or more.
-        "ip -6 rule add pref 100 to 400::/7 ipproto tcp prohibit",
+        # The real daemon keeps its connections: lost ones it makes again after a minute or more.
+        "ip -6 rule add pref 97 ipproto tcp dport 9651 lookup main;"
+        " ip -6 rule add pref 98 ipproto tcp sport 9651 lookup main;"
+        " ip -6 rule add pref 100 ipproto tcp prohibit",
         "overlay-routes",
         "run",
-        "ip -6 rule del pref 100; ip -6 rule del pref 99",
+        "for pref in 100 99 98 97; do ip -6 rule del pref $pref; done",
     ),
     Fault(
         "a route to the pod by a gateway",

@@ -303,7 +303,7 @@ def test_del_removes_what_an_add_killed_at_any_moment_has_made(
                 break
     assert not failures, "\n\n".join(failures)
     # Some calls are not made each time.
-    assert kills > 0.9 * len(points) > 25, (kills, len(points))
+    assert kills > 0.9 * len(points) > 30, (kills, len(points))
 
 
 @both_modes
